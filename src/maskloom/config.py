@@ -1,0 +1,329 @@
+"""The configuration of a run: typed, frozen, and the one home of every default.
+
+Precedence: the defaults below < the YAML file < `key=value` on the command line (`phases.0.steps=20` for an item of a
+list). Unknown keys are errors that name the nearest right one, and all errors are reported at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import types
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pydantic
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from maskloom.errors import UserError
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
+
+
+class Data(Section):
+    train: str
+    """Folder that holds `index.json`, as `maskloom shards` and `maskloom index` write it."""
+    lanes: PositiveInt | None = None
+    """Virtual readers: the largest world size this run can ever have. Left out: the largest divisor of every phase's
+    global batch that is at most 64 and at most a sixteenth of the corpus's blocks."""
+    workers: NonNegativeInt = 1
+    """Reader processes a rank; 0 reads in the training process."""
+    prefetch_steps: PositiveInt = 4
+    """Steps that each reader process prepares ahead."""
+
+
+class Masking(Section):
+    rate: Share = 0.15
+    """Share of a row's maskable tokens that are predicted: exactly `round(rate * maskable)` a row."""
+    mask_share: Share = 0.8
+    """Share of the predicted tokens that are replaced by [MASK]."""
+    random_share: Share = 0.1
+    """Share of the predicted tokens that are replaced by a random token; the rest stay as they are."""
+
+    @pydantic.model_validator(mode="after")
+    def _shares(self) -> Masking:
+        if self.mask_share + self.random_share > 1.0:
+            raise ValueError(
+                f"mask_share {self.mask_share} + random_share {self.random_share} is more than 1: lower one of them"
+            )
+        return self
+
+
+class Model(Section):
+    """Shape of the encoder, in the names of Hugging Face's `BertConfig`; the defaults are BERT-base's."""
+
+    init: str | None = None
+    """Hugging Face checkpoint to start from (folder or name); its shape then holds, and no other may be given here."""
+    hidden_size: PositiveInt = 768
+    num_hidden_layers: PositiveInt = 12
+    num_attention_heads: PositiveInt = 12
+    intermediate_size: PositiveInt = 3072
+    hidden_act: Literal["gelu", "gelu_new", "relu"] = "gelu"
+    max_position_embeddings: PositiveInt = 512
+    """Longest piece of a document, in tokens with [CLS] and [SEP]."""
+    hidden_dropout_prob: Share = 0.1
+    attention_probs_dropout_prob: Share = 0.0
+    """Dropout on attention weights. Above 0 the attention runs over padded rows with a mask, which is slower on GPUs."""
+    initializer_range: PositiveFloat = 0.02
+    layer_norm_eps: PositiveFloat = 1e-12
+
+    @pydantic.model_validator(mode="after")
+    def _shape(self) -> Model:
+        given = sorted(self.model_fields_set & SHAPE_FIELDS)
+        if self.init and given:
+            raise ValueError(f"init takes the shape from its checkpoint: remove {', '.join(given)}")
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size {self.hidden_size} is no multiple of num_attention_heads {self.num_attention_heads}"
+            )
+        return self
+
+
+SHAPE_FIELDS = {
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "hidden_act",
+    "max_position_embeddings",
+    "layer_norm_eps",
+}
+
+
+class Phase(Section):
+    """A stretch of the run with one sequence length and one global batch."""
+
+    steps: PositiveInt
+    """Optimizer steps."""
+    seq_len: Annotated[int, Field(ge=8)] = 128
+    """Token slots a row."""
+    global_batch_rows: PositiveInt = 256
+    """Rows an optimizer step over all ranks; accumulation follows from the world size."""
+    micro_batch_rows: PositiveInt = 32
+    """Most rows that a rank runs forward and backward at once."""
+
+
+class Optimizer(Section):
+    """AdamW (Loshchilov & Hutter, 2019); no decay on biases and LayerNorm."""
+
+    lr: PositiveFloat = 1e-4
+    """Highest learning rate, reached at the end of the warm-up."""
+    warmup_steps: NonNegativeInt = 0
+    """Steps of linear warm-up from 0; the linear decay to 0 takes the rest of the run."""
+    beta1: Share = 0.9
+    beta2: Share = 0.98
+    eps: PositiveFloat = 1e-6
+    weight_decay: NonNegativeFloat = 0.01
+    gradient_clipping: NonNegativeFloat = 1.0
+    """Largest global gradient norm; 0 does not clip."""
+
+
+class Evaluation(Section):
+    every_steps: NonNegativeInt = 0
+    """Steps between passes over the held-out documents; 0 never."""
+    seq_len: Annotated[int, Field(ge=8)] = 128
+    mask_rate: Share = 0.15
+    micro_batch_rows: PositiveInt = 32
+
+
+class Checkpoint(Section):
+    every_steps: NonNegativeInt = 500
+    """Steps between checkpoints; 0 writes one at the end only."""
+    keep_last: Annotated[int, Field(ge=2)] = 2
+    """Checkpoints kept. At least 2: should the newest be damaged, the run goes on from the one before."""
+
+
+class Logging(Section):
+    every_steps: PositiveInt = 10
+    """Steps between lines in metrics.jsonl, TensorBoard and the terminal."""
+
+
+class Engine(Section):
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """`auto` is bf16 on a GPU and fp32 on a CPU."""
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    """DeepSpeed ZeRO stage: what is spread over the ranks (1 optimizer state, 2 and gradients, 3 and parameters)."""
+    kernels: Literal["eager", "compile"] = "eager"
+    """`compile` compiles the whole forward with torch.compile (stages 0 to 2)."""
+
+
+class RunConfig(Section):
+    run_dir: str
+    """Folder of the run. A run that exists there is resumed."""
+    tokenizer: str
+    """`tokenizer.json` of a WordPiece tokenizer, or a folder that holds one."""
+    phases: Annotated[tuple[Phase, ...], Field(min_length=1)]
+    seed: NonNegativeInt = 0
+    """Everything random follows from it: order, packing, masks, dropout and the first weights."""
+    data: Data
+    masking: Masking = Masking()
+    model: Model = Model()
+    optimizer: Optimizer = Optimizer()
+    evaluation: Evaluation = Evaluation()
+    checkpoint: Checkpoint = Checkpoint()
+    logging: Logging = Logging()
+    engine: Engine = Engine()
+    deepspeed: dict[str, Any] = {}
+    """Passed through to DeepSpeed. What maskloom derives itself may not stand here."""
+
+    @property
+    def total_steps(self) -> int:
+        return sum(phase.steps for phase in self.phases)
+
+    @pydantic.model_validator(mode="after")
+    def _across(self) -> RunConfig:
+        wrong: list[str] = []
+        if self.optimizer.warmup_steps >= self.total_steps:
+            wrong.append(
+                f"optimizer.warmup_steps {self.optimizer.warmup_steps} must be less than the run's "
+                f"{self.total_steps} steps (the sum of phases.N.steps)"
+            )
+        for number, phase in enumerate(self.phases):
+            if self.data.lanes and phase.global_batch_rows % self.data.lanes:
+                wrong.append(
+                    f"phases.{number}.global_batch_rows {phase.global_batch_rows} is no multiple of data.lanes "
+                    f"{self.data.lanes}: each lane gives the same number of rows a step; change one of them"
+                )
+        lengths = {f"phases.{number}.seq_len": phase.seq_len for number, phase in enumerate(self.phases)}
+        for name, length in {**lengths, "evaluation.seq_len": self.evaluation.seq_len}.items():
+            if self.model.init is None and length > self.model.max_position_embeddings:
+                wrong.append(
+                    f"{name} {length} is more than model.max_position_embeddings {self.model.max_position_embeddings}"
+                )
+        if wrong:
+            raise ValueError("\n".join(wrong))
+        return self
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read the YAML file at `path`, apply `key=value` overrides, and check the whole.
+
+    Raises:
+        UserError: naming every fault at once, each with its key, value and remedy.
+    """
+    path = Path(path)
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"no configuration file {path}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid YAML: {error}") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"{path} must hold `key: value` lines, not {type(tree).__name__}")
+    for override in overrides:
+        _apply(tree, override)
+    return parse_config(tree, str(path))
+
+
+def parse_config(tree: dict[str, Any], where: str) -> RunConfig:
+    """Check a tree of plain values. Raises UserError naming every fault; `where` says what it was read from."""
+    try:
+        return RunConfig.model_validate(tree)
+    except pydantic.ValidationError as error:
+        faults = [_fault(detail) for detail in error.errors()]
+        raise UserError(f"{where}:\n" + "\n".join(f"  {line}" for fault in faults for line in fault.split("\n"))) from None
+
+
+def dump_config(config: RunConfig) -> str:
+    """The whole configuration as YAML; `load_config` reads it back to an equal one."""
+    tree = config.model_dump(mode="json")
+    if config.model.init:  # the shape is the checkpoint's and may not be given beside it
+        tree["model"] = {key: value for key, value in tree["model"].items() if key not in SHAPE_FIELDS}
+    return yaml.safe_dump(tree, sort_keys=False)
+
+
+def differences(left: dict[str, Any], right: dict[str, Any], prefix: str = "") -> dict[str, tuple[Any, Any]]:
+    """Dotted key -> (left value, right value) for every leaf in which two plain trees differ."""
+    found: dict[str, tuple[Any, Any]] = {}
+    for key in sorted(left.keys() | right.keys()):
+        one, other = left.get(key), right.get(key)
+        if isinstance(one, dict) and isinstance(other, dict):
+            found |= differences(one, other, f"{prefix}{key}.")
+        elif isinstance(one, list) and isinstance(other, list):
+            found |= differences(dict(enumerate(one)), dict(enumerate(other)), f"{prefix}{key}.")  # type: ignore[arg-type]
+        elif one != other:
+            found[f"{prefix}{key}"] = (one, other)
+    return found
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise UserError(f"'{override}' is not key=value, for example phases.0.steps=20")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"'{override}': the value is not valid YAML: {error}") from None
+    if isinstance(value, str):
+        value = _number(value)
+    node: Any = tree
+    *parents, last = key.split(".")
+    for depth, name in enumerate(parents):
+        node = _child(node, name, f"{override}: {'.'.join(parents[: depth + 1])}")
+    if isinstance(node, list):
+        node[_position(node, last, override)] = value
+    elif isinstance(node, dict):
+        node[last] = value
+    else:
+        raise UserError(f"'{override}': {'.'.join(parents)} holds a plain value, not keys")
+
+
+def _number(text: str) -> float | str:
+    """YAML 1.1 reads `1e-4` as text; people who type it mean the number."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _child(node: Any, name: str, where: str) -> Any:
+    if isinstance(node, list):
+        return node[_position(node, name, where)]
+    if isinstance(node, dict):
+        if node.get(name) is None:
+            node[name] = {}
+        return node[name]
+    raise UserError(f"{where} is below a plain value")
+
+
+def _position(items: list[Any], name: str, where: str) -> int:
+    if not name.isdigit() or int(name) >= len(items):
+        raise UserError(f"{where}: '{name}' is no item of a list of {len(items)} (they count from 0)")
+    return int(name)
+
+
+def _fault(detail: Any) -> str:
+    key = ".".join(str(part) for part in detail["loc"])
+    match detail["type"]:
+        case "extra_forbidden":
+            near = difflib.get_close_matches(str(detail["loc"][-1]), _keys_beside(detail["loc"]), n=1, cutoff=0.5)
+            hint = f"did you mean '{near[0]}'?" if near else f"known here: {', '.join(_keys_beside(detail['loc']))}"
+            return f"unknown key '{key}': {hint}"
+        case "missing":
+            return f"'{key}' is missing"
+        case "value_error":
+            prefix = f"{key}: " if key else ""
+            return "\n".join(prefix + line for line in str(detail["ctx"]["error"]).split("\n"))
+        case _:
+            return f"{key} = {detail['input']!r}: {detail['msg'][:1].lower()}{detail['msg'][1:]}"
+
+
+def _keys_beside(loc: tuple[int | str, ...]) -> list[str]:
+    """The fields of the section in which the last part of `loc` stands."""
+    section: type[BaseModel] = RunConfig
+    for part in loc[:-1]:
+        if isinstance(part, str) and part in section.model_fields:
+            section = _section_in(section.model_fields[part].annotation) or section
+    return list(section.model_fields)
+
+
+def _section_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
+        return annotation if issubclass(annotation, BaseModel) else None
+    return next((found for part in typing.get_args(annotation) if (found := _section_in(part))), None)

@@ -1,0 +1,1 @@
+"""Text to masked batches: corpus -> shards -> index -> blocks -> rows -> masked rows -> batches."""

@@ -1,0 +1,141 @@
+"""Who this process is among the others. The only reader of RANK, SLURM_*, OMPI_* and PMI_*.
+
+`World.discover` recognises, in this order, `deepspeed` and `torchrun` (RANK, WORLD_SIZE, LOCAL_RANK), `srun`
+(SLURM_PROCID of a job step) and Open MPI's `mpirun`; without any of them the process is alone.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed
+
+from maskloom.errors import UserError
+
+LOOPBACK = "127.0.0.1"
+
+
+@dataclass(frozen=True)
+class World:
+    """Rank arithmetic in one place. `rank` of `size` processes; `local_rank` of `local_size` on this machine."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    local_size: int = 1
+    master_addr: str = LOOPBACK
+    master_port: int = 29500
+
+    @staticmethod
+    def discover(environment: Mapping[str, str] = os.environ) -> World:
+        """Read the launcher's variables. Raises UserError where they contradict each other."""
+        if "RANK" in environment and "WORLD_SIZE" in environment:
+            names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+            if "LOCAL_WORLD_SIZE" not in environment:
+                names = (*names[:3], "LOCAL_SIZE")  # the name that the deepspeed launcher uses
+        elif "SLURM_STEP_ID" in environment and "SLURM_PROCID" in environment:
+            # A batch script has SLURM_PROCID too, but no step: there this process is alone.
+            names = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE")
+        elif "OMPI_COMM_WORLD_RANK" in environment:
+            prefix = "OMPI_COMM_WORLD_"
+            names = (f"{prefix}RANK", f"{prefix}SIZE", f"{prefix}LOCAL_RANK", f"{prefix}LOCAL_SIZE")
+        else:
+            return World(master_port=_free_port())
+        rank, size, local_rank, local_size = (_integer(environment, name) for name in names)
+        if not (0 <= rank < size):
+            raise UserError(f"{names[0]}={rank} is not below {names[1]}={size}: the launcher's variables contradict")
+        return World(rank, size, local_rank, local_size, _master_addr(environment), _master_port(environment))
+
+    def export(self) -> None:
+        """Write the variables that torch.distributed and DeepSpeed read, whoever started this process."""
+        os.environ |= {
+            "RANK": str(self.rank),
+            "WORLD_SIZE": str(self.size),
+            "LOCAL_RANK": str(self.local_rank),
+            "LOCAL_SIZE": str(self.local_size),
+            "MASTER_ADDR": self.master_addr,
+            "MASTER_PORT": str(self.master_port),
+        }
+
+    def share(self, total: int) -> range:
+        """This rank's contiguous part of `total` items; parts differ by at most one, and in rank order they tile."""
+        return range(self.rank * total // self.size, (self.rank + 1) * total // self.size)
+
+    def largest_share(self, total: int) -> int:
+        """The most items that any rank has."""
+        return -(-total // self.size)
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+
+def barrier() -> None:
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+
+
+def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
+    """Sum `tensor` in place over all ranks; also returns it."""
+    if torch.distributed.is_initialized():
+        torch.distributed.all_reduce(tensor)
+    return tensor
+
+
+def max_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
+    """Largest of `tensor` in place over all ranks; also returns it."""
+    if torch.distributed.is_initialized():
+        torch.distributed.all_reduce(tensor, op=torch.distributed.ReduceOp.MAX)
+    return tensor
+
+
+def gather_objects(value: Any, world: World) -> list[Any]:
+    """One small object of every rank, in rank order, on every rank."""
+    if not torch.distributed.is_initialized():
+        return [value]
+    values: list[Any] = [None] * world.size
+    torch.distributed.all_gather_object(values, value)
+    return values
+
+
+def _integer(environment: Mapping[str, str], name: str) -> int:
+    text = environment.get(name, "")
+    if name == "SLURM_STEP_TASKS_PER_NODE":  # "2(x3)" or "2,1": the first count is this launcher's usual one
+        text = text.split(",")[0].split("(")[0]
+    if not text and name in ("LOCAL_SIZE", "SLURM_STEP_TASKS_PER_NODE"):
+        text = "1"
+    if not text.isdigit():
+        raise UserError(f"{name}={text!r} in the environment is not a number: was this started by a launcher?")
+    return int(text)
+
+
+def _master_addr(environment: Mapping[str, str]) -> str:
+    if "MASTER_ADDR" in environment:
+        return environment["MASTER_ADDR"]
+    nodes = environment.get("SLURM_STEP_NODELIST") or environment.get("SLURM_JOB_NODELIST")
+    if not nodes:
+        return LOOPBACK
+    listing = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=False)
+    if listing.returncode:
+        raise UserError(f"cannot expand the node list {nodes!r} with scontrol: set MASTER_ADDR to the first host")
+    return listing.stdout.split()[0]
+
+
+def _master_port(environment: Mapping[str, str]) -> int:
+    if "MASTER_PORT" in environment:
+        return _integer(environment, "MASTER_PORT")
+    job = environment.get("SLURM_JOB_ID", "")
+    # A port a job, below the ephemeral range, so that two jobs on one node do not meet.
+    return 12000 + int(job) % 20000 if job.isdigit() else 29500
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((LOOPBACK, 0))
+        return int(probe.getsockname()[1])

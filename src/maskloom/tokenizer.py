@@ -1,0 +1,142 @@
+"""WordPiece tokenizers: train, load, encode, fingerprint.
+
+A tokenizer is Hugging Face's `tokenizer.json`. Text is encoded with `encode_special_tokens=True`, so that a literal
+"[MASK]" in a document stays text and never becomes the special token.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer as HFTokenizer
+from tokenizers.implementations import BertWordPieceTokenizer
+from tokenizers.processors import TemplateProcessing
+
+from maskloom.errors import UserError
+
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+MAX_ENCODE_CHARS = 1 << 16  # longer texts are encoded in parts: the encoder's memory grows with the longest text
+
+
+class Tokenizer:
+    """A WordPiece tokenizer and the ids that packing and masking need.
+
+    Picklable: a reader process gets the JSON and builds its own encoder.
+
+    Attributes:
+        vocab_size: number of ids.
+        pad_id, cls_id, sep_id, mask_id, unk_id: ids of the five special tokens.
+        is_maskable: bool [vocab_size]; False for special tokens and for `[unused*]`, which are never masked.
+        random_ids: int32 [n]; the ids that may replace a masked token.
+        fingerprint: sha256 of what determines the encoding.
+    """
+
+    def __init__(self, definition: str, source: str) -> None:
+        self.source = source
+        tree = json.loads(definition)
+        tree["truncation"] = tree["padding"] = None  # many published files truncate to 128 tokens: that would lose text
+        self.definition = json.dumps(tree, sort_keys=True, ensure_ascii=False)
+        self.fingerprint = hashlib.sha256(self.definition.encode()).hexdigest()
+        vocabulary = self._encoder.get_vocab(with_added_tokens=True)
+        absent = [token for token in SPECIAL_TOKENS if token not in vocabulary]
+        if absent:
+            raise UserError(f"{source} has no {', '.join(absent)}: a BERT tokenizer needs {', '.join(SPECIAL_TOKENS)}")
+        self.vocab_size = max(vocabulary.values()) + 1
+        self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = (vocabulary[t] for t in SPECIAL_TOKENS)
+        self.is_maskable = np.zeros(self.vocab_size, dtype=bool)
+        for token, number in vocabulary.items():
+            self.is_maskable[number] = not token.startswith("[unused")
+        special = [number for number, token in self._encoder.get_added_tokens_decoder().items() if token.special]
+        self.is_maskable[[*special, *(vocabulary[token] for token in SPECIAL_TOKENS)]] = False
+        self.random_ids: NDArray[np.int32] = np.flatnonzero(self.is_maskable).astype(np.int32)
+
+    @functools.cached_property
+    def _encoder(self) -> HFTokenizer:
+        encoder = HFTokenizer.from_str(self.definition)
+        encoder.encode_special_tokens = True
+        return encoder
+
+    def __getstate__(self) -> dict[str, object]:
+        return {key: value for key, value in self.__dict__.items() if key != "_encoder"}
+
+    def encode(self, texts: Sequence[str]) -> list[NDArray[np.int32]]:
+        """Token ids of each text, int32 [tokens], without [CLS] and [SEP]."""
+        parts = [part for text in texts for part in _parts(text)]
+        counts = [len(_parts(text)) for text in texts]
+        encoded = iter(self._encoder.encode_batch_fast(parts, add_special_tokens=False))
+        ids: list[NDArray[np.int32]] = []
+        for count in counts:
+            pieces = [np.asarray(next(encoded).ids, dtype=np.int32) for _ in range(count)]
+            ids.append(pieces[0] if count == 1 else np.concatenate(pieces))
+        return ids
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of token ids, special tokens included."""
+        return str(self._encoder.decode(list(ids), skip_special_tokens=False))
+
+    def token(self, number: int) -> str:
+        """The token of one id."""
+        return str(self._encoder.id_to_token(number))
+
+    def save(self, path: Path) -> None:
+        """Write `tokenizer.json`."""
+        path.write_text(json.dumps(json.loads(self.definition), ensure_ascii=False, indent=1), encoding="utf-8")
+
+
+def load_tokenizer(path: str | Path) -> Tokenizer:
+    """Load `tokenizer.json` (or the folder that holds it). Raises UserError where there is none or it is unusable."""
+    file = Path(path)
+    if file.is_dir():
+        file = file / "tokenizer.json"
+    try:
+        definition = file.read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(
+            f"no tokenizer at {file}: train one with `maskloom tokenizer CORPUS {path}` or name a folder that holds "
+            "tokenizer.json"
+        ) from None
+    try:
+        return Tokenizer(definition, str(file))
+    except UserError:
+        raise
+    except Exception as error:  # the library raises bare Exception
+        raise UserError(f"{file} is not a tokenizer.json: {error}") from None
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int, lowercase: bool = True) -> Tokenizer:
+    """Train a WordPiece vocabulary (Schuster & Nakajima, 2012) with BERT's normalisation and pre-tokenisation.
+
+    Args:
+        texts: the documents.
+        vocab_size: largest number of ids, the five special tokens included.
+        lowercase: lower-case and strip accents, as bert-base-uncased does.
+    """
+    trainer = BertWordPieceTokenizer(lowercase=lowercase)
+    trainer.train_from_iterator(
+        texts, vocab_size=vocab_size, min_frequency=2, special_tokens=list(SPECIAL_TOKENS), show_progress=False
+    )
+    trainer.post_processor = TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[(token, trainer.token_to_id(token)) for token in ("[CLS]", "[SEP]")],
+    )
+    return Tokenizer(trainer.to_str(), "the trained tokenizer")
+
+
+def _parts(text: str) -> list[str]:
+    """Cut a very long text at white space; WordPiece treats the parts as it treats the whole."""
+    if len(text) <= MAX_ENCODE_CHARS:
+        return [text]
+    parts, start = [], 0
+    while len(text) - start > MAX_ENCODE_CHARS:
+        cut = max(text.rfind(space, start, start + MAX_ENCODE_CHARS) for space in (" ", "\n"))
+        cut = cut if cut > start else start + MAX_ENCODE_CHARS
+        parts.append(text[start:cut])
+        start = cut
+    return [*parts, text[start:]]
