@@ -1,0 +1,114 @@
+"""Rows to the model's micro-batches: flat buckets of static shape.
+
+Shapes: R rows, S slots a row, T = R*S slots, N pieces (paddings included), K predicted tokens at most.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from maskloom.data.masking import MaskRule
+from maskloom.data.stream import Rows
+from maskloom.distributed import World
+from maskloom.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """A bucket of T slots.
+
+    Attributes:
+        input_ids: int64 [T].
+        positions: int64 [T]; they restart with every piece.
+        pieces: int32 [T]; number of the piece within its row; padding is a piece of its own.
+        cu_seqlens: int32 [N + 1]; where the pieces begin in the bucket, and T.
+        masked_index: int64 [K]; slots that are predicted; 0 where `weights` is 0.
+        targets: int64 [K].
+        weights: float32 [K]; 1 for a predicted token, 0 for what fills the shape.
+        seq_len: S.
+    """
+
+    input_ids: torch.Tensor
+    positions: torch.Tensor
+    pieces: torch.Tensor
+    cu_seqlens: torch.Tensor
+    masked_index: torch.Tensor
+    targets: torch.Tensor
+    weights: torch.Tensor
+    seq_len: int
+
+    def to(self, device: torch.device) -> MicroBatch:
+        moved = {
+            name: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
+            for name, value in vars(self).items()
+        }
+        return MicroBatch(**moved)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a global batch falls into micro-batches, the same on every rank, so that collectives meet.
+
+    A rank runs A = ceil(rows / most) micro-batches of ceil(rows / A) rows, where `rows` is the largest share that any rank
+    has and `most` the configured maximum; what is left is filled with rows of weight 0.
+    """
+
+    micro_batches: int
+    micro_batch_rows: int
+    waste: float
+    """Share of the computed rows that are filling."""
+
+    @staticmethod
+    def of(lanes: int, rows_a_lane: int, most: int, world: World) -> Layout:
+        rows = world.largest_share(lanes) * rows_a_lane
+        micro_batches = -(-rows // most)
+        each = -(-rows // micro_batches)
+        return Layout(micro_batches, each, 1 - lanes * rows_a_lane / (world.size * micro_batches * each))
+
+
+def micro_batches(rows: Rows, layout: Layout, rule: MaskRule, tokenizer: Tokenizer) -> Iterator[MicroBatch]:
+    """The micro-batches of one rank's rows, filled up to the layout."""
+    for number in range(layout.micro_batches):
+        part = rows.take(slice(number * layout.micro_batch_rows, (number + 1) * layout.micro_batch_rows))
+        yield make_micro_batch(part, layout.micro_batch_rows, rule, tokenizer)
+
+
+def make_micro_batch(rows: Rows, size: int, rule: MaskRule, tokenizer: Tokenizer) -> MicroBatch:
+    """One bucket of `size` rows of which `rows` are the first and padding is the rest."""
+    seq_len = rows.tokens.shape[1]
+    missing = size - len(rows)
+    if missing:
+        padding = np.full((missing, seq_len), tokenizer.pad_id, dtype=np.int32)
+        starts = np.zeros((missing, seq_len), dtype=bool)
+        starts[:, 0] = True
+        rows = Rows.concatenate([rows, Rows(padding, padding, starts, np.zeros_like(starts))])
+    slots = np.arange(seq_len)
+    piece_starts = np.maximum.accumulate(np.where(rows.starts, slots, 0), axis=1)
+    begins = np.flatnonzero(rows.starts)
+    chosen = np.flatnonzero(rows.chosen)
+    capacity = size * rule.most(seq_len)
+    masked_index, targets = np.zeros(capacity, np.int64), np.zeros(capacity, np.int64)
+    masked_index[: len(chosen)] = chosen
+    targets[: len(chosen)] = rows.tokens.reshape(-1)[chosen]
+    weights = (np.arange(capacity) < len(chosen)).astype(np.float32)
+    return MicroBatch(
+        input_ids=torch.from_numpy(rows.input_ids.reshape(-1).astype(np.int64)),
+        positions=torch.from_numpy((slots - piece_starts).reshape(-1)),
+        pieces=torch.from_numpy((np.cumsum(rows.starts, axis=1, dtype=np.int32) - 1).reshape(-1)),
+        cu_seqlens=torch.from_numpy(np.append(begins, size * seq_len).astype(np.int32)),
+        masked_index=torch.from_numpy(masked_index),
+        targets=torch.from_numpy(targets),
+        weights=torch.from_numpy(weights),
+        seq_len=seq_len,
+    )
+
+
+def count_text_tokens(rows: Rows, tokenizer: Tokenizer) -> int:
+    """Tokens that carry text: neither padding nor [CLS] nor [SEP]. Every rate that is printed counts these."""
+    tokens = rows.tokens
+    added = (tokens == tokenizer.pad_id) | (tokens == tokenizer.cls_id) | (tokens == tokenizer.sep_id)
+    return int(tokens.size - added.sum())
