@@ -23,6 +23,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import BertConfig, BertForMaskedLM
 from transformers.models.bert.modeling_bert import BertLayer
+from transformers.utils import logging
 
 from maskloom.config import Model
 from maskloom.data.batch import MicroBatch
@@ -119,15 +120,9 @@ def count_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def plain_model(model: MaskedLM, weights: dict[str, torch.Tensor]) -> BertForMaskedLM:
-    """Hugging Face's own `BertForMaskedLM` with `weights`, for whoever wants its forward."""
-    plain = BertForMaskedLM(model.config)
-    plain.load_state_dict(weights)
-    plain.tie_weights()
-    return plain.eval()
-
-
 def _warm_start(source: str, tokenizer: Tokenizer, dropouts: dict[str, float]) -> tuple[MaskedLM, str]:
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()  # one line of ours says what its report says
     try:
         config = BertConfig.from_pretrained(source)
         if config.model_type != "bert":

@@ -1,0 +1,61 @@
+"""`maskloom COMMAND ...`: each command is a module of `maskloom.commands` with `configure` and `run`."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+
+from maskloom import __version__
+
+# The modules are imported when they are asked for: reader processes import this one again, and `--help` should be quick.
+COMMANDS = {
+    "shards": "write text as webdataset shards with an index",
+    "index": "index webdataset tars that exist",
+    "tokenizer": "train a WordPiece tokenizer on shards",
+    "train": "train on this machine",
+    "peek": "print the batches of some steps as text, or their digest",
+    "eval": "held-out loss of a run",
+    "export": "write a run's model for Hugging Face",
+    "fill": "fill the masks of a sentence",
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command. Returns the exit code: 0 done, 1 bad input or failure, 2 wrong usage."""
+    listing = "\n".join(f"  {name:<10} {summary}" for name, summary in COMMANDS.items())
+    parser = argparse.ArgumentParser(
+        prog="maskloom",
+        description="Pretrain BERT-type encoders on your own text.",
+        epilog=f"commands:\n{listing}\n\n`maskloom COMMAND --help` shows a command's options and an example.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"maskloom {__version__}")
+    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    module = importlib.import_module(f"maskloom.commands.{options.command}")
+    own = argparse.ArgumentParser(
+        prog=f"maskloom {options.command}",
+        description=module.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    module.configure(own)
+    from maskloom.errors import UserError
+
+    try:
+        return int(module.run(own.parse_args(options.arguments)))
+    except UserError as error:
+        print(f"maskloom {options.command}: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # `maskloom peek ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        print(f"maskloom {options.command}: interrupted", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

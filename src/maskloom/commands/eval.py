@@ -1,0 +1,56 @@
+"""Held-out loss, perplexity and accuracy of a run's model, beside what token frequencies alone would give.
+
+example:
+  maskloom eval runs/quickstart
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from maskloom.commands.arguments import positive
+from maskloom.commands.loading import load_run
+from maskloom.data.index import load_index
+from maskloom.distributed import World
+from maskloom.errors import UserError
+from maskloom.train.evaluation import evaluate, unigram_entropy
+from maskloom.train.metrics import read_metrics
+
+TRAINING_LINES = 20
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("run", type=Path, metavar="RUN", help="run directory")
+    add("--step", type=positive, help="checkpoint to take (default: the newest)")
+    add("--json", action="store_true", help="print one JSON object")
+
+
+def run(options: argparse.Namespace) -> int:
+    loaded = load_run(options.run, options.step)
+    index = load_index(loaded.config.data.train)
+    if not len(index.held_out_blocks):
+        raise UserError(f"{loaded.config.data.train} holds no held-out documents: write it with --val-fraction")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = loaded.model.to(device)
+    figures = evaluate(model, index, loaded.tokenizer, loaded.config.evaluation, device, World())
+    losses = [line["loss"] for line in read_metrics(options.run) if "loss" in line and line["step"] <= loaded.step]
+    figures |= {"step": loaded.step, "unigram_entropy": unigram_entropy(index, loaded.tokenizer)}
+    if losses:
+        figures["training_loss"] = float(np.mean(losses[-TRAINING_LINES:]))
+    if options.json:
+        print(json.dumps(figures))
+        return 0
+    print(f"step {loaded.step:,} of {options.run}")
+    print(f"  held-out loss     {figures['evaluation_loss']:.3f} nats a token ({int(figures['evaluation_tokens']):,} tokens)")
+    print(f"  perplexity        {figures['evaluation_perplexity']:,.1f}")
+    print(f"  accuracy          {figures['evaluation_accuracy']:.1%} of the masked tokens")
+    if losses:
+        print(f"  training loss     {figures['training_loss']:.3f} nats a token (mean of the last logged steps)")
+    print(f"  unigram entropy   {figures['unigram_entropy']:.3f} nats a token: the loss of knowing token frequencies only")
+    return 0

@@ -1,0 +1,67 @@
+"""Write a run's model for Hugging Face: config.json, model.safetensors and the tokenizer.
+
+The folder loads with `AutoModelForMaskedLM.from_pretrained` and `AutoTokenizer.from_pretrained`. OUT appears when it is
+complete.
+
+example:
+  maskloom export runs/quickstart my_model
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from pathlib import Path
+
+from transformers import BertForMaskedLM, PreTrainedTokenizerFast
+from transformers.utils import logging
+
+from maskloom.commands.arguments import positive
+from maskloom.commands.loading import LoadedRun, load_run
+from maskloom.errors import UserError
+from maskloom.progress import say
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("run", type=Path, metavar="RUN", help="run directory")
+    add("out", type=Path, metavar="OUT", help="folder to write; it must not exist")
+    add("--step", type=positive, help="checkpoint to take (default: the newest)")
+
+
+def run(options: argparse.Namespace) -> int:
+    if options.out.exists():
+        raise UserError(f"{options.out} exists: choose another folder, or remove it first")
+    loaded = load_run(options.run, options.step)
+    partial = options.out.with_name(options.out.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    logging.disable_progress_bar()
+    try:
+        partial.mkdir(parents=True)
+        plain_model(loaded).save_pretrained(partial)
+        _save_tokenizer(loaded, partial)
+        partial.rename(options.out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    say(f"{options.out}: the model of step {loaded.step:,}; load it with AutoModelForMaskedLM.from_pretrained('{options.out}')")
+    return 0
+
+
+def plain_model(loaded: LoadedRun) -> BertForMaskedLM:
+    """Hugging Face's own model with the run's weights."""
+    model = BertForMaskedLM(loaded.model.config)
+    model.load_state_dict(loaded.weights)
+    return model.eval()
+
+
+def _save_tokenizer(loaded: LoadedRun, folder: Path) -> None:
+    loaded.tokenizer.save(folder / "tokenizer.json")
+    PreTrainedTokenizerFast(
+        tokenizer_file=str(folder / "tokenizer.json"),
+        model_max_length=loaded.model.config.max_position_embeddings,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+    ).save_pretrained(folder)

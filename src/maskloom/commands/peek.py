@@ -1,0 +1,84 @@
+"""Print the batches of some steps as text, with the masks shown, or their digest.
+
+TARGET is a configuration or a run directory; a run is read from its newest checkpoint at or before the first step, as a
+resume would. Steps count from 0. The digest is a SHA-256 of the global batches: the same for every --world, every --workers,
+and whether the run came to the first step from 0 or was resumed there. In the text, [MASK]{word} is a masked token, {a>b} one
+replaced by a random b, {a} one that is predicted but stays.
+
+example:
+  maskloom peek configs/quickstart.yaml --steps 10:12 --world 2 --digest
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+from pathlib import Path
+
+import numpy as np
+
+from maskloom.commands.arguments import positive, step_range
+from maskloom.config import load_config
+from maskloom.data.index import load_index
+from maskloom.data.order import first_cursors
+from maskloom.data.stream import DataPlan, Rows, read_steps, skip_steps
+from maskloom.distributed import World
+from maskloom.errors import UserError
+from maskloom.tokenizer import Tokenizer, load_tokenizer
+from maskloom.train.checkpoint import resumable_cursors
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("target", type=Path, metavar="TARGET", help="YAML file of a run, or its run directory")
+    add("overrides", nargs="*", metavar="key=value", help="settings that replace the file's")
+    add("--steps", type=step_range, default=range(1), metavar="A:B", help="from step A to before step B (default: 0:1)")
+    add("--world", type=positive, default=1, metavar="P", help="ranks to read as (default: 1)")
+    add("--workers", type=int, default=0, metavar="W", help="reader processes a rank (default: 0)")
+    add("--rows", type=positive, default=4, help="rows a step to print (default: 4)")
+    add("--digest", action="store_true", help="print one digest in place of the text")
+
+
+def run(options: argparse.Namespace) -> int:
+    steps: range = options.steps
+    is_run = options.target.is_dir()
+    config = load_config(options.target / "config.yaml" if is_run else options.target, options.overrides)
+    plan = DataPlan.of(config, load_index(config.data.train), load_tokenizer(config.tokenizer))
+    if steps.stop > plan.total_steps:
+        raise UserError(f"--steps {steps.start}:{steps.stop}: the run has {plan.total_steps} steps")
+    if options.workers < 0:
+        raise UserError(f"--workers {options.workers} is below 0")
+    begin = resumable_cursors(options.target, steps.start, plan) if is_run else None
+    first, cursors = begin or (0, first_cursors(plan.lanes))
+    cursors = skip_steps(plan, cursors, first, steps.start)
+    ranks = [
+        read_steps(plan, World(rank, options.world), cursors, steps.start, steps.stop, options.workers)
+        for rank in range(options.world)
+    ]
+    digest = hashlib.sha256()
+    for parts in zip(*ranks, strict=True):
+        rows = Rows.concatenate([part.rows for part in parts])
+        rows.update(digest)
+        if not options.digest:
+            print(f"step {parts[0].number}: {len(rows)} rows of {rows.tokens.shape[1]}, {rows.chosen.sum()} predicted tokens")
+            for number in range(min(options.rows, len(rows))):
+                print(f"  row {number}: {_shown(rows, number, plan.tokenizer)}")
+    if options.digest:
+        print(digest.hexdigest())
+    return 0
+
+
+def _shown(rows: Rows, number: int, tokenizer: Tokenizer) -> str:
+    words = []
+    for token, given, is_chosen in zip(*(part[number] for part in (rows.tokens, rows.input_ids, rows.chosen)), strict=True):
+        name = tokenizer.token(int(token))
+        if token == tokenizer.pad_id:
+            continue
+        if not is_chosen:
+            words.append(name)
+        elif given == tokenizer.mask_id:
+            words.append(f"[MASK]{{{name}}}")
+        else:
+            words.append(f"{{{name}}}" if given == token else f"{{{name}>{tokenizer.token(int(given))}}}")
+    padding = int(np.sum(rows.tokens[number] == tokenizer.pad_id))
+    return " ".join(words) + (f" [PAD]*{padding}" if padding else "")

@@ -1,0 +1,53 @@
+"""Train a WordPiece tokenizer on the training documents of a corpus, and write OUT/tokenizer.json.
+
+example:
+  maskloom tokenizer data/my_corpus data/my_tokenizer --vocab-size 30522
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+
+from maskloom.commands.arguments import byte_count, positive
+from maskloom.data.index import Index, load_index
+from maskloom.data.order import block_order
+from maskloom.errors import UserError
+from maskloom.progress import Progress, say
+from maskloom.tokenizer import SPECIAL_TOKENS, train_tokenizer
+
+MIB = 1 << 20
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("corpus", metavar="CORPUS", help="folder of an index")
+    add("out", type=Path, metavar="OUT", help="folder to write tokenizer.json into")
+    add("--vocab-size", type=positive, default=30522, help="at most this many ids (default: 30522, as BERT)")
+    add("--cased", action="store_true", help="keep case and accents (default: lower-case, as bert-base-uncased)")
+    add("--max-bytes", type=byte_count, default=256 * MIB, help="text to learn from, spread over the corpus (default: 256M)")
+
+
+def run(options: argparse.Namespace) -> int:
+    if options.vocab_size <= len(SPECIAL_TOKENS):
+        raise UserError(f"--vocab-size {options.vocab_size} leaves no id beside the {len(SPECIAL_TOKENS)} special tokens")
+    index = load_index(options.corpus)
+    with Progress("reading", min(index.header["text_bytes"], options.max_bytes), "MiB", MIB) as progress:
+        tokenizer = train_tokenizer(_texts(index, options.max_bytes, progress), options.vocab_size, not options.cased)
+    options.out.mkdir(parents=True, exist_ok=True)
+    temporary = options.out / ".tokenizer.json"
+    tokenizer.save(temporary)
+    temporary.replace(options.out / "tokenizer.json")
+    say(f"{options.out / 'tokenizer.json'}: {tokenizer.vocab_size:,} ids")
+    return 0
+
+
+def _texts(index: Index, most_bytes: int, progress: Progress) -> Iterator[str]:
+    blocks = index.train_blocks
+    for number in block_order(0, index.digest, 0, len(blocks)):
+        if progress.done >= most_bytes:
+            return
+        for text in index.documents(int(blocks[number]), "train"):
+            progress.advance(len(text.encode()))
+            yield text

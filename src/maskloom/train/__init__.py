@@ -1,0 +1,1 @@
+"""Configuration and world to a trained model: engine, schedule, checkpoints, metrics and the loop."""

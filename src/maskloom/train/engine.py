@@ -1,0 +1,231 @@
+"""Configuration and world to a DeepSpeed engine. The only module that imports deepspeed.
+
+What is done by hand here, each because DeepSpeed 0.19 does otherwise by default:
+
+- only the micro-batch is configured, never the global batch: accumulation is set before each micro-batch, so that the
+  number of micro-batches can change between phases and the loss can be weighted over the global batch;
+- half precision accumulates gradients in fp32 (in half, 256 micro-batches cost 4 % of the gradient);
+- the shared-memory collective is declared absent: nothing here uses it, and building it takes minutes at every first start;
+- checkpoints are unpickled with an allow-list of four classes, and nothing else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+from unittest import mock
+
+import torch
+
+from maskloom.config import RunConfig
+from maskloom.distributed import World
+from maskloom.errors import UserError
+from maskloom.model.bert import MaskedLM
+from maskloom.train.optim import build_optimizer
+
+logging.disable(logging.WARNING)  # importing it announces, as a warning, that there is no GPU
+import deepspeed  # noqa: E402
+from deepspeed.accelerator import get_accelerator  # noqa: E402
+
+get_accelerator()
+logging.disable(logging.NOTSET)
+
+Precision = Literal["fp32", "bf16", "fp16"]
+
+
+def device_of(world: World) -> torch.device:
+    """The device of this rank."""
+    accelerator = get_accelerator()
+    if accelerator.device_name() == "cpu":
+        return torch.device("cpu")
+    if world.local_rank >= accelerator.device_count():
+        raise UserError(
+            f"rank {world.rank} is number {world.local_rank} on its machine, which has {accelerator.device_count()} "
+            f"{accelerator.device_name()} device(s): start at most that many processes there"
+        )
+    return torch.device(accelerator.device_name(), world.local_rank)
+
+
+def resolve_precision(wanted: Literal["auto", "fp32", "bf16", "fp16"]) -> Precision:
+    """`auto` to bf16 on a GPU and fp32 on a CPU. Raises UserError for what the device cannot do."""
+    accelerator = get_accelerator()
+    if wanted == "auto":
+        return "fp32" if accelerator.device_name() == "cpu" else "bf16"
+    if wanted == "fp16" and not accelerator.is_fp16_supported():
+        raise UserError(
+            f"engine.precision fp16 is not supported on this {accelerator.device_name()}: set engine.precision=bf16 or fp32"
+        )
+    if wanted == "bf16" and not accelerator.is_bf16_supported():
+        raise UserError(f"engine.precision bf16 is not supported on this {accelerator.device_name()}: use fp16 or fp32")
+    return wanted
+
+
+def deepspeed_config(config: RunConfig, micro_batch_rows: int, accumulates: bool, universal: bool = False) -> dict[str, Any]:
+    """The DeepSpeed configuration: what is derived, and what the run passes through.
+
+    Args:
+        micro_batch_rows: rows of the first phase's micro-batches.
+        accumulates: whether any phase runs more than one micro-batch a step.
+        universal: load a checkpoint in the universal format.
+
+    Raises:
+        UserError: the `deepspeed:` block sets what is derived (every clash is named), or settings that do not go together.
+    """
+    precision = resolve_precision(config.engine.precision)
+    stage = config.engine.zero_stage
+    if precision == "bf16" and stage == 0 and accumulates:
+        raise UserError(
+            "engine.zero_stage 0 with bf16 would accumulate gradients in bf16 and lose precision: set engine.zero_stage=1, "
+            "or raise phases.N.micro_batch_rows until a step is one micro-batch"
+        )
+    derived: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": micro_batch_rows,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": config.optimizer.gradient_clipping,
+        "zero_optimization": {"stage": stage},
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 10**9,
+    }
+    if precision != "fp32":
+        derived[precision] = {"enabled": True}
+        if accumulates:
+            derived["data_types"] = {"grad_accum_dtype": "fp32"}
+    if universal:
+        derived["checkpoint"] = {"load_universal": True}
+    clashes = _clashes(derived, config.deepspeed)
+    if {"train_batch_size", "optimizer", "scheduler", "tensorboard"} & config.deepspeed.keys():
+        clashes += sorted({"train_batch_size", "optimizer", "scheduler", "tensorboard"} & config.deepspeed.keys())
+    if clashes:
+        raise UserError(
+            f"the deepspeed: block sets what maskloom derives: {', '.join(clashes)}. Remove it there, and use phases, "
+            "optimizer and engine instead"
+        )
+    return _merged(derived, config.deepspeed)
+
+
+def start_distributed(world: World) -> None:
+    """Join the other ranks."""
+    world.export()
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
+    if get_accelerator().device_name() != "cpu":
+        get_accelerator().set_device(world.local_rank)
+
+
+def build_engine(config: RunConfig, model: MaskedLM, settings: dict[str, Any]) -> Any:
+    """Wrap the model and its optimizer. `settings` is what `deepspeed_config` gives.
+
+    Raises:
+        UserError: a choice of kernels that the ZeRO stage rules out.
+    """
+    if config.engine.kernels == "compile":
+        if config.engine.zero_stage == 3:
+            raise UserError(
+                "engine.kernels compile needs engine.zero_stage 0, 1 or 2: under stage 3 parameters are gathered between "
+                "layers, which a compiled forward cannot do. Set engine.kernels=eager"
+            )
+        model.compile(dynamic=False)
+    engine, *_ = deepspeed.initialize(
+        model=model, optimizer=build_optimizer(model, config.optimizer), config=settings, dist_init_required=False
+    )
+    return engine
+
+
+def accumulate(engine: Any, loss: torch.Tensor, is_last: bool) -> None:
+    """Backward of one micro-batch; gradients are reduced over ranks where the ZeRO stage asks for it."""
+    engine.set_gradient_accumulation_boundary(is_last)
+    engine.backward(loss, scale_wrt_gas=False)
+
+
+def apply_gradients(engine: Any, lr: float) -> float:
+    """The optimizer step at learning rate `lr`; returns the global gradient norm before clipping."""
+    for group in engine.optimizer.param_groups:
+        group["lr"] = lr
+    norm: Any = None
+    if engine.zero_optimization_stage() == 0:
+        # Stage 0 in fp32 clips without keeping the norm.
+        norm = torch.nn.utils.get_total_norm(p.grad for p in engine.module.parameters() if p.grad is not None)
+    engine.step()
+    kept = engine.get_global_grad_norm()
+    return float(kept if kept is not None else norm)
+
+
+def loss_scale(engine: Any) -> float | None:
+    """The dynamic loss scale of fp16, None in other precisions."""
+    return float(engine.optimizer.cur_scale) if engine.fp16_enabled() else None
+
+
+@contextlib.contextmanager
+def safe_loading() -> Iterator[None]:
+    """Within it, whatever DeepSpeed unpickles is limited to tensors, plain values and the classes of its own checkpoints.
+
+    DeepSpeed passes `weights_only=False` to every `torch.load`; a checkpoint from elsewhere could run any code.
+    """
+    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    original = torch.load
+
+    @functools.wraps(original)
+    def load(*args: Any, **options: Any) -> Any:
+        return original(*args, **{**options, "weights_only": True})
+
+    allowed = [LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address]
+    with torch.serialization.safe_globals(allowed), mock.patch.object(torch, "load", load):
+        yield
+
+
+def full_precision_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """The weights of a checkpoint of any ZeRO stage, in fp32, on the CPU."""
+    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+    with safe_loading(), contextlib.redirect_stdout(io.StringIO()):
+        if any(folder.glob("*zero_pp_rank_*optim_states.pt")):
+            weights = get_fp32_state_dict_from_zero_checkpoint(str(folder.parent), folder.name)
+        else:
+            file = folder / "mp_rank_00_model_states.pt"
+            weights = torch.load(file, map_location="cpu", weights_only=True)["module"]
+    return {name: tensor.float().contiguous() for name, tensor in weights.items()}
+
+
+def convert_to_universal(folder: Path, out: Path) -> None:
+    """Write a ZeRO checkpoint in DeepSpeed's universal format, which any world size can load."""
+    from argparse import Namespace
+
+    from deepspeed.checkpoint.ds_to_universal import main
+
+    with safe_loading(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        main(
+            Namespace(
+                input_folder=str(folder),
+                output_folder=str(out),
+                num_extract_workers=1,
+                num_merge_workers=1,
+                keep_temp_folder=False,
+                strict=True,
+                inject_missing_state=True,
+            )
+        )
+
+
+def _clashes(derived: dict[str, Any], given: dict[str, Any], prefix: str = "") -> list[str]:
+    found = []
+    for key in sorted(derived.keys() & given.keys()):
+        if isinstance(derived[key], dict) and isinstance(given[key], dict):
+            found += _clashes(derived[key], given[key], f"{prefix}{key}.")
+        else:
+            found.append(f"{prefix}{key}")
+    return found
+
+
+def _merged(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    return {
+        key: _merged(one[key], other[key]) if key in one and key in other else other.get(key, one.get(key))
+        for key in [*one, *(key for key in other if key not in one)]
+    }

@@ -1,0 +1,280 @@
+"""train(config): build the row of objects left to right, then the loop.
+
+    batch of rows -> micro-batches -> loss -> backward -> step -> what is due: log, evaluate, checkpoint
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from maskloom.config import RunConfig
+from maskloom.data.batch import Layout, MicroBatch, count_text_tokens, micro_batches
+from maskloom.data.index import load_index
+from maskloom.data.order import first_cursors, make_key
+from maskloom.data.stream import DataPlan, Step, read_steps
+from maskloom.distributed import World, gather_objects, sum_over_ranks
+from maskloom.errors import UserError
+from maskloom.model.bert import build_model
+from maskloom.progress import say
+from maskloom.tokenizer import load_tokenizer
+from maskloom.train import checkpoint
+from maskloom.train.engine import (
+    accumulate,
+    apply_gradients,
+    build_engine,
+    deepspeed_config,
+    device_of,
+    loss_scale,
+    resolve_precision,
+    start_distributed,
+)
+from maskloom.train.evaluation import evaluate
+from maskloom.train.metrics import Metrics
+from maskloom.train.run_dir import RunDir, reconcile
+from maskloom.train.schedule import learning_rate
+
+
+def train(config: RunConfig, world: World) -> None:
+    """Train, from the run's newest checkpoint where it has one.
+
+    Raises:
+        UserError: bad input, before anything is written; or a loss that is no number.
+    """
+    config, plan = prepare(config, world)
+    run = RunDir(config, world)
+    threads = run.threads(world, os.cpu_count() or 1)
+    torch.set_num_threads(threads)
+    run.record_environment(world, threads)
+    start_distributed(world)
+    step = 0
+    try:
+        trainer = Trainer(config, plan, world)
+        step = trainer.step
+        metrics = Metrics(run.folder, step, plan.total_steps, trainer.tokens_seen(), world)
+        run.record_status("running", step, total_steps=plan.total_steps)
+        for batch in timed(trainer.steps(), metrics, plan):
+            values = trainer.train_step(batch)
+            step = trainer.step
+            if is_due(step, config.logging.every_steps, plan.total_steps):
+                metrics.log_step(step, trainer.tokens_seen(), values())
+            began_s = time.perf_counter()
+            if config.evaluation.every_steps and is_due(step, config.evaluation.every_steps, plan.total_steps):
+                metrics.log_evaluation(step, trainer.evaluate())
+            if is_due(step, config.checkpoint.every_steps, plan.total_steps):
+                trainer.save(run.folder)
+                run.record_status("running", step, total_steps=plan.total_steps)
+            metrics.paused(time.perf_counter() - began_s)
+        metrics.close()
+    except BaseException as error:
+        run.record_status("failed", step, total_steps=plan.total_steps, reason=f"{type(error).__name__}: {error}")
+        raise
+    run.record_status("done", step, total_steps=plan.total_steps)
+    if world.is_first:
+        say(f"done: step {step:,} of {plan.total_steps:,}, {trainer.tokens_seen():,} text tokens; the run is in {run.folder}")
+
+
+def prepare(config: RunConfig, world: World) -> tuple[RunConfig, DataPlan]:
+    """Check everything that can be checked without starting: a run that begins should not fail on its input.
+
+    Returns:
+        the configuration with what was derived (lanes, precision) filled in, and the plan of its data.
+    """
+    config = reconcile(config)
+    tokenizer = load_tokenizer(config.tokenizer)
+    index = load_index(config.data.train)
+    plan = DataPlan.of(config, index, tokenizer)
+    plan.check_world(world)
+    if config.evaluation.every_steps and not len(index.held_out_blocks):
+        if world.is_first:
+            say(f"WARNING: {config.data.train} holds no held-out documents: no evaluation (see --val-fraction)")
+        config = config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"every_steps": 0})})
+    device_of(world)
+    data = config.data.model_copy(update={"lanes": plan.lanes})
+    engine = config.engine.model_copy(update={"precision": resolve_precision(config.engine.precision)})
+    config = config.model_copy(update={"data": data, "engine": engine})
+    deepspeed_settings(config, plan, world)
+    return config, plan
+
+
+def deepspeed_settings(config: RunConfig, plan: DataPlan, world: World, universal: bool = False) -> dict[str, Any]:
+    """The DeepSpeed configuration of this run at this world size."""
+    layouts = phase_layouts(config, plan, world)
+    accumulates = any(layout.micro_batches > 1 for layout in layouts)
+    return deepspeed_config(config, layouts[0].micro_batch_rows, accumulates, universal)
+
+
+def phase_layouts(config: RunConfig, plan: DataPlan, world: World) -> list[Layout]:
+    """How each phase's global batch falls into micro-batches."""
+    return [
+        Layout.of(plan.lanes, rows, phase.micro_batch_rows, world)
+        for phase, (_, _, rows) in zip(config.phases, plan.phases, strict=True)
+    ]
+
+
+def is_due(step: int, every: int, last: int) -> bool:
+    return step == last or (every > 0 and step % every == 0)
+
+
+def timed(steps: Iterator[Step], metrics: Metrics, plan: DataPlan) -> Iterator[Step]:
+    """Pass steps on, counting the time spent waiting for each."""
+    while True:
+        began_s = time.perf_counter()
+        step = next(steps, None)
+        if step is None:
+            return
+        metrics.waited(time.perf_counter() - began_s, plan.lanes * plan.at(step.number)[1])
+        yield step
+
+
+@dataclass(frozen=True)
+class StepSums:
+    """Sums over one step's global batch, on the device: reading them waits for the step."""
+
+    loss: torch.Tensor
+    hits: torch.Tensor
+    masked: torch.Tensor
+
+
+class Trainer:
+    """Engine, data position and counters of a run; every rank has one."""
+
+    def __init__(self, config: RunConfig, plan: DataPlan, world: World) -> None:
+        self.config, self.plan, self.world = config, plan, world
+        self.device = device_of(world)
+        self.layouts = phase_layouts(config, plan, world)
+        run = Path(config.run_dir)
+        found = checkpoint.find(run, world)
+        universal = False
+        if found:
+            folder, state = found
+            checkpoint.check_fits(state, plan, config.engine.zero_stage, str(config.engine.precision), folder)
+            universal = checkpoint.needs_universal(state, world)
+        model, origin = build_model(config.model, plan.tokenizer, config.seed)
+        self._check_positions(model.config.max_position_embeddings)
+        self.engine = build_engine(config, model, deepspeed_settings(config, plan, world, universal))
+        if found:
+            checkpoint.load(self.engine, folder, state, world)
+            self.step, self.cursors = state.step, state.lane_cursors()
+            origin = f"resumed from {folder}"
+        else:
+            self.step, self.cursors = 0, first_cursors(plan.lanes)
+        self._tokens = torch.tensor(state.tokens_seen if found else 0, dtype=torch.int64, device=self.device)
+        if world.is_first:
+            self._announce(origin)
+
+    def steps(self) -> Iterator[Step]:
+        """This rank's rows, from where the run stands to its end."""
+        data = self.config.data
+        return read_steps(
+            self.plan, self.world, self.cursors, self.step, workers=data.workers, prefetch_steps=data.prefetch_steps
+        )
+
+    def train_step(self, batch: Step) -> Any:
+        """One optimizer step on this rank's rows; returns a function that reads the step's values (all ranks call it)."""
+        self.engine.train()
+        buckets = [bucket.to(self.device) for bucket in self._micro_batches(batch)]
+        masked = torch.stack([bucket.weights.sum() for bucket in buckets]).sum().long()
+        text_tokens = torch.tensor(count_text_tokens(batch.rows, self.plan.tokenizer), device=self.device)
+        counts = sum_over_ranks(torch.stack([masked, text_tokens]))
+        # Ranks average their gradients: with world / N on each, the loss is the mean over the global batch's N tokens.
+        scale = self.world.size / counts[0].clamp(min=1)
+        sums = torch.zeros(2, dtype=torch.float64, device=self.device)
+        for number, bucket in enumerate(buckets):
+            torch.manual_seed(make_key(self.config.seed, "dropout", batch.number, number, self.world.rank) >> 1)
+            loss, hits = self.engine(bucket)
+            accumulate(self.engine, loss * scale, is_last=number == len(buckets) - 1)
+            sums += torch.stack([loss.detach().double(), hits.double()])
+        lr = learning_rate(
+            batch.number + 1, self.config.optimizer.lr, self.config.optimizer.warmup_steps, self.plan.total_steps
+        )
+        norm = apply_gradients(self.engine, lr)
+        self.step = batch.number + 1
+        self._tokens += counts[1]
+        for lane, cursor in batch.cursors.items():
+            self.cursors[lane] = cursor
+        return lambda: self._values(sums, counts[0], lr, norm)
+
+    def tokens_seen(self) -> int:
+        return int(self._tokens)
+
+    def evaluate(self) -> dict[str, float]:
+        """Held-out figures; every rank gets the same."""
+        self.engine.eval()
+        settings, plan = self.config.evaluation, self.plan
+        return evaluate(self.engine, plan.index, plan.tokenizer, settings, self.device, self.world)
+
+    def save(self, run: Path) -> None:
+        """Write a checkpoint; every rank takes part."""
+        mine = {lane: self.cursors[lane] for lane in self.world.share(self.plan.lanes)}
+        for part in gather_objects(mine, self.world):
+            for lane, cursor in part.items():
+                self.cursors[lane] = cursor
+        state = checkpoint.State(
+            self.step,
+            self.tokens_seen(),
+            [cursor.to_json() for cursor in self.cursors],
+            checkpoint.fingerprint(self.plan),
+            self.world.size,
+            self.config.engine.zero_stage,
+            str(self.config.engine.precision),
+        )
+        folder = checkpoint.save(self.engine, run, state, self.config.checkpoint.keep_last, self.world)
+        if self.world.is_first:
+            say(f"step {self.step:,} | checkpoint {folder}")
+
+    def _micro_batches(self, batch: Step) -> Iterator[MicroBatch]:
+        return micro_batches(batch.rows, self._layout(batch.number), self.plan.rule, self.plan.tokenizer)
+
+    def _layout(self, step: int) -> Layout:
+        for layout, (steps, _, _) in zip(self.layouts, self.plan.phases, strict=True):
+            if step < steps:
+                return layout
+            step -= steps
+        raise IndexError(step)
+
+    def _values(self, sums: torch.Tensor, masked: torch.Tensor, lr: float, norm: float) -> dict[str, float]:
+        loss_sum, hits = sum_over_ranks(sums).tolist()
+        tokens = max(int(masked), 1)
+        loss = loss_sum / tokens
+        if not math.isfinite(loss):
+            raise UserError(
+                f"the loss of step {self.step} is {loss}: the run diverged. Lower optimizer.lr (now {self.config.optimizer.lr}) "
+                "or lengthen optimizer.warmup_steps; the newest checkpoint is from before"
+            )
+        values = {"loss": loss, "lr": lr, "grad_norm": norm, "accuracy": hits / tokens}
+        scale = loss_scale(self.engine)
+        return values if scale is None else {**values, "loss_scale": scale}
+
+    def _check_positions(self, most: int) -> None:
+        longest = max([phase.seq_len for phase in self.config.phases] + [self.config.evaluation.seq_len])
+        if longest > most:
+            raise UserError(f"a sequence length of {longest} is more than the model's {most} positions: lower seq_len")
+
+    def _announce(self, origin: str) -> None:
+        index, engine = self.plan.index, self.config.engine
+        say(origin)
+        say(
+            f"corpus: {index.header['documents']:,} documents, {index.header['text_bytes'] / 2**20:,.1f} MiB in "
+            f"{len(index.train_blocks):,} blocks; {self.plan.lanes} lanes"
+        )
+        say(
+            f"engine: {self.world.size} rank(s) on {self.device.type}, {engine.precision}, ZeRO {engine.zero_stage}, "
+            f"{engine.kernels}, {torch.get_num_threads()} thread(s) a rank"
+        )
+        for number, (phase, layout) in enumerate(zip(self.config.phases, self.layouts, strict=True)):
+            waste = f", {layout.waste:.1%} of the rows are filling" if layout.waste else ""
+            say(
+                f"phase {number}: {phase.steps:,} steps of {phase.global_batch_rows} rows of {phase.seq_len}, in "
+                f"{layout.micro_batches} micro-batch(es) of {layout.micro_batch_rows} rows a rank{waste}"
+            )
+        if self.step:
+            say(f"going on after step {self.step:,} of {self.plan.total_steps:,}")
+

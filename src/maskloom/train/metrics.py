@@ -1,0 +1,108 @@
+"""Counters on the device to TensorBoard, metrics.jsonl and the terminal.
+
+A logged line describes the step that it names (loss, accuracy, gradient norm, learning rate); its rates cover the steps
+since the line before. Tokens are text tokens: no padding, no [CLS], no [SEP].
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from torch.utils.tensorboard import SummaryWriter
+
+from maskloom.distributed import World
+from maskloom.progress import duration, say
+from maskloom.train.run_dir import write_atomically
+
+
+class Metrics:
+    """Writes on the first rank, does nothing on the others.
+
+    Opened at step `step`, it drops what an earlier attempt logged beyond: every step is logged once.
+    """
+
+    def __init__(self, run: Path, step: int, total_steps: int, tokens_seen: int, world: World) -> None:
+        self.total_steps = total_steps
+        self.started_at = step
+        self.board: SummaryWriter | None = None
+        self.mark(step, tokens_seen)
+        self.started_s = self.marked_s
+        if world.is_first:
+            self.path = run / "metrics.jsonl"
+            _keep_until(self.path, step)
+            self.board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
+
+    def mark(self, step: int, tokens_seen: int) -> None:
+        """Begin an interval of rates."""
+        self.marked_step, self.marked_tokens, self.marked_s = step, tokens_seen, time.perf_counter()
+        self.waited_s = self.idle_s = self.rows = 0.0
+
+    def waited(self, seconds: float, rows: int) -> None:
+        """Time that a step waited for data, and the rows of its global batch."""
+        self.waited_s += seconds
+        self.rows += rows
+
+    def paused(self, seconds: float) -> None:
+        """Time spent on evaluation and checkpoints, which is no step's time."""
+        self.idle_s += seconds
+
+    def log_step(self, step: int, tokens_seen: int, values: dict[str, float]) -> None:
+        """Log `values` of a step, with the rates since the last logged one."""
+        elapsed_s = max(time.perf_counter() - self.marked_s - self.idle_s, 1e-9)
+        steps = max(step - self.marked_step, 1)
+        rates = {
+            "tokens_per_s": (tokens_seen - self.marked_tokens) / elapsed_s,
+            "sequences_per_s": self.rows / elapsed_s,
+            "step_time_s": elapsed_s / steps,
+            "data_wait_s": self.waited_s / steps,
+        }
+        self._write(step, {**values, **rates, "tokens_seen": tokens_seen}, "train")
+        if self.board is not None:
+            left_s = (time.perf_counter() - self.started_s) / max(step - self.started_at, 1) * (self.total_steps - step)
+            say(
+                f"step {step:,}/{self.total_steps:,} | loss {values['loss']:.4f} | accuracy {values['accuracy']:.1%} | "
+                f"lr {values['lr']:.2e} | grad norm {values['grad_norm']:.2f} | {rates['tokens_per_s']:,.0f} tokens/s | "
+                f"data wait {self.waited_s / elapsed_s:.0%} | {duration(left_s)} left"
+            )
+        self.mark(step, tokens_seen)
+
+    def log_evaluation(self, step: int, values: dict[str, float]) -> None:
+        """Log held-out figures."""
+        self._write(step, values, "evaluation")
+        if self.board is not None:
+            say(
+                f"step {step:,} | held-out loss {values['evaluation_loss']:.4f} | "
+                f"perplexity {values['evaluation_perplexity']:.1f} | accuracy {values['evaluation_accuracy']:.1%}"
+            )
+
+    def close(self) -> None:
+        if self.board is not None:
+            self.board.close()
+
+    def _write(self, step: int, values: dict[str, float], group: str) -> None:
+        if self.board is None:
+            return
+        for name, value in values.items():
+            self.board.add_scalar(f"{group}/{name.removeprefix('evaluation_')}", value, step)
+        self.board.flush()
+        line: dict[str, Any] = {"step": step, **values}
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl; a line that a kill cut off is left out."""
+    path = run / "metrics.jsonl"
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
+
+
+def _keep_until(path: Path, step: int) -> None:
+    if path.exists():
+        kept = [json.dumps(line) + "\n" for line in read_metrics(path.parent) if line["step"] <= step]
+        write_atomically(path, "".join(kept))
