@@ -227,7 +227,9 @@ def parse_config(tree: dict[str, Any], where: str) -> RunConfig:
         return RunConfig.model_validate(tree)
     except pydantic.ValidationError as error:
         faults = [_fault(detail) for detail in error.errors()]
-        raise UserError(f"{where}:\n" + "\n".join(f"  {line}" for fault in faults for line in fault.split("\n"))) from None
+        raise UserError(
+            f"{where}:\n" + "\n".join(f"  {line}" for fault in faults for line in fault.split("\n"))
+        ) from None
 
 
 def dump_config(config: RunConfig) -> str:

@@ -47,10 +47,14 @@ def run(options: argparse.Namespace) -> int:
         print(json.dumps(figures))
         return 0
     print(f"step {loaded.step:,} of {options.run}")
-    print(f"  held-out loss     {figures['evaluation_loss']:.3f} nats a token ({int(figures['evaluation_tokens']):,} tokens)")
+    print(
+        f"  held-out loss     {figures['evaluation_loss']:.3f} nats a token ({int(figures['evaluation_tokens']):,} tokens)"
+    )
     print(f"  perplexity        {figures['evaluation_perplexity']:,.1f}")
     print(f"  accuracy          {figures['evaluation_accuracy']:.1%} of the masked tokens")
     if losses:
         print(f"  training loss     {figures['training_loss']:.3f} nats a token (mean of the last logged steps)")
-    print(f"  unigram entropy   {figures['unigram_entropy']:.3f} nats a token: the loss of knowing token frequencies only")
+    print(
+        f"  unigram entropy   {figures['unigram_entropy']:.3f} nats a token: the loss of knowing token frequencies only"
+    )
     return 0

@@ -43,7 +43,9 @@ def run(options: argparse.Namespace) -> int:
         partial.rename(options.out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    say(f"{options.out}: the model of step {loaded.step:,}; load it with AutoModelForMaskedLM.from_pretrained('{options.out}')")
+    say(
+        f"{options.out}: the model of step {loaded.step:,}; load it with AutoModelForMaskedLM.from_pretrained('{options.out}')"
+    )
     return 0
 
 

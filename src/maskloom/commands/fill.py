@@ -43,7 +43,8 @@ def run(options: argparse.Namespace) -> int:
     shares, tokens = logits.softmax(-1).topk(min(options.top, logits.shape[-1]))
     for place, token_row, share_row in zip(places, tokens.tolist(), shares.tolist(), strict=True):
         likeliest = ", ".join(
-            f"{tokenizer.convert_ids_to_tokens(token)} {share:.1%}" for token, share in zip(token_row, share_row, strict=True)
+            f"{tokenizer.convert_ids_to_tokens(token)} {share:.1%}"
+            for token, share in zip(token_row, share_row, strict=True)
         )
         print(f"[MASK] at token {place}: {likeliest}")
     print(_filled(ids[0].tolist(), dict(zip(places, tokens[:, 0].tolist(), strict=True)), tokenizer))
@@ -58,10 +59,14 @@ def _load(source: Path) -> tuple[BertForMaskedLM, Any]:
         from maskloom.commands.loading import load_run
 
         loaded = load_run(source, None)
-        tokenizer = PreTrainedTokenizerFast(tokenizer_file=loaded.tokenizer.source, mask_token="[MASK]", pad_token="[PAD]")
+        tokenizer = PreTrainedTokenizerFast(
+            tokenizer_file=loaded.tokenizer.source, mask_token="[MASK]", pad_token="[PAD]"
+        )
         return plain_model(loaded), tokenizer
     if not (source / "config.json").exists():
-        raise UserError(f"{source} is neither a run directory nor a Hugging Face checkpoint: no config.yaml or config.json")
+        raise UserError(
+            f"{source} is neither a run directory nor a Hugging Face checkpoint: no config.yaml or config.json"
+        )
     try:
         return BertForMaskedLM.from_pretrained(source).eval(), AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError) as error:

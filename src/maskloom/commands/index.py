@@ -26,7 +26,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--out", type=Path, help="folder of the index (default: the folder of the tars)")
     add("--text-key", default="text", help="where the text stands in a JSON object (default: text)")
     add("--val-fraction", type=fraction, default=0.0, help="share of documents held out, by text hash (default: 0)")
-    add("--block-bytes", type=byte_count, default=BLOCK_BYTES, help="text a block, the unit of shuffling (default: 128K)")
+    add(
+        "--block-bytes",
+        type=byte_count,
+        default=BLOCK_BYTES,
+        help="text a block, the unit of shuffling (default: 128K)",
+    )
     add("--processes", type=positive, default=cores(), help="default: all cores")
 
 

@@ -60,7 +60,9 @@ def run(options: argparse.Namespace) -> int:
         rows = Rows.concatenate([part.rows for part in parts])
         rows.update(digest)
         if not options.digest:
-            print(f"step {parts[0].number}: {len(rows)} rows of {rows.tokens.shape[1]}, {rows.chosen.sum()} predicted tokens")
+            print(
+                f"step {parts[0].number}: {len(rows)} rows of {rows.tokens.shape[1]}, {rows.chosen.sum()} predicted tokens"
+            )
             for number in range(min(options.rows, len(rows))):
                 print(f"  row {number}: {_shown(rows, number, plan.tokenizer)}")
     if options.digest:
@@ -70,7 +72,9 @@ def run(options: argparse.Namespace) -> int:
 
 def _shown(rows: Rows, number: int, tokenizer: Tokenizer) -> str:
     words = []
-    for token, given, is_chosen in zip(*(part[number] for part in (rows.tokens, rows.input_ids, rows.chosen)), strict=True):
+    for token, given, is_chosen in zip(
+        *(part[number] for part in (rows.tokens, rows.input_ids, rows.chosen)), strict=True
+    ):
         name = tokenizer.token(int(token))
         if token == tokenizer.pad_id:
             continue

@@ -31,7 +31,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, default=0, help="of the shuffle (default: 0)")
     add("--processes", type=positive, default=cores(), help="default: all cores")
     add("--shard-bytes", type=byte_count, default=SHARD_BYTES, help="text a shard, about (default: 64M)")
-    add("--block-bytes", type=byte_count, default=BLOCK_BYTES, help="text a block, the unit of shuffling (default: 128K)")
+    add(
+        "--block-bytes",
+        type=byte_count,
+        default=BLOCK_BYTES,
+        help="text a block, the unit of shuffling (default: 128K)",
+    )
     add(
         "--max-document-bytes",
         type=byte_count,

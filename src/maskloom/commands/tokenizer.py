@@ -26,12 +26,19 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("out", type=Path, metavar="OUT", help="folder to write tokenizer.json into")
     add("--vocab-size", type=positive, default=30522, help="at most this many ids (default: 30522, as BERT)")
     add("--cased", action="store_true", help="keep case and accents (default: lower-case, as bert-base-uncased)")
-    add("--max-bytes", type=byte_count, default=256 * MIB, help="text to learn from, spread over the corpus (default: 256M)")
+    add(
+        "--max-bytes",
+        type=byte_count,
+        default=256 * MIB,
+        help="text to learn from, spread over the corpus (default: 256M)",
+    )
 
 
 def run(options: argparse.Namespace) -> int:
     if options.vocab_size <= len(SPECIAL_TOKENS):
-        raise UserError(f"--vocab-size {options.vocab_size} leaves no id beside the {len(SPECIAL_TOKENS)} special tokens")
+        raise UserError(
+            f"--vocab-size {options.vocab_size} leaves no id beside the {len(SPECIAL_TOKENS)} special tokens"
+        )
     index = load_index(options.corpus)
     with Progress("reading", min(index.header["text_bytes"], options.max_bytes), "MiB", MIB) as progress:
         tokenizer = train_tokenizer(_texts(index, options.max_bytes, progress), options.vocab_size, not options.cased)

@@ -108,7 +108,8 @@ def _file_sources(file: Path, number: int) -> list[Source]:
         starts = range(0, max(size, 1), RANGE_BYTES)
         # Every range keeps the file's number: a line's ordinal is its byte offset, whichever range it is read in.
         return [
-            Source(kind, str(file), number, min(RANGE_BYTES, size - start), start, start + RANGE_BYTES) for start in starts
+            Source(kind, str(file), number, min(RANGE_BYTES, size - start), start, start + RANGE_BYTES)
+            for start in starts
         ]
     estimate = size if kind == "txt" else size * COMPRESSION_RATIO
     return [Source(kind, str(file), number, estimate)]
@@ -164,9 +165,17 @@ def _documentation_sources(number: int) -> list[Source]:
         total += (root / name).stat().st_size
     if not chosen:
         raise UserError(f"{DOCUMENTATION} no Python file is installed in {root}")
-    groups = [tuple(chosen[start : start + DOCUMENTATION_GROUP]) for start in range(0, len(chosen), DOCUMENTATION_GROUP)]
+    groups = [
+        tuple(chosen[start : start + DOCUMENTATION_GROUP]) for start in range(0, len(chosen), DOCUMENTATION_GROUP)
+    ]
     return [
-        Source("documentation", group[0], number + place, sum(Path(file).stat().st_size for file in group) // 7, files=group)
+        Source(
+            "documentation",
+            group[0],
+            number + place,
+            sum(Path(file).stat().st_size for file in group) // 7,
+            files=group,
+        )
         for place, group in enumerate(groups)
     ]
 
@@ -191,6 +200,8 @@ def _read_documentation(source: Source) -> Iterator[tuple[int, str]]:
 def _is_english(text: str) -> bool:
     """Mostly ASCII, and at least one word in fifteen is one of English's commonest."""
     words = text.lower().split()
-    return text.count("\ufffd") == 0 and len(text.encode()) < 1.02 * len(text) and (
-        15 * sum(word in COMMON_WORDS for word in words) >= len(words)
+    return (
+        text.count("\ufffd") == 0
+        and len(text.encode()) < 1.02 * len(text)
+        and (15 * sum(word in COMMON_WORDS for word in words) >= len(words))
     )

@@ -173,9 +173,7 @@ def load_index(path: str | Path) -> Index:
     return index
 
 
-def index_shard(
-    path: Path, block_bytes: int, text_key: str, split: ShardSplit, threshold: int = 0
-) -> IndexedShard:
+def index_shard(path: Path, block_bytes: int, text_key: str, split: ShardSplit, threshold: int = 0) -> IndexedShard:
     """Read one tar once and list its blocks.
 
     Raises:
@@ -220,7 +218,11 @@ def index_tars(
     """
     threshold = held_out_threshold(fraction)
     work = functools.partial(
-        index_shard, block_bytes=block_bytes, text_key=text_key, split="by_hash" if threshold else "train", threshold=threshold
+        index_shard,
+        block_bytes=block_bytes,
+        text_key=text_key,
+        split="by_hash" if threshold else "train",
+        threshold=threshold,
     )
     indexed = []
     with ProcessPoolExecutor(processes, mp_context=get_context("forkserver")) as pool:

@@ -40,7 +40,9 @@ def open_range(url: str, offset: int, length: int, crc32: int) -> io.BytesIO:
             shard.seek(offset)
             data = shard.read(length)
     except OSError as error:
-        raise UserError(f"shard {url}: {error.strerror}; it is listed in the index. Restore it, or index again") from None
+        raise UserError(
+            f"shard {url}: {error.strerror}; it is listed in the index. Restore it, or index again"
+        ) from None
     if len(data) != length:
         raise UserError(
             f"shard {url}: {len(data)} of {length} bytes at offset {offset}: it is shorter than when it was indexed. "

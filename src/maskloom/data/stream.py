@@ -169,7 +169,9 @@ class Lane:
                 self.cursor = Cursor(self.cursor.number + self.plan.lanes)
                 fruitless += length <= 0
                 if fruitless > len(self.plan.index.train_blocks):
-                    raise UserError(f"the corpus in {self.plan.index.folder} has no token for training: no text to learn")
+                    raise UserError(
+                        f"the corpus in {self.plan.index.folder} has no token for training: no text to learn"
+                    )
 
     def _open(self) -> tuple[PackedRows, UInt64s]:
         """The open block's rows at the cursor's sequence length, and a key for each."""
@@ -265,9 +267,7 @@ def skip_steps(plan: DataPlan, cursors: Sequence[Cursor], first_step: int, last_
     return [lane.cursor for lane in lanes]
 
 
-def held_out_rows(
-    index: Index, tokenizer: Tokenizer, seq_len: int, rule: MaskRule, world: World
-) -> Iterator[Rows]:
+def held_out_rows(index: Index, tokenizer: Tokenizer, seq_len: int, rule: MaskRule, world: World) -> Iterator[Rows]:
     """This rank's held-out rows, a block at a time: every held-out document once, with masks that never change.
 
     The masks depend on the corpus alone, not on the run's seed, so that runs can be compared.

@@ -134,7 +134,11 @@ def _warm_start(source: str, tokenizer: Tokenizer, dropouts: dict[str, float]) -
             )
         config.update(dropouts)
         model, report = MaskedLM.from_pretrained(
-            source, config=config, output_loading_info=True, dtype=torch.float32, use_safetensors=_has_safetensors(source)
+            source,
+            config=config,
+            output_loading_info=True,
+            dtype=torch.float32,
+            use_safetensors=_has_safetensors(source),
         )
     except OSError as error:
         raise UserError(f"model.init {source} cannot be loaded: {error}") from None

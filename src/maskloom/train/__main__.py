@@ -9,9 +9,12 @@ import sys
 def main(arguments: list[str] | None = None) -> int:
     """Train as one rank. Returns the exit code."""
     parser = argparse.ArgumentParser(
-        prog="maskloom.train", description="One rank of a training run; start it with deepspeed, torchrun, srun or `maskloom train`."
+        prog="maskloom.train",
+        description="One rank of a training run; start it with deepspeed, torchrun, srun or `maskloom train`.",
     )
-    parser.add_argument("--local_rank", "--local-rank", type=int, help="given by the deepspeed launcher; read from the environment")
+    parser.add_argument(
+        "--local_rank", "--local-rank", type=int, help="given by the deepspeed launcher; read from the environment"
+    )
     parser.add_argument("config", help="YAML file of the run")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace the file's")
     options = parser.parse_args(arguments)

@@ -120,7 +120,9 @@ def check_fits(state: State, plan: DataPlan, zero_stage: int, precision: str, fo
         wrong.append(f"  steps: {state.step} done in the checkpoint, {plan.total_steps} in all now")
     if wrong:
         raise UserError(
-            f"{folder} does not fit this run:\n" + "\n".join(wrong) + "\nSet these back, or start a new run in another run_dir"
+            f"{folder} does not fit this run:\n"
+            + "\n".join(wrong)
+            + "\nSet these back, or start a new run in another run_dir"
         )
 
 

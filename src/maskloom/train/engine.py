@@ -65,7 +65,9 @@ def resolve_precision(wanted: Literal["auto", "fp32", "bf16", "fp16"]) -> Precis
     return wanted
 
 
-def deepspeed_config(config: RunConfig, micro_batch_rows: int, accumulates: bool, universal: bool = False) -> dict[str, Any]:
+def deepspeed_config(
+    config: RunConfig, micro_batch_rows: int, accumulates: bool, universal: bool = False
+) -> dict[str, Any]:
     """The DeepSpeed configuration: what is derived, and what the run passes through.
 
     Args:

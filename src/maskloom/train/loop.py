@@ -1,6 +1,6 @@
 """train(config): build the row of objects left to right, then the loop.
 
-    batch of rows -> micro-batches -> loss -> backward -> step -> what is due: log, evaluate, checkpoint
+batch of rows -> micro-batches -> loss -> backward -> step -> what is due: log, evaluate, checkpoint
 """
 
 from __future__ import annotations
@@ -78,7 +78,9 @@ def train(config: RunConfig, world: World) -> None:
         raise
     run.record_status("done", step, total_steps=plan.total_steps)
     if world.is_first:
-        say(f"done: step {step:,} of {plan.total_steps:,}, {trainer.tokens_seen():,} text tokens; the run is in {run.folder}")
+        say(
+            f"done: step {step:,} of {plan.total_steps:,}, {trainer.tokens_seen():,} text tokens; the run is in {run.folder}"
+        )
 
 
 def prepare(config: RunConfig, world: World) -> tuple[RunConfig, DataPlan]:
@@ -277,4 +279,3 @@ class Trainer:
             )
         if self.step:
             say(f"going on after step {self.step:,} of {self.plan.total_steps:,}")
-

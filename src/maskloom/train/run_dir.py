@@ -1,6 +1,6 @@
 """The run's folder: one writer, the resolved configuration, the environment, the status.
 
-    RUN/  config.yaml  environment.json  status.json  metrics.jsonl  tensorboard/  checkpoints/
+RUN/  config.yaml  environment.json  status.json  metrics.jsonl  tensorboard/  checkpoints/
 """
 
 from __future__ import annotations
