@@ -121,9 +121,13 @@ def _master_addr(environment: Mapping[str, str]) -> str:
     nodes = environment.get("SLURM_STEP_NODELIST") or environment.get("SLURM_JOB_NODELIST")
     if not nodes:
         return LOOPBACK
-    listing = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=False)
+    remedy = f"cannot expand the node list {nodes!r} with scontrol: set MASTER_ADDR to the first host"
+    try:
+        listing = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=False)
+    except OSError:  # not installed: containers seldom hold it
+        raise UserError(remedy) from None
     if listing.returncode:
-        raise UserError(f"cannot expand the node list {nodes!r} with scontrol: set MASTER_ADDR to the first host")
+        raise UserError(remedy)
     return listing.stdout.split()[0]
 
 

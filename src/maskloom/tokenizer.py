@@ -101,6 +101,8 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
             f"no tokenizer at {file}: train one with `maskloom tokenizer CORPUS {path}` or name a folder that holds "
             "tokenizer.json"
         ) from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file} is not a tokenizer.json: {error}") from None
     try:
         return Tokenizer(definition, str(file))
     except UserError:

@@ -16,10 +16,11 @@ import gzip
 import io
 import sysconfig
 import warnings
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO, Any, Literal
 
 import zstandard
 
@@ -33,6 +34,7 @@ DOCUMENTATION_GROUP = 64  # files a source
 SHORTEST_DOCSTRING = 200  # characters; shorter ones are mostly one-line remarks
 COMMON_WORDS = frozenset("the of to a is in and for this be that with are if or as it by on an".split())
 RANGE_BYTES = 32 << 20  # plain .jsonl files are read in ranges of this size, by several processes
+ZSTD_READ_BYTES = 1 << 20
 COMPRESSION_RATIO = 4  # text bytes a compressed byte, as an estimate
 
 TextLayout = Literal["file", "blank-line"]
@@ -130,7 +132,7 @@ def _read_jsonl(source: Source, text_key: str) -> Iterator[tuple[int, str]]:
                 if line.strip():
                     yield offset, document_from_json(line, text_key, f"{source.name}, the line at byte {offset}")
                 offset += len(line)
-        except (OSError, EOFError, zstandard.ZstdError) as error:
+        except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
             raise UserError(f"{source.name} is damaged or cut off after {offset} bytes of text: {error}") from None
 
 
@@ -138,9 +140,40 @@ def _open(name: str) -> IO[bytes]:
     if name.lower().endswith(".gz"):
         return gzip.open(name, "rb")
     if name.lower().endswith(".zst"):
-        reader = zstandard.ZstdDecompressor().stream_reader(Path(name).open("rb"), read_across_frames=True)
-        return io.BufferedReader(reader, 1 << 20)  # type: ignore[type-var]
+        return io.BufferedReader(_ZstdFrames(name), ZSTD_READ_BYTES)
     return Path(name).open("rb")
+
+
+class _ZstdFrames(io.RawIOBase):
+    """The frames of a .zst file as one stream. Unlike the library's own reader it notices a file that was cut off."""
+
+    def __init__(self, name: str) -> None:
+        self.file = io.FileIO(name)
+        self.frame: Any = None  # the decompressor of the frame that is open
+        self.unread = b""
+        self.text = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self.text:
+            data = self.unread or self.file.read(ZSTD_READ_BYTES)
+            if not data:
+                if self.frame is not None:
+                    raise EOFError("the file ends inside a zstd frame")
+                return 0
+            self.frame = self.frame or zstandard.ZstdDecompressor().decompressobj()
+            self.text = memoryview(self.frame.decompress(data))
+            self.unread = self.frame.unused_data if self.frame.eof else b""
+            self.frame = None if self.frame.eof else self.frame
+        count = min(len(buffer), len(self.text))
+        buffer[:count], self.text = self.text[:count], self.text[count:]
+        return count
+
+    def close(self) -> None:
+        self.file.close()
+        super().close()
 
 
 def _split_at_blank_lines(text: str) -> list[str]:

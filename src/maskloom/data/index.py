@@ -182,7 +182,8 @@ def index_shard(path: Path, block_bytes: int, text_key: str, split: ShardSplit, 
     if path.stat().st_size == 0:
         raise UserError(f"shard {path} is empty")
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        if data[:2] == b"\x1f\x8b" or data[:4] == b"\x28\xb5\x2f\xfd" or data[:3] == b"BZh":
+        bzip2 = data[:3] == b"BZh" and data[4:10] == b"1AY&SY"  # "BZh" alone can begin a member's name
+        if data[:2] == b"\x1f\x8b" or data[:4] == b"\x28\xb5\x2f\xfd" or bzip2:
             raise UserError(
                 f"shard {path} is compressed, so that no part of it can be read alone: decompress it first "
                 "(gunzip, unzstd, bunzip2)"
@@ -197,7 +198,7 @@ def index_shard(path: Path, block_bytes: int, text_key: str, split: ShardSplit, 
                 text_bytes += len(text.encode())
             blocks.append((start, end - start, counts[0], counts[1], zlib.crc32(chunk)))
         digest = hashlib.sha256(data).hexdigest()
-        return IndexedShard(Shard(str(path), len(data), digest, split), blocks, text_bytes)
+        return IndexedShard(Shard(str(path.absolute()), len(data), digest, split), blocks, text_bytes)
 
 
 def index_tars(
@@ -252,6 +253,7 @@ def write_index(
             f"one sample with a .txt, .jsonl or .json member"
         )
     (folder / "index").mkdir(parents=True, exist_ok=True)
+    (folder / "index.json").unlink(missing_ok=True)  # an older header must not describe the columns that follow
     shards = [asdict(entry.shard) | {"url": _relative(entry.shard.url, folder)} for entry in indexed]
     identity: list[Any] = [VERSION, text_key, threshold, [[shard["sha256"], shard["split"]] for shard in shards]]
     for name, column in columns.items():
@@ -302,6 +304,11 @@ def _block_ranges(path: Path, data: mmap.mmap, block_bytes: int) -> Iterator[tup
         raise UserError(
             f"shard {path} is damaged or cut off after byte {end}: no end-of-archive mark stands there. Write it again"
         )
+    if data[end:].strip(b"\0"):
+        raise UserError(
+            f"shard {path} goes on after its end-of-archive mark at byte {end}: readers of tars leave the rest out. "
+            "It is damaged, or several tars were joined: write it again, or give each as a file of its own"
+        )
     if end > start:
         yield start, end
 
@@ -309,4 +316,5 @@ def _block_ranges(path: Path, data: mmap.mmap, block_bytes: int) -> Iterator[tup
 def _relative(url: str, folder: Path) -> str:
     path = local_path(url).resolve()
     base = folder.resolve()
-    return os.path.relpath(path, base) if path.is_relative_to(base) else str(path)
+    relative = os.path.relpath(path, base) if path.is_relative_to(base) else str(path)
+    return f"./{relative}" if ":" in relative.split("/")[0] else relative  # "10:00.tar" would read as a URL

@@ -42,10 +42,18 @@ def document_from_json(line: bytes | str, text_key: str, where: str) -> str:
         value = json.loads(line)
     except UnicodeDecodeError as error:
         raise UserError(f"{where}: not valid UTF-8 at byte {error.start} ({error.reason})") from None
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError: also a number of more digits than Python reads
         raise UserError(f"{where}: not valid JSON: {error}") from None
     if isinstance(value, dict) and isinstance(value.get(text_key), str):
-        return str(value[text_key])
+        text = str(value[text_key])
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:  # JSON can write half of a surrogate pair, which no UTF-8 text can hold
+            raise UserError(
+                f"{where}: '{text_key}' holds the lone surrogate \\u{ord(text[error.start]):04x} at character "
+                f"{error.start}, which is no text: replace it"
+            ) from None
+        return text
     if not isinstance(value, dict):
         raise UserError(f"{where}: a JSON object is needed, not {type(value).__name__}")
     if text_key in value:

@@ -143,14 +143,19 @@ def split_document(text: str, longest_bytes: int) -> list[str]:
     """Cut a document of more than `longest_bytes` of UTF-8 at paragraphs, lines or spaces; no text is lost but the
     white space at the cuts."""
     parts: list[str] = []
-    while len(text.encode()) > longest_bytes:
-        window = text.encode()[:longest_bytes].decode("utf-8", "ignore")
+    start = 0
+    while True:
+        # No character is shorter than a byte. The whole rest is never encoded: that would be quadratic.
+        window = text[start : start + longest_bytes].encode()[:longest_bytes].decode("utf-8", "ignore")
+        if start + len(window) == len(text):
+            return [part for part in [*parts, window] if part]
         cut = next(
             (place for mark in ("\n\n", "\n", " ") if (place := window.rfind(mark)) > len(window) // 2), len(window)
         )
-        parts.append(text[:cut].strip())
-        text = text[cut:].lstrip()
-    return [part for part in [*parts, text] if part]
+        parts.append(window[:cut].strip())
+        start += cut
+        while start < len(text) and text[start].isspace():
+            start += 1
 
 
 def _spill_source(source: Source, options: Options, buckets: dict[str, int], spill: Path) -> Counts:
