@@ -137,11 +137,19 @@ def _warm_start(source: str, tokenizer: Tokenizer, dropouts: dict[str, float]) -
             source,
             config=config,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are in the report, and refused below
             dtype=torch.float32,
             use_safetensors=_has_safetensors(source),
         )
-    except OSError as error:
+    except UserError:
+        raise
+    except Exception as error:  # the libraries raise many kinds for a damaged file
         raise UserError(f"model.init {source} cannot be loaded: {error}") from None
+    misfits = [f"{name} {list(given)} instead of {list(due)}" for name, given, due in report["mismatched_keys"]]
+    if misfits:
+        raise UserError(f"model.init {source}: weights do not fit its config.json: {', '.join(sorted(misfits))}")
+    if lacking := _summary(key for key in report["missing_keys"] if not key.startswith("cls.")):
+        raise UserError(f"model.init {source} is no whole encoder: it lacks {lacking}")
     ignored, fresh = (_summary(report[key]) for key in ("unexpected_keys", "missing_keys"))
     return model, (
         f"model: {count_parameters(model):,} parameters from {source}; "
