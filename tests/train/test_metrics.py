@@ -1,0 +1,89 @@
+"""metrics.jsonl and TensorBoard: every step once, whatever a kill left behind."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from maskloom.distributed import World
+from maskloom.train.metrics import Metrics, read_metrics
+
+VALUES = {"loss": 3.5, "lr": 1e-3, "grad_norm": 0.7, "accuracy": 0.25}
+EVALUATION = {"evaluation_loss": 2.0, "evaluation_perplexity": math.exp(2.0), "evaluation_accuracy": 0.5}
+
+
+def log(run: Path, first: int, last: int, tokens_a_step: int = 100, world: World | None = None) -> None:
+    """Log the steps from `first` on to before `last`, as a run that stood before `first`."""
+    metrics = Metrics(run, first - 1, 10, (first - 1) * tokens_a_step, world or World())
+    for step in range(first, last):
+        metrics.waited(0.0, 4)
+        metrics.log_step(step, step * tokens_a_step, VALUES)
+    metrics.close()
+
+
+def test_a_line_holds_what_is_known_of_a_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log(tmp_path, 1, 3)
+    lines = read_metrics(tmp_path)
+    assert [line["step"] for line in lines] == [1, 2]
+    for line in lines:
+        assert line.items() >= VALUES.items()
+        assert line["tokens_seen"] == 100 * line["step"]
+        # Both rates are over the same seconds: 100 tokens and 4 rows a step.
+        assert line["tokens_per_s"] > 0
+        assert line["tokens_per_s"] / line["sequences_per_s"] == pytest.approx(100 / 4)
+        assert line["tokens_per_s"] * line["step_time_s"] == pytest.approx(100)
+    assert "step 1/10 | loss 3.5000 | accuracy 25.0% | lr 1.00e-03 | grad norm 0.70 |" in capsys.readouterr().out
+
+
+def test_rates_cover_the_steps_since_the_line_before(tmp_path: Path) -> None:
+    metrics = Metrics(tmp_path, 0, 10, 0, World())
+    for _ in range(5):
+        metrics.waited(0.0, 4)
+    metrics.log_step(5, 500, VALUES)
+    metrics.close()
+    (line,) = read_metrics(tmp_path)
+    assert line["tokens_per_s"] * line["step_time_s"] == pytest.approx(100)
+    assert line["tokens_per_s"] / line["sequences_per_s"] == pytest.approx(500 / 20)
+
+
+def test_lines_beyond_the_resume_are_dropped(tmp_path: Path) -> None:
+    log(tmp_path, 1, 8)
+    log(tmp_path, 5, 9)
+    assert [line["step"] for line in read_metrics(tmp_path)] == list(range(1, 9))
+    board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [event.step for event in board.Scalars("train/loss")] == list(range(1, 9))
+
+
+def test_a_line_that_a_kill_cut_off_is_left_out(tmp_path: Path) -> None:
+    log(tmp_path, 1, 4)
+    file = tmp_path / "metrics.jsonl"
+    whole = file.read_text()
+    for cut in range(1, len(whole.splitlines()[-1]) + 1):
+        file.write_text(whole[: -1 - cut])
+        assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2], f"{cut} characters cut off"
+    log(tmp_path, 3, 5)
+    assert [json.loads(line)["step"] for line in file.read_text().splitlines()] == [1, 2, 3, 4]
+
+
+def test_evaluation_lines_stand_beside_the_steps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    metrics = Metrics(tmp_path, 0, 10, 0, World())
+    metrics.log_evaluation(2, EVALUATION)
+    metrics.close()
+    assert read_metrics(tmp_path) == [{"step": 2, **EVALUATION}]
+    assert "step 2 | held-out loss 2.0000 | perplexity 7.4 | accuracy 50.0%" in capsys.readouterr().out
+    board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert {"evaluation/loss", "evaluation/perplexity", "evaluation/accuracy"} <= set(board.Tags()["scalars"])
+
+
+def test_only_the_first_rank_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log(tmp_path, 1, 3, world=World(1, 2))
+    assert not list(tmp_path.iterdir())
+    assert capsys.readouterr().out == ""
+
+
+def test_a_run_without_metrics_has_no_lines(tmp_path: Path) -> None:
+    assert read_metrics(tmp_path) == []

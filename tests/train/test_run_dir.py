@@ -1,0 +1,197 @@
+"""The run's folder: what a resumed run may change, and that one process at a time holds it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from maskloom.config import RunConfig, load_config, parse_config
+from maskloom.distributed import World
+from maskloom.errors import UserError
+from maskloom.train.run_dir import PACKAGES, RunDir, reconcile, write_atomically
+
+
+@pytest.fixture
+def config(run_config: dict) -> RunConfig:
+    return parse_config(run_config, "run.yaml")
+
+
+@pytest.fixture
+def started(config: RunConfig) -> RunConfig:
+    """A run that was opened and closed again."""
+    RunDir(config, World())._lock.close()
+    return config
+
+
+Change = Callable[..., RunConfig]
+
+
+@pytest.fixture
+def changed(run_config: dict) -> Change:
+    """The configuration with some dotted keys set otherwise."""
+
+    def change(**settings: object) -> RunConfig:
+        tree = json.loads(json.dumps(run_config))
+        for key, value in settings.items():
+            node, *parents = tree, *key.split("__")
+            for name in parents[:-1]:
+                node = node[int(name)] if isinstance(node, list) else node.setdefault(name, {})
+            node[parents[-1]] = value
+        return parse_config(tree, "run.yaml")
+
+    return change
+
+
+class TestReconcile:
+    def test_a_new_folder_takes_the_configuration_as_it_is(self, config: RunConfig) -> None:
+        assert reconcile(config) is config
+        Path(config.run_dir).mkdir()
+        assert reconcile(config) is config
+
+    def test_the_same_configuration_goes_on(self, started: RunConfig) -> None:
+        assert reconcile(started) == started
+
+    def test_every_refused_difference_is_listed(self, started: RunConfig, changed: Change) -> None:
+        refused = {
+            "seed": 4,
+            "masking__rate": 0.3,
+            "model__hidden_size": 64,
+            "optimizer__lr": 2e-3,
+            "phases__0__seq_len": 64,
+            "phases__0__global_batch_rows": 24,
+            "data__lanes": 3,
+        }
+        with pytest.raises(UserError) as error:
+            reconcile(changed(**refused, data__workers=2))
+        listed = [line.split(":")[0].strip() for line in str(error.value).splitlines() if line.startswith("  ")]
+        assert listed == sorted(key.replace("__", ".") for key in refused)
+        assert "  optimizer.lr: 0.001 in the run, 0.002 now" in str(error.value)
+
+    @pytest.mark.parametrize(
+        "setting",
+        [
+            {"data__workers": 3},
+            {"data__prefetch_steps": 9},
+            {"data__train": "/moved/shards"},
+            {"tokenizer": "/moved/tokenizer"},
+            {"phases__0__micro_batch_rows": 2},
+            {"logging__every_steps": 5},
+            {"checkpoint__every_steps": 7},
+            {"checkpoint__keep_last": 5},
+            {"evaluation__every_steps": 2},
+            {"engine__zero_stage": 2},
+            {"phases__0__steps": 13},
+        ],
+        ids=lambda setting: next(iter(setting)),
+    )
+    def test_what_changes_no_row_may_change(
+        self, setting: dict[str, object], started: RunConfig, changed: Change
+    ) -> None:
+        wanted = changed(**setting)
+        assert wanted != started
+        assert reconcile(wanted) == wanted
+
+    def test_more_phases_may_follow(self, run_config: dict, started: RunConfig) -> None:
+        run_config["phases"].append({"steps": 4, "seq_len": 64, "global_batch_rows": 6})
+        wanted = parse_config(run_config, "run.yaml")
+        assert reconcile(wanted) == wanted
+
+    def test_fewer_steps_are_refused(self, started: RunConfig, changed: Change) -> None:
+        with pytest.raises(UserError, match=r"phases\.0\.steps: 12 in the run, 11 now"):
+            reconcile(changed(phases__0__steps=11))
+
+    def test_an_earlier_phase_keeps_its_steps(self, run_config: dict) -> None:
+        run_config["phases"].append({"steps": 4, "seq_len": 64, "global_batch_rows": 6})
+        RunDir(parse_config(run_config, "run.yaml"), World())._lock.close()
+        run_config["phases"][0]["steps"] += 1
+        with pytest.raises(UserError, match=r"phases\.0\.steps"):
+            reconcile(parse_config(run_config, "run.yaml"))
+        run_config["phases"][0]["steps"] -= 1
+        run_config["phases"].pop()
+        with pytest.raises(UserError, match=r"phases\.1"):
+            reconcile(parse_config(run_config, "run.yaml"))
+
+    def test_what_was_derived_is_kept(self, started: RunConfig, changed: Change) -> None:
+        assert started.data.lanes == 6
+        assert reconcile(changed(data__lanes=None)).data.lanes == 6
+
+    def test_a_folder_that_is_no_run_is_refused(self, config: RunConfig) -> None:
+        folder = Path(config.run_dir)
+        folder.mkdir()
+        (folder / "thesis.txt").write_text("years of work")
+        with pytest.raises(UserError, match="not empty and holds no run"):
+            reconcile(config)
+        assert (folder / "thesis.txt").read_text() == "years of work"
+
+    def test_a_file_is_refused(self, config: RunConfig) -> None:
+        Path(config.run_dir).write_text("")
+        with pytest.raises(UserError, match="is a file"):
+            reconcile(config)
+
+
+class TestRunDir:
+    def test_the_configuration_is_written_whole(self, started: RunConfig) -> None:
+        assert load_config(Path(started.run_dir) / "config.yaml") == started
+
+    def test_a_second_writer_is_refused(self, config: RunConfig) -> None:
+        held = RunDir(config, World())
+        with pytest.raises(UserError, match=r"is in use by process \d+ on "):
+            RunDir(config, World())
+        assert held._lock is not None
+        held._lock.close()
+        RunDir(config, World())._lock.close()
+
+    def test_the_lock_goes_with_its_process(self, config: RunConfig, write_config: Callable[[dict], Path]) -> None:
+        path = write_config(config.model_dump(mode="json"))
+        code = (
+            "import os, sys; from maskloom.config import load_config; from maskloom.distributed import World; "
+            "from maskloom.train.run_dir import RunDir; run = RunDir(load_config(sys.argv[1]), World()); os._exit(9)"
+        )
+        assert subprocess.run([sys.executable, "-c", code, str(path)], check=False).returncode == 9
+        RunDir(config, World())._lock.close()
+
+    def test_other_ranks_write_nothing(self, config: RunConfig) -> None:
+        run = RunDir(config, World(1, 2))
+        run.record_environment(World(1, 2), 1)
+        run.record_status("running", 3)
+        assert not Path(config.run_dir).exists()
+
+    def test_the_environment_is_that_of_the_beginning(self, config: RunConfig) -> None:
+        run = RunDir(config, World())
+        run.record_environment(World(size=2), 3)
+        first = json.loads((run.folder / "environment.json").read_text())
+        assert (first["threads"], first["world_size"]) == (3, 2)
+        assert first["packages"].keys() == set(PACKAGES)
+        run.record_environment(World(), 7)
+        assert json.loads((run.folder / "environment.json").read_text()) == first
+        assert run.threads(World(), 16) == 3
+
+    @pytest.mark.parametrize(("given", "expected"), [("5", 5), ("", 4), ("0", 4), ("many", 4)])
+    def test_threads_are_the_share_of_the_cores_or_what_is_asked_for(
+        self, given: str, expected: int, config: RunConfig, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("OMP_NUM_THREADS", given)
+        assert RunDir(config, World(size=2, local_size=2)).threads(World(size=2, local_size=2), 8) == expected
+
+    def test_more_ranks_than_cores_have_a_thread_each(self, config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+        assert RunDir(config, World()).threads(World(size=8, local_size=8), 2) == 1
+
+    def test_the_status_is_the_newest(self, config: RunConfig) -> None:
+        run = RunDir(config, World())
+        run.record_status("running", 3, total_steps=12)
+        run.record_status("failed", 4, total_steps=12, reason="power")
+        status = json.loads((run.folder / "status.json").read_text())
+        assert status == {"state": "failed", "step": 4, "total_steps": 12, "reason": "power"}
+
+
+def test_an_atomic_write_replaces_and_leaves_nothing_beside(tmp_path: Path) -> None:
+    for text in ("old", "new ü"):
+        write_atomically(tmp_path / "file", text)
+    assert (tmp_path / "file").read_text(encoding="utf-8") == "new ü"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
