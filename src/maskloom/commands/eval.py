@@ -39,6 +39,11 @@ def run(options: argparse.Namespace) -> int:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = loaded.model.to(device)
     figures = evaluate(model, index, loaded.tokenizer, loaded.config.evaluation, device, World())
+    if not figures:
+        raise UserError(
+            f"no token of the held-out documents of {loaded.config.data.train} is predicted: they are too short, or "
+            f"evaluation.mask_rate {loaded.config.evaluation.mask_rate} is too low"
+        )
     losses = [line["loss"] for line in read_metrics(options.run) if "loss" in line and line["step"] <= loaded.step]
     figures |= {"step": loaded.step, "unigram_entropy": unigram_entropy(index, loaded.tokenizer)}
     if losses:

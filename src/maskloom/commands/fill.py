@@ -18,6 +18,7 @@ from transformers.utils import logging
 
 from maskloom.commands.arguments import positive
 from maskloom.errors import UserError
+from maskloom.model.bert import load_checkpoint
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -67,10 +68,17 @@ def _load(source: Path) -> tuple[BertForMaskedLM, Any]:
         raise UserError(
             f"{source} is neither a run directory nor a Hugging Face checkpoint: no config.yaml or config.json"
         )
+    model, missing, _ = load_checkpoint(BertForMaskedLM, str(source), str(source))
+    if missing:
+        raise UserError(
+            f"{source} is no trained BertForMaskedLM: it lacks {len(missing)} weights, such as {min(missing)}"
+        )
+    if not any((source / name).exists() for name in ("tokenizer.json", "vocab.txt")):
+        raise UserError(f"{source} has no tokenizer: put the model's tokenizer.json or vocab.txt there")
     try:
-        return BertForMaskedLM.from_pretrained(source).eval(), AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{source} cannot be loaded: {error}") from None
+        return model.eval(), AutoTokenizer.from_pretrained(source)
+    except Exception as error:  # the library raises many kinds for a damaged file
+        raise UserError(f"the tokenizer in {source} cannot be loaded: {error}") from None
 
 
 def _filled(ids: list[int], best: dict[int, int], tokenizer: Any) -> str:

@@ -120,40 +120,59 @@ def count_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def _warm_start(source: str, tokenizer: Tokenizer, dropouts: dict[str, float]) -> tuple[MaskedLM, str]:
+def load_checkpoint(
+    kind: type[BertForMaskedLM], source: str, name: str, **settings: Any
+) -> tuple[Any, set[str], set[str]]:
+    """A Hugging Face checkpoint as a model of `kind` in fp32.
+
+    Args:
+        source: folder, or name on the Hub.
+        name: what messages call it.
+        settings: replace those of its configuration.
+
+    Returns:
+        the model, the names of the weights that it lacks (newly initialised), and of those that `kind` has no place for.
+
+    Raises:
+        UserError: it is no BERT model, is damaged, or its weights do not fit its configuration.
+    """
     logging.disable_progress_bar()
-    logging.set_verbosity_error()  # one line of ours says what its report says
+    logging.set_verbosity_error()  # lines of ours say what its report says
     try:
         config = BertConfig.from_pretrained(source)
-        if config.model_type != "bert":
-            raise UserError(f"model.init {source} is a '{config.model_type}' model: only 'bert' can be trained")
-        if config.vocab_size != tokenizer.vocab_size:
-            raise UserError(
-                f"model.init {source} has a vocabulary of {config.vocab_size}, the tokenizer {tokenizer.source} one of "
-                f"{tokenizer.vocab_size}: use the checkpoint's own tokenizer"
+        config.update(settings)
+        if config.model_type == "bert":
+            model, report = kind.from_pretrained(
+                source,
+                config=config,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are in the report, and refused below
+                dtype=torch.float32,
+                use_safetensors=_has_safetensors(source),
             )
-        config.update(dropouts)
-        model, report = MaskedLM.from_pretrained(
-            source,
-            config=config,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are in the report, and refused below
-            dtype=torch.float32,
-            use_safetensors=_has_safetensors(source),
-        )
-    except UserError:
-        raise
     except Exception as error:  # the libraries raise many kinds for a damaged file
-        raise UserError(f"model.init {source} cannot be loaded: {error}") from None
-    misfits = [f"{name} {list(given)} instead of {list(due)}" for name, given, due in report["mismatched_keys"]]
+        raise UserError(f"{name} cannot be loaded: {error}") from None
+    if config.model_type != "bert":
+        raise UserError(f"{name} is a '{config.model_type}' model: only 'bert' is supported")
+    misfits = [f"{weight} {list(given)} instead of {list(due)}" for weight, given, due in report["mismatched_keys"]]
     if misfits:
-        raise UserError(f"model.init {source}: weights do not fit its config.json: {', '.join(sorted(misfits))}")
-    if lacking := _summary(key for key in report["missing_keys"] if not key.startswith("cls.")):
-        raise UserError(f"model.init {source} is no whole encoder: it lacks {lacking}")
-    ignored, fresh = (_summary(report[key]) for key in ("unexpected_keys", "missing_keys"))
+        raise UserError(f"{name}: weights do not fit its config.json: {', '.join(sorted(misfits))}")
+    return model, set(report["missing_keys"]), set(report["unexpected_keys"])
+
+
+def _warm_start(source: str, tokenizer: Tokenizer, dropouts: dict[str, float]) -> tuple[MaskedLM, str]:
+    name = f"model.init {source}"
+    model, missing, unexpected = load_checkpoint(MaskedLM, source, name, **dropouts)
+    if model.config.vocab_size != tokenizer.vocab_size:
+        raise UserError(
+            f"{name} has a vocabulary of {model.config.vocab_size}, the tokenizer {tokenizer.source} one of "
+            f"{tokenizer.vocab_size}: use the checkpoint's own tokenizer"
+        )
+    if lacking := {weight for weight in missing if not weight.startswith("cls.")}:
+        raise UserError(f"{name} is no whole encoder: it lacks {_summary(lacking)}")
     return model, (
         f"model: {count_parameters(model):,} parameters from {source}; "
-        f"ignored: {ignored or 'nothing'}; newly initialised: {fresh or 'nothing'}"
+        f"ignored: {_summary(unexpected) or 'nothing'}; newly initialised: {_summary(missing) or 'nothing'}"
     )
 
 

@@ -22,7 +22,7 @@ from maskloom.data.stream import DataPlan
 from maskloom.distributed import World, barrier, gather_objects
 from maskloom.errors import UserError
 from maskloom.progress import say
-from maskloom.train.engine import convert_to_universal, safe_loading
+from maskloom.train.engine import convert_to_universal, load_engine
 from maskloom.train.run_dir import write_atomically
 
 CHUNK_BYTES = 1 << 22
@@ -141,10 +141,7 @@ def load(engine: Any, folder: Path, state: State, world: World) -> None:
             shutil.rmtree(folder.parent / tag, ignore_errors=True)
             convert_to_universal(folder, folder.parent / tag)
         barrier()
-    with safe_loading():
-        loaded, _ = engine.load_checkpoint(str(folder.parent), tag=tag)
-    if loaded is None:
-        raise UserError(f"DeepSpeed could not load {folder}")
+    load_engine(engine, folder.parent, tag)
     barrier()
     if tag != folder.name and world.is_first:
         shutil.rmtree(folder.parent / tag, ignore_errors=True)

@@ -150,8 +150,10 @@ def apply_gradients(engine: Any, lr: float) -> float:
         group["lr"] = lr
     norm: Any = None
     if engine.zero_optimization_stage() == 0:
-        # Stage 0 in fp32 clips without keeping the norm.
-        norm = torch.nn.utils.get_total_norm(p.grad for p in engine.module.parameters() if p.grad is not None)
+        # Stage 0 in fp32 clips without keeping the norm. Not get_total_norm: on a CPU it adds squares up in fp32 one after
+        # the other, and is off by 1e-4 for an embedding.
+        gradients = (parameter.grad for parameter in engine.module.parameters())
+        norm = torch.stack([torch.linalg.vector_norm(part.float()) for part in gradients if part is not None]).norm()
     engine.step()
     kept = engine.get_global_grad_norm()
     return float(kept if kept is not None else norm)
@@ -183,11 +185,28 @@ def safe_loading() -> Iterator[None]:
         yield
 
 
+def load_engine(engine: Any, folder: Path, tag: str) -> None:
+    """Load model and optimizer from checkpoint `tag` in `folder`. Raises UserError where DeepSpeed finds nothing there."""
+    decays = [group["weight_decay"] for group in engine.optimizer.param_groups]
+    with safe_loading():
+        loaded, _ = engine.load_checkpoint(str(folder), tag=tag)
+    if loaded is None:
+        raise UserError(f"DeepSpeed could not load {folder / tag}")
+    # Its universal loader for stage 3 gives every group the first one's hyperparameters, and all states one tensor as
+    # their step counter, which then counts several times a step.
+    for group, decay in zip(engine.optimizer.param_groups, decays, strict=True):
+        group["weight_decay"] = decay
+    inner = getattr(engine.optimizer, "optimizer", engine.optimizer)
+    for state in inner.state.values():
+        if torch.is_tensor(state.get("step")):
+            state["step"] = state["step"].clone()
+
+
 def full_precision_weights(folder: Path) -> dict[str, torch.Tensor]:
     """The weights of a checkpoint of any ZeRO stage, in fp32, on the CPU."""
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
-    with safe_loading(), contextlib.redirect_stdout(io.StringIO()):
+    with safe_loading(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         if any(folder.glob("*zero_pp_rank_*optim_states.pt")):
             weights = get_fp32_state_dict_from_zero_checkpoint(str(folder.parent), folder.name)
         else:
