@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+import hashlib
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from maskloom.data.packing import ADDED, PackedRows, best_fit_decreasing, pack, pack_after
+
+IDS: Any = SimpleNamespace(pad_id=0, cls_id=1, sep_id=2)  # all that packing asks of a tokenizer
+FIRST = 10  # text tokens count from here, each one once, so that a lost or repeated one shows
+
+lengths_of_documents = st.lists(st.integers(0, 150), max_size=12)
+keys = st.integers(0, 2**64 - 1)
+
+
+def documents_of(lengths: list[int]) -> list[np.ndarray]:
+    ends = np.cumsum([FIRST, *lengths])
+    return [np.arange(start, end, dtype=np.int32) for start, end in zip(ends[:-1], ends[1:], strict=True)]
+
+
+def text_of(rows: np.ndarray) -> list[int]:
+    return sorted(rows[rows >= FIRST].tolist())
+
+
+def expected_text(lengths: list[int]) -> list[int]:
+    return list(range(FIRST, FIRST + sum(lengths)))
+
+
+@settings(max_examples=60, deadline=None)
+@given(lengths_of_documents, st.integers(8, 70), keys)
+def test_every_token_stands_in_one_row_once(lengths: list[int], seq_len: int, key: int) -> None:
+    packed = pack(documents_of(lengths), seq_len, key, IDS)
+    assert packed.tokens.shape == packed.starts.shape == (len(packed.lengths), seq_len)
+    assert packed.tokens.dtype == np.int32
+    assert text_of(packed.tokens) == expected_text(lengths)
+
+
+@settings(max_examples=60, deadline=None)
+@given(lengths_of_documents, st.integers(8, 70), keys)
+def test_rows_are_pieces_between_cls_and_sep_then_padding(lengths: list[int], seq_len: int, key: int) -> None:
+    documents = documents_of(lengths)
+    owner = {int(token): number for number, document in enumerate(documents) for token in document}
+    packed = pack(documents, seq_len, key, IDS)
+    for row, starts, pieces in zip(packed.tokens, packed.starts, packed.lengths, strict=True):
+        used = sum(pieces)
+        expected_starts = [*np.cumsum([0, *pieces[:-1]]), *([used] if used < seq_len else [])]
+        assert np.flatnonzero(starts).tolist() == expected_starts
+        assert (row[used:] == IDS.pad_id).all()
+        for start, length in zip(expected_starts, pieces, strict=False):
+            piece = row[start : start + length]
+            assert (piece[0], piece[-1]) == (IDS.cls_id, IDS.sep_id)
+            text = piece[1:-1]
+            assert len(text) >= 1
+            assert (np.diff(text) == 1).all()  # consecutive tokens,
+            assert len({owner[int(token)] for token in text}) == 1  # all of one document
+
+
+@settings(max_examples=30, deadline=None)
+@given(lengths_of_documents, st.integers(8, 70), keys)
+def test_only_a_documents_last_piece_is_short(lengths: list[int], seq_len: int, key: int) -> None:
+    packed = pack(documents_of(lengths), seq_len, key, IDS)
+    pieces = sum(len(row) for row in packed.lengths)
+    assert pieces == sum(-(-length // (seq_len - ADDED)) for length in lengths)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    lengths_of_documents,
+    st.lists(st.tuples(st.sampled_from([8, 16, 33, 64]), st.integers(0, 12)), max_size=4),
+    st.sampled_from([8, 40, 128]),
+    keys,
+)
+def test_no_change_of_the_sequence_length_loses_or_repeats_a_token(
+    lengths: list[int], phases: list[tuple[int, int]], last: int, key: int
+) -> None:
+    documents = documents_of(lengths)
+    seen: list[np.ndarray] = []
+    reads: list[tuple[int, int]] = []
+    for seq_len, asked in phases:
+        rows = pack_after(documents, [*reads, (seq_len, 0)], key, IDS).tokens
+        taken = min(asked, len(rows))
+        seen.append(rows[:taken].reshape(-1))
+        reads.append((seq_len, taken))
+    seen.append(pack_after(documents, [*reads, (last, 0)], key, IDS).tokens.reshape(-1))
+    assert text_of(np.concatenate(seen)) == expected_text(lengths)
+
+
+@settings(max_examples=20, deadline=None)
+@given(lengths_of_documents, keys, st.integers(0, 5))
+def test_the_rows_taken_at_the_last_length_change_nothing(lengths: list[int], key: int, taken: int) -> None:
+    documents = documents_of(lengths)
+    one, other = (pack_after(documents, [(16, 1), (32, count)], key, IDS) for count in (0, taken))
+    assert np.array_equal(one.tokens, other.tokens)
+
+
+@settings(max_examples=30, deadline=None)
+@given(lengths_of_documents, st.integers(8, 40), keys)
+def test_the_pieces_of_the_rest_are_the_rest(lengths: list[int], seq_len: int, key: int) -> None:
+    packed = pack(documents_of(lengths), seq_len, key, IDS)
+    for row in range(len(packed.tokens) + 1):
+        pieces = packed.pieces_from(row)
+        assert sorted(token for piece in pieces for token in piece.tolist()) == text_of(packed.tokens[row:])
+
+
+def test_the_key_decides_the_order_of_rows() -> None:
+    documents = documents_of([30] * 30)
+    first, again, other = (pack(documents, 32, key, IDS).tokens for key in (1, 1, 2))
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
+    assert text_of(first) == text_of(other)
+
+
+def test_documents_without_a_token_give_no_row() -> None:
+    packed = pack(documents_of([0, 0]), 16, 1, IDS)
+    assert packed.tokens.shape == (0, 16)
+    assert packed.pieces_from(0) == []
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(3, 200).flatmap(lambda room: st.tuples(st.just(room), st.lists(st.integers(1, room), max_size=80))))
+def test_bins_hold_every_item_once_and_at_most_one_is_half_empty(case: tuple[int, list[int]]) -> None:
+    capacity, lengths = case
+    bins = best_fit_decreasing(lengths, capacity)
+    assert sorted(item for members in bins for item in members) == list(range(len(lengths)))
+    fills = [sum(lengths[item] for item in members) for members in bins]
+    assert all(0 < fill <= capacity for fill in fills)
+    # An item that opens a bin fitted no other one: two half empty bins would have been one.
+    assert sum(2 * fill <= capacity for fill in fills) <= 1
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(3, 60).flatmap(lambda room: st.tuples(st.just(room), st.lists(st.integers(1, room), max_size=60))))
+def test_each_item_goes_where_it_leaves_the_least_room(case: tuple[int, list[int]]) -> None:
+    """The bit tricks find what looking at every bin finds."""
+    capacity, lengths = case
+    rooms: list[int] = []
+    for length in sorted(lengths, reverse=True):
+        fitting = [room for room in rooms if room >= length]
+        if fitting:
+            rooms[rooms.index(min(fitting))] -= length
+        else:
+            rooms.append(capacity - length)
+    bins = best_fit_decreasing(lengths, capacity)
+    assert sorted(capacity - sum(lengths[item] for item in members) for members in bins) == sorted(rooms)
+
+
+def test_packing_is_the_one_of_this_data_version() -> None:
+    """Where this fails on purpose, raise DATA_VERSION: old runs must not resume with other rows."""
+    documents = documents_of([(number * 37) % 101 for number in range(50)])
+    digest = hashlib.sha256()
+
+    def update(packed: PackedRows) -> None:
+        digest.update(packed.tokens.astype("<i4").tobytes() + packed.starts.tobytes())
+
+    update(pack(documents, 32, 11, IDS))
+    update(pack_after(documents, [(16, 20), (64, 3), (32, 0)], 11, IDS))
+    assert digest.hexdigest() == "GOLDEN"

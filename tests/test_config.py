@@ -1,0 +1,261 @@
+from __future__ import annotations
+
+import copy
+import math
+from pathlib import Path
+from typing import Any
+
+import pydantic
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from maskloom.config import RunConfig, Section, _apply, differences, dump_config, load_config, parse_config
+from maskloom.errors import UserError
+
+
+def tree_with(**more: Any) -> dict[str, Any]:
+    """The least that a configuration says, and `more`."""
+    return {"run_dir": "run", "tokenizer": "tok", "data": {"train": "corpus"}, "phases": [{"steps": 5}]} | more
+
+
+def leaves(node: Any, prefix: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    """The path of every key whose value is no section."""
+    if isinstance(node, dict) and prefix != ("deepspeed",):
+        return [path for key, value in node.items() for path in leaves(value, (*prefix, key))]
+    if isinstance(node, list):
+        return [path for place, value in enumerate(node) for path in leaves(value, (*prefix, str(place)))]
+    return [prefix]
+
+
+FULL = parse_config(tree_with(), "here").model_dump(mode="json")
+
+
+@st.composite
+def configurations(draw: st.DrawFn) -> RunConfig:
+    lanes = draw(st.integers(1, 8))
+    phases = draw(
+        st.lists(
+            st.fixed_dictionaries(
+                {
+                    "steps": st.integers(1, 1000),
+                    "seq_len": st.integers(8, 512),
+                    "global_batch_rows": st.integers(1, 9).map(lambda rows: rows * lanes),
+                }
+            ),
+            min_size=1,
+            max_size=3,
+        )
+    )
+    return parse_config(
+        tree_with(
+            seed=draw(st.integers(0, 2**63)),
+            phases=phases,
+            data={"train": draw(st.text("abc/ é'#:", min_size=1)), "lanes": draw(st.sampled_from([None, lanes]))},
+            masking={"rate": draw(st.floats(0, 1)), "mask_share": draw(st.floats(0, 0.5))},
+            model=draw(st.sampled_from([{}, {"hidden_size": 48, "num_attention_heads": 4}, {"init": "some/bert"}])),
+            deepspeed=draw(st.dictionaries(st.text("abc", min_size=1), st.integers() | st.booleans(), max_size=2)),
+        ),
+        "here",
+    )
+
+
+@settings(max_examples=40, deadline=None)
+@given(configurations())
+def test_a_dumped_configuration_reads_back_equal(config: RunConfig) -> None:
+    assert parse_config(yaml.safe_load(dump_config(config)), "dump") == config
+
+
+def test_precedence_is_default_then_file_then_override(write_config: Any) -> None:
+    path = write_config(tree_with(seed=4, logging={"every_steps": 7}))
+    config = load_config(path, ["seed=5", "checkpoint.every_steps=9"])
+    assert (config.seed, config.logging.every_steps, config.checkpoint.every_steps) == (5, 7, 9)
+    assert config.optimizer == RunConfig.model_fields["optimizer"].default
+
+
+def test_nothing_can_be_changed_after_reading() -> None:
+    config = parse_config(tree_with(), "here")
+    with pytest.raises(pydantic.ValidationError, match="frozen"):
+        config.optimizer.lr = 1.0
+
+
+def test_every_field_that_is_a_plain_value_says_its_default_once() -> None:
+    """A default stands in the class: what a file leaves out is what the class says, in every section."""
+    sections = [field.default for field in RunConfig.model_fields.values() if isinstance(field.default, Section)]
+    assert sections
+    for section in sections:
+        assert section == type(section)()
+
+
+@pytest.mark.parametrize("path", leaves(FULL), ids=".".join)
+def test_a_misspelt_key_is_refused_with_the_right_one(path: tuple[str, ...]) -> None:
+    tree = tree_with()
+    node: Any = tree
+    for name in path[:-1]:
+        node = node[int(name)] if isinstance(node, list) else node.setdefault(name, {})
+    wrong = path[-1] + path[-1][-1]
+    node[wrong] = 1
+    with pytest.raises(UserError) as error:
+        parse_config(tree, "here")
+    assert f"unknown key '{'.'.join((*path[:-1], wrong))}': did you mean '{path[-1]}'?" in str(error.value)
+
+
+def test_a_key_unlike_any_other_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(UserError, match="unknown key 'masking.qqq': known here: rate, mask_share, random_share"):
+        parse_config(tree_with(masking={"qqq": 1}), "here")
+
+
+def test_all_faults_are_named_at_once() -> None:
+    tree = tree_with(
+        optimizer={"lr": -1.0, "beta3": 0.5},
+        phases=[{"steps": 0}, {"steps": 3, "seq_len": "long"}],
+        engine={"precision": "fp8"},
+        masking={"mask_share": 0.8, "random_share": 0.3},
+    )
+    del tree["tokenizer"]
+    with pytest.raises(UserError) as error:
+        parse_config(tree, "my.yaml")
+    text = str(error.value)
+    assert text.startswith("my.yaml:")
+    for said in (
+        "optimizer.lr = -1.0",
+        "'optimizer.beta3'",
+        "phases.0.steps = 0",
+        "phases.1.seq_len = 'long'",
+        "engine.precision = 'fp8'",
+        "mask_share 0.8 + random_share 0.3",
+        "'tokenizer' is missing",
+    ):
+        assert said in text
+    assert len(text.splitlines()) == 1 + 7
+
+
+def test_faults_across_sections_are_named_at_once() -> None:
+    tree = tree_with(
+        phases=[{"steps": 2, "seq_len": 640, "global_batch_rows": 10}, {"steps": 3, "global_batch_rows": 9}],
+        optimizer={"warmup_steps": 5},
+        data={"train": "corpus", "lanes": 4},
+        evaluation={"seq_len": 513},
+    )
+    with pytest.raises(UserError) as error:
+        parse_config(tree, "here")
+    for said in (
+        "optimizer.warmup_steps 5 must be less than the run's 5 steps",
+        "phases.0.global_batch_rows 10 is no multiple of data.lanes 4",
+        "phases.1.global_batch_rows 9 is no multiple of data.lanes 4",
+        "phases.0.seq_len 640 is more than model.max_position_embeddings 512",
+        "evaluation.seq_len 513 is more than",
+    ):
+        assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        ({"hidden_size": 100, "num_attention_heads": 12}, "hidden_size 100 is no multiple of num_attention_heads 12"),
+        ({"init": "bert", "hidden_size": 768}, "remove hidden_size"),
+        ({"hidden_act": "swish"}, "model.hidden_act = 'swish'"),
+    ],
+)
+def test_an_impossible_model_is_refused(model: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        parse_config(tree_with(model=model), "here")
+
+
+@pytest.mark.parametrize("value", [math.inf, math.nan, -math.inf])
+def test_no_number_is_infinite_or_none(value: float) -> None:
+    with pytest.raises(UserError, match=r"optimizer\.lr"):
+        parse_config(tree_with(optimizer={"lr": value}), "here")
+
+
+def test_no_phase_at_all_is_refused() -> None:
+    with pytest.raises(UserError, match="phases"):
+        parse_config(tree_with(phases=[]), "here")
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 10**6), st.floats(1e-12, 1e3), st.sampled_from(["fp32", "bf16"]))
+def test_an_override_says_the_same_as_the_file(steps: int, lr: float, precision: str) -> None:
+    tree = tree_with()
+    for override in (f"phases.0.steps={steps}", f"optimizer.lr={lr!r}", f"engine.precision={precision}"):
+        _apply(tree, override)
+    expected = tree_with(phases=[{"steps": steps}], optimizer={"lr": lr}, engine={"precision": precision})
+    assert parse_config(tree, "a") == parse_config(expected, "b")
+
+
+@pytest.mark.parametrize(
+    ("override", "value"),
+    [
+        ("optimizer.lr=1e-4", 1e-4),
+        ("data.lanes=null", None),
+        ("deepspeed.a.b=1", {"a": {"b": 1}}),
+        ("data.train=", None),
+    ],
+)
+def test_values_of_overrides_are_yaml(override: str, value: Any) -> None:
+    tree = tree_with()
+    _apply(tree, override)
+    first, second = override.partition("=")[0].split(".")[:2]
+    node = tree[first] if first == "deepspeed" else tree[first][second]
+    assert node == value
+
+
+def test_a_number_with_an_exponent_is_a_number_where_deepspeed_gets_it(write_config: Any) -> None:
+    config = load_config(write_config(tree_with()), ["deepspeed.bucket=5e8"])
+    assert config.deepspeed == {"bucket": 5e8}
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("phases.0.steps", "is not key=value"),
+        ("=3", "is not key=value"),
+        ("phases.1.steps=3", "'1' is no item of a list of 1"),
+        ("phases.-1.steps=3", "'-1' is no item of a list of 1"),
+        ("phases.first.steps=3", "'first' is no item of a list of 1"),
+        ("phases.1={}", "'1' is no item of a list of 1"),
+        ("seed.deep=3", "seed holds a plain value"),
+        ("seed.very.deep=3", "is below a plain value"),
+        ("optimizer.lr=[1", "not valid YAML"),
+        ("optimizer.lrr=1", "did you mean 'lr'?"),
+        ("phases.0.step=20", "did you mean 'steps'?"),
+        ("seed=-1", "seed = -1"),
+        ("checkpoint.keep_last=1", "checkpoint.keep_last = 1"),
+    ],
+)
+def test_a_bad_override_is_refused(override: str, said: str, write_config: Any) -> None:
+    with pytest.raises(UserError) as error:
+        load_config(write_config(tree_with(seed=1)), [override])
+    assert said in str(error.value)
+
+
+@pytest.mark.parametrize("content", [b"a: [", b"\xff\xfe", b"- 1\n- 2\n", b"", b"just text"])
+def test_a_file_that_holds_no_settings_is_refused_by_name(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"run\.yaml"):
+        load_config(path)
+
+
+def test_a_missing_file_and_a_folder_are_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no configuration file .*none\.yaml"):
+        load_config(tmp_path / "none.yaml")
+    with pytest.raises(UserError, match=str(tmp_path)):
+        load_config(tmp_path)
+
+
+@pytest.mark.parametrize("path", leaves(FULL), ids=".".join)
+def test_differences_names_the_one_leaf_that_differs(path: tuple[str, ...]) -> None:
+    other = copy.deepcopy(FULL)
+    node: Any = other
+    for name in path[:-1]:
+        node = node[int(name)] if isinstance(node, list) else node[name]
+    before = node[path[-1]]
+    node[path[-1]] = "changed"
+    assert differences(FULL, other) == {".".join(path): (before, "changed")}
+    assert differences(FULL, FULL) == {}
+
+
+def test_differences_names_phases_that_one_side_lacks() -> None:
+    assert differences({"phases": [1]}, {"phases": [1, 2]}) == {"phases.1": (None, 2)}

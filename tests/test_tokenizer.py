@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from conftest import WORDS
+from maskloom import tokenizer as module
+from maskloom.errors import UserError
+from maskloom.tokenizer import SPECIAL_TOKENS, Tokenizer, load_tokenizer, train_tokenizer
+
+words = st.lists(st.sampled_from(WORDS), max_size=30).map(" ".join)
+
+
+def changed(tokenizer: Tokenizer, **settings_: object) -> Tokenizer:
+    return Tokenizer(json.dumps(json.loads(tokenizer.definition) | settings_), "changed")
+
+
+def special_ids(tokenizer: Tokenizer) -> set[int]:
+    return {tokenizer.pad_id, tokenizer.unk_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id}
+
+
+def test_the_five_special_tokens_have_ids_of_their_own(tokenizer: Tokenizer) -> None:
+    ids = (tokenizer.pad_id, tokenizer.unk_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id)
+    assert tuple(tokenizer.token(number) for number in ids) == SPECIAL_TOKENS
+    assert len(set(ids)) == len(SPECIAL_TOKENS)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.lists(st.sampled_from([*SPECIAL_TOKENS, "[unused1]", *WORDS]), min_size=1, max_size=20),
+    st.sampled_from(["", " "]),
+)
+def test_literal_special_tokens_stay_text(tokenizer: Tokenizer, parts: list[str], between: str) -> None:
+    (ids,) = tokenizer.encode([between.join(parts)])
+    assert not special_ids(tokenizer) - {tokenizer.unk_id} & set(ids.tolist())
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(words | st.text(max_size=30), max_size=6))
+def test_texts_are_encoded_independently(tokenizer: Tokenizer, texts: list[str]) -> None:
+    together = tokenizer.encode(texts)
+    assert len(together) == len(texts)
+    for text, ids in zip(texts, together, strict=True):
+        assert ids.dtype == np.int32
+        assert ids.tolist() == tokenizer.encode([text])[0].tolist()
+
+
+@settings(max_examples=30, deadline=None)
+@given(words, st.integers(12, 60))
+def test_a_long_text_cut_at_white_space_gives_the_same_tokens(tokenizer: Tokenizer, text: str, most: int) -> None:
+    (whole,) = tokenizer.encode([text])
+    with patch.object(module, "MAX_ENCODE_CHARS", most):  # no word is as long, so that every cut finds a space
+        (cut,) = tokenizer.encode([text])
+    assert cut.tolist() == whole.tolist()
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.text("ab \n", max_size=200), st.integers(1, 20))
+def test_the_parts_of_a_long_text_are_the_text(text: str, most: int) -> None:
+    with patch.object(module, "MAX_ENCODE_CHARS", most):
+        parts = module._parts(text)
+    assert "".join(parts) == text
+    assert all(len(part) <= most for part in parts)
+
+
+@settings(max_examples=20, deadline=None)
+@given(words)
+def test_decoding_gives_known_words_back(tokenizer: Tokenizer, text: str) -> None:
+    assert tokenizer.decode(tokenizer.encode([text])[0]) == text
+
+
+def test_truncation_and_padding_in_the_file_are_not_applied(tokenizer: Tokenizer) -> None:
+    cutting = changed(
+        tokenizer,
+        truncation={"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0},
+        padding={
+            "strategy": {"Fixed": 64},
+            "direction": "Right",
+            "pad_to_multiple_of": None,
+            "pad_id": 0,
+            "pad_type_id": 0,
+            "pad_token": "[PAD]",
+        },
+    )
+    text = " ".join(WORDS)
+    assert cutting.encode([text])[0].tolist() == tokenizer.encode([text])[0].tolist()
+    assert cutting.fingerprint == tokenizer.fingerprint
+
+
+def test_specials_and_unused_are_never_maskable(tokenizer: Tokenizer) -> None:
+    tree = json.loads(tokenizer.definition)
+    first = len(tree["model"]["vocab"])
+    unused = {f"[unused{number}]": first + number for number in range(3)}
+    tree["model"]["vocab"] |= unused
+    extended = Tokenizer(json.dumps(tree), "extended")
+    assert extended.vocab_size == first + len(unused)
+    forbidden = special_ids(extended) | set(unused.values())
+    assert set(np.flatnonzero(~extended.is_maskable)) == forbidden
+    assert set(extended.random_ids) == set(range(extended.vocab_size)) - forbidden
+
+
+def test_a_pickled_tokenizer_encodes_the_same(tokenizer: Tokenizer) -> None:
+    tokenizer.encode(["so that it holds an encoder"])
+    copy = pickle.loads(pickle.dumps(tokenizer))
+    text = " ".join(WORDS) + " [MASK]"
+    assert copy.encode([text])[0].tolist() == tokenizer.encode([text])[0].tolist()
+    assert copy.fingerprint == tokenizer.fingerprint
+
+
+def test_saving_and_loading_keeps_the_fingerprint(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    tokenizer.save(tmp_path / "tokenizer.json")
+    assert load_tokenizer(tmp_path).fingerprint == tokenizer.fingerprint
+    assert load_tokenizer(tmp_path / "tokenizer.json").fingerprint == tokenizer.fingerprint
+
+
+def test_the_fingerprint_follows_what_determines_the_encoding(tokenizer: Tokenizer) -> None:
+    assert changed(tokenizer, normalizer=None).fingerprint != tokenizer.fingerprint
+
+
+def test_training_twice_gives_one_tokenizer(documents: list[str]) -> None:
+    first, second = (train_tokenizer(iter(documents[:50]), 200) for _ in range(2))
+    assert first.fingerprint == second.fingerprint
+    assert len(SPECIAL_TOKENS) < first.vocab_size <= 200
+
+
+def test_lower_casing_is_a_choice() -> None:
+    texts = ["River RIVER river"] * 10
+    lower, cased = (
+        train_tokenizer(texts, 100, lowercase=lowercase).encode(["RIVER", "river"]) for lowercase in (True, False)
+    )
+    assert lower[0].tolist() == lower[1].tolist()
+    assert cased[0].tolist() != cased[1].tolist()
+
+
+@pytest.mark.parametrize("absent", SPECIAL_TOKENS)
+def test_a_vocabulary_without_a_special_token_is_refused_by_its_name(tokenizer: Tokenizer, absent: str) -> None:
+    tree = json.loads(tokenizer.definition)
+    tree["added_tokens"] = [token for token in tree["added_tokens"] if token["content"] != absent]
+    tree["model"]["vocab"]["other"] = tree["model"]["vocab"].pop(absent)
+    tree["post_processor"] = None
+    with pytest.raises(UserError) as error:
+        Tokenizer(json.dumps(tree), "my/tokenizer.json")
+    assert f"my/tokenizer.json has no {absent}" in str(error.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"[]", b"not json", b"\xff\xfe\x00", b'{"model": 3}'])
+def test_a_file_that_is_no_tokenizer_is_refused_by_name(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_bytes(content)
+    with pytest.raises(UserError, match=r"tokenizer\.json is not a tokenizer\.json"):
+        load_tokenizer(tmp_path)
+
+
+def test_a_missing_tokenizer_says_how_to_make_one(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="maskloom tokenizer"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="maskloom tokenizer"):
+        load_tokenizer(tmp_path / "file" / "tokenizer.json")
