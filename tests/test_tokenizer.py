@@ -42,7 +42,7 @@ def test_literal_special_tokens_stay_text(tokenizer: Tokenizer, parts: list[str]
     assert not special_ids(tokenizer) - {tokenizer.unk_id} & set(ids.tolist())
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(st.lists(words | st.text(max_size=30), max_size=6))
 def test_texts_are_encoded_independently(tokenizer: Tokenizer, texts: list[str]) -> None:
     together = tokenizer.encode(texts)

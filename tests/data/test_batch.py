@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 from dataclasses import fields
 
 import numpy as np
@@ -93,8 +94,8 @@ def test_a_micro_batch_says_what_its_rows_say(plan: DataPlan, size: int) -> None
     ends = batch.cu_seqlens.tolist()
     assert ends[0] == 0
     assert ends[-1] == size * 32
-    assert all(start < end for start, end in zip(ends[:-1], ends[1:], strict=True))
-    for start, end in zip(ends[:-1], ends[1:], strict=True):
+    assert all(start < end for start, end in itertools.pairwise(ends))
+    for start, end in itertools.pairwise(ends):
         assert batch.positions[start:end].tolist() == list(range(end - start))
         assert start // 32 == (end - 1) // 32  # no piece crosses a row
         assert len(set(batch.pieces[start:end].tolist())) == 1

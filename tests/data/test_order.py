@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from maskloom.data.order import Cursor, block_order, default_lanes, first_cursors, hash64, make_key, permutation
 
 seeds = st.integers(0, 2**31)
+parts = st.lists(st.integers(0, 3) | st.text("ab1", max_size=2), max_size=3)
 reads = st.lists(st.tuples(st.sampled_from([16, 32, 64]), st.integers(1, 50)), max_size=4).map(tuple)
 
 
@@ -55,9 +56,7 @@ def test_a_permutation_is_a_bijection(key: int, size: int) -> None:
 
 @settings(max_examples=50, deadline=None)
 @given(seeds, st.integers(0, 1000), st.integers(30, 200))
-def test_block_order_is_a_bijection_of_its_own_for_every_epoch_seed_and_corpus(
-    seed: int, epoch: int, blocks: int
-) -> None:
+def test_block_order_is_a_bijection_for_every_epoch_seed_and_corpus(seed: int, epoch: int, blocks: int) -> None:
     order = block_order(seed, "corpus", epoch, blocks).tolist()
     assert sorted(order) == list(range(blocks))
     # Two independent orders of 30 blocks agree once in 30! cases.
@@ -117,4 +116,4 @@ def test_the_order_is_the_one_of_this_data_version() -> None:
     digest = hashlib.sha256()
     for epoch in range(3):
         digest.update(block_order(7, "corpus", epoch, 1000).astype("<i8").tobytes())
-    assert digest.hexdigest() == "GOLDEN"
+    assert digest.hexdigest() == "2777edad20c76e28eb9cc8bdbd8420ba1005177d636dffa89e2fa4e6fb8c3c0b"
