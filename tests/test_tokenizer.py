@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conftest import WORDS
 from maskloom import tokenizer as module
 from maskloom.errors import UserError
 from maskloom.tokenizer import SPECIAL_TOKENS, Tokenizer, load_tokenizer, train_tokenizer
+from tests.conftest import WORDS
 
 words = st.lists(st.sampled_from(WORDS), max_size=30).map(" ".join)
 

@@ -157,7 +157,8 @@ def test_the_documentation_is_the_english_docstrings(tmp_path: Path, monkeypatch
     foreign = "Ceci est une documentation qui est longue et détaillée pour être ignorée. " * 5
     (tmp_path / "good.py").write_text(
         f'"""{ENGLISH}module"""\nclass A:\n    """{ENGLISH}class"""\n    def f(self):\n        """{ENGLISH}method"""\n'
-        f'async def g():\n    """{ENGLISH}function"""\ndef short():\n    """Short."""\ndef other():\n    """{foreign}"""\n',
+        f'async def g():\n    """{ENGLISH}function"""\ndef short():\n    """Short."""\n'
+        f'def other():\n    """{foreign}"""\n',
         encoding="utf-8",
     )
     (tmp_path / "template.py").write_text("def {{ name }}(:", encoding="utf-8")

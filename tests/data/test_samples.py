@@ -93,6 +93,7 @@ def test_line_separators_inside_a_text_end_no_line() -> None:
         (b'{"text": null}', "'text' holds NoneType, not text"),
         (b'{"text": ["a"]}', "'text' holds list, not text"),
         (b'{"content": "a", "id": 1}', "no 'text' in the object; it has 'content', 'id': use --text-key"),
+        (b"{}", "no 'text' in the object; it has no key at all: use --text-key"),
         (b'{"text": "ab\\ud83d"}', r"'text' holds the lone surrogate \ud83d at character 2"),
         (b'{"text": "ab\xed\xa0\xbd"}', r"'text' holds the lone surrogate \ud83d at character 2"),
     ],

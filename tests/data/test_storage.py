@@ -67,7 +67,7 @@ def test_a_file_url_names_no_host() -> None:
     assert (
         local_path("file:///data/a%20b.tar") == local_path("file://localhost/data/a%20b.tar") == Path("/data/a b.tar")
     )
-    with pytest.raises(UserError, match="three slashes: file:///data/a.tar"):
+    with pytest.raises(UserError, match=r"three slashes: file:///data/a\.tar"):
         local_path("file://data/a.tar")
 
 

@@ -160,7 +160,7 @@ def load_index(path: str | Path) -> Index:
             raise UserError(f"{column_file}: {error}: write the index again with `maskloom index`") from None
         if columns[name].shape != (header["blocks"],) or columns[name].dtype != dtype:
             raise UserError(f"{column_file} does not fit {file}: write the index again with `maskloom index`")
-    index = Index(file.parent, header, tuple(Shard(**shard) for shard in header["shards"]), columns)
+    index = Index(file.parent.absolute(), header, tuple(Shard(**shard) for shard in header["shards"]), columns)
     for shard in index.shards:
         shard_file = local_path(index.url(shard))
         if not shard_file.is_file():

@@ -58,7 +58,8 @@ def document_from_json(line: bytes | str, text_key: str, where: str) -> str:
         raise UserError(f"{where}: a JSON object is needed, not {type(value).__name__}")
     if text_key in value:
         raise UserError(f"{where}: '{text_key}' holds {type(value[text_key]).__name__}, not text")
-    raise UserError(f"{where}: no '{text_key}' in the object; it has {', '.join(map(repr, value))}: use --text-key")
+    keys = ", ".join(map(repr, value)) or "no key at all"
+    raise UserError(f"{where}: no '{text_key}' in the object; it has {keys}: use --text-key")
 
 
 def decode_text(data: bytes, where: str) -> str:

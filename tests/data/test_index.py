@@ -1,0 +1,368 @@
+from __future__ import annotations
+
+import bz2
+import gzip
+import json
+import math
+import random
+import shutil
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import webdataset
+import zstandard
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from maskloom.data import index as module
+from maskloom.data.index import (
+    COLUMNS,
+    Index,
+    ShardSplit,
+    held_out_threshold,
+    index_shard,
+    index_tars,
+    load_index,
+    text_hash,
+    write_index,
+)
+from maskloom.errors import UserError
+from tests.conftest import sentences
+
+RECORD = 512  # bytes: a tar is made of such records
+
+
+def write_tar(path: Path, samples: list[dict[str, Any]]) -> Path:
+    """A tar by webdataset; samples without a key are numbered."""
+    with webdataset.TarWriter(str(path), mtime=0) as tar:
+        for number, sample in enumerate(samples):
+            tar.write({"__key__": f"{number:06d}"} | sample)
+    return path
+
+
+def index_here(
+    paths: list[Path], folder: Path, *, block_bytes: int = 1000, split: ShardSplit = "train", fraction: float = 0.0
+) -> Index:
+    """What `index_tars` does, in this process."""
+    threshold = held_out_threshold(fraction)
+    indexed = [index_shard(path, block_bytes, "text", split, threshold) for path in paths]
+    return write_index(folder, indexed, text_key="text", block_bytes=block_bytes, threshold=threshold)
+
+
+def texts_of(index: Index, split: module.Split = "train") -> list[str]:
+    return [text for block in range(index.header["blocks"]) for text in index.documents(block, split)]
+
+
+def three_members(path: Path) -> tuple[list[str], list[int]]:
+    """A tar of three documents, and where its members and its end-of-archive mark begin."""
+    documents = ["a" * 700, "b" * 512, "c" * 10]
+    write_tar(path, [{"txt": text} for text in documents])
+    with tarfile.open(path) as tar:
+        starts = [member.offset for member in tar]
+    ends = starts[-1] + 2 * RECORD
+    return documents, [*starts, ends]
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.lists(st.integers(0, 1500), min_size=1, max_size=3), min_size=1, max_size=8), st.integers(1, 4000))
+def test_blocks_are_whole_samples_and_hold_every_document_once(
+    tmp_path_factory: pytest.TempPathFactory, sizes: list[list[int]], block_bytes: int
+) -> None:
+    folder = tmp_path_factory.mktemp("blocks")
+    documents = [[f"{n}.{m} " + "x" * size for m, size in enumerate(sample)] for n, sample in enumerate(sizes)]
+    path = write_tar(folder / "a.tar", [{f"{m}.txt": text for m, text in enumerate(sample)} for sample in documents])
+    index = index_here([path], folder, block_bytes=block_bytes)
+    assert texts_of(index) == [text for sample in documents for text in sample]
+    offsets, lengths = index.columns["offset"].tolist(), index.columns["length"].tolist()
+    assert offsets == [0, *np.cumsum(lengths)[:-1].tolist()]  # the blocks tile the shard
+    blocks = [index.documents(block, "train") for block in range(len(offsets))]
+    for block in blocks[:-1]:  # a block ends with the sample that fills it
+        assert sum(len(text.encode()) for text in block) >= block_bytes
+    whose = [{text.split(".")[0] for text in block} for block in blocks]
+    assert sum(map(len, whose)) == len(set().union(*whose)) == len(sizes)
+
+
+@pytest.mark.parametrize("kind", ["txt", "json", "jsonl", "dotted", "nested"])
+def test_shards_by_webdatasets_writer(tmp_path: Path, kind: str) -> None:
+    documents = [f"document {number} é" for number in range(20)]
+    with webdataset.ShardWriter(str(tmp_path / "s-%06d.tar"), maxcount=6, verbose=0) as writer:
+        for number, text in enumerate(documents):
+            key = f"folder/{number:03d}" if kind == "nested" else f"{number:03d}"
+            sample: dict[str, Any] = {"__key__": key}
+            if kind == "json":
+                sample["json"] = {"text": text, "id": number}
+            elif kind == "jsonl":
+                sample["jsonl"] = (json.dumps({"text": text}) + "\n").encode()
+            elif kind == "dotted":
+                sample = {"__key__": f"doc.{number}", "txt": text}  # to webdataset one sample, "doc"
+            else:
+                sample |= {"txt": text, "json": {"source": "metadata"}}
+            writer.write(sample)
+    paths = sorted(tmp_path.glob("*.tar"))
+    assert len(paths) == math.ceil(20 / 6)
+    index = index_here(paths, tmp_path)
+    assert texts_of(index) == documents
+    assert index.header["documents"] == 20
+    assert index.header["text_bytes"] == sum(len(text.encode()) for text in documents)
+
+
+def test_indexing_in_processes_is_the_same(tmp_path: Path) -> None:
+    rng = random.Random(1)
+    paths = [write_tar(tmp_path / f"{n}.tar", [{"txt": sentences(rng, 30)} for _ in range(9)]) for n in range(3)]
+    here = index_here(paths, tmp_path / "here", split="by_hash", fraction=0.3)
+    seen: list[int] = []
+    there = index_tars(paths, tmp_path / "there", block_bytes=1000, fraction=0.3, processes=2, on_bytes=seen.append)
+    assert here.digest == there.digest
+    assert seen == [path.stat().st_size for path in paths]
+
+
+def test_a_tar_cut_off_anywhere_is_refused_by_name(tmp_path: Path) -> None:
+    """At a member's border, inside a header, inside data, at the mark of the end."""
+    _, borders = three_members(tmp_path / "whole.tar")
+    data = (tmp_path / "whole.tar").read_bytes()
+    cuts = {place + shift for place in borders for shift in (-513, -512, -1, 0, 1, 100, 511)} | set(range(0, 3000, 97))
+    path = tmp_path / "cut.tar"
+    for cut in sorted(cuts & set(range(borders[-1] + 1))):
+        path.write_bytes(data[:cut])
+        with pytest.raises(UserError, match=r"cut\.tar"):
+            index_here([path], tmp_path)
+
+
+def test_a_damaged_header_is_refused_or_harmless(tmp_path: Path) -> None:
+    """Never does a document go missing in silence: tarfile ends without a word at a header that it cannot read."""
+    documents, borders = three_members(tmp_path / "whole.tar")
+    data = (tmp_path / "whole.tar").read_bytes()
+    path = tmp_path / "damaged.tar"
+    refused = 0
+    for place in range(borders[1], borders[1] + RECORD, 3):
+        damaged = bytearray(data)
+        damaged[place] ^= 0x04
+        path.write_bytes(damaged)
+        try:
+            assert texts_of(index_here([path], tmp_path)) == documents
+        except UserError as error:
+            assert "damaged.tar" in str(error)
+            refused += 1
+    assert refused > 150  # the checksum covers every byte but its own padding
+
+
+def test_a_header_of_zeros_inside_a_tar_is_refused(tmp_path: Path) -> None:
+    _, borders = three_members(tmp_path / "zeros.tar")
+    data = bytearray((tmp_path / "zeros.tar").read_bytes())
+    data[borders[1] : borders[1] + RECORD] = bytes(RECORD)
+    (tmp_path / "zeros.tar").write_bytes(data)
+    with pytest.raises(UserError, match=r"zeros\.tar goes on after its end-of-archive mark"):
+        index_here([tmp_path / "zeros.tar"], tmp_path)
+
+
+def test_joined_tars_are_refused(tmp_path: Path) -> None:
+    """Every reader, webdataset's as well, would leave the second out."""
+    three_members(tmp_path / "one.tar")
+    (tmp_path / "two.tar").write_bytes((tmp_path / "one.tar").read_bytes() * 2)
+    with pytest.raises(UserError, match=r"two\.tar goes on after its end-of-archive mark"):
+        index_here([tmp_path / "two.tar"], tmp_path)
+
+
+@pytest.mark.parametrize("compress", [gzip.compress, bz2.compress, zstandard.compress])
+def test_a_compressed_tar_is_refused(tmp_path: Path, compress: Any) -> None:
+    three_members(tmp_path / "plain.tar")
+    (tmp_path / "packed.tar").write_bytes(compress((tmp_path / "plain.tar").read_bytes()))
+    with pytest.raises(UserError, match=r"packed\.tar is compressed.*decompress it first"):
+        index_here([tmp_path / "packed.tar"], tmp_path)
+
+
+def test_a_name_that_begins_like_a_compressed_file_is_a_name(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "a.tar", [{"__key__": "BZh0001", "txt": "text"}])
+    assert texts_of(index_here([path], tmp_path)) == ["text"]
+
+
+def test_a_shard_whose_name_has_a_colon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_tar(tmp_path / "10:00.tar", [{"txt": "text"}])
+    assert texts_of(index_here([path], tmp_path)) == ["text"]
+    monkeypatch.chdir(tmp_path)
+    assert texts_of(index_here([Path("10:00.tar")], Path())) == ["text"]
+
+
+@pytest.mark.parametrize("content", [b"", b"text\n" * 300, b"PK\x03\x04" + bytes(2000)])
+def test_a_file_that_is_no_tar_is_refused_by_name(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "not.tar").write_bytes(content)
+    with pytest.raises(UserError, match=r"shard .*not\.tar is"):
+        index_here([tmp_path / "not.tar"], tmp_path)
+
+
+@pytest.mark.parametrize("samples", [[], [{"jpg": b"\xff"}], [{"__key__": "__meta__/a", "txt": "a"}]])
+def test_a_corpus_without_a_document_is_refused(tmp_path: Path, samples: list[dict[str, Any]]) -> None:
+    path = write_tar(tmp_path / "a.tar", samples)
+    with pytest.raises(UserError, match=r"no document for training in 1 shard\(s\)"):
+        index_here([path], tmp_path)
+    assert not (tmp_path / "index.json").exists()
+
+
+def test_bad_text_names_shard_sample_and_place(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "a.tar", [{"txt": "good"}, {"txt": b"ab\xff"}])
+    with pytest.raises(UserError, match=r"a\.tar, sample '000001'\.txt: not valid UTF-8 at byte 2"):
+        index_here([path], tmp_path)
+
+
+def test_documents_are_held_out_by_their_text(tmp_path: Path) -> None:
+    rng, fraction, count = random.Random(2), 0.3, 1000
+    documents = [sentences(rng, 5) for _ in range(count)]
+    twice = [*documents, *(f"  {text}\n" for text in documents)]
+    rng.shuffle(twice)
+    path = write_tar(tmp_path / "a.tar", [{"jsonl": "\n".join(json.dumps({"text": t}) for t in twice).encode()}])
+    index = index_here([path], tmp_path, split="by_hash", fraction=fraction)
+    train, held_out = texts_of(index, "train"), texts_of(index, "validation")
+    assert sorted(train + held_out) == sorted(twice)
+    assert not {text.strip() for text in train} & {text.strip() for text in held_out}
+    sigma = math.sqrt(count * fraction * (1 - fraction))
+    assert abs(len(set(map(str.strip, held_out))) - count * fraction) < 5 * sigma
+    assert (index.header["documents"], index.header["held_out_documents"]) == (len(train), len(held_out))
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.text(st.characters(codec="utf-8"), max_size=30), st.floats(0, 1))
+def test_more_held_out_keeps_what_was_held_out(text: str, fraction: float) -> None:
+    assert 0 <= text_hash(text) < 2**32
+    assert held_out_threshold(fraction / 2) <= held_out_threshold(fraction) <= held_out_threshold(1.0) == 2**32
+    assert held_out_threshold(0.0) == 0
+
+
+def test_blocks_of_one_side_are_listed_for_that_side(tmp_path: Path) -> None:
+    paths = [write_tar(tmp_path / f"{n}.tar", [{"txt": str(n)}]) for n in range(2)]
+    indexed = [index_shard(paths[0], 1, "text", "train"), index_shard(paths[1], 1, "text", "validation")]
+    index = write_index(tmp_path, indexed, text_key="text", block_bytes=1, threshold=5)
+    assert index.train_blocks.tolist() == [0]
+    assert index.held_out_blocks.tolist() == [1]
+    assert (index.documents(0, "train"), index.documents(0, "validation")) == (["0"], [])
+    assert (index.documents(1, "train"), index.documents(1, "validation")) == ([], ["1"])
+
+
+def test_a_corpus_that_moved_is_the_same_and_another_is_not(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    path = write_tar(tmp_path / "a" / "0.tar", [{"txt": "text"}])
+    first = index_here([path], tmp_path / "a")
+    elsewhere = index_here([path], tmp_path / "elsewhere")
+    shutil.move(tmp_path / "a", tmp_path / "b")
+    moved = load_index(tmp_path / "b")
+    assert first.digest == moved.digest == elsewhere.digest
+    assert texts_of(moved) == ["text"]
+    other = write_tar(tmp_path / "b" / "0.tar", [{"txt": "Text"}])
+    assert index_here([other], tmp_path / "b").digest != first.digest
+    split = index_here([other], tmp_path / "c", split="by_hash", fraction=1e-9)
+    assert split.digest != index_here([other], tmp_path / "d").digest
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    """A folder with two shards of three documents and their index."""
+    paths = [tmp_path / "0.tar", tmp_path / "1.tar"]
+    for path in paths:
+        three_members(path)
+    index_here(paths, tmp_path, block_bytes=1)
+    return tmp_path
+
+
+def test_reading_finds_any_flipped_bit(corpus: Path) -> None:
+    index = load_index(corpus)
+    data = (corpus / "1.tar").read_bytes()
+    rng = random.Random(3)
+    for _ in range(40):
+        offset, length = (int(index.columns[name][4]) for name in ("offset", "length"))
+        damaged = bytearray(data)
+        damaged[offset + rng.randrange(length)] ^= 1 << rng.randrange(8)
+        (corpus / "1.tar").write_bytes(damaged)
+        with pytest.raises(UserError, match=rf"1\.tar: the block at offset {offset} .*crc32"):
+            load_index(corpus).documents(4, "train")
+        assert load_index(corpus).documents(3, "train") == ["a" * 700]
+
+
+def test_a_missing_shard_is_named(corpus: Path) -> None:
+    (corpus / "1.tar").unlink()
+    with pytest.raises(UserError, match=r"shard .*1\.tar, listed in .*index\.json, is missing"):
+        load_index(corpus)
+
+
+def test_a_shard_of_another_size_is_named(corpus: Path) -> None:
+    data = (corpus / "1.tar").read_bytes()
+    (corpus / "1.tar").write_bytes(data[:-RECORD])
+    with pytest.raises(UserError, match=rf"shard .*1\.tar has {len(data) - RECORD} bytes, .* says {len(data)}"):
+        load_index(corpus)
+
+
+def test_a_shard_that_vanishes_while_it_is_read_is_named(corpus: Path) -> None:
+    index = load_index(corpus)
+    (corpus / "1.tar").unlink()
+    with pytest.raises(UserError, match=r"1\.tar: No such file"):
+        index.documents(3, "train")
+
+
+@pytest.mark.parametrize("url", ["pipe:cat 0.tar", "http://host/0.tar", "s3://bucket/0.tar"])
+def test_shards_elsewhere_are_refused_by_scheme(corpus: Path, url: str) -> None:
+    header = json.loads((corpus / "index.json").read_text())
+    header["shards"][0]["url"] = url
+    (corpus / "index.json").write_text(json.dumps(header))
+    with pytest.raises(UserError, match=f"not '{url.partition(':')[0]}:'"):
+        load_index(corpus)
+
+
+def test_another_number_of_documents_than_indexed_is_refused(corpus: Path) -> None:
+    np.save(corpus / "index" / "documents.npy", np.full(6, 2, dtype=np.int32))
+    with pytest.raises(UserError, match=r"1 documents in the block at offset 0, the index says 2: index it again"):
+        load_index(corpus).documents(0, "train")
+
+
+@pytest.mark.parametrize("content", [b"{", b"\xff", b"[]", b"{}", b'{"format": "maskloom-index", "version": 99}'])
+def test_a_header_that_cannot_be_used_is_refused_by_name(corpus: Path, content: bytes) -> None:
+    (corpus / "index.json").write_bytes(content)
+    with pytest.raises(UserError, match=r"index\.json is "):
+        load_index(corpus)
+
+
+def test_no_index_says_how_to_make_one(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "none", tmp_path / "none" / "index.json"):
+        with pytest.raises(UserError, match="no index at .*maskloom shards .*maskloom index"):
+            load_index(path)
+
+
+@pytest.mark.parametrize("name", COLUMNS)
+def test_a_column_that_does_not_fit_is_refused_by_name(corpus: Path, name: str) -> None:
+    file = corpus / "index" / f"{name}.npy"
+    blocks = len(np.load(file))
+
+    def refused() -> None:
+        with pytest.raises(UserError, match=rf"{name}\.npy.*write the index again"):
+            load_index(corpus)
+
+    np.save(file, np.zeros(blocks - 1, dtype=COLUMNS[name]))
+    refused()
+    np.save(file, np.zeros(blocks, dtype=np.float64))
+    refused()
+    np.save(file, np.full(blocks, {}, dtype=object), allow_pickle=True)  # would run code when it is read
+    refused()
+    file.write_bytes(b"\x93NUMPY")
+    refused()
+    file.unlink()
+    refused()
+
+
+def test_columns_of_an_unfinished_index_are_never_read_by_an_older_header(
+    corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = index_shard(corpus / "0.tar", 1, "text", "train")
+    written: list[str] = []
+
+    def save(file: Path, *arguments: Any, **options: Any) -> None:
+        if len(written) == 3:
+            raise OSError("No space left on device")
+        written.append(str(file))
+        real_save(file, *arguments, **options)
+
+    real_save = np.save
+    monkeypatch.setattr(np, "save", save)
+    with pytest.raises(OSError, match="No space"):
+        write_index(corpus, [entry], text_key="text", block_bytes=1, threshold=0)
+    with pytest.raises(UserError, match="no index at"):
+        load_index(corpus)
