@@ -154,6 +154,15 @@ class Engine(Section):
     kernels: Literal["eager", "compile"] = "eager"
     """`compile` compiles the whole forward with torch.compile (stages 0 to 2)."""
 
+    @pydantic.model_validator(mode="after")
+    def _compiled(self) -> Engine:
+        if self.kernels == "compile" and self.zero_stage == 3:
+            raise ValueError(
+                "kernels compile needs zero_stage 0, 1 or 2: under stage 3 parameters are gathered between layers, which a "
+                "compiled forward cannot do. Set engine.kernels=eager"
+            )
+        return self
+
 
 class RunConfig(Section):
     run_dir: str

