@@ -124,10 +124,13 @@ def test_the_fingerprint_follows_what_determines_the_encoding(tokenizer: Tokeniz
     assert changed(tokenizer, normalizer=None).fingerprint != tokenizer.fingerprint
 
 
-def test_training_twice_gives_one_tokenizer(documents: list[str]) -> None:
-    first, second = (train_tokenizer(iter(documents[:50]), 200) for _ in range(2))
-    assert first.fingerprint == second.fingerprint
-    assert len(SPECIAL_TOKENS) < first.vocab_size <= 200
+@pytest.mark.parametrize("vocab_size", [150, 400])
+def test_a_trained_vocabulary_keeps_to_its_size_and_knows_its_text(documents: list[str], vocab_size: int) -> None:
+    tokenizer = train_tokenizer(iter(documents), vocab_size)
+    assert len(SPECIAL_TOKENS) < tokenizer.vocab_size <= vocab_size
+    for text, ids in zip(documents, tokenizer.encode(documents), strict=True):
+        assert tokenizer.unk_id not in ids
+        assert tokenizer.decode(ids).replace(" ", "") == text.replace(" ", "")
 
 
 def test_lower_casing_is_a_choice() -> None:

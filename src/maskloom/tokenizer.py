@@ -114,6 +114,9 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
 def train_tokenizer(texts: Iterable[str], vocab_size: int, lowercase: bool = True) -> Tokenizer:
     """Train a WordPiece vocabulary (Schuster & Nakajima, 2012) with BERT's normalisation and pre-tokenisation.
 
+    Two trainings on one text can give two vocabularies: the library breaks ties by the order of a randomised hash map
+    (huggingface/tokenizers#1794). What a run depends on is therefore the file, known by its fingerprint.
+
     Args:
         texts: the documents.
         vocab_size: largest number of ids, the five special tokens included.

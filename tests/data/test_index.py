@@ -323,7 +323,7 @@ def test_a_header_that_cannot_be_used_is_refused_by_name(corpus: Path, content: 
 
 def test_no_index_says_how_to_make_one(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "none", tmp_path / "none" / "index.json"):
-        with pytest.raises(UserError, match="no index at .*maskloom shards .*maskloom index"):
+        with pytest.raises(UserError, match=r"no index at .*maskloom shards .*maskloom index"):
             load_index(path)
 
 

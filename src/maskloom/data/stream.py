@@ -153,25 +153,31 @@ class Lane:
 
     def _runs(self, count: int, seq_len: int) -> Iterator[tuple[PackedRows, UInt64s, slice]]:
         """Runs of rows inside one block that together are the next `count` rows; moves the cursor past each."""
-        fruitless = 0
+        empty: set[int] = set()
         while count:
             self.cursor = self.cursor.at(seq_len)
             packed, keys = self._open()
+            if not len(packed.tokens) and len(self.cursor.reads) == 1:
+                empty.add(self._place()[1])
+                if len(empty) == len(self.plan.index.train_blocks):
+                    raise UserError(
+                        f"the corpus in {self.plan.index.folder} has no token for training: no text to learn"
+                    )
             taken = self.cursor.reads[-1][1]
             run = slice(taken, min(taken + count, len(packed.tokens)))
             length = run.stop - run.start
             if length > 0:
                 self.cursor = self.cursor.after(length)
                 count -= length
-                fruitless = 0
                 yield packed, keys, run
             if count:
                 self.cursor = Cursor(self.cursor.number + self.plan.lanes)
-                fruitless += length <= 0
-                if fruitless > len(self.plan.index.train_blocks):
-                    raise UserError(
-                        f"the corpus in {self.plan.index.folder} has no token for training: no text to learn"
-                    )
+
+    def _place(self) -> tuple[int, int]:
+        """Epoch and number of the open block."""
+        plan, blocks = self.plan, self.plan.index.train_blocks
+        epoch, position = divmod(self.cursor.number, len(blocks))
+        return epoch, int(blocks[block_order(plan.seed, plan.index.digest, epoch, len(blocks))[position]])
 
     def _open(self) -> tuple[PackedRows, UInt64s]:
         """The open block's rows at the cursor's sequence length, and a key for each."""
@@ -179,9 +185,7 @@ class Lane:
         if self.packed is not None and self.packed_at == (self.cursor.number, lengths):
             return self.packed, self.row_keys
         plan = self.plan
-        blocks = plan.index.train_blocks
-        epoch, position = divmod(self.cursor.number, len(blocks))
-        block = int(blocks[block_order(plan.seed, plan.index.digest, epoch, len(blocks))[position]])
+        epoch, block = self._place()
         documents = plan.tokenizer.encode(plan.index.documents(block, "train"))
         identity = (plan.seed, plan.index.digest, epoch, block)
         self.packed = pack_after(documents, self.cursor.reads, make_key(*identity, "pack"), plan.tokenizer)
