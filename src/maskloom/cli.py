@@ -9,7 +9,7 @@ import sys
 
 from maskloom import __version__
 
-# The modules are imported when they are asked for: reader processes import this one again, and `--help` should be quick.
+# Modules are imported when they are asked for: reader processes import this one again, and `--help` should be quick.
 COMMANDS = {
     "shards": "write text as webdataset shards with an index",
     "index": "index webdataset tars that exist",
@@ -45,7 +45,9 @@ def main(arguments: list[str] | None = None) -> int:
     from maskloom.errors import UserError
 
     try:
-        return int(module.run(own.parse_intermixed_args(options.arguments)))  # key=value also after --options
+        code = int(module.run(own.parse_intermixed_args(options.arguments)))  # key=value also after --options
+        sys.stdout.flush()  # here, where a closed pipe is expected
+        return code
     except UserError as error:
         print(f"maskloom {options.command}: {error}", file=sys.stderr)
         return 1

@@ -53,7 +53,8 @@ def run(options: argparse.Namespace) -> int:
         return 0
     print(f"step {loaded.step:,} of {options.run}")
     print(
-        f"  held-out loss     {figures['evaluation_loss']:.3f} nats a token ({int(figures['evaluation_tokens']):,} tokens)"
+        f"  held-out loss     {figures['evaluation_loss']:.3f} nats a token "
+        f"({int(figures['evaluation_tokens']):,} tokens)"
     )
     print(f"  perplexity        {figures['evaluation_perplexity']:,.1f}")
     print(f"  accuracy          {figures['evaluation_accuracy']:.1%} of the masked tokens")

@@ -44,7 +44,8 @@ def run(options: argparse.Namespace) -> int:
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     say(
-        f"{options.out}: the model of step {loaded.step:,}; load it with AutoModelForMaskedLM.from_pretrained('{options.out}')"
+        f"{options.out}: the model of step {loaded.step:,}; load it with "
+        f"AutoModelForMaskedLM.from_pretrained('{options.out}')"
     )
     return 0
 

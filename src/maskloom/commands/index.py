@@ -1,7 +1,7 @@
 """Index webdataset tars that exist, without copying them.
 
-TAR is a tar file or a folder of them, as `webdataset.ShardWriter` writes them, with .txt, .json or .jsonl members. The index
-is written into the folder of the first one, or into --out; data.train then names that folder.
+TAR is a tar file or a folder of them, as `webdataset.ShardWriter` writes them, with .txt, .json or .jsonl members. The
+index is written into the folder of the first one, or into --out; data.train then names that folder.
 
 example:
   maskloom index /data/tars --text-key content --val-fraction 0.005
@@ -51,8 +51,9 @@ def run(options: argparse.Namespace) -> int:
         )
     header = index.header
     say(
-        f"{folder / 'index.json'}: {header['documents']:,} documents for training and {header['held_out_documents']:,} held "
-        f"out, {header['text_bytes'] / MIB:,.1f} MiB of text in {len(index.shards)} shard(s), {header['blocks']:,} blocks"
+        f"{folder / 'index.json'}: {header['documents']:,} documents for training and "
+        f"{header['held_out_documents']:,} held out, {header['text_bytes'] / MIB:,.1f} MiB of text in "
+        f"{len(index.shards)} shard(s), {header['blocks']:,} blocks"
     )
     return 0
 

@@ -1,9 +1,9 @@
 """Print the batches of some steps as text, with the masks shown, or their digest.
 
 TARGET is a configuration or a run directory; a run is read from its newest checkpoint at or before the first step, as a
-resume would. Steps count from 0. The digest is a SHA-256 of the global batches: the same for every --world, every --workers,
-and whether the run came to the first step from 0 or was resumed there. In the text, [MASK]{word} is a masked token, {a>b} one
-replaced by a random b, {a} one that is predicted but stays.
+resume would. Steps count from 0. The digest is a SHA-256 of the global batches: the same for every --world, every
+--workers, and whether the run came to the first step from 0 or was resumed there. In the text, [MASK]{word} is a masked
+token, {a>b} one replaced by a random b, {a} one that is predicted but stays.
 
 example:
   maskloom peek configs/quickstart.yaml --steps 10:12 --world 2 --digest
@@ -60,9 +60,8 @@ def run(options: argparse.Namespace) -> int:
         rows = Rows.concatenate([part.rows for part in parts])
         rows.update(digest)
         if not options.digest:
-            print(
-                f"step {parts[0].number}: {len(rows)} rows of {rows.tokens.shape[1]}, {rows.chosen.sum()} predicted tokens"
-            )
+            count, seq_len = rows.tokens.shape
+            print(f"step {parts[0].number}: {count} rows of {seq_len}, {rows.chosen.sum()} predicted tokens")
             for number in range(min(options.rows, len(rows))):
                 print(f"  row {number}: {_shown(rows, number, plan.tokenizer)}")
     if options.digest:

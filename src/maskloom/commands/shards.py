@@ -1,8 +1,8 @@
 """Write text as webdataset shards with an index.
 
-INPUT is a file (.txt, .jsonl, .jsonl.gz, .jsonl.zst), a folder that is searched for such files, or `documentation:`, the
-English documentation of the installed Python packages. Documents are shuffled over all shards; a share of them, chosen by
-the hash of their text, is held out for evaluation. OUT appears when it is complete.
+INPUT is a file (.txt, .jsonl, .jsonl.gz, .jsonl.zst), a folder that is searched for such files, or `documentation:`,
+the English documentation of the installed Python packages. Documents are shuffled over all shards; a share of them,
+chosen by the hash of their text, is held out for evaluation. OUT appears when it is complete.
 
 example:
   maskloom shards my_texts/ data/my_corpus --val-fraction 0.01

@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import sys
+from typing import NoReturn
 
 from maskloom.commands.arguments import cores, positive
 from maskloom.config import load_config
@@ -46,9 +47,13 @@ def run(options: argparse.Namespace) -> int:
     if processes == 1:
         train(config, started)
         return 0
-    # torchrun stops its ranks when it is stopped, and reports the first that failed. In place of this process, so that
-    # signals reach it.
+    return _become_torchrun(processes, [options.config, *options.overrides])
+
+
+def _become_torchrun(processes: int, arguments: list[str]) -> NoReturn:
+    """torchrun stops its ranks when it is stopped, and reports the first that failed. In place of this process, so that
+    signals reach it."""
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // processes)))
     sys.stdout.flush()
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    os.execv(sys.executable, [*launcher, "--module", "maskloom.train", options.config, *options.overrides])
+    os.execv(sys.executable, [*launcher, "--module", "maskloom.train", *arguments])

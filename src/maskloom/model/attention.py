@@ -5,6 +5,8 @@ Shapes: T slots in the bucket, S slots a row, R = T/S rows, H heads, D head size
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -46,11 +48,10 @@ def attend(
     if mask is None:
         from torch.nn.attention.varlen import varlen_attn  # loads flash attention: only where it is used
 
-        output: torch.Tensor = varlen_attn(query, key, value, cu_seqlens, cu_seqlens, seq_len, seq_len)
-        return output
+        return cast(torch.Tensor, varlen_attn(query, key, value, cu_seqlens, cu_seqlens, seq_len, seq_len))
     slots, heads, size = query.shape
-    rows = (part.view(-1, seq_len, heads, size).transpose(1, 2) for part in (query, key, value))
-    output = scaled_dot_product_attention(*rows, attn_mask=mask, dropout_p=dropout)
+    query, key, value = (part.view(-1, seq_len, heads, size).transpose(1, 2) for part in (query, key, value))
+    output = scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
     return output.transpose(1, 2).reshape(slots, heads, size)
 
 

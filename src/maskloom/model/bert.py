@@ -131,7 +131,7 @@ def load_checkpoint(
         settings: replace those of its configuration.
 
     Returns:
-        the model, the names of the weights that it lacks (newly initialised), and of those that `kind` has no place for.
+        the model, the names of the weights that it lacks (newly initialised), and of those that it has no use for.
 
     Raises:
         UserError: it is no BERT model, is damaged, or its weights do not fit its configuration.

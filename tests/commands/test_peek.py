@@ -1,0 +1,128 @@
+"""`maskloom peek` shows the rows that training sees; its digest is one for every way of reading them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from maskloom.config import parse_config
+from maskloom.data.index import load_index
+from maskloom.data.order import first_cursors
+from maskloom.data.stream import DataPlan, Step, read_steps
+from maskloom.distributed import World
+from maskloom.tokenizer import Tokenizer, load_tokenizer
+
+from .conftest import Command
+
+
+@pytest.fixture
+def config(run_config: dict, write_config: Callable[[dict], Path]) -> Path:
+    return write_config(run_config)
+
+
+@pytest.fixture
+def steps(run_config: dict) -> list[Step]:
+    """The first three steps, read by one rank."""
+    config = parse_config(run_config, "run.yaml")
+    plan = DataPlan.of(config, load_index(config.data.train), load_tokenizer(config.tokenizer))
+    return list(read_steps(plan, World(), first_cursors(plan.lanes), 0, 3))
+
+
+def digest_of(steps: list[Step]) -> str:
+    digest = hashlib.sha256()
+    for step in steps:
+        step.rows.update(digest)
+    return digest.hexdigest()
+
+
+def test_text_shows_every_token_and_what_became_of_it(
+    config: Path, steps: list[Step], tokenizer: Tokenizer, succeeds: Command
+) -> None:
+    lines = succeeds("peek", config, "--steps", "0:2", "--rows", 12).splitlines()
+    for step in steps[:2]:
+        rows = step.rows
+        heading, *shown = lines[:13]
+        del lines[:13]
+        assert heading == f"step {step.number}: 12 rows of 32, {rows.chosen.sum()} predicted tokens"
+        for number, line in enumerate(shown):
+            words = line.removeprefix(f"  row {number}: ").split(" ")
+            padding = int((rows.tokens[number] == tokenizer.pad_id).sum())
+            if padding:
+                assert words.pop() == f"[PAD]*{padding}"
+            assert len(words) == 32 - padding
+            for slot, word in enumerate(words):
+                token, given = (tokenizer.token(int(ids[number, slot])) for ids in (rows.tokens, rows.input_ids))
+                if not rows.chosen[number, slot]:
+                    assert word == token
+                elif given == "[MASK]":
+                    assert word == f"[MASK]{{{token}}}"
+                else:
+                    assert word == (f"{{{token}}}" if given == token else f"{{{token}>{given}}}")
+    assert not lines
+
+
+def test_text_shows_four_rows_of_the_first_step_by_default(config: Path, succeeds: Command) -> None:
+    lines = succeeds("peek", config).splitlines()
+    assert [line.split(":")[0].strip() for line in lines] == ["step 0", "row 0", "row 1", "row 2", "row 3"]
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 5])
+def test_the_digest_is_that_of_the_rows_for_every_world(
+    world: int, config: Path, steps: list[Step], succeeds: Command
+) -> None:
+    assert succeeds("peek", config, "--steps", "0:3", "--world", world, "--digest").strip() == digest_of(steps)
+
+
+def test_the_digest_does_not_depend_on_workers(config: Path, steps: list[Step], succeeds: Command) -> None:
+    printed = succeeds("peek", config, "--steps", "0:3", "--world", 2, "--workers", 2, "--digest")
+    assert printed.strip() == digest_of(steps)
+
+
+def test_later_steps_are_reached_without_the_earlier_ones(config: Path, steps: list[Step], succeeds: Command) -> None:
+    assert succeeds("peek", config, "--steps", "2:3", "--digest").strip() == digest_of(steps[2:])
+
+
+def test_a_run_shows_what_its_configuration_shows(trained_run: Path, succeeds: Command) -> None:
+    arguments = ("--steps", "7:11", "--digest")  # over the checkpoint of step 8
+    later = ("--steps", "9:11", "--digest")  # from it
+    config = trained_run / "config.yaml"
+    assert succeeds("peek", trained_run, *arguments) == succeeds("peek", config, *arguments)
+    assert succeeds("peek", trained_run, *later) == succeeds("peek", config, *later)
+
+
+def test_overrides_act_before_and_after_options(config: Path, succeeds: Command) -> None:
+    plain = succeeds("peek", config, "--digest")
+    before = succeeds("peek", config, "seed=9", "--digest")
+    after = succeeds("peek", config, "--digest", "seed=9")
+    assert before == after != plain
+
+
+def test_steps_beyond_the_run_are_refused(config: Path, fails: Command) -> None:
+    assert "--steps 11:13: the run has 12 steps" in fails("peek", config, "--steps", "11:13")
+
+
+def test_more_ranks_than_lanes_are_refused(config: Path, fails: Command) -> None:
+    assert "7 ranks are more than the 6 lanes" in fails("peek", config, "--world", 7)
+
+
+def test_an_unknown_key_is_named_with_the_right_one(config: Path, fails: Command) -> None:
+    assert "did you mean 'seed'?" in fails("peek", config, "sede=1")
+
+
+@pytest.mark.parametrize("steps", ["3", "3:3", "5:2", "a:b", "-1:2"])
+def test_what_is_no_range_is_wrong_usage(steps: str, config: Path, succeeds: Command) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        succeeds("peek", config, f"--steps={steps}")
+
+
+def test_a_run_whose_corpus_changed_is_refused(
+    trained_run: Path, documents: list[str], tmp_path: Path, succeeds: Command, fails: Command
+) -> None:
+    (tmp_path / "other.txt").write_text("\n\n".join(documents[:50]))
+    succeeds("shards", tmp_path / "other.txt", tmp_path / "other", "--blank-line", "--processes", 1)
+    message = fails("peek", trained_run, f"data.train={tmp_path / 'other'}", "--steps", "9:10")
+    assert "corpus:" in message
+    assert "does not fit this run" in message

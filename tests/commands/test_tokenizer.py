@@ -1,0 +1,60 @@
+"""`maskloom tokenizer` learns from the training documents of a corpus alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from maskloom.data.index import text_hash
+from maskloom.tokenizer import SPECIAL_TOKENS, load_tokenizer
+
+from .conftest import Command
+
+
+def test_a_vocabulary_of_at_most_the_size_is_written(corpus_dir: Path, tmp_path: Path, succeeds: Command) -> None:
+    printed = succeeds("tokenizer", corpus_dir, tmp_path / "new" / "tokenizer", "--vocab-size", 120)
+    tokenizer = load_tokenizer(tmp_path / "new" / "tokenizer")
+    assert len(SPECIAL_TOKENS) < tokenizer.vocab_size <= 120
+    assert f"{tokenizer.vocab_size} ids" in printed
+    assert [path.name for path in (tmp_path / "new" / "tokenizer").iterdir()] == ["tokenizer.json"]
+
+
+def test_held_out_documents_are_not_learnt_from(tmp_path: Path, succeeds: Command) -> None:
+    texts = []
+    for number in range(300):
+        # The letter says on which side the document falls: ж where it is held out, ш where it is not.
+        held, trained = f"river {number} жж", f"river {number} шш"
+        texts += [held] * (text_hash(held) < 2**30) + [trained] * (text_hash(trained) >= 2**30)
+    assert any("ж" in text for text in texts)
+    (tmp_path / "text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    succeeds("shards", tmp_path / "text.jsonl", tmp_path / "corpus", "--val-fraction", 0.25, "--processes", 1)
+    succeeds("tokenizer", tmp_path / "corpus", tmp_path)
+    tokenizer = load_tokenizer(tmp_path)
+    unknown, known = (tokenizer.unk_id in ids for ids in tokenizer.encode(["ж", "ш"]))
+    assert (unknown, known) == (True, False)
+
+
+@pytest.mark.parametrize("cased", [False, True])
+def test_case_is_kept_on_demand(cased: bool, tmp_path: Path, succeeds: Command) -> None:
+    (tmp_path / "text.jsonl").write_text('{"text": "River RIVER river"}\n' * 3)
+    succeeds("shards", tmp_path / "text.jsonl", tmp_path / "corpus", "--val-fraction", 0, "--processes", 1)
+    succeeds("tokenizer", tmp_path / "corpus", tmp_path, *["--cased"] * cased)
+    tokenizer = load_tokenizer(tmp_path)
+    upper, lower = (ids.tolist() for ids in tokenizer.encode(["River", "river"]))
+    assert (upper != lower) is cased
+
+
+def test_no_more_text_is_read_than_asked_for(corpus_dir: Path, tmp_path: Path, succeeds: Command) -> None:
+    succeeds("tokenizer", corpus_dir, tmp_path / "all")
+    succeeds("tokenizer", corpus_dir, tmp_path / "some", "--max-bytes", "1K")
+    sizes = [load_tokenizer(tmp_path / name).vocab_size for name in ("all", "some")]
+    assert sizes[0] > sizes[1]
+
+
+def test_bad_arguments_are_refused(corpus_dir: Path, tmp_path: Path, fails: Command) -> None:
+    assert "leaves no id beside the 5 special tokens" in fails("tokenizer", corpus_dir, tmp_path, "--vocab-size", 5)
+    assert "no index at" in fails("tokenizer", tmp_path, tmp_path / "out")
+    (tmp_path / "file").write_text("")
+    assert str(tmp_path / "file") in fails("tokenizer", corpus_dir, tmp_path / "file")
