@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import webdataset
 import zstandard
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from maskloom.data import index as module
@@ -66,6 +66,7 @@ def three_members(path: Path) -> tuple[list[str], list[int]]:
     return documents, [*starts, ends]
 
 
+@example([[6], [6]], 10)  # "0.0 xxxxxx" fills a block to the byte
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.lists(st.integers(0, 1500), min_size=1, max_size=3), min_size=1, max_size=8), st.integers(1, 4000))
 def test_blocks_are_whole_samples_and_hold_every_document_once(
@@ -81,6 +82,9 @@ def test_blocks_are_whole_samples_and_hold_every_document_once(
     blocks = [index.documents(block, "train") for block in range(len(offsets))]
     for block in blocks[:-1]:  # a block ends with the sample that fills it
         assert sum(len(text.encode()) for text in block) >= block_bytes
+    for block in blocks:  # and with no later one
+        last = block[-1].split(".")[0]
+        assert sum(len(text.encode()) for text in block if text.split(".")[0] != last) < block_bytes
     whose = [{text.split(".")[0] for text in block} for block in blocks]
     assert sum(map(len, whose)) == len(set().union(*whose)) == len(sizes)
 
