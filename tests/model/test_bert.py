@@ -175,6 +175,17 @@ def test_filling_weighs_nothing(tokenizer: Tokenizer) -> None:
     torch.testing.assert_close(padded_gradients, gradients, atol=1e-5, rtol=1e-4)
 
 
+def test_filling_is_never_hit(tokenizer: Tokenizer) -> None:
+    ours, _ = pair(tiny_config(tokenizer.vocab_size))
+    batch = bucket(make_rows([[12]], tokenizer), tokenizer, 2)
+    likeliest = int(batch.targets[0])
+    filling = batch.targets[batch.weights == 0]
+    for token in (likeliest, int(filling[0])):
+        with torch.no_grad():
+            ours.cls.predictions.bias.zero_()[token] = 1e4
+        assert ours(batch)[1] == ((batch.targets == token) & (batch.weights > 0)).sum()
+
+
 def test_a_micro_batch_without_a_predicted_token_has_no_loss(tokenizer: Tokenizer) -> None:
     ours, _ = pair(tiny_config(tokenizer.vocab_size))
     rows = make_rows([[32]], tokenizer)
