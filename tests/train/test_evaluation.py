@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,15 @@ from maskloom.train.evaluation import evaluate, unigram_entropy
 
 CPU = torch.device("cpu")
 RULE = MaskRule(0.15)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Threads that share a busy machine's cores wait for each other at every small product."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module", params=["a split of its own", "a split by hash"])
@@ -119,7 +129,7 @@ def test_ranks_add_up_to_one(index: Index, tokenizer: Tokenizer, model: MaskedLM
 def test_the_bucket_does_not_matter(index: Index, tokenizer: Tokenizer, model: MaskedLM) -> None:
     figures = [
         sums(evaluate(model, index, tokenizer, Evaluation(seq_len=64, micro_batch_rows=size), CPU, World()))
-        for size in (1, 7, 64)
+        for size in (3, 7, 64)
     ]
     for other in figures[1:]:
         np.testing.assert_allclose(other, figures[0], rtol=1e-5)
