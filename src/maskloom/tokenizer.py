@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer as HFTokenizer
-from tokenizers.implementations import BertWordPieceTokenizer
+from tokenizers.implementations.bert_wordpiece import BertWordPieceTokenizer
 from tokenizers.processors import TemplateProcessing
 
 from maskloom.errors import UserError
@@ -124,7 +124,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, lowercase: bool = Tru
     """
     trainer = BertWordPieceTokenizer(lowercase=lowercase)
     trainer.train_from_iterator(
-        texts, vocab_size=vocab_size, min_frequency=2, special_tokens=list(SPECIAL_TOKENS), show_progress=False
+        iter(texts), vocab_size=vocab_size, min_frequency=2, special_tokens=list(SPECIAL_TOKENS), show_progress=False
     )
     trainer.post_processor = TemplateProcessing(
         single="[CLS] $A [SEP]",

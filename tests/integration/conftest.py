@@ -58,7 +58,8 @@ def run_ranks(tmp_path: Path) -> Callable[..., str]:
         log, port = tmp_path / "output.log", free_port()
         log.unlink(missing_ok=True)
         ranks = [
-            context.Process(target=_rank, args=(str(config), rank, size, port, str(log), fake_fp16)) for rank in range(size)
+            context.Process(target=_rank, args=(str(config), rank, size, port, str(log), fake_fp16))
+            for rank in range(size)
         ]
         for rank in ranks:
             rank.start()

@@ -56,7 +56,12 @@ def test_loss_gradient_and_weights_do_not_depend_on_the_layout(
 
 @pytest.mark.parametrize(("precision", "stage"), [("bf16", 1), ("bf16", 2), ("bf16", 3), ("fp16", 1), ("fp16", 2)])
 def test_half_precision_follows_full(
-    precision: str, stage: int, settings: dict, write_config: Callable[..., Path], run_ranks: Callable[..., str], tmp_path: Path
+    precision: str,
+    stage: int,
+    settings: dict,
+    write_config: Callable[..., Path],
+    run_ranks: Callable[..., str],
+    tmp_path: Path,
 ) -> None:
     """Half precision with fp32 accumulation stays within its own rounding (2^-8 for bf16) of fp32."""
     phase = {**settings["phases"][0], "micro_batch_rows": 3, "steps": 8}
@@ -89,7 +94,10 @@ def test_compiled_forward_follows_eager(
     [
         ({"engine": {"precision": "bf16", "zero_stage": 0}}, "set engine.zero_stage=1"),
         ({"engine": {"kernels": "compile", "zero_stage": 3}}, "engine: kernels compile needs zero_stage 0, 1 or 2"),
-        ({"deepspeed": {"zero_optimization": {"stage": 2}, "train_batch_size": 4}}, "zero_optimization.stage, train_batch_size"),
+        (
+            {"deepspeed": {"zero_optimization": {"stage": 2}, "train_batch_size": 4}},
+            "zero_optimization.stage, train_batch_size",
+        ),
     ],
 )
 def test_settings_that_do_not_go_together_are_refused_before_anything_is_written(

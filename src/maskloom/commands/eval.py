@@ -21,9 +21,6 @@ from maskloom.errors import UserError
 from maskloom.train.evaluation import evaluate, unigram_entropy
 from maskloom.train.metrics import read_metrics
 
-TRAINING_LINES = 20
-
-
 def configure(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("run", type=Path, metavar="RUN", help="run directory")
@@ -44,10 +41,11 @@ def run(options: argparse.Namespace) -> int:
             f"no token of the held-out documents of {loaded.config.data.train} is predicted: they are too short, or "
             f"evaluation.mask_rate {loaded.config.evaluation.mask_rate} is too low"
         )
-    losses = [line["loss"] for line in read_metrics(options.run) if "loss" in line and line["step"] <= loaded.step]
+    last = range(int(0.9 * loaded.step), loaded.step + 1)
+    losses = [line["loss"] for line in read_metrics(options.run) if "loss" in line and line["step"] in last]
     figures |= {"step": loaded.step, "unigram_entropy": unigram_entropy(index, loaded.tokenizer)}
     if losses:
-        figures["training_loss"] = float(np.mean(losses[-TRAINING_LINES:]))
+        figures["training_loss"] = float(np.mean(losses))
     if options.json:
         print(json.dumps(figures))
         return 0
@@ -59,7 +57,7 @@ def run(options: argparse.Namespace) -> int:
     print(f"  perplexity        {figures['evaluation_perplexity']:,.1f}")
     print(f"  accuracy          {figures['evaluation_accuracy']:.1%} of the masked tokens")
     if losses:
-        print(f"  training loss     {figures['training_loss']:.3f} nats a token (mean of the last logged steps)")
+        print(f"  training loss     {figures['training_loss']:.3f} nats a token (mean of the last tenth of the steps)")
     print(
         f"  unigram entropy   {figures['unigram_entropy']:.3f} nats a token: the loss of knowing token frequencies only"
     )

@@ -20,7 +20,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, cast
 
 import zstandard
 
@@ -138,7 +138,7 @@ def _read_jsonl(source: Source, text_key: str) -> Iterator[tuple[int, str]]:
 
 def _open(name: str) -> IO[bytes]:
     if name.lower().endswith(".gz"):
-        return gzip.open(name, "rb")
+        return cast(IO[bytes], gzip.open(name, "rb"))
     if name.lower().endswith(".zst"):
         return io.BufferedReader(_ZstdFrames(name), ZSTD_READ_BYTES)
     return Path(name).open("rb")
@@ -231,8 +231,10 @@ def _read_documentation(source: Source) -> Iterator[tuple[int, str]]:
 
 
 def _is_english(text: str) -> bool:
-    """Mostly ASCII, and at least one word in fifteen is one of English's commonest."""
+    """Mostly ASCII, mostly letters (no tables, no drawings), and one word in fifteen is one of English's commonest."""
     words = text.lower().split()
+    if 4 * sum(letter.isalpha() for letter in text) < 3 * sum(map(len, words)):
+        return False
     return (
         text.count("\ufffd") == 0
         and len(text.encode()) < 1.02 * len(text)

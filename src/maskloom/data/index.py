@@ -22,7 +22,6 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,6 +32,7 @@ from webdataset.tariterators import base_plus_ext
 from maskloom.data.samples import read_documents
 from maskloom.data.storage import local_path, open_range
 from maskloom.errors import UserError
+from maskloom.processes import clean_forks
 
 FORMAT, VERSION = "maskloom-index", 1
 BLOCK_BYTES = 128 * 1024
@@ -226,7 +226,7 @@ def index_tars(
         threshold=threshold,
     )
     indexed = []
-    with ProcessPoolExecutor(processes, mp_context=get_context("forkserver")) as pool:
+    with ProcessPoolExecutor(processes, mp_context=clean_forks(__name__)) as pool:
         for shard in pool.map(work, paths):
             on_bytes(shard.shard.bytes)
             indexed.append(shard)
@@ -286,7 +286,7 @@ def _block_ranges(path: Path, data: mmap.mmap, block_bytes: int) -> Iterator[tup
     try:
         with tarfile.open(path, "r:") as tar:
             for member in tar:
-                tar.members = []  # tarfile keeps every header it has read
+                tar.members = []  # type: ignore[attr-defined]  # tarfile keeps every header it has read
                 is_sample = member.isreg() and not META_MEMBER.match(member.name)
                 base = base_plus_ext(member.name)[0] if is_sample else None
                 if base is not None and base != key:

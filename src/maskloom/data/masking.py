@@ -29,7 +29,8 @@ class MaskRule:
 
     def count(self, maskable: NDArray[np.int64]) -> NDArray[np.int64]:
         """k for each number of maskable tokens, halves rounded up."""
-        return np.floor(self.rate * maskable + 0.5).astype(np.int64)
+        count: NDArray[np.int64] = np.floor(self.rate * maskable + 0.5).astype(np.int64)
+        return count
 
     def most(self, seq_len: int) -> int:
         """The most tokens that a row of `seq_len` slots can have predicted."""

@@ -38,9 +38,9 @@ def make_key(*parts: int | str) -> int:
 
 def hash64(key: int | UInt64s, counter: UInt64s) -> UInt64s:
     """Hash of `counter` under `key`, uint64; the two broadcast."""
-    key = np.uint64(key) if isinstance(key, int) else key
+    keys: UInt64s = np.asarray(key, dtype=np.uint64)
     with np.errstate(over="ignore"):
-        x = key + (counter + np.uint64(1)) * GOLDEN
+        x = keys + (counter + np.uint64(1)) * GOLDEN
         x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         mixed: UInt64s = x ^ (x >> np.uint64(31))

@@ -20,7 +20,6 @@ import struct
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 
 import webdataset
@@ -39,6 +38,7 @@ from maskloom.data.index import (
 )
 from maskloom.data.order import make_key
 from maskloom.errors import UserError
+from maskloom.processes import clean_forks
 
 MEMBER_BYTES = 32 * 1024
 SHARD_BYTES = 64 << 20
@@ -112,7 +112,7 @@ def write_shards(
     spill = partial / "spill"
     try:
         spill.mkdir(parents=True)
-        with ProcessPoolExecutor(processes, mp_context=get_context("forkserver")) as pool:
+        with ProcessPoolExecutor(processes, mp_context=clean_forks(__name__)) as pool:
             counts = Counts()
             reading = pool.map(functools.partial(_spill_source, options=options, buckets=buckets, spill=spill), sources)
             for source, seen in zip(sources, reading, strict=True):

@@ -16,8 +16,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
-from multiprocessing import get_context
-from multiprocessing.context import ForkServerContext
 from typing import Any
 
 import numpy as np
@@ -31,6 +29,7 @@ from maskloom.data.order import Cursor, UInt64s, block_order, default_lanes, has
 from maskloom.data.packing import PackedRows, pack, pack_after
 from maskloom.distributed import World
 from maskloom.errors import UserError
+from maskloom.processes import clean_forks
 from maskloom.tokenizer import Tokenizer
 
 
@@ -249,7 +248,7 @@ def read_steps(
         num_workers=workers,
         collate_fn=_unchanged,
         prefetch_factor=prefetch_steps if workers else None,
-        multiprocessing_context=_clean_forks() if workers else None,
+        multiprocessing_context=clean_forks(__name__) if workers else None,
     )
     parts: list[Step] = []
     for item in loader:
@@ -289,15 +288,7 @@ def _row_keys(key: int, rows: int) -> UInt64s:
     return hash64(key, np.arange(rows, dtype=np.uint64))
 
 
-def _clean_forks() -> ForkServerContext:
-    """Readers fork from a server process that has this module and nothing else: a fork of a process that holds CUDA,
-    NCCL and gloo threads can deadlock."""
-    context = get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    return context
-
-
-def _unchanged(item: Step | UserError) -> Step | UserError:
+def _unchanged(item: Any) -> Any:
     return item
 
 

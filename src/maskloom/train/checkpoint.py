@@ -195,7 +195,7 @@ def resumable_cursors(run: Path, step: int, plan: DataPlan) -> tuple[int, list[C
 
 def _newest_good(run: Path) -> Path | str | None:
     """The newest whole checkpoint, None where there is none, or a message where all are damaged."""
-    faults = []
+    faults: list[str] = []
     for folder in _saved(run):
         fault = damage(folder)
         if fault is None:

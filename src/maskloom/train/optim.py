@@ -10,7 +10,8 @@ from maskloom.config import Optimizer
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
     """Two groups: weight decay on matrices and embeddings, none on biases and LayerNorm, as BERT was trained."""
-    decayed, plain = [], []
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
     for parameter in model.parameters():
         (decayed if parameter.ndim > 1 else plain).append(parameter)
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
