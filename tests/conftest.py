@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from maskloom.data.index import Index, load_index
@@ -19,6 +20,7 @@ from maskloom.data.shards import Options, write_shards
 from maskloom.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+torch.set_num_threads(1)  # tiny matrices: more threads only wait for each other
 
 WORDS = (
     "the a of in river mountain machine model token batch gradient learns reads writes small large quiet bright every "

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegative
 
 from maskloom.errors import UserError
 
+PositiveShare = Annotated[float, Field(gt=0.0, le=1.0)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
@@ -41,7 +42,7 @@ class Data(Section):
 
 
 class Masking(Section):
-    rate: Share = 0.15
+    rate: PositiveShare = 0.15
     """Share of a row's maskable tokens that are predicted: exactly `round(rate * maskable)` a row."""
     mask_share: Share = 0.8
     """Share of the predicted tokens that are replaced by [MASK]."""
@@ -130,7 +131,7 @@ class Evaluation(Section):
     every_steps: NonNegativeInt = 0
     """Steps between passes over the held-out documents; 0 never."""
     seq_len: Annotated[int, Field(ge=8)] = 128
-    mask_rate: Share = 0.15
+    mask_rate: PositiveShare = 0.15
     micro_batch_rows: PositiveInt = 32
 
 

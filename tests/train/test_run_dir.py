@@ -13,6 +13,8 @@ import pytest
 from maskloom.config import RunConfig, load_config, parse_config
 from maskloom.distributed import World
 from maskloom.errors import UserError
+from maskloom.model.bert import build_model
+from maskloom.tokenizer import Tokenizer
 from maskloom.train.run_dir import PACKAGES, RunDir, reconcile, write_atomically
 
 
@@ -22,9 +24,22 @@ def config(run_config: dict) -> RunConfig:
 
 
 @pytest.fixture
-def started(config: RunConfig) -> RunConfig:
-    """A run that was opened and closed again."""
-    RunDir(config, World())._lock.close()
+def begin(tokenizer: Tokenizer) -> Callable[..., RunDir]:
+    """Open a run directory and make it a run, as at its first step."""
+
+    def begun(config: RunConfig, world: World = World(), step: int = 0) -> RunDir:
+        run = RunDir(config, world)
+        model, _ = build_model(config.model, tokenizer, 0)
+        run.begin(config, model, tokenizer, world, step)
+        return run
+
+    return begun
+
+
+@pytest.fixture
+def started(config: RunConfig, begin: Callable[..., RunDir]) -> RunConfig:
+    """A run that was begun and closed again."""
+    begin(config)._lock.close()
     return config
 
 
@@ -105,9 +120,9 @@ class TestReconcile:
         with pytest.raises(UserError, match=r"phases\.0\.steps: 12 in the run, 11 now"):
             reconcile(changed(phases__0__steps=11))
 
-    def test_an_earlier_phase_keeps_its_steps(self, run_config: dict) -> None:
+    def test_an_earlier_phase_keeps_its_steps(self, run_config: dict, begin: Callable[..., RunDir]) -> None:
         run_config["phases"].append({"steps": 4, "seq_len": 64, "global_batch_rows": 6})
-        RunDir(parse_config(run_config, "run.yaml"), World())._lock.close()
+        begin(parse_config(run_config, "run.yaml"))._lock.close()
         run_config["phases"][0]["steps"] += 1
         with pytest.raises(UserError, match=r"phases\.0\.steps"):
             reconcile(parse_config(run_config, "run.yaml"))
@@ -155,21 +170,35 @@ class TestRunDir:
         assert subprocess.run([sys.executable, "-c", code, str(path)], check=False).returncode == 9
         RunDir(config, World())._lock.close()
 
-    def test_other_ranks_write_nothing(self, config: RunConfig) -> None:
-        run = RunDir(config, World(1, 2))
-        run.record_environment(World(1, 2), 1)
-        run.record_status("running", 3)
+    def test_other_ranks_write_nothing(self, config: RunConfig, begin: Callable[..., RunDir]) -> None:
+        run = begin(config, World(1, 2))
+        run.record("running", 3)
+        run.fail(ValueError("never mind"))
         assert not Path(config.run_dir).exists()
 
-    def test_the_environment_is_that_of_the_beginning(self, config: RunConfig) -> None:
-        run = RunDir(config, World())
-        run.record_environment(World(size=2), 3)
+    def test_the_environment_is_that_of_the_beginning(
+        self, config: RunConfig, begin: Callable[..., RunDir], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("torch.get_num_threads", lambda: 3)
+        run = begin(config, World(size=2))
         first = json.loads((run.folder / "environment.json").read_text())
         assert (first["threads"], first["world_size"]) == (3, 2)
         assert first["packages"].keys() == set(PACKAGES)
-        run.record_environment(World(), 7)
+        monkeypatch.setattr("torch.get_num_threads", lambda: 7)
+        run._lock.close()
+        run = begin(config)
         assert json.loads((run.folder / "environment.json").read_text()) == first
         assert run.threads(World(), 16) == 3
+
+    def test_a_run_that_fails_before_it_begins_leaves_nothing(self, config: RunConfig) -> None:
+        RunDir(config, World()).fail(ValueError("no such thing"))
+        assert not Path(config.run_dir).exists()
+
+    def test_a_run_that_fails_later_says_so(self, config: RunConfig, begin: Callable[..., RunDir]) -> None:
+        run = begin(config, step=4)
+        run.fail(UserError("the loss is nan"))
+        status = json.loads((run.folder / "status.json").read_text())
+        assert status == {"state": "failed", "step": 4, "total_steps": 12, "reason": "UserError: the loss is nan"}
 
     @pytest.mark.parametrize(("given", "expected"), [("5", 5), ("", 4), ("0", 4), ("many", 4)])
     def test_threads_are_the_share_of_the_cores_or_what_is_asked_for(
@@ -184,8 +213,8 @@ class TestRunDir:
 
     def test_the_status_is_the_newest(self, config: RunConfig) -> None:
         run = RunDir(config, World())
-        run.record_status("running", 3, total_steps=12)
-        run.record_status("failed", 4, total_steps=12, reason="power")
+        run.record("running", 3)
+        run.record("failed", 4, reason="power")
         status = json.loads((run.folder / "status.json").read_text())
         assert status == {"state": "failed", "step": 4, "total_steps": 12, "reason": "power"}
 

@@ -21,6 +21,7 @@ from maskloom.errors import UserError
 from maskloom.train.evaluation import evaluate, unigram_entropy
 from maskloom.train.metrics import read_metrics
 
+
 def configure(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("run", type=Path, metavar="RUN", help="run directory")

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from maskloom.config import RunConfig, load_config
-from maskloom.model.bert import MaskedLM, build_model
+from maskloom.model.bert import MaskedLM, build_defined
 from maskloom.tokenizer import Tokenizer, load_tokenizer
 from maskloom.train.checkpoint import read_state, saved_at
 from maskloom.train.engine import full_precision_weights
@@ -27,8 +27,8 @@ def load_run(run: Path, step: int | None) -> LoadedRun:
     """The model of a run in fp32 and evaluation mode, at `step` or its newest whole checkpoint."""
     folder = saved_at(run, step)
     config = load_config(run / "config.yaml")
-    tokenizer = load_tokenizer(config.tokenizer)
-    model, _ = build_model(config.model, tokenizer, config.seed)
+    tokenizer = load_tokenizer(run / "model")
+    model = build_defined(run / "model")
     weights = full_precision_weights(folder)
     model.load_state_dict(weights)
     return LoadedRun(config, tokenizer, model.eval(), weights, read_state(folder).step)

@@ -115,6 +115,21 @@ def build_model(settings: Model, tokenizer: Tokenizer, seed: int) -> tuple[Maske
     return model, f"model: {count_parameters(model):,} parameters, initialised from seed {seed}"
 
 
+def save_definition(model: MaskedLM, tokenizer: Tokenizer, folder: Path) -> None:
+    """Write what a checkpoint's weights need beside them: the model's config.json and tokenizer.json."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model.config.save_pretrained(folder)
+    tokenizer.save(folder / "tokenizer.json")
+
+
+def build_defined(folder: Path) -> MaskedLM:
+    """The model that `save_definition` described; its weights are about to be loaded."""
+    try:
+        return MaskedLM(BertConfig.from_pretrained(folder))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder / 'config.json'} cannot be read: {error}") from None
+
+
 def count_parameters(model: nn.Module) -> int:
     """Parameters, the tied decoder counted once."""
     return sum(parameter.numel() for parameter in model.parameters())

@@ -28,7 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         world = World.discover()
         train(load_config(options.config, options.overrides), world)
-    except UserError as error:
+    except (UserError, OSError) as error:  # bad input; a folder that may not be written, a full disk
         print(f"maskloom: rank {world.rank if world else '?'}: {error}", file=sys.stderr, flush=True)
         return 1
     return 0

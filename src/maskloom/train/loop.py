@@ -22,7 +22,7 @@ from maskloom.data.order import first_cursors, make_key
 from maskloom.data.stream import DataPlan, Step, read_steps
 from maskloom.distributed import World, gather_objects, sum_over_ranks
 from maskloom.errors import UserError
-from maskloom.model.bert import build_model
+from maskloom.model.bert import build_defined, build_model
 from maskloom.progress import say
 from maskloom.tokenizer import load_tokenizer
 from maskloom.train import checkpoint
@@ -50,37 +50,41 @@ def train(config: RunConfig, world: World) -> None:
     """
     config, plan = prepare(config, world)
     run = RunDir(config, world)
-    threads = run.threads(world, os.cpu_count() or 1)
-    torch.set_num_threads(threads)
-    run.record_environment(world, threads)
-    start_distributed(world)
-    step = 0
+    torch.set_num_threads(run.threads(world, len(os.sched_getaffinity(0))))
     try:
+        start_distributed(world)
         trainer = Trainer(config, plan, world)
-        step = trainer.step
-        metrics = Metrics(run.folder, step, plan.total_steps, trainer.tokens_seen(), world)
-        run.record_status("running", step, total_steps=plan.total_steps)
-        for batch in timed(trainer.steps(), metrics, plan):
-            values = trainer.train_step(batch)
-            step = trainer.step
-            if is_due(step, config.logging.every_steps, plan.total_steps):
-                metrics.log_step(step, trainer.tokens_seen(), values())
-            began_s = time.perf_counter()
-            if config.evaluation.every_steps and is_due(step, config.evaluation.every_steps, plan.total_steps):
-                metrics.log_evaluation(step, trainer.evaluate())
-            if is_due(step, config.checkpoint.every_steps, plan.total_steps):
-                trainer.save(run.folder)
-                run.record_status("running", step, total_steps=plan.total_steps)
-            metrics.paused(time.perf_counter() - began_s)
-        metrics.close()
-    except BaseException as error:
-        run.record_status("failed", step, total_steps=plan.total_steps, reason=f"{type(error).__name__}: {error}")
-        raise
-    run.record_status("done", step, total_steps=plan.total_steps)
-    if world.is_first:
-        say(
-            f"done: step {step:,} of {plan.total_steps:,}, {trainer.tokens_seen():,} text tokens; the run is in {run.folder}"
+        run.begin(config, trainer.engine.module, plan.tokenizer, world, trainer.step)
+        loop(
+            config,
+            plan,
+            run,
+            trainer,
+            Metrics(run.folder, trainer.step, plan.total_steps, trainer.tokens_seen(), world),
         )
+    except BaseException as error:
+        run.fail(error)
+        raise
+    run.record("done", trainer.step)
+    if world.is_first:
+        say(f"done: step {trainer.step:,} of {plan.total_steps:,}; the run is in {run.folder}")
+
+
+def loop(config: RunConfig, plan: DataPlan, run: RunDir, trainer: Trainer, metrics: Metrics) -> None:
+    """Step by step from where the trainer stands to the end of the run."""
+    for batch in timed(trainer.steps(), metrics, plan):
+        values = trainer.train_step(batch)
+        step = trainer.step
+        if is_due(step, config.logging.every_steps, plan.total_steps):
+            metrics.log_step(step, trainer.tokens_seen(), values())
+        began_s = time.perf_counter()
+        if config.evaluation.every_steps and is_due(step, config.evaluation.every_steps, plan.total_steps):
+            metrics.log_evaluation(step, trainer.evaluate())
+        if is_due(step, config.checkpoint.every_steps, plan.total_steps):
+            trainer.save(run.folder)
+            run.record("running", step)
+        metrics.paused(time.perf_counter() - began_s)
+    metrics.close()
 
 
 def prepare(config: RunConfig, world: World) -> tuple[RunConfig, DataPlan]:
@@ -159,13 +163,15 @@ class Trainer:
             folder, state = found
             checkpoint.check_fits(state, plan, config.engine.zero_stage, str(config.engine.precision), folder)
             universal = checkpoint.needs_universal(state, world)
-        model, origin = build_model(config.model, plan.tokenizer, config.seed)
+        if found:
+            model, origin = build_defined(run / "model"), f"resumed from {folder}"
+        else:
+            model, origin = build_model(config.model, plan.tokenizer, config.seed)
         self._check_positions(model.config.max_position_embeddings)
         self.engine = build_engine(config, model, deepspeed_settings(config, plan, world, universal))
         if found:
             checkpoint.load(self.engine, folder, state, world)
             self.step, self.cursors = state.step, state.lane_cursors()
-            origin = f"resumed from {folder}"
         else:
             self.step, self.cursors = 0, first_cursors(plan.lanes)
         self._tokens = torch.tensor(state.tokens_seen if found else 0, dtype=torch.int64, device=self.device)

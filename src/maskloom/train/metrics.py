@@ -70,7 +70,11 @@ class Metrics:
         self.mark(step, tokens_seen)
 
     def log_evaluation(self, step: int, values: dict[str, float]) -> None:
-        """Log held-out figures."""
+        """Log held-out figures; none where every held-out document is too short to have a token predicted."""
+        if not values:
+            if self.board is not None:
+                say(f"step {step:,} | WARNING: the held-out documents have no token to predict")
+            return
         self._write(step, values, "evaluation")
         if self.board is not None:
             say(

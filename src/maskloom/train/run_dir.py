@@ -1,6 +1,7 @@
 """The run's folder: one writer, the resolved configuration, the environment, the status.
 
 RUN/  config.yaml  environment.json  status.json  metrics.jsonl  tensorboard/  checkpoints/
+          model/{config.json, tokenizer.json}: beside them the run needs nothing from where it was started
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ import torch
 from maskloom.config import RunConfig, differences, dump_config, load_config
 from maskloom.distributed import World
 from maskloom.errors import UserError
+from maskloom.model.bert import MaskedLM, save_definition
+from maskloom.tokenizer import Tokenizer
 
 MAY_CHANGE = re.compile(
     r"run_dir|tokenizer|data\.(train|workers|prefetch_steps)|phases\.\d+\.micro_batch_rows|logging\..*|checkpoint\..*"
@@ -77,11 +80,16 @@ def reconcile(config: RunConfig) -> RunConfig:
 
 
 class RunDir:
-    """The open folder of a run; only the first rank writes, and only one process at a time may hold it."""
+    """The open folder of a run; only the first rank writes, and only one process at a time may hold it.
+
+    Opening it takes the lock and writes nothing else: what `begin` writes makes it a run.
+    """
 
     def __init__(self, config: RunConfig, world: World) -> None:
         self.folder = Path(config.run_dir)
         self.is_writer = world.is_first
+        self.step, self.total_steps = 0, config.total_steps
+        self._begun = (self.folder / "config.yaml").exists()
         self._lock: IO[str] | None = None
         if not self.is_writer:
             return
@@ -98,7 +106,6 @@ class RunDir:
         self._lock.truncate(0)
         self._lock.write(f"process {os.getpid()} on {socket.gethostname()}")
         self._lock.flush()
-        write_atomically(self.folder / "config.yaml", dump_config(config))
 
     def threads(self, world: World, cores: int) -> int:
         """CPU threads a rank: what the run recorded when it began (other counts give other bits), else the share of
@@ -109,24 +116,41 @@ class RunDir:
         given = os.environ.get("OMP_NUM_THREADS", "")
         return int(given) if given.isdigit() and int(given) else max(1, cores // world.local_size)
 
-    def record_environment(self, world: World, threads: int) -> None:
-        """Write `environment.json` once: where, on what and with which versions the run began."""
-        path = self.folder / "environment.json"
-        if self.is_writer and not path.exists():
+    def begin(self, config: RunConfig, model: MaskedLM, tokenizer: Tokenizer, world: World, step: int) -> None:
+        """Everything is ready to train from `step`: write what describes the run. What it began with is written once."""
+        self._begun = True
+        self.step = step
+        if not self.is_writer:
+            return
+        if not (self.folder / "model").exists():
+            save_definition(model, tokenizer, self.folder / "model")
+        if not (self.folder / "environment.json").exists():
             content: dict[str, Any] = {
                 "host": socket.gethostname(),
                 "python": platform.python_version(),
                 "packages": {name: version(name) for name in PACKAGES},
                 "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu",
                 "world_size": world.size,
-                "threads": threads,
+                "threads": torch.get_num_threads(),
             }
-            write_atomically(path, json.dumps(content, indent=1))
+            write_atomically(self.folder / "environment.json", json.dumps(content, indent=1))
+        write_atomically(self.folder / "config.yaml", dump_config(config))
+        self.record("running", step)
 
-    def record_status(self, state: str, step: int, **more: Any) -> None:
+    def fail(self, error: BaseException) -> None:
+        """Record why the run ended; a folder that never became a run is taken away again."""
+        if self._begun:
+            self.record("failed", self.step, reason=f"{type(error).__name__}: {error}")
+        elif self.is_writer and [entry.name for entry in self.folder.iterdir()] == [".lock"]:
+            (self.folder / ".lock").unlink()
+            self.folder.rmdir()
+
+    def record(self, state: str, step: int, **more: Any) -> None:
         """Write `status.json`: `running`, `done` or `failed`, at which step."""
+        self.step = step
         if self.is_writer:
-            write_atomically(self.folder / "status.json", json.dumps({"state": state, "step": step, **more}, indent=1))
+            status = {"state": state, "step": step, "total_steps": self.total_steps, **more}
+            write_atomically(self.folder / "status.json", json.dumps(status, indent=1))
 
 
 def _is_more_steps(key: str, old: Any, new: Any, phases: int) -> bool:
