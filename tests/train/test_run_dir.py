@@ -17,6 +17,8 @@ from maskloom.model.bert import build_model
 from maskloom.tokenizer import Tokenizer
 from maskloom.train.run_dir import PACKAGES, RunDir, reconcile, write_atomically
 
+ALONE = World()
+
 
 @pytest.fixture
 def config(run_config: dict) -> RunConfig:
@@ -27,7 +29,7 @@ def config(run_config: dict) -> RunConfig:
 def begin(tokenizer: Tokenizer) -> Callable[..., RunDir]:
     """Open a run directory and make it a run, as at its first step."""
 
-    def begun(config: RunConfig, world: World = World(), step: int = 0) -> RunDir:
+    def begun(config: RunConfig, world: World = ALONE, step: int = 0) -> RunDir:
         run = RunDir(config, world)
         model, _ = build_model(config.model, tokenizer, 0)
         run.begin(config, model, tokenizer, world, step)

@@ -42,7 +42,7 @@ def run(options: argparse.Namespace) -> int:
             f"no token of the held-out documents of {loaded.config.data.train} is predicted: they are too short, or "
             f"evaluation.mask_rate {loaded.config.evaluation.mask_rate} is too low"
         )
-    last = range(int(0.9 * loaded.step), loaded.step + 1)
+    last = range(int(0.9 * loaded.step) + 1, loaded.step + 1)
     losses = [line["loss"] for line in read_metrics(options.run) if "loss" in line and line["step"] in last]
     figures |= {"step": loaded.step, "unigram_entropy": unigram_entropy(index, loaded.tokenizer)}
     if losses:
