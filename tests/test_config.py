@@ -53,7 +53,7 @@ def configurations(draw: st.DrawFn) -> RunConfig:
             seed=draw(st.integers(0, 2**63)),
             phases=phases,
             data={"train": draw(st.text("abc/ é'#:", min_size=1)), "lanes": draw(st.sampled_from([None, lanes]))},
-            masking={"rate": draw(st.floats(0, 1)), "mask_share": draw(st.floats(0, 0.5))},
+            masking={"rate": draw(st.floats(0, 1, exclude_min=True)), "mask_share": draw(st.floats(0, 0.5))},
             model=draw(st.sampled_from([{}, {"hidden_size": 48, "num_attention_heads": 4}, {"init": "some/bert"}])),
             deepspeed=draw(st.dictionaries(st.text("abc", min_size=1), st.integers() | st.booleans(), max_size=2)),
         ),
