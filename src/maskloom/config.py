@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegative
 
 from maskloom.errors import UserError
 
+BelowOne = Annotated[float, Field(ge=0.0, lt=1.0)]
 PositiveShare = Annotated[float, Field(gt=0.0, le=1.0)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -119,8 +120,8 @@ class Optimizer(Section):
     """Highest learning rate, reached at the end of the warm-up."""
     warmup_steps: NonNegativeInt = 0
     """Steps of linear warm-up from 0; the linear decay to 0 takes the rest of the run."""
-    beta1: Share = 0.9
-    beta2: Share = 0.98
+    beta1: BelowOne = 0.9
+    beta2: BelowOne = 0.98
     eps: PositiveFloat = 1e-6
     weight_decay: NonNegativeFloat = 0.01
     gradient_clipping: NonNegativeFloat = 1.0
@@ -130,7 +131,8 @@ class Optimizer(Section):
 class Evaluation(Section):
     every_steps: NonNegativeInt = 0
     """Steps between passes over the held-out documents; 0 never."""
-    seq_len: Annotated[int, Field(ge=8)] = 128
+    seq_len: Annotated[int, Field(ge=8)] | None = None
+    """Token slots a row; left out: those of the last phase."""
     mask_rate: PositiveShare = 0.15
     micro_batch_rows: PositiveInt = 32
 
@@ -171,7 +173,7 @@ class RunConfig(Section):
     tokenizer: str
     """`tokenizer.json` of a WordPiece tokenizer, or a folder that holds one."""
     phases: Annotated[tuple[Phase, ...], Field(min_length=1)]
-    seed: NonNegativeInt = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Everything random follows from it: order, packing, masks, dropout and the first weights."""
     data: Data
     masking: Masking = Masking()
@@ -183,6 +185,16 @@ class RunConfig(Section):
     engine: Engine = Engine()
     deepspeed: dict[str, Any] = {}
     """Passed through to DeepSpeed. What maskloom derives itself may not stand here."""
+
+    @property
+    def evaluation_seq_len(self) -> int:
+        """Token slots a row in evaluation."""
+        return self.evaluation.seq_len or self.phases[-1].seq_len
+
+    @property
+    def evaluation_filled(self) -> Evaluation:
+        """`evaluation` with its sequence length."""
+        return self.evaluation.model_copy(update={"seq_len": self.evaluation_seq_len})
 
     @property
     def total_steps(self) -> int:
@@ -202,8 +214,13 @@ class RunConfig(Section):
                     f"phases.{number}.global_batch_rows {phase.global_batch_rows} is no multiple of data.lanes "
                     f"{self.data.lanes}: each lane gives the same number of rows a step; change one of them"
                 )
+            if int(self.masking.rate * (phase.seq_len - 2) + 0.5) == 0:
+                wrong.append(
+                    f"masking.rate {self.masking.rate} predicts no token of a row of phases.{number}.seq_len "
+                    f"{phase.seq_len}: raise one of them"
+                )
         lengths = {f"phases.{number}.seq_len": phase.seq_len for number, phase in enumerate(self.phases)}
-        for name, length in {**lengths, "evaluation.seq_len": self.evaluation.seq_len}.items():
+        for name, length in {**lengths, "evaluation.seq_len": self.evaluation_seq_len}.items():
             if self.model.init is None and length > self.model.max_position_embeddings:
                 wrong.append(
                     f"{name} {length} is more than model.max_position_embeddings {self.model.max_position_embeddings}"
@@ -247,6 +264,11 @@ def parse_config(tree: dict[str, Any], where: str) -> RunConfig:
         raise UserError(
             f"{where}:\n" + "\n".join(f"  {line}" for fault in faults for line in fault.split("\n"))
         ) from None
+
+
+def rechecked(config: RunConfig, where: str) -> RunConfig:
+    """A configuration after parts of it were replaced, checked as if it had been read from `where`."""
+    return parse_config(yaml.safe_load(dump_config(config)), where)
 
 
 def dump_config(config: RunConfig) -> str:

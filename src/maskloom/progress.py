@@ -16,6 +16,11 @@ def say(message: str) -> None:
     print(message, flush=True)
 
 
+def warn(message: str) -> None:
+    """Print one line where it does not mix with a command's output."""
+    print(f"WARNING: {message}", file=sys.stderr, flush=True)
+
+
 def duration(seconds: float) -> str:
     """`3725.2` -> `1:02:05`, `125` -> `2:05`."""
     minutes, second = divmod(round(max(seconds, 0.0)), 60)

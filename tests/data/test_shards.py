@@ -157,7 +157,7 @@ def test_a_failure_while_shards_are_written_leaves_nothing_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*arguments: Any, **options: Any) -> None:
-        assert list((tmp_path / "out.partial").glob("*.tar"))
+        assert list(tmp_path.glob(".out.*.partial/*.tar"))
         raise OSError("No space left on device")
 
     monkeypatch.setattr(module, "write_index", full)
@@ -178,9 +178,11 @@ def test_a_folder_that_exists_is_never_touched(tmp_path: Path) -> None:
 
 def test_what_a_killed_attempt_left_is_replaced(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", ["text"])
-    (tmp_path / "out.partial" / "spill").mkdir(parents=True)
-    (tmp_path / "out.partial" / "spill" / "train-0-1").write_bytes(b"half a record")
-    (tmp_path / "out.partial" / "train-000007.tar").write_bytes(b"half a shard")
+    left = tmp_path / ".out.abc.partial"
+    (left / "spill").mkdir(parents=True)
+    (left / ".lock").touch()
+    (left / "spill" / "train-0-1").write_bytes(b"half a record")
+    (left / "train-000007.tar").write_bytes(b"half a shard")
     index, _ = write_shards([str(path)], tmp_path / "out", Options(val_fraction=0))
     assert texts_of(index) == ["text"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jsonl", "out"]

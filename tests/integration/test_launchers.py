@@ -31,7 +31,9 @@ def by_deepspeed(config: Path) -> list[subprocess.Popen[str]]:
 
 def by_torchrun(config: Path) -> list[subprocess.Popen[str]]:
     options = ["--standalone", "--nproc-per-node", "2", "--module", "maskloom.train"]
-    return [start([sys.executable, "-m", "torch.distributed.run", *options, str(config), "phases.0.steps=6"], environment())]
+    return [
+        start([sys.executable, "-m", "torch.distributed.run", *options, str(config), "phases.0.steps=6"], environment())
+    ]
 
 
 def by_srun(config: Path) -> list[subprocess.Popen[str]]:

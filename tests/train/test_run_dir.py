@@ -13,9 +13,10 @@ import pytest
 from maskloom.config import RunConfig, load_config, parse_config
 from maskloom.distributed import World
 from maskloom.errors import UserError
+from maskloom.files import write_atomically
 from maskloom.model.bert import build_model
 from maskloom.tokenizer import Tokenizer
-from maskloom.train.run_dir import PACKAGES, RunDir, reconcile, write_atomically
+from maskloom.train.run_dir import PACKAGES, RunDir, reconcile
 
 ALONE = World()
 

@@ -36,14 +36,14 @@ def run(options: argparse.Namespace) -> int:
         raise UserError(f"{loaded.config.data.train} holds no held-out documents: write it with --val-fraction")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = loaded.model.to(device)
-    figures = evaluate(model, index, loaded.tokenizer, loaded.config.evaluation, device, World())
+    figures = evaluate(model, index, loaded.tokenizer, loaded.config.evaluation_filled, device, World())
     if not figures:
         raise UserError(
             f"no token of the held-out documents of {loaded.config.data.train} is predicted: they are too short, or "
             f"evaluation.mask_rate {loaded.config.evaluation.mask_rate} is too low"
         )
     last = range(int(0.9 * loaded.step) + 1, loaded.step + 1)
-    losses = [line["loss"] for line in read_metrics(options.run) if "loss" in line and line["step"] in last]
+    losses = [line["loss_mean"] for line in read_metrics(options.run) if "loss" in line and line["step"] in last]
     figures |= {"step": loaded.step, "unigram_entropy": unigram_entropy(index, loaded.tokenizer)}
     if losses:
         figures["training_loss"] = float(np.mean(losses))

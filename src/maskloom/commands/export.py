@@ -10,15 +10,16 @@ example:
 from __future__ import annotations
 
 import argparse
-import shutil
 from pathlib import Path
 
+from safetensors import SafetensorError
 from transformers import BertForMaskedLM, PreTrainedTokenizerFast
 from transformers.utils import logging
 
 from maskloom.commands.arguments import positive
 from maskloom.commands.loading import LoadedRun, load_run
 from maskloom.errors import UserError
+from maskloom.files import whole_folder
 from maskloom.progress import say
 
 
@@ -30,19 +31,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    if options.out.exists():
-        raise UserError(f"{options.out} exists: choose another folder, or remove it first")
-    loaded = load_run(options.run, options.step)
-    partial = options.out.with_name(options.out.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    logging.disable_progress_bar()
-    try:
-        partial.mkdir(parents=True)
-        plain_model(loaded).save_pretrained(partial)
+    with whole_folder(options.out) as partial:
+        loaded = load_run(options.run, options.step)
+        logging.disable_progress_bar()
+        try:
+            plain_model(loaded).save_pretrained(partial)
+        except SafetensorError as error:
+            raise UserError(f"the weights cannot be written into {options.out.parent}: {error}") from None
         _save_tokenizer(loaded, partial)
-        partial.rename(options.out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     say(
         f"{options.out}: the model of step {loaded.step:,}; load it with "
         f"AutoModelForMaskedLM.from_pretrained('{options.out}')"

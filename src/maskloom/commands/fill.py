@@ -1,6 +1,7 @@
 """Fill the masks of a sentence: the likeliest tokens for each [MASK].
 
-MODEL is a run directory, an exported folder, or any Hugging Face checkpoint of BertForMaskedLM with its tokenizer.
+MODEL is a run directory, an exported folder, or any folder with a Hugging Face checkpoint of
+BertForMaskedLM and its tokenizer.
 
 example:
   maskloom fill runs/quickstart "Returns the [MASK] of the array."

@@ -10,6 +10,7 @@ example:
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 
 from maskloom.commands.arguments import byte_count, cores, fraction, positive
@@ -18,6 +19,7 @@ from maskloom.errors import UserError
 from maskloom.progress import Progress, say
 
 MIB = 1 << 20
+COMPRESSED = re.compile(r"\.(tar\.\w+|tgz|tbz2?|txz|tzst|tlz)$")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -37,6 +39,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     paths = [path for given in options.tars for path in _tars(given)]
+    twice = [
+        path for number, path in enumerate(paths) if path.resolve() in {other.resolve() for other in paths[:number]}
+    ]
+    if twice:
+        raise UserError(f"{twice[0]} is given twice: its documents would be read twice an epoch")
     first = options.tars[0]
     folder = options.out or (first if first.is_dir() else first.parent)
     with Progress("indexing", sum(path.stat().st_size for path in paths), "MiB", MIB) as progress:
@@ -63,7 +70,7 @@ def _tars(given: Path) -> list[Path]:
         raise UserError(f"no file or folder {given}")
     if not given.is_dir():
         return [given]
-    packed = sorted(path for path in given.iterdir() if path.name.endswith((".tar.gz", ".tgz", ".tar.zst", ".tar.bz2")))
+    packed = sorted(path for path in given.iterdir() if COMPRESSED.search(path.name.lower()))
     if packed:
         raise UserError(f"{packed[0]} is compressed, so that no part of it can be read alone: decompress it first")
     found = sorted(given.glob("*.tar"))

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from maskloom.config import RunConfig, load_config
+from maskloom.errors import UserError
 from maskloom.model.bert import MaskedLM, build_defined
 from maskloom.tokenizer import Tokenizer, load_tokenizer
 from maskloom.train.checkpoint import read_state, saved_at
@@ -30,5 +31,8 @@ def load_run(run: Path, step: int | None) -> LoadedRun:
     tokenizer = load_tokenizer(run / "model")
     model = build_defined(run / "model")
     weights = full_precision_weights(folder)
-    model.load_state_dict(weights)
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise UserError(f"{folder} does not fit {run / 'model' / 'config.json'}: {error}") from None
     return LoadedRun(config, tokenizer, model.eval(), weights, read_state(folder).step)

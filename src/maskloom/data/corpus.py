@@ -27,6 +27,7 @@ import zstandard
 from maskloom.data.order import make_key
 from maskloom.data.samples import decode_text, document_from_json
 from maskloom.errors import UserError
+from maskloom.progress import warn
 
 DOCUMENTATION = "documentation:"
 DOCUMENTATION_SOURCE_BYTES = 96 << 20  # of Python source; about a seventh of it is documentation
@@ -79,6 +80,9 @@ def find_sources(inputs: Sequence[str]) -> list[Source]:
         known = [file for file in files if _kind(file)]
         if not known:
             raise UserError(f"{given}: no .txt, .jsonl, .jsonl.gz or .jsonl.zst file there")
+        if len(known) < len(files):
+            other = next(file for file in files if file not in set(known))
+            warn(f"{given}: {len(files) - len(known)} file(s) of other kinds are left out, such as {other}")
         for file in known:
             sources += _file_sources(file, len(sources))
     return sources

@@ -26,12 +26,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import pydantic
 from numpy.typing import NDArray
 from webdataset.tariterators import base_plus_ext
 
 from maskloom.data.samples import read_documents
 from maskloom.data.storage import local_path, open_range
 from maskloom.errors import UserError
+from maskloom.files import write_atomically
 from maskloom.processes import clean_forks
 
 FORMAT, VERSION = "maskloom-index", 1
@@ -56,6 +58,31 @@ class Shard:
     bytes: int
     sha256: str
     split: ShardSplit
+
+
+class Header(pydantic.BaseModel):
+    """What `index.json` holds; `digest` identifies the corpus."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", strict=True)
+
+    class ShardEntry(pydantic.BaseModel):
+        model_config = pydantic.ConfigDict(extra="forbid", strict=True)
+        url: str
+        bytes: pydantic.PositiveInt
+        sha256: str
+        split: ShardSplit
+
+    format: str
+    version: int
+    digest: str
+    documents: pydantic.PositiveInt
+    held_out_documents: pydantic.NonNegativeInt
+    text_bytes: pydantic.NonNegativeInt
+    block_bytes: pydantic.PositiveInt
+    blocks: pydantic.PositiveInt
+    text_key: str
+    held_out_threshold: pydantic.NonNegativeInt
+    shards: list[ShardEntry] = pydantic.Field(min_length=1)
 
 
 @dataclass(frozen=True)
@@ -149,18 +176,34 @@ def load_index(path: str | Path) -> Index:
         ) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{file} is not valid JSON: {error}") from None
+    again = "write the index again with `maskloom index`"
     if not isinstance(header, dict) or header.get("format") != FORMAT or header.get("version") != VERSION:
-        raise UserError(f"{file} is no {FORMAT} of version {VERSION}: write it again with `maskloom index`")
+        raise UserError(f"{file} is no {FORMAT} of version {VERSION}: {again}")
+    try:
+        header = Header.model_validate(header).model_dump()
+    except pydantic.ValidationError as error:
+        detail = error.errors()[0]
+        raise UserError(f"{file}: {'.'.join(map(str, detail['loc']))}: {detail['msg'].lower()}: {again}") from None
     columns = {}
     for name, dtype in COLUMNS.items():
         column_file = file.parent / "index" / f"{name}.npy"
         try:
-            columns[name] = np.load(column_file, mmap_mode="r" if header["blocks"] else None, allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise UserError(f"{column_file}: {error}: write the index again with `maskloom index`") from None
+            columns[name] = np.load(column_file, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise UserError(f"{column_file}: {error}: {again}") from None
         if columns[name].shape != (header["blocks"],) or columns[name].dtype != dtype:
-            raise UserError(f"{column_file} does not fit {file}: write the index again with `maskloom index`")
-    index = Index(file.parent.absolute(), header, tuple(Shard(**shard) for shard in header["shards"]), columns)
+            raise UserError(f"{column_file} does not fit {file}: {again}")
+    # A count that changed would drop documents without a word, so that the whole table is checked at every start.
+    if header["digest"] != corpus_digest(header, columns):
+        raise UserError(f"{file} and its columns in {file.parent / 'index'} are not what was written together: {again}")
+    shards = tuple(Shard(**shard) for shard in header["shards"])
+    sizes = np.asarray([shard.bytes for shard in shards], dtype=np.int64)
+    number, offset, length = (columns[name] for name in ("shard", "offset", "length"))
+    if (number < 0).any() or (number >= len(shards)).any() or (offset < 0).any() or (length <= 0).any():
+        raise UserError(f"{file} lists blocks that no shard has: {again}")
+    if (length > sizes[number] - offset).any() or not columns["documents"].any():
+        raise UserError(f"{file} lists blocks beyond the end of a shard, or no document for training: {again}")
+    index = Index(file.parent.absolute(), header, shards, columns)
     for shard in index.shards:
         shard_file = local_path(index.url(shard))
         if not shard_file.is_file():
@@ -171,6 +214,14 @@ def load_index(path: str | Path) -> Index:
                 "index again"
             )
     return index
+
+
+def corpus_digest(header: dict[str, Any], columns: dict[str, NDArray[Any]]) -> str:
+    """What identifies a corpus: its shards' digests, its block table, and how documents are found and held out."""
+    identity: list[Any] = [VERSION, header["text_key"], header["held_out_threshold"]]
+    identity.append([[shard["sha256"], shard["split"]] for shard in header["shards"]])
+    identity += [hashlib.sha256(np.ascontiguousarray(columns[name])).hexdigest() for name in COLUMNS]
+    return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
 
 
 def index_shard(path: Path, block_bytes: int, text_key: str, split: ShardSplit, threshold: int = 0) -> IndexedShard:
@@ -255,16 +306,14 @@ def write_index(
     (folder / "index").mkdir(parents=True, exist_ok=True)
     (folder / "index.json").unlink(missing_ok=True)  # an older header must not describe the columns that follow
     shards = [asdict(entry.shard) | {"url": _relative(entry.shard.url, folder)} for entry in indexed]
-    identity: list[Any] = [VERSION, text_key, threshold, [[shard["sha256"], shard["split"]] for shard in shards]]
     for name, column in columns.items():
         temporary = folder / "index" / f".{name}.npy"
         np.save(temporary, column, allow_pickle=False)
         temporary.replace(folder / "index" / f"{name}.npy")
-        identity.append(hashlib.sha256(column.tobytes()).hexdigest())
-    header = {
+    header: dict[str, Any] = {
         "format": FORMAT,
         "version": VERSION,
-        "digest": hashlib.sha256(json.dumps(identity).encode()).hexdigest(),
+        "digest": "",
         "documents": counts["documents"],
         "held_out_documents": counts["held_out"],
         "text_bytes": sum(entry.text_bytes for entry in indexed),
@@ -274,9 +323,8 @@ def write_index(
         "held_out_threshold": threshold,
         "shards": shards,
     }
-    temporary = folder / ".index.json"
-    temporary.write_text(json.dumps(header, indent=1), encoding="utf-8")
-    temporary.replace(folder / "index.json")
+    header["digest"] = corpus_digest(header, columns)
+    write_atomically(folder / "index.json", json.dumps(header, indent=1))
     return load_index(folder)
 
 

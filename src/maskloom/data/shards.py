@@ -5,7 +5,7 @@ Pass 2 turns each bucket into a shard: its documents in the order of a hash of w
 member, read four times faster than one a member. So the shards depend only on the input files and the options, not on
 the number of processes; exact duplicates meet in one bucket, where they are counted and, if asked, dropped.
 
-Everything is written into `OUT.partial` and renamed at the end: OUT is there whole, or not at all.
+OUT is there whole, or not at all.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import shutil
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import webdataset
@@ -38,6 +38,7 @@ from maskloom.data.index import (
 )
 from maskloom.data.order import make_key
 from maskloom.errors import UserError
+from maskloom.files import whole_folder
 from maskloom.processes import clean_forks
 
 MEMBER_BYTES = 32 * 1024
@@ -96,22 +97,19 @@ def write_shards(
     Raises:
         UserError: bad input (naming file and place), or `out` exists. Nothing is left behind.
     """
-    if out.exists():
-        raise UserError(f"{out} exists: choose another folder, or remove it first")
-    sources = find_sources(inputs)
-    if DOCUMENTATION in inputs:
-        options = Options(**{**vars(options), "deduplicate": True})  # the same text is vendored in many packages
-    total = sum(source.bytes for source in sources)
-    on_plan(total)
-    buckets = {
-        "train": max(1, round(total * (1 - options.val_fraction) / options.shard_bytes)),
-        "validation": max(1, round(total * options.val_fraction / options.shard_bytes)) if options.val_fraction else 0,
-    }
-    partial = out.with_name(out.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)  # what a killed attempt left
-    spill = partial / "spill"
-    try:
-        spill.mkdir(parents=True)
+    with whole_folder(out) as partial:
+        sources = find_sources(inputs)
+        if DOCUMENTATION in inputs:
+            options = replace(options, deduplicate=True)  # the same text is vendored in many packages
+        total = sum(source.bytes for source in sources)
+        on_plan(total)
+        held_out = options.val_fraction
+        buckets = {
+            "train": max(1, round(total * (1 - held_out) / options.shard_bytes)),
+            "validation": max(1, round(total * held_out / options.shard_bytes)) if held_out else 0,
+        }
+        spill = partial / "spill"
+        spill.mkdir()
         with ProcessPoolExecutor(processes, mp_context=clean_forks(__name__)) as pool:
             counts = Counts()
             reading = pool.map(functools.partial(_spill_source, options=options, buckets=buckets, spill=spill), sources)
@@ -126,17 +124,9 @@ def write_shards(
         shutil.rmtree(spill)
         if not counts.documents:
             raise UserError(f"no text in {', '.join(inputs)}: every document is empty")
-        write_index(
-            partial,
-            indexed,
-            text_key="text",
-            block_bytes=options.block_bytes,
-            threshold=held_out_threshold(options.val_fraction),
-        )
-        index = _publish(partial, out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return index, counts
+        threshold = held_out_threshold(held_out)
+        write_index(partial, indexed, text_key="text", block_bytes=options.block_bytes, threshold=threshold)
+    return load_index(out), counts
 
 
 def split_document(text: str, longest_bytes: int) -> list[str]:
@@ -237,12 +227,3 @@ def _members(documents: Sequence[str]) -> Iterator[bytes]:
             lines, size = [], 0
     if lines:
         yield ("\n".join(lines) + "\n").encode()
-
-
-def _publish(partial: Path, out: Path) -> Index:
-    for folder, _, files in os.walk(partial):
-        for name in files:
-            with (Path(folder) / name).open("rb") as file:
-                os.fsync(file.fileno())
-    partial.rename(out)
-    return load_index(out)

@@ -21,9 +21,9 @@ from maskloom.data.order import DATA_VERSION, Cursor
 from maskloom.data.stream import DataPlan
 from maskloom.distributed import World, barrier, gather_objects
 from maskloom.errors import UserError
-from maskloom.progress import say
+from maskloom.files import write_atomically
+from maskloom.progress import say, warn
 from maskloom.train.engine import convert_to_universal, load_engine
-from maskloom.train.run_dir import write_atomically
 
 CHUNK_BYTES = 1 << 22
 UNIVERSAL = ".universal"
@@ -94,7 +94,7 @@ def find(run: Path, world: World) -> tuple[Path, State] | None:
     Raises:
         UserError: there are checkpoints, and every one is damaged.
     """
-    chosen = gather_objects(_newest_good(run) if world.is_first else None, world)[0]
+    chosen = gather_objects(_settle(run) if world.is_first else None, world)[0]
     if isinstance(chosen, str):
         raise UserError(chosen)
     return None if chosen is None else (chosen, read_state(chosen))
@@ -150,16 +150,19 @@ def load(engine: Any, folder: Path, state: State, world: World) -> None:
 def damage(folder: Path) -> str | None:
     """What is wrong with a checkpoint's files, or None."""
     try:
-        files = json.loads((folder / "manifest.json").read_text())["files"]
-    except (OSError, ValueError, KeyError) as error:
-        return f"its manifest cannot be read ({error})"
-    for name, expected in files.items():
+        manifest = json.loads((folder / "manifest.json").read_text())
+        files = {name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in manifest["files"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"its manifest cannot be read ({error!r})"
+    if "data.json" not in files:
+        return "its manifest does not list data.json"
+    for name, (size, sha256) in files.items():
         file = folder / name
         if not file.is_file():
             return f"{name} is missing"
-        if file.stat().st_size != expected["bytes"]:
-            return f"{name} has {file.stat().st_size} bytes instead of {expected['bytes']}"
-        if _digest(file)["sha256"] != expected["sha256"]:
+        if file.stat().st_size != size:
+            return f"{name} has {file.stat().st_size} bytes instead of {size}"
+        if _digest(file)["sha256"] != sha256:
             return f"the content of {name} is not what was written"
     return None
 
@@ -186,11 +189,30 @@ def resumable_cursors(run: Path, step: int, plan: DataPlan) -> tuple[int, list[C
     """(step, cursors) of the run's newest checkpoint at or before `step`, or None. Raises UserError where the data of the
     plan is not that of the run."""
     for folder in _saved(run):
+        if int(folder.name.removeprefix("step-")) > step:
+            continue
+        if fault := damage(folder):
+            warn(f"{folder} is damaged: {fault}")
+            continue
         state = read_state(folder)
-        if state.step <= step:
-            check_fits(state, plan, state.zero_stage, state.precision, folder)
-            return state.step, state.lane_cursors()
+        check_fits(state, plan, state.zero_stage, state.precision, folder)
+        return state.step, state.lane_cursors()
     return None
+
+
+def _settle(run: Path) -> Path | str | None:
+    """What `_newest_good` gives; damaged checkpoints that are newer go aside, so that they are never counted among those
+    to keep, and what a killed save left is removed."""
+    chosen = _newest_good(run)
+    if isinstance(chosen, Path):
+        for folder in _saved(run):
+            if folder.name > chosen.name:
+                aside = folder.with_name(f".damaged-{folder.name}")
+                shutil.rmtree(aside, ignore_errors=True)
+                folder.rename(aside)
+    for left in (run / "checkpoints").glob(".partial-*"):
+        shutil.rmtree(left, ignore_errors=True)
+    return chosen
 
 
 def _newest_good(run: Path) -> Path | str | None:
@@ -200,7 +222,7 @@ def _newest_good(run: Path) -> Path | str | None:
         fault = damage(folder)
         if fault is None:
             if faults:
-                say("WARNING: " + "; ".join(faults) + f". Going on from {folder.name}")
+                warn("; ".join(faults) + f". Taking {folder.name}")
             return folder
         faults.append(f"{folder} is damaged: {fault}")
     if not faults:

@@ -15,6 +15,8 @@ import contextlib
 import functools
 import io
 import logging
+import pickle
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -35,6 +37,17 @@ from deepspeed.accelerator import get_accelerator  # noqa: E402
 get_accelerator()
 logging.disable(logging.NOTSET)
 
+RESERVED = {
+    "train_batch_size",
+    "optimizer",
+    "scheduler",
+    "tensorboard",
+    "amp",
+    "torch_autocast",
+    "data_types",
+    "checkpoint",
+}
+"""What maskloom decides, also where it does not write it into DeepSpeed's configuration."""
 Precision = Literal["fp32", "bf16", "fp16"]
 
 
@@ -99,9 +112,8 @@ def deepspeed_config(
             derived["data_types"] = {"grad_accum_dtype": "fp32"}
     if universal:
         derived["checkpoint"] = {"load_universal": True}
-    clashes = _clashes(derived, config.deepspeed)
-    if {"train_batch_size", "optimizer", "scheduler", "tensorboard"} & config.deepspeed.keys():
-        clashes += sorted({"train_batch_size", "optimizer", "scheduler", "tensorboard"} & config.deepspeed.keys())
+    reserved = RESERVED | ({"fp16", "bf16"} - {precision})
+    clashes = [*_clashes(derived, config.deepspeed), *sorted(reserved & config.deepspeed.keys() - derived.keys())]
     if clashes:
         raise UserError(
             f"the deepspeed: block sets what maskloom derives: {', '.join(clashes)}. Remove it there, and use phases, "
@@ -112,6 +124,7 @@ def deepspeed_config(
 
 def start_distributed(world: World) -> None:
     """Join the other ranks."""
+    warnings.filterwarnings("ignore", "`torch.distributed.* is deprecated|.*_tensor. is deprecated", FutureWarning)
     world.export()
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
@@ -172,15 +185,27 @@ def safe_loading() -> Iterator[None]:
         return original(*args, **{**options, "weights_only": True})
 
     allowed = [LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address]
-    with torch.serialization.safe_globals(allowed), mock.patch.object(torch, "load", load):
-        yield
+    try:
+        with torch.serialization.safe_globals(allowed), mock.patch.object(torch, "load", load):
+            yield
+    except pickle.UnpicklingError as error:
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(
+            f"the checkpoint holds what no checkpoint of maskloom does, and was not loaded: {reason}"
+        ) from None
 
 
 def load_engine(engine: Any, folder: Path, tag: str) -> None:
     """Load model and optimizer from checkpoint `tag` in `folder`. Raises UserError where DeepSpeed finds nothing there."""
     decays = [group["weight_decay"] for group in engine.optimizer.param_groups]
-    with safe_loading():
-        loaded, _ = engine.load_checkpoint(str(folder), tag=tag)
+    announcements = logging.getLogger("DeepSpeed")
+    level = announcements.level
+    announcements.setLevel(logging.ERROR)  # a resume at another world size warns that there is no tensor parallelism
+    try:
+        with safe_loading():
+            loaded, _ = engine.load_checkpoint(str(folder), tag=tag)
+    finally:
+        announcements.setLevel(level)
     if loaded is None:
         raise UserError(f"DeepSpeed could not load {folder / tag}")
     # Its universal loader for stage 3 gives every group the first one's hyperparameters, and all states one tensor as

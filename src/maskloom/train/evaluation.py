@@ -32,14 +32,16 @@ def evaluate(
         `evaluation_loss` (nats a predicted token), `evaluation_perplexity`, `evaluation_accuracy`, and the number of
         predicted tokens, `evaluation_tokens`.
     """
+    seq_len = settings.seq_len
+    assert seq_len is not None, "RunConfig.evaluation_filled fills it"
     rule = MaskRule(settings.mask_rate)
-    mine = list(_buckets(held_out_rows(index, tokenizer, settings.seq_len, rule, world), settings.micro_batch_rows))
+    mine = list(_buckets(held_out_rows(index, tokenizer, seq_len, rule, world), settings.micro_batch_rows))
     # Ranks run the same number of micro-batches, or the collectives of ZeRO-3 would not meet.
     count = int(max_over_ranks(torch.tensor([len(mine)], device=device)))
     sums = torch.zeros(3, dtype=torch.float64, device=device)
     with torch.no_grad():
         for number in range(count):
-            rows = mine[number] if number < len(mine) else _no_rows(settings.seq_len)
+            rows = mine[number] if number < len(mine) else _no_rows(seq_len)
             batch = make_micro_batch(rows, settings.micro_batch_rows, rule, tokenizer).to(device)
             loss, hits = forward(batch)
             sums += torch.stack([loss.double(), hits.double(), batch.weights.double().sum()])

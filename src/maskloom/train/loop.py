@@ -9,13 +9,12 @@ import math
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from maskloom.config import RunConfig
+from maskloom.config import RunConfig, rechecked
 from maskloom.data.batch import Layout, MicroBatch, count_text_tokens, micro_batches
 from maskloom.data.index import load_index
 from maskloom.data.order import first_cursors, make_key
@@ -106,6 +105,7 @@ def prepare(config: RunConfig, world: World) -> tuple[RunConfig, DataPlan]:
     data = config.data.model_copy(update={"lanes": plan.lanes})
     engine = config.engine.model_copy(update={"precision": resolve_precision(config.engine.precision)})
     config = config.model_copy(update={"data": data, "engine": engine})
+    config = rechecked(config, config.run_dir)
     deepspeed_settings(config, plan, world)
     return config, plan
 
@@ -131,22 +131,18 @@ def is_due(step: int, every: int, last: int) -> bool:
 
 def timed(steps: Iterator[Step], metrics: Metrics, plan: DataPlan) -> Iterator[Step]:
     """Pass steps on, counting the time spent waiting for each."""
+    has_begun = False
     while True:
         began_s = time.perf_counter()
         step = next(steps, None)
         if step is None:
             return
-        metrics.waited(time.perf_counter() - began_s, plan.lanes * plan.at(step.number)[1])
+        waited_s = time.perf_counter() - began_s
+        if not has_begun:  # the start of the readers is no step's time
+            metrics.mark(metrics.marked_step, metrics.marked_tokens)
+            has_begun, waited_s = True, 0.0
+        metrics.waited(waited_s, plan.lanes * plan.at(step.number)[1])
         yield step
-
-
-@dataclass(frozen=True)
-class StepSums:
-    """Sums over one step's global batch, on the device: reading them waits for the step."""
-
-    loss: torch.Tensor
-    hits: torch.Tensor
-    masked: torch.Tensor
 
 
 class Trainer:
@@ -175,6 +171,8 @@ class Trainer:
         else:
             self.step, self.cursors = 0, first_cursors(plan.lanes)
         self._tokens = torch.tensor(state.tokens_seen if found else 0, dtype=torch.int64, device=self.device)
+        # This rank's losses and all ranks' predicted tokens since the last logged line.
+        self._since_logged = torch.zeros(2, dtype=torch.float64, device=self.device)
         if world.is_first:
             self._announce(origin)
 
@@ -200,6 +198,7 @@ class Trainer:
             loss, hits = self.engine(bucket)
             accumulate(self.engine, loss * scale, is_last=number == len(buckets) - 1)
             sums += torch.stack([loss.detach().double(), hits.double()])
+        self._since_logged += torch.stack([sums[0], counts[0].double()])
         lr = learning_rate(
             batch.number + 1, self.config.optimizer.lr, self.config.optimizer.warmup_steps, self.plan.total_steps
         )
@@ -216,11 +215,12 @@ class Trainer:
     def evaluate(self) -> dict[str, float]:
         """Held-out figures; every rank gets the same."""
         self.engine.eval()
-        settings, plan = self.config.evaluation, self.plan
-        return evaluate(self.engine, plan.index, plan.tokenizer, settings, self.device, self.world)
+        plan = self.plan
+        return evaluate(self.engine, plan.index, plan.tokenizer, self.config.evaluation_filled, self.device, self.world)
 
     def save(self, run: Path) -> None:
         """Write a checkpoint; every rank takes part."""
+        self._check_weights()
         mine = {lane: self.cursors[lane] for lane in self.world.share(self.plan.lanes)}
         for part in gather_objects(mine, self.world):
             for lane, cursor in part.items():
@@ -249,20 +249,33 @@ class Trainer:
         raise IndexError(step)
 
     def _values(self, sums: torch.Tensor, masked: torch.Tensor, lr: float, norm: float) -> dict[str, float]:
-        loss_sum, hits = sum_over_ranks(sums).tolist()
-        tokens = max(int(masked), 1)
-        loss = loss_sum / tokens
+        loss_sum, hits, mean_sum = sum_over_ranks(torch.cat([sums, self._since_logged[:1]])).tolist()
+        loss = loss_sum / max(int(masked), 1)
         if not math.isfinite(loss):
-            raise UserError(
-                f"the loss of step {self.step} is {loss}: the run diverged. Lower optimizer.lr (now {self.config.optimizer.lr}) "
-                "or lengthen optimizer.warmup_steps; the newest checkpoint is from before"
-            )
-        values = {"loss": loss, "lr": lr, "grad_norm": norm, "accuracy": hits / tokens}
+            raise self._diverged(f"the loss is {loss}")
+        mean = mean_sum / max(int(self._since_logged[1]), 1)
+        self._since_logged.zero_()
+        values = {"loss": loss, "loss_mean": mean, "accuracy": hits / max(int(masked), 1), "lr": lr, "grad_norm": norm}
         scale = loss_scale(self.engine)
         return values if scale is None else {**values, "loss_scale": scale}
 
+    def _check_weights(self) -> None:
+        """Raises UserError on every rank where a weight of any rank is no number: such weights are never saved."""
+        wrong = torch.zeros((), dtype=torch.int64, device=self.device)
+        for parameter in self.engine.module.parameters():
+            mine = getattr(parameter, "ds_tensor", parameter)  # under ZeRO-3 a rank holds a part
+            wrong += (~torch.isfinite(mine)).sum()
+        if count := int(sum_over_ranks(wrong)):
+            raise self._diverged(f"{count:,} weights are not finite")
+
+    def _diverged(self, what: str) -> UserError:
+        return UserError(
+            f"the run diverged: {what} after step {self.step}, which was not saved. Start anew in another run_dir with a lower "
+            f"optimizer.lr (now {self.config.optimizer.lr}) or a longer optimizer.warmup_steps"
+        )
+
     def _check_positions(self, most: int) -> None:
-        longest = max([phase.seq_len for phase in self.config.phases] + [self.config.evaluation.seq_len])
+        longest = max([phase.seq_len for phase in self.config.phases] + [self.config.evaluation_seq_len])
         if longest > most:
             raise UserError(f"a sequence length of {longest} is more than the model's {most} positions: lower seq_len")
 

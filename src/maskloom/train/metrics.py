@@ -1,11 +1,12 @@
 """Counters on the device to TensorBoard, metrics.jsonl and the terminal.
 
-A logged line describes the step that it names (loss, accuracy, gradient norm, learning rate); its rates cover the steps
-since the line before. Tokens are text tokens: no padding, no [CLS], no [SEP].
+A logged line describes the step that it names (loss, accuracy, gradient norm, learning rate); its rates and `loss_mean`,
+which the terminal shows, cover the steps since the line before. Tokens are text tokens: no padding, no [CLS], no [SEP].
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from pathlib import Path
@@ -14,8 +15,8 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 
 from maskloom.distributed import World
+from maskloom.files import write_atomically
 from maskloom.progress import duration, say
-from maskloom.train.run_dir import write_atomically
 
 
 class Metrics:
@@ -63,7 +64,7 @@ class Metrics:
         if self.board is not None:
             left_s = (time.perf_counter() - self.started_s) / max(step - self.started_at, 1) * (self.total_steps - step)
             say(
-                f"step {step:,}/{self.total_steps:,} | loss {values['loss']:.4f} | accuracy {values['accuracy']:.1%} | "
+                f"step {step:,}/{self.total_steps:,} | loss {values['loss_mean']:.4f} | accuracy {values['accuracy']:.1%} | "
                 f"lr {values['lr']:.2e} | grad norm {values['grad_norm']:.2f} | {rates['tokens_per_s']:,.0f} tokens/s | "
                 f"data wait {self.waited_s / elapsed_s:.0%} | {duration(left_s)} left"
             )
@@ -102,8 +103,13 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     path = run / "metrics.jsonl"
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
+    lines = []
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
+        with contextlib.suppress(json.JSONDecodeError):
+            value = json.loads(line)
+            if isinstance(value, dict) and isinstance(value.get("step"), int):
+                lines.append(value)
+    return lines
 
 
 def _keep_until(path: Path, step: int) -> None:

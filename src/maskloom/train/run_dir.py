@@ -6,6 +6,7 @@ RUN/  config.yaml  environment.json  status.json  metrics.jsonl  tensorboard/  c
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -18,9 +19,10 @@ from typing import IO, Any
 
 import torch
 
-from maskloom.config import RunConfig, differences, dump_config, load_config
+from maskloom.config import RunConfig, differences, dump_config, load_config, rechecked
 from maskloom.distributed import World
 from maskloom.errors import UserError
+from maskloom.files import whole_folder, write_atomically
 from maskloom.model.bert import MaskedLM, save_definition
 from maskloom.tokenizer import Tokenizer
 
@@ -31,16 +33,6 @@ MAY_CHANGE = re.compile(
 """What a resumed run may set otherwise: nothing of it changes which rows are seen. Moved files (tokenizer, data.train)
 are recognised by their digests; `engine.zero_stage` is checked when the checkpoint is loaded."""
 PACKAGES = ("maskloom", "deepspeed", "torch", "transformers", "tokenizers", "webdataset", "numpy")
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replace `path` with `text`: after a crash the old or the new content stands there, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def reconcile(config: RunConfig) -> RunConfig:
@@ -65,6 +57,7 @@ def reconcile(config: RunConfig) -> RunConfig:
     if config.engine.precision == "auto":
         engine = config.engine.model_copy(update={"precision": saved.engine.precision})
         config = config.model_copy(update={"engine": engine})
+    config = rechecked(config, f"the settings given, with the lanes of the run in {folder}")
     found = differences(saved.model_dump(mode="json"), config.model_dump(mode="json"))
     refused = [
         f"  {key}: {old!r} in the run, {new!r} now"
@@ -112,18 +105,25 @@ class RunDir:
         the machine's cores; OMP_NUM_THREADS, where it is set, decides at the beginning."""
         environment = self.folder / "environment.json"
         if environment.exists():
-            return int(json.loads(environment.read_text())["threads"])
+            try:
+                return int(json.loads(environment.read_text())["threads"])
+            except (ValueError, KeyError, TypeError) as error:
+                raise UserError(
+                    f"{environment} is damaged ({error}): remove it to go on with this machine's number of threads"
+                ) from None
         given = os.environ.get("OMP_NUM_THREADS", "")
         return int(given) if given.isdigit() and int(given) else max(1, cores // world.local_size)
 
     def begin(self, config: RunConfig, model: MaskedLM, tokenizer: Tokenizer, world: World, step: int) -> None:
         """Everything is ready to train from `step`: write what describes the run. What it began with is written once."""
-        self._begun = True
         self.step = step
         if not self.is_writer:
             return
+        write_atomically(self.folder / "config.yaml", dump_config(config))  # from here on it is a run
+        self._begun = True
         if not (self.folder / "model").exists():
-            save_definition(model, tokenizer, self.folder / "model")
+            with whole_folder(self.folder / "model") as partial:
+                save_definition(model, tokenizer, partial)
         if not (self.folder / "environment.json").exists():
             content: dict[str, Any] = {
                 "host": socket.gethostname(),
@@ -134,16 +134,16 @@ class RunDir:
                 "threads": torch.get_num_threads(),
             }
             write_atomically(self.folder / "environment.json", json.dumps(content, indent=1))
-        write_atomically(self.folder / "config.yaml", dump_config(config))
         self.record("running", step)
 
     def fail(self, error: BaseException) -> None:
         """Record why the run ended; a folder that never became a run is taken away again."""
-        if self._begun:
-            self.record("failed", self.step, reason=f"{type(error).__name__}: {error}")
-        elif self.is_writer and [entry.name for entry in self.folder.iterdir()] == [".lock"]:
-            (self.folder / ".lock").unlink()
-            self.folder.rmdir()
+        with contextlib.suppress(OSError):  # a full disk: the error that ended the run matters more
+            if self._begun:
+                self.record("failed", self.step, reason=f"{type(error).__name__}: {error}")
+            elif self.is_writer and [entry.name for entry in self.folder.iterdir()] == [".lock"]:
+                (self.folder / ".lock").unlink()
+                self.folder.rmdir()
 
     def record(self, state: str, step: int, **more: Any) -> None:
         """Write `status.json`: `running`, `done` or `failed`, at which step."""
