@@ -57,13 +57,18 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"maskloom {package.__version__}\n"
 
 
-@pytest.mark.parametrize("arguments", [[], ["pek"], ["peek"], ["peek", "a.yaml", "--wurld", "2"]])
+@pytest.mark.parametrize("arguments", [["pek"], ["peek"], ["peek", "a.yaml", "--wurld", "2"]])
 def test_wrong_usage_leaves_with_2_and_says_how(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     leaves_with(2, *arguments)
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.startswith("usage: maskloom")
     assert "error: " in captured.err
+
+
+def test_without_a_command_the_help_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([]) == 2
+    assert "commands:\n  shards" in capsys.readouterr().err
 
 
 def test_a_users_fault_is_one_message_and_1(maskloom: Maskloom, tmp_path: Path) -> None:

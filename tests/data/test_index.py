@@ -7,6 +7,7 @@ import math
 import random
 import shutil
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from maskloom.data.index import (
     COLUMNS,
     Index,
     ShardSplit,
+    corpus_digest,
     held_out_threshold,
     index_shard,
     index_tars,
@@ -313,9 +315,53 @@ def test_shards_elsewhere_are_refused_by_scheme(corpus: Path, url: str) -> None:
 
 
 def test_another_number_of_documents_than_indexed_is_refused(corpus: Path) -> None:
-    np.save(corpus / "index" / "documents.npy", np.full(6, 2, dtype=np.int32))
+    index = load_index(corpus)
+    index.columns["documents"] = np.full(6, 2, dtype=np.int32)
     with pytest.raises(UserError, match=r"1 documents in the block at offset 0, the index says 2: index it again"):
-        load_index(corpus).documents(0, "train")
+        index.documents(0, "train")
+
+
+@pytest.mark.parametrize("name", COLUMNS)
+def test_a_column_that_changed_is_refused(corpus: Path, name: str) -> None:
+    """A count that lost a bit would drop documents without a word."""
+    file = corpus / "index" / f"{name}.npy"
+    column = np.load(file)
+    column[-1] ^= 1
+    np.save(file, column)
+    with pytest.raises(UserError, match="are not what was written together"):
+        load_index(corpus)
+
+
+def rewrite(corpus: Path, change: Callable[[dict, dict], None]) -> None:
+    """Change header and columns and give them the digest that fits, as someone would who means harm."""
+    header = json.loads((corpus / "index.json").read_text())
+    columns = {name: np.load(corpus / "index" / f"{name}.npy") for name in COLUMNS}
+    change(header, columns)
+    for name, column in columns.items():
+        np.save(corpus / "index" / f"{name}.npy", column)
+    header["digest"] = corpus_digest(header, columns)
+    (corpus / "index.json").write_text(json.dumps(header))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("shard", 99), ("shard", -1), ("offset", -512), ("length", 1 << 62), ("length", -5)]
+)
+def test_blocks_that_no_shard_has_are_refused(corpus: Path, name: str, value: int) -> None:
+    def change(header: dict, columns: dict) -> None:
+        columns[name][0] = value
+
+    rewrite(corpus, change)
+    with pytest.raises(UserError, match="lists blocks"):
+        load_index(corpus)
+
+
+@pytest.mark.parametrize("key", ["blocks", "digest", "shards", "text_key", "held_out_threshold"])
+def test_a_header_without_a_key_is_refused_by_its_name(corpus: Path, key: str) -> None:
+    header = json.loads((corpus / "index.json").read_text())
+    del header[key]
+    (corpus / "index.json").write_text(json.dumps(header))
+    with pytest.raises(UserError, match=f"{key}: field required"):
+        load_index(corpus)
 
 
 @pytest.mark.parametrize("content", [b"{", b"\xff", b"[]", b"{}", b'{"format": "maskloom-index", "version": 99}'])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -13,6 +14,9 @@ from pathlib import Path
 
 import pytest
 import torch
+
+from maskloom.train.checkpoint import damage
+from maskloom.train.engine import full_precision_weights
 
 from .conftest import final_weights, lines, losses
 
@@ -137,3 +141,50 @@ def test_resume_with_another_corpus_is_refused(
     output = run_ranks(write_config(moved), expect=1)
     assert "does not fit this run" in output
     assert "corpus" in output
+
+
+def test_diverged_weights_are_never_saved(
+    run_config: dict, write_config: Callable[..., Path], run_ranks: Callable[..., str]
+) -> None:
+    """The loss of a step is from before its update: the weights themselves are looked at, also where nothing is logged."""
+    optimizer = {"lr": 1e38, "warmup_steps": 4}
+    tree = {**run_config, "optimizer": optimizer, "checkpoint": {"every_steps": 1}, "logging": {"every_steps": 100}}
+    output = run_ranks(write_config(tree), 2, expect=1)
+    assert "the run diverged" in output
+    assert "Traceback" not in output
+    for folder in Path(run_config["run_dir"], "checkpoints").glob("step-*"):
+        for weight in full_precision_weights(folder).values():
+            assert torch.isfinite(weight).all()
+    assert json.loads(Path(run_config["run_dir"], "status.json").read_text())["state"] == "failed"
+
+
+def test_a_save_never_removes_the_last_good_checkpoint(
+    run_config: dict, write_config: Callable[..., Path], run_ranks: Callable[..., str]
+) -> None:
+    """Damaged checkpoints that are newer go aside, and are not counted among those to keep."""
+    run_ranks(write_config({**run_config, "checkpoint": {"every_steps": 4, "keep_last": 3}}))
+    checkpoints = Path(run_config["run_dir"], "checkpoints")
+    for step in ("08", "12"):
+        (checkpoints / f"step-000000{step}" / "data.json").write_text("{}")
+    output = run_ranks(write_config({**run_config, "checkpoint": {"every_steps": 7}}))
+    assert "going on after step 4 of 12" in output
+    assert sorted(path.name for path in checkpoints.glob("step-*")) == ["step-00000007", "step-00000012"]
+    for path in checkpoints.glob("step-*"):
+        assert damage(path) is None
+    assert sorted(path.name for path in checkpoints.glob(".damaged-*")) == [
+        ".damaged-step-00000008",
+        ".damaged-step-00000012",
+    ]
+
+
+def test_a_run_that_was_killed_while_it_began_starts(
+    run_config: dict, write_config: Callable[..., Path], run_ranks: Callable[..., str]
+) -> None:
+    config = write_config(run_config)
+    run_ranks(config)
+    whole = losses(run_config["run_dir"])
+    folder = Path(run_config["run_dir"])
+    for entry in ("checkpoints", "model", "environment.json", "metrics.jsonl", "status.json"):
+        subprocess.run(["rm", "-r", str(folder / entry)], check=True)
+    run_ranks(config)
+    assert losses(run_config["run_dir"]) == whole

@@ -94,6 +94,7 @@ def test_compiled_forward_follows_eager(
     [
         ({"engine": {"precision": "bf16", "zero_stage": 0}}, "set engine.zero_stage=1"),
         ({"engine": {"kernels": "compile", "zero_stage": 3}}, "engine: kernels compile needs zero_stage 0, 1 or 2"),
+        ({"deepspeed": {"bf16": {"enabled": True}}}, "the deepspeed: block sets what maskloom derives: bf16"),
         (
             {"deepspeed": {"zero_optimization": {"stage": 2}, "train_batch_size": 4}},
             "zero_optimization.stage, train_batch_size",

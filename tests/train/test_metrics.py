@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from maskloom.distributed import World
 from maskloom.train.metrics import Metrics, read_metrics
 
-VALUES = {"loss": 3.5, "lr": 1e-3, "grad_norm": 0.7, "accuracy": 0.25}
+VALUES = {"loss": 3.5, "loss_mean": 3.75, "lr": 1e-3, "grad_norm": 0.7, "accuracy": 0.25}
 EVALUATION = {"evaluation_loss": 2.0, "evaluation_perplexity": math.exp(2.0), "evaluation_accuracy": 0.5}
 
 
@@ -36,7 +36,7 @@ def test_a_line_holds_what_is_known_of_a_step(tmp_path: Path, capsys: pytest.Cap
         assert line["tokens_per_s"] > 0
         assert line["tokens_per_s"] / line["sequences_per_s"] == pytest.approx(100 / 4)
         assert line["tokens_per_s"] * line["step_time_s"] == pytest.approx(100)
-    assert "step 1/10 | loss 3.5000 | accuracy 25.0% | lr 1.00e-03 | grad norm 0.70 |" in capsys.readouterr().out
+    assert "step 1/10 | loss 3.7500 | accuracy 25.0% | lr 1.00e-03 | grad norm 0.70 |" in capsys.readouterr().out
 
 
 def test_rates_cover_the_steps_since_the_line_before(tmp_path: Path) -> None:

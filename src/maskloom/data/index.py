@@ -220,7 +220,7 @@ def corpus_digest(header: dict[str, Any], columns: dict[str, NDArray[Any]]) -> s
     """What identifies a corpus: its shards' digests, its block table, and how documents are found and held out."""
     identity: list[Any] = [VERSION, header["text_key"], header["held_out_threshold"]]
     identity.append([[shard["sha256"], shard["split"]] for shard in header["shards"]])
-    identity += [hashlib.sha256(np.ascontiguousarray(columns[name])).hexdigest() for name in COLUMNS]
+    identity += [hashlib.sha256(np.ascontiguousarray(columns[name]).data).hexdigest() for name in COLUMNS]
     return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
 
 
