@@ -106,13 +106,18 @@ class DataPlan:
             MaskRule(masking.rate, masking.mask_share, masking.random_share),
         )
 
-    def at(self, step: int) -> tuple[int, int]:
-        """(sequence length, rows a lane) of a step, which counts from 0."""
-        for steps, seq_len, rows in self.phases:
+    def phase_of(self, step: int) -> int:
+        """Number of the phase that a step, which counts from 0, belongs to."""
+        for number, (steps, _, _) in enumerate(self.phases):
             if step < steps:
-                return seq_len, rows
+                return number
             step -= steps
         raise IndexError(f"step {step} lies beyond the last phase")
+
+    def at(self, step: int) -> tuple[int, int]:
+        """(sequence length, rows a lane) of a step, which counts from 0."""
+        _, seq_len, rows = self.phases[self.phase_of(step)]
+        return seq_len, rows
 
     @property
     def total_steps(self) -> int:

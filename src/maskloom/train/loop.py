@@ -22,7 +22,7 @@ from maskloom.data.stream import DataPlan, Step, read_steps
 from maskloom.distributed import World, gather_objects, sum_over_ranks
 from maskloom.errors import UserError
 from maskloom.model.bert import build_defined, build_model
-from maskloom.progress import say
+from maskloom.progress import say, warn
 from maskloom.tokenizer import load_tokenizer
 from maskloom.train import checkpoint
 from maskloom.train.engine import (
@@ -99,7 +99,7 @@ def prepare(config: RunConfig, world: World) -> tuple[RunConfig, DataPlan]:
     plan.check_world(world)
     if config.evaluation.every_steps and not len(index.held_out_blocks):
         if world.is_first:
-            say(f"WARNING: {config.data.train} holds no held-out documents: no evaluation (see --val-fraction)")
+            warn(f"{config.data.train} holds no held-out documents: no evaluation (see --val-fraction)")
         config = config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"every_steps": 0})})
     device_of(world)
     data = config.data.model_copy(update={"lanes": plan.lanes})
@@ -159,7 +159,6 @@ class Trainer:
             folder, state = found
             checkpoint.check_fits(state, plan, config.engine.zero_stage, str(config.engine.precision), folder)
             universal = checkpoint.needs_universal(state, world)
-        if found:
             model, origin = build_defined(run / "model"), f"resumed from {folder}"
         else:
             model, origin = build_model(config.model, plan.tokenizer, config.seed)
@@ -239,14 +238,8 @@ class Trainer:
             say(f"step {self.step:,} | checkpoint {folder}")
 
     def _micro_batches(self, batch: Step) -> Iterator[MicroBatch]:
-        return micro_batches(batch.rows, self._layout(batch.number), self.plan.rule, self.plan.tokenizer)
-
-    def _layout(self, step: int) -> Layout:
-        for layout, (steps, _, _) in zip(self.layouts, self.plan.phases, strict=True):
-            if step < steps:
-                return layout
-            step -= steps
-        raise IndexError(step)
+        layout = self.layouts[self.plan.phase_of(batch.number)]
+        return micro_batches(batch.rows, layout, self.plan.rule, self.plan.tokenizer)
 
     def _values(self, sums: torch.Tensor, masked: torch.Tensor, lr: float, norm: float) -> dict[str, float]:
         loss_sum, hits, mean_sum = sum_over_ranks(torch.cat([sums, self._since_logged[:1]])).tolist()

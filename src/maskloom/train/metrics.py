@@ -16,7 +16,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from maskloom.distributed import World
 from maskloom.files import write_atomically
-from maskloom.progress import duration, say
+from maskloom.progress import duration, say, warn
 
 
 class Metrics:
@@ -74,7 +74,7 @@ class Metrics:
         """Log held-out figures; none where every held-out document is too short to have a token predicted."""
         if not values:
             if self.board is not None:
-                say(f"step {step:,} | WARNING: the held-out documents have no token to predict")
+                warn(f"step {step:,}: the held-out documents have no token to predict")
             return
         self._write(step, values, "evaluation")
         if self.board is not None:
