@@ -102,7 +102,7 @@ def test_a_misspelt_key_is_refused_with_the_right_one(path: tuple[str, ...]) -> 
 
 
 def test_a_key_unlike_any_other_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(UserError, match=r"unknown key 'masking\.qqq': known here: rate, mask_share, random_share"):
+    with pytest.raises(UserError, match=r"unknown key 'masking\.qqq': known here: rate, final_rate, unit"):
         parse_config(tree_with(masking={"qqq": 1}), "here")
 
 

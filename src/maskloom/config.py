@@ -30,21 +30,70 @@ class Section(BaseModel):
     )
 
 
+class Corpus(Section):
+    """One of several corpora that a run mixes."""
+
+    path: str
+    """Folder or URL that holds `index.json`."""
+    weight: PositiveFloat = 1.0
+    """Share of the rows, relative to the other corpora's; `phases.N.weights` replaces it for one phase."""
+
+
+class Storage(Section):
+    """How bytes of shards are fetched and kept; nothing here changes which rows a run sees."""
+
+    timeout_s: PositiveFloat = 30.0
+    """Longest wait for a connection or for the next bytes of a body."""
+    attempts: PositiveInt = 6
+    """Attempts in a row without one new byte before a read fails; the wait between them grows."""
+    cache: str | None = None
+    """Folder on this machine for blocks that were fetched over the network; shared by all processes."""
+    cache_bytes: PositiveInt = 32 << 30
+    """Bound of the cache; what was used longest ago goes first."""
+
+
 class Data(Section):
-    train: str
-    """Folder that holds `index.json`, as `maskloom shards` and `maskloom index` write it."""
+    train: str | Annotated[tuple[Corpus, ...], Field(min_length=1)]
+    """Folder or URL that holds `index.json`, as `maskloom shards` and `maskloom index` write it; or a list of `path` and
+    `weight`, whose rows are mixed."""
     lanes: PositiveInt | None = None
     """Virtual readers: the largest world size this run can ever have. Left out: the largest divisor of every phase's
-    global batch that is at most 64 and at most a sixteenth of the corpus's blocks."""
+    global batch that is at most 64 and at most a sixteenth of the (largest) corpus's blocks."""
     workers: NonNegativeInt = 1
     """Reader processes a rank; 0 reads in the training process."""
     prefetch_steps: PositiveInt = 4
     """Steps that each reader process prepares ahead."""
+    on_bad_data: Literal["raise", "skip"] = "raise"
+    """`raise` ends the run at a block that is not what was indexed; `skip` passes over it, counts it and lists it."""
+    max_bad_share: Share = 0.001
+    """Largest share of the blocks read that may be skipped; one is always allowed. Beyond it the run ends."""
+    storage: Storage = Storage()
+
+    @property
+    def corpora(self) -> tuple[Corpus, ...]:
+        """The corpora, also where one is given by its path alone."""
+        return (Corpus(path=self.train),) if isinstance(self.train, str) else self.train
 
 
 class Masking(Section):
     rate: PositiveShare = 0.15
-    """Share of a row's maskable tokens that are predicted: exactly `round(rate * maskable)` a row."""
+    """Share of a row's maskable tokens that are predicted: `round(rate * maskable)` a row."""
+    final_rate: PositiveShare | None = None
+    """Rate at the end of the run: it goes there linearly with the step. Left out: it stays. `phases.N.mask_rate` replaces
+    both for one phase."""
+    unit: Literal["token", "whole_word", "span"] = "token"
+    """What is chosen as one: tokens, whole words, or spans of whole words."""
+    draw: Literal["exact", "bernoulli"] = "exact"
+    """`exact` predicts the same number in every row of as many maskable tokens; `bernoulli` chooses every unit with
+    probability `rate`, up to a cap a row."""
+    span_p: PositiveShare = 0.2
+    """Of the geometric distribution of a span's length in words (SpanBERT's)."""
+    span_max_words: PositiveInt = 10
+    """Longest span; the distribution is cut there and renormalised."""
+    replace_unit: Literal["token", "unit"] = "token"
+    """Whether each token of a unit draws what becomes of it, or the unit as a whole (as SpanBERT's spans)."""
+    protected: tuple[str, ...] = ()
+    """Tokens of the vocabulary that are never predicted and never drawn, beside special tokens and `[unused*]`."""
     mask_share: Share = 0.8
     """Share of the predicted tokens that are replaced by [MASK]."""
     random_share: Share = 0.1
@@ -111,6 +160,10 @@ class Phase(Section):
     """Rows an optimizer step over all ranks; accumulation follows from the world size."""
     micro_batch_rows: PositiveInt = 32
     """Most rows that a rank runs forward and backward at once."""
+    mask_rate: PositiveShare | None = None
+    """Share of the tokens predicted in this phase, in place of `masking.rate` and `masking.final_rate`."""
+    weights: tuple[NonNegativeFloat, ...] | None = None
+    """Weights of the corpora in this phase, in the order of `data.train`."""
 
 
 class Optimizer(Section):
@@ -214,10 +267,20 @@ class RunConfig(Section):
                     f"phases.{number}.global_batch_rows {phase.global_batch_rows} is no multiple of data.lanes "
                     f"{self.data.lanes}: each lane gives the same number of rows a step; change one of them"
                 )
-            if int(self.masking.rate * (phase.seq_len - 2) + 0.5) == 0:
+            rates = {f"phases.{number}.mask_rate": phase.mask_rate}
+            if phase.mask_rate is None:
+                rates = {"masking.rate": self.masking.rate, "masking.final_rate": self.masking.final_rate}
+            for name, rate in rates.items():
+                if rate is not None and int(rate * (phase.seq_len - 2) + 0.5) == 0:
+                    wrong.append(
+                        f"{name} {rate} predicts no token of a row of phases.{number}.seq_len {phase.seq_len}: raise one "
+                        "of them"
+                    )
+            corpora = len(self.data.corpora)
+            if phase.weights is not None and (len(phase.weights) != corpora or not any(phase.weights)):
                 wrong.append(
-                    f"masking.rate {self.masking.rate} predicts no token of a row of phases.{number}.seq_len "
-                    f"{phase.seq_len}: raise one of them"
+                    f"phases.{number}.weights {list(phase.weights)}: {corpora} weight(s) are needed, one for each corpus of "
+                    "data.train, and at least one above 0"
                 )
         lengths = {f"phases.{number}.seq_len": phase.seq_len for number, phase in enumerate(self.phases)}
         for name, length in {**lengths, "evaluation.seq_len": self.evaluation_seq_len}.items():

@@ -1,4 +1,4 @@
-"""The one error class for what a user can fix.
+"""The error class for what a user can fix, and the kind of it that is in the data.
 
 The command line prints its message without a traceback and exits with 1. Everything else that is raised is a defect of
 ours and keeps its traceback.
@@ -7,3 +7,20 @@ ours and keeps its traceback.
 
 class UserError(ValueError):
     """Bad input: the message says what, the offending value, where, and what to do."""
+
+
+class DataFault(UserError):
+    """Data that is not what was indexed; under `data.on_bad_data: skip` it is passed over, counted and listed.
+
+    A source that cannot be reached at the moment is a plain `UserError`: nothing of it is bad, so it is never skipped.
+
+    Attributes:
+        kind: one word a fault: `missing`, `truncated`, `checksum`, `changed`, `tar`, `count`, `utf-8`, `json`, `tokens`.
+        shard: URL.
+        offset: byte at which the block begins.
+        key: of the sample, where one is at fault.
+    """
+
+    def __init__(self, message: str, *, kind: str = "", shard: str = "", offset: int = 0, key: str = "") -> None:
+        super().__init__(message)  # the attributes travel between processes with the instance's dictionary
+        self.kind, self.shard, self.offset, self.key = kind, shard, offset, key

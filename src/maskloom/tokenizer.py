@@ -33,6 +33,7 @@ class Tokenizer:
         vocab_size: number of ids.
         pad_id, cls_id, sep_id, mask_id, unk_id: ids of the five special tokens.
         is_maskable: bool [vocab_size]; False for special tokens and for `[unused*]`, which are never masked.
+        is_continuation: bool [vocab_size]; True for tokens that go on with the word before them (`##...`).
         random_ids: int32 [n]; the ids that may replace a masked token.
         fingerprint: sha256 of what determines the encoding.
     """
@@ -50,8 +51,10 @@ class Tokenizer:
         self.vocab_size = max(vocabulary.values()) + 1
         self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = (vocabulary[t] for t in SPECIAL_TOKENS)
         self.is_maskable = np.zeros(self.vocab_size, dtype=bool)
+        self.is_continuation = np.zeros(self.vocab_size, dtype=bool)
         for token, number in vocabulary.items():
             self.is_maskable[number] = not token.startswith("[unused")
+            self.is_continuation[number] = token.startswith("##")
         special = [number for number, token in self._encoder.get_added_tokens_decoder().items() if token.special]
         self.is_maskable[[*special, *(vocabulary[token] for token in SPECIAL_TOKENS)]] = False
         self.random_ids: NDArray[np.int32] = np.flatnonzero(self.is_maskable).astype(np.int32)
