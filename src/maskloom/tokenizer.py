@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +25,41 @@ from maskloom.errors import UserError
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 MAX_ENCODE_CHARS = 1 << 16  # longer texts are encoded in parts: the encoder's memory grows with the longest text
+
+
+@dataclass(frozen=True)
+class Tokenized(Sequence[NDArray[np.int32]]):
+    """Token ids of documents, without special tokens: a sequence of int32 arrays that lie one after the other.
+
+    Attributes:
+        ids: int32 [tokens].
+        lengths: int64 [documents].
+    """
+
+    ids: NDArray[np.int32]
+    lengths: NDArray[np.int64]
+
+    @functools.cached_property
+    def ends(self) -> NDArray[np.int64]:
+        return np.cumsum(self.lengths)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, number: Any) -> Any:
+        end = self.ends[number]
+        return self.ids[end - self.lengths[number] : end]
+
+    @staticmethod
+    def of(documents: Sequence[NDArray[np.int32]]) -> Tokenized:
+        ids = np.concatenate(documents) if documents else np.empty(0, np.int32)
+        return Tokenized(ids, np.fromiter(map(len, documents), np.int64, len(documents)))
+
+    def select(self, chosen: NDArray[np.bool_]) -> Tokenized:
+        """The documents where `chosen`, bool [documents], is True."""
+        if chosen.all():
+            return self
+        return Tokenized(self.ids[np.repeat(chosen, self.lengths)], self.lengths[chosen])
 
 
 class Tokenizer:
@@ -68,16 +106,16 @@ class Tokenizer:
     def __getstate__(self) -> dict[str, object]:
         return {key: value for key, value in self.__dict__.items() if key != "_encoder"}
 
-    def encode(self, texts: Sequence[str]) -> list[NDArray[np.int32]]:
-        """Token ids of each text, int32 [tokens], without [CLS] and [SEP]."""
-        parts = [part for text in texts for part in _parts(text)]
-        counts = [len(_parts(text)) for text in texts]
-        encoded = iter(self._encoder.encode_batch_fast(parts, add_special_tokens=False))
-        ids: list[NDArray[np.int32]] = []
-        for count in counts:
-            pieces = [np.asarray(next(encoded).ids, dtype=np.int32) for _ in range(count)]
-            ids.append(pieces[0] if count == 1 else np.concatenate(pieces))
-        return ids
+    def encode(self, texts: Sequence[str]) -> Tokenized:
+        """Token ids of texts, without [CLS] and [SEP]."""
+        parts = [_parts(text) for text in texts]
+        encoded = self._encoder.encode_batch_fast(list(itertools.chain(*parts)), add_special_tokens=False)
+        ids = [encoding.ids for encoding in encoded]
+        counts = np.fromiter(map(len, ids), np.int64, len(ids))
+        ends = np.cumsum([0, *map(len, parts)])
+        sums = np.append(0, np.cumsum(counts))
+        flat = np.fromiter(itertools.chain.from_iterable(ids), np.int32, int(counts.sum()))
+        return Tokenized(flat, sums[ends[1:]] - sums[ends[:-1]])
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of token ids, special tokens included."""

@@ -1,8 +1,12 @@
 """The index of a corpus: which blocks its shards hold, with lengths, counts and checksums.
 
-`index.json` is the header; beside it, `index/NAME.npy` are columns with one entry a block (read memory-mapped and without
-pickle). A block is a run of whole consecutive webdataset samples, about `block_bytes` of payload: the unit of shuffling,
-reading and resuming. Shards are identified by their digests, never by their URLs: a corpus that moved is the same corpus.
+`index.json` is the header; beside it, `index/NAME.npy` are columns with one entry a block, opened memory-mapped (once a
+node, however many processes) and without pickle. A block is a run of whole consecutive webdataset samples, about
+`block_bytes` of payload: the unit of shuffling, reading and resuming.
+
+Two digests. `digest` identifies the text: order, packing and masks follow from it. Shards are known by their own digests,
+never by their URLs, so that a corpus that moved is the same corpus; token shards carry the digest of the text that they
+were made from, so that both give the same rows. `table_digest` covers this index's own header and columns.
 
 Held-out documents: a shard is wholly for training, wholly for validation, or split by a hash of each document's text
 (`by_hash`: other people's tars), so that exact duplicates always fall on one side.
@@ -18,10 +22,11 @@ import mmap
 import os
 import re
 import tarfile
+import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,24 +35,26 @@ import pydantic
 from numpy.typing import NDArray
 from webdataset.tariterators import base_plus_ext
 
-from maskloom.data.samples import read_documents
-from maskloom.data.storage import local_path, open_range
-from maskloom.errors import UserError
+from maskloom.config import Storage
+from maskloom.data.samples import TokenBlock, read_documents, read_tokens
+from maskloom.data.storage import fetch, is_remote, join, local_path, open_range, read_whole, size_of
+from maskloom.errors import DataFault, UserError
 from maskloom.files import write_atomically
 from maskloom.processes import clean_forks
+from maskloom.tokenizer import Tokenized, Tokenizer
 
-FORMAT, VERSION = "maskloom-index", 1
+FORMAT, VERSION = "maskloom-index", 2
 BLOCK_BYTES = 128 * 1024
 TAR_RECORD = 512
+LARGEST_MEMBER_BYTES = 1 << 30  # a block is read whole, and holds at least one member
+SHARDS_CHECKED_AT_START = 1024
 META_MEMBER = re.compile(r"__[^/]*__($|/)")  # what webdataset skips
-COLUMNS: dict[str, Any] = {
-    "shard": np.int32,
-    "offset": np.int64,
-    "length": np.int64,
-    "documents": np.int32,
-    "held_out": np.int32,
-    "crc32": np.uint32,
-}
+AGAIN = "write the index again with `maskloom index`"
+BLOCK = np.dtype(
+    [("offset", "<i8"), ("length", "<i8"), ("documents", "<i4"), ("held_out", "<i4"), ("crc32", "<u4")]
+)  # a row of a shard's block table
+COLUMNS: dict[str, Any] = {"shard": np.dtype("<i4"), **{name: BLOCK[name] for name in BLOCK.names or ()}}
+LISTS = {"train": "documents", "validation": "held_out"}  # numbers of the blocks in which a column is not 0, int32
 Split = Literal["train", "validation"]
 ShardSplit = Literal["train", "validation", "by_hash"]
 
@@ -60,8 +67,15 @@ class Shard:
     split: ShardSplit
 
 
+@dataclass(frozen=True)
+class Tokens:
+    """What the ids of token shards were made with: the tokenizer's fingerprint."""
+
+    tokenizer: str
+
+
 class Header(pydantic.BaseModel):
-    """What `index.json` holds; `digest` identifies the corpus."""
+    """What `index.json` holds."""
 
     model_config = pydantic.ConfigDict(extra="forbid", strict=True)
 
@@ -72,81 +86,144 @@ class Header(pydantic.BaseModel):
         sha256: str
         split: ShardSplit
 
+    class TokensEntry(pydantic.BaseModel):
+        model_config = pydantic.ConfigDict(extra="forbid", strict=True)
+        tokenizer: str
+
     format: str
     version: int
     digest: str
+    table_digest: str
     documents: pydantic.PositiveInt
     held_out_documents: pydantic.NonNegativeInt
+    bad_documents: pydantic.NonNegativeInt
     text_bytes: pydantic.NonNegativeInt
     block_bytes: pydantic.PositiveInt
     blocks: pydantic.PositiveInt
+    train_blocks: pydantic.PositiveInt
+    validation_blocks: pydantic.NonNegativeInt
     text_key: str
     held_out_threshold: pydantic.NonNegativeInt
+    tokens: TokensEntry | None
     shards: list[ShardEntry] = pydantic.Field(min_length=1)
 
 
 @dataclass(frozen=True)
 class IndexedShard:
-    """One shard and its blocks: rows of `COLUMNS` without the shard's number."""
+    """One shard and its blocks (a `BLOCK` array), with what was counted while reading it."""
 
     shard: Shard
-    blocks: list[tuple[int, int, int, int, int]]
+    blocks: NDArray[np.void]
     text_bytes: int
+    bad_documents: int = 0
 
 
 @dataclass(frozen=True)
 class Index:
-    """A corpus as its index describes it.
+    """A corpus as its index describes it. Picklable: another process opens the files again.
 
     Attributes:
-        folder: where `index.json` stands; relative URLs start there.
-        digest: identifies the corpus: sha256 over the shards' digests, the block table and the split.
+        folder: path or URL of the folder where `index.json` stands; relative URLs start there.
+        header: `index.json`.
         columns: one array a column, each [blocks].
+        train_blocks, held_out_blocks: numbers of the blocks with a document for training, and with a held-out one.
+        files: local folder of the columns.
+        settings: how bytes are fetched.
     """
 
-    folder: Path
+    folder: str
     header: dict[str, Any]
     shards: tuple[Shard, ...]
     columns: dict[str, NDArray[Any]]
+    train_blocks: NDArray[np.int32]
+    held_out_blocks: NDArray[np.int32]
+    files: Path
+    settings: Storage
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reopen, (self.folder, self.files, self.header["table_digest"], self.settings)
 
     @property
     def digest(self) -> str:
         return str(self.header["digest"])
 
-    @functools.cached_property
-    def train_blocks(self) -> NDArray[np.int64]:
-        """Numbers of the blocks that hold a document for training."""
-        return np.flatnonzero(self.columns["documents"])
-
-    @functools.cached_property
-    def held_out_blocks(self) -> NDArray[np.int64]:
-        """Numbers of the blocks that hold a held-out document."""
-        return np.flatnonzero(self.columns["held_out"])
+    @property
+    def tokenizer_fingerprint(self) -> str | None:
+        """Of the tokenizer that made token shards; None for text."""
+        return self.header["tokens"]["tokenizer"] if self.header["tokens"] else None
 
     def url(self, shard: Shard) -> str:
         relative = ":" not in shard.url.split("/")[0] and not shard.url.startswith("/")
-        return str(self.folder / shard.url) if relative else shard.url
+        return join(self.folder, shard.url) if relative else shard.url
 
-    def documents(self, block: int, split: Split) -> list[str]:
+    def place(self, block: int) -> tuple[Shard, str, int]:
+        """(shard, its URL, offset) of a block."""
+        shard = self.shards[int(self.columns["shard"][block])]
+        return shard, self.url(shard), int(self.columns["offset"][block])
+
+    def read(self, block: int) -> io.BytesIO:
+        """The bytes of one block, a tar stream. Raises DataFault where they are not what was indexed."""
+        shard, url, offset = self.place(block)
+        length, crc32 = int(self.columns["length"][block]), int(self.columns["crc32"][block])
+        return open_range(url, offset, length, crc32, shard.sha256, self.settings)
+
+    def documents(self, block: int, split: Split, stream: io.BytesIO | None = None) -> list[str]:
         """The documents of one block that belong to `split`.
 
+        Args:
+            stream: the block's bytes, where they were read already.
+
         Raises:
-            UserError: the block's bytes or its number of documents are not what was indexed.
+            DataFault: the block's bytes or its number of documents are not what was indexed.
+            UserError: token shards, which hold no text.
         """
-        entry = {name: int(column[block]) for name, column in self.columns.items()}
-        shard = self.shards[entry["shard"]]
-        url = self.url(shard)
-        stream = open_range(url, entry["offset"], entry["length"], entry["crc32"])
-        documents = list(read_documents(stream, url, self.header["text_key"]))
-        if len(documents) != entry["documents"] + entry["held_out"]:
-            raise UserError(
-                f"shard {url}: {len(documents)} documents in the block at offset {entry['offset']}, the index says "
-                f"{entry['documents'] + entry['held_out']}: index it again"
-            )
+        if self.tokenizer_fingerprint:
+            raise UserError(f"{self.folder} holds token shards: there is no text in them. Name the text shards")
+        shard, url, offset = self.place(block)
+        # Samples that were bad when the shard was indexed were left out then, and are left out here.
+        on_bad = (lambda fault: None) if self.header["bad_documents"] else None
+        documents = list(
+            read_documents(stream or self.read(block), url, self.header["text_key"], offset, on_bad=on_bad)
+        )
+        self._check_count(block, len(documents))
         if shard.split != "by_hash":
             return documents if shard.split == split else []
         threshold = self.header["held_out_threshold"]
         return [text for text in documents if (text_hash(text) < threshold) == (split == "validation")]
+
+    def token_block(self, block: int, stream: io.BytesIO | None = None) -> TokenBlock:
+        """The documents of one block of token shards. Raises DataFault."""
+        _, url, offset = self.place(block)
+        found = read_tokens(stream or self.read(block), url, offset)
+        self._check_count(block, len(found.documents))
+        return found
+
+    def tokenized(self, block: int, split: Split, tokenizer: Tokenizer, stream: io.BytesIO | None = None) -> Tokenized:
+        """Token ids of the documents of one block that belong to `split`, from text or token shards alike."""
+        if not self.tokenizer_fingerprint:
+            return tokenizer.encode(self.documents(block, split, stream))
+        found = self.token_block(block, stream)
+        return found.documents.select(found.held_out == (split == "validation"))
+
+    def check_tokenizer(self, tokenizer: Tokenizer) -> None:
+        """Raises UserError where these are token shards of another tokenizer."""
+        if self.tokenizer_fingerprint not in (None, tokenizer.fingerprint):
+            raise UserError(
+                f"the token shards in {self.folder} were made with another tokenizer (fingerprint "
+                f"{str(self.tokenizer_fingerprint)[:16]}) than {tokenizer.source} ({tokenizer.fingerprint[:16]}): name that "
+                "one, or make token shards with this one"
+            )
+
+    def _check_count(self, block: int, found: int) -> None:
+        expected = int(self.columns["documents"][block]) + int(self.columns["held_out"][block])
+        if found != expected:
+            _, url, offset = self.place(block)
+            raise DataFault(
+                f"shard {url}: {found} documents in the block at offset {offset}, the index says {expected}: index it again",
+                kind="count",
+                shard=url,
+                offset=offset,
+            )
 
 
 def text_hash(text: str) -> int:
@@ -159,73 +236,57 @@ def held_out_threshold(fraction: float) -> int:
     return int(fraction * 2**32)
 
 
-def load_index(path: str | Path) -> Index:
-    """Open the index in folder `path` (or the `index.json` itself).
+def load_index(path: str | Path, settings: Storage | None = None) -> Index:
+    """Open and verify the index in a folder, local or remote (or the `index.json` itself).
 
     Raises:
         UserError: there is none, it is of another version, its columns do not fit, or a shard is missing.
     """
-    file = Path(path)
-    file = file / "index.json" if file.is_dir() else file
-    try:
-        header = json.loads(file.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        raise UserError(
-            f"no index at {file}: write shards with `maskloom shards TEXT {path}`, or index webdataset tars that exist "
-            f"with `maskloom index {path}`"
-        ) from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{file} is not valid JSON: {error}") from None
-    again = "write the index again with `maskloom index`"
-    if not isinstance(header, dict) or header.get("format") != FORMAT or header.get("version") != VERSION:
-        raise UserError(f"{file} is no {FORMAT} of version {VERSION}: {again}")
-    try:
-        header = Header.model_validate(header).model_dump()
-    except pydantic.ValidationError as error:
-        detail = error.errors()[0]
-        raise UserError(f"{file}: {'.'.join(map(str, detail['loc']))}: {detail['msg'].lower()}: {again}") from None
-    columns = {}
-    for name, dtype in COLUMNS.items():
-        column_file = file.parent / "index" / f"{name}.npy"
-        try:
-            columns[name] = np.load(column_file, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise UserError(f"{column_file}: {error}: {again}") from None
-        if columns[name].shape != (header["blocks"],) or columns[name].dtype != dtype:
-            raise UserError(f"{column_file} does not fit {file}: {again}")
+    settings = settings or Storage()
+    folder, where = _folder_of(path)
+    header = _read_header(folder, where, settings)
+    files = _fetch_columns(folder, header, settings) if is_remote(folder) else Path(folder)
+    index = _open(folder, header, files, settings)
     # A count that changed would drop documents without a word, so that the whole table is checked at every start.
-    if header["digest"] != corpus_digest(header, columns):
-        raise UserError(f"{file} and its columns in {file.parent / 'index'} are not what was written together: {again}")
-    shards = tuple(Shard(**shard) for shard in header["shards"])
-    sizes = np.asarray([shard.bytes for shard in shards], dtype=np.int64)
-    number, offset, length = (columns[name] for name in ("shard", "offset", "length"))
-    if (number < 0).any() or (number >= len(shards)).any() or (offset < 0).any() or (length <= 0).any():
-        raise UserError(f"{file} lists blocks that no shard has: {again}")
-    if (length > sizes[number] - offset).any() or not columns["documents"].any():
-        raise UserError(f"{file} lists blocks beyond the end of a shard, or no document for training: {again}")
-    index = Index(file.parent.absolute(), header, shards, columns)
-    for shard in index.shards:
-        shard_file = local_path(index.url(shard))
-        if not shard_file.is_file():
-            raise UserError(f"shard {shard_file}, listed in {file}, is missing: restore it, or index again")
-        if shard_file.stat().st_size != shard.bytes:
-            raise UserError(
-                f"shard {shard_file} has {shard_file.stat().st_size} bytes, {file} says {shard.bytes}: restore it, or "
-                "index again"
-            )
+    if header["table_digest"] != table_digest(header, index.columns):
+        raise UserError(f"{where} and its columns in {files / 'index'} are not what was written together: {AGAIN}")
+    _check_table(index, where)
+    _check_shards(index, where)
     return index
 
 
 def corpus_digest(header: dict[str, Any], columns: dict[str, NDArray[Any]]) -> str:
-    """What identifies a corpus: its shards' digests, its block table, and how documents are found and held out."""
+    """What identifies a corpus of text: its shards' digests, its block table, how documents are found and held out."""
     identity: list[Any] = [VERSION, header["text_key"], header["held_out_threshold"]]
     identity.append([[shard["sha256"], shard["split"]] for shard in header["shards"]])
     identity += [hashlib.sha256(np.ascontiguousarray(columns[name]).data).hexdigest() for name in COLUMNS]
     return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
 
 
-def index_shard(path: Path, block_bytes: int, text_key: str, split: ShardSplit, threshold: int = 0) -> IndexedShard:
+def merged_digest(digests: Sequence[str]) -> str:
+    """What identifies several corpora that were joined into one, in this order."""
+    return hashlib.sha256(json.dumps(["merged", *digests]).encode()).hexdigest()
+
+
+def table_digest(header: dict[str, Any], columns: dict[str, NDArray[Any]]) -> str:
+    """Digest of everything that an index says, but for the URLs of its shards."""
+    kept = {key: value for key, value in header.items() if key not in ("table_digest", "shards")}
+    shards = [{key: value for key, value in shard.items() if key != "url"} for shard in header["shards"]]
+    return hashlib.sha256(json.dumps([kept, shards, corpus_digest(header, columns)]).encode()).hexdigest()
+
+
+def index_shard(
+    path: Path,
+    block_bytes: int,
+    text_key: str,
+    split: ShardSplit,
+    threshold: int = 0,
+    skip_bad: bool = False,
+) -> IndexedShard:
     """Read one tar once and list its blocks.
+
+    Args:
+        skip_bad: count samples that cannot be read and leave them out, in place of raising.
 
     Raises:
         UserError: not a plain tar, damaged, truncated, or a sample that cannot be read.
@@ -240,92 +301,323 @@ def index_shard(path: Path, block_bytes: int, text_key: str, split: ShardSplit, 
                 "(gunzip, unzstd, bunzip2)"
             )
         blocks, text_bytes = [], 0
+        bad: list[DataFault] = []
         for start, end in _block_ranges(path, data, block_bytes):
             chunk = data[start:end]
             counts = [0, 0]
-            for text in read_documents(io.BytesIO(chunk), str(path), text_key):
+            documents = read_documents(
+                io.BytesIO(chunk), str(path), text_key, start, on_bad=bad.append if skip_bad else None
+            )
+            for text in documents:
                 held_out = split == "validation" or (split == "by_hash" and text_hash(text) < threshold)
                 counts[held_out] += 1
                 text_bytes += len(text.encode())
             blocks.append((start, end - start, counts[0], counts[1], zlib.crc32(chunk)))
-        digest = hashlib.sha256(data).hexdigest()
-        return IndexedShard(Shard(str(path.absolute()), len(data), digest, split), blocks, text_bytes)
+        shard = Shard(str(path.absolute()), len(data), hashlib.sha256(data).hexdigest(), split)
+        return IndexedShard(shard, np.array(blocks, dtype=BLOCK), text_bytes, len(bad))
 
 
 def index_tars(
-    paths: Sequence[Path],
+    tars: Sequence[str | Path],
     folder: Path,
     *,
     block_bytes: int = BLOCK_BYTES,
     text_key: str = "text",
     fraction: float = 0.0,
     processes: int = 1,
+    skip_bad: bool = False,
+    settings: Storage | None = None,
     on_bytes: Callable[[int], None] = lambda count: None,
 ) -> Index:
     """Index webdataset tars that exist, without copying them, and write the index into `folder`.
 
     Args:
+        tars: paths or URLs; what is remote is read once through a temporary file.
         fraction: share of the documents to hold out, by the hash of their text.
+        skip_bad: leave out samples that cannot be read, and count them.
         on_bytes: told the size of each shard that is done.
     """
     threshold = held_out_threshold(fraction)
     work = functools.partial(
-        index_shard,
+        _index_tar,
+        settings=settings or Storage(),
         block_bytes=block_bytes,
         text_key=text_key,
         split="by_hash" if threshold else "train",
         threshold=threshold,
+        skip_bad=skip_bad,
     )
     indexed = []
     with ProcessPoolExecutor(processes, mp_context=clean_forks(__name__)) as pool:
-        for shard in pool.map(work, paths):
+        for shard in pool.map(work, [str(tar) for tar in tars]):
             on_bytes(shard.shard.bytes)
             indexed.append(shard)
     return write_index(folder, indexed, text_key=text_key, block_bytes=block_bytes, threshold=threshold)
 
 
 def write_index(
-    folder: Path, indexed: Sequence[IndexedShard], *, text_key: str, block_bytes: int, threshold: int
+    folder: Path,
+    indexed: Sequence[IndexedShard],
+    *,
+    text_key: str,
+    block_bytes: int,
+    threshold: int,
+    tokens: Tokens | None = None,
+    digest: str | None = None,
 ) -> Index:
     """Write `index.json` and its columns; the header last and by rename, so that no half index is ever opened.
+
+    Args:
+        tokens: set for token shards.
+        digest: of the corpus, where it is not that of these shards: of the text behind token shards, or of what was merged.
 
     Raises:
         UserError: no document at all.
     """
-    rows = [(number, *block) for number, entry in enumerate(indexed) for block in entry.blocks]
-    columns = {
-        name: np.asarray([row[position] for row in rows], dtype=dtype)
-        for position, (name, dtype) in enumerate(COLUMNS.items())
-    }
+    table = np.concatenate([entry.blocks for entry in indexed]) if indexed else np.empty(0, BLOCK)
+    columns = {name: np.ascontiguousarray(table[name]) for name in COLUMNS if name != "shard"}
+    columns["shard"] = np.repeat(np.arange(len(indexed), dtype="<i4"), [len(entry.blocks) for entry in indexed])
+    del table
+    lists = {name: np.flatnonzero(columns[column]).astype("<i4") for name, column in LISTS.items()}
     counts = {name: int(columns[name].sum(dtype=np.int64)) for name in ("documents", "held_out")}
+    bad = sum(entry.bad_documents for entry in indexed)
     if not counts["documents"]:
         raise UserError(
-            f"no document for training in {len(indexed)} shard(s) ({counts['held_out']} held out): a corpus needs at least "
-            f"one sample with a .txt, .jsonl or .json member"
+            f"no document for training in {len(indexed)} shard(s) ({counts['held_out']} held out, {bad} that cannot be "
+            "read): a corpus needs at least one sample with a .txt, .jsonl or .json member"
         )
     (folder / "index").mkdir(parents=True, exist_ok=True)
     (folder / "index.json").unlink(missing_ok=True)  # an older header must not describe the columns that follow
-    shards = [asdict(entry.shard) | {"url": _relative(entry.shard.url, folder)} for entry in indexed]
-    for name, column in columns.items():
+    for name, column in {**columns, **lists}.items():
         temporary = folder / "index" / f".{name}.npy"
         np.save(temporary, column, allow_pickle=False)
         temporary.replace(folder / "index" / f"{name}.npy")
     header: dict[str, Any] = {
         "format": FORMAT,
         "version": VERSION,
-        "digest": "",
+        "digest": digest,
+        "table_digest": "",
         "documents": counts["documents"],
         "held_out_documents": counts["held_out"],
+        "bad_documents": bad,
         "text_bytes": sum(entry.text_bytes for entry in indexed),
         "block_bytes": block_bytes,
-        "blocks": len(rows),
+        "blocks": len(columns["shard"]),
+        "train_blocks": len(lists["train"]),
+        "validation_blocks": len(lists["validation"]),
         "text_key": text_key,
         "held_out_threshold": threshold,
-        "shards": shards,
+        "tokens": asdict(tokens) if tokens else None,
+        "shards": [asdict(entry.shard) | {"url": _relative(entry.shard.url, folder)} for entry in indexed],
     }
-    header["digest"] = corpus_digest(header, columns)
+    header["digest"] = digest or corpus_digest(header, columns)
+    header["table_digest"] = table_digest(header, columns)
     write_atomically(folder / "index.json", json.dumps(header, indent=1))
     return load_index(folder)
+
+
+def merge_indexes(parts: Sequence[Index], folder: Path) -> Index:
+    """One index over the shards of several corpora, which stay where they are.
+
+    Raises:
+        UserError: they differ in how text is found, held out or tokenised.
+    """
+    first = parts[0].header
+    for part in parts[1:]:
+        for key in ("text_key", "held_out_threshold", "tokens"):
+            if part.header[key] != first[key]:
+                raise UserError(
+                    f"{part.folder} and {parts[0].folder} cannot be joined: {key} is {part.header[key]!r} in the one and "
+                    f"{first[key]!r} in the other. Mix them in data.train, or write one of them again"
+                )
+    indexed = [
+        IndexedShard(replace(shard, url=part.url(shard)), blocks, 0) for part in parts for shard, blocks in _tables(part)
+    ]
+    totals = {key: sum(part.header[key] for part in parts) for key in ("text_bytes", "bad_documents")}
+    indexed[0] = replace(indexed[0], text_bytes=totals["text_bytes"], bad_documents=totals["bad_documents"])
+    return write_index(
+        folder,
+        indexed,
+        text_key=first["text_key"],
+        block_bytes=max(part.header["block_bytes"] for part in parts),
+        threshold=first["held_out_threshold"],
+        tokens=Tokens(**first["tokens"]) if first["tokens"] else None,
+        digest=merged_digest([part.digest for part in parts]),
+    )
+
+
+def check_shard(index: Index, number: int) -> list[DataFault]:
+    """Everything in one shard that is not what was indexed: its size, its digest, each block's bytes and documents."""
+    shard = index.shards[number]
+    url = index.url(shard)
+    faults: list[DataFault] = []
+    # The cache must not answer for the shard.
+    index = replace(index, settings=index.settings.model_copy(update={"cache": None}))
+    try:
+        size = size_of(url, index.settings)
+    except DataFault as fault:
+        return [fault]
+    if size != shard.bytes:
+        message = f"shard {url} has {size} bytes, the index says {shard.bytes}"
+        faults.append(DataFault(message, kind="truncated" if size < shard.bytes else "changed", shard=url))
+    for block in np.flatnonzero(index.columns["shard"] == number):
+        try:
+            stream = index.read(int(block))
+            if index.tokenizer_fingerprint:
+                index.token_block(int(block), stream)
+            else:
+                index.documents(int(block), "train", stream)
+        except DataFault as fault:
+            faults.append(fault)
+    if not faults and _sha256_of(url, shard.bytes, index.settings) != shard.sha256:
+        message = f"shard {url}: its sha256 is not what was indexed, though every block is: it differs between blocks"
+        faults.append(DataFault(message, kind="checksum", shard=url))
+    return faults
+
+
+def _folder_of(path: str | Path) -> tuple[str, str]:
+    """(folder, `index.json` in it) as text: absolute for local paths."""
+    text = str(path)
+    if is_remote(text):
+        folder = text.removesuffix("/index.json").rstrip("/")
+        return folder, join(folder, "index.json")
+    file = local_path(text) if "://" in text else Path(text)
+    file = file / "index.json" if file.is_dir() else file
+    return str(file.parent.absolute()), str(file)
+
+
+def _read_header(folder: str, where: str, settings: Storage) -> dict[str, Any]:
+    try:
+        data = read_whole(where, settings) if is_remote(folder) else Path(where).read_bytes()
+        header = json.loads(data)
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(
+            f"no index at {where}: write shards with `maskloom shards TEXT {folder}`, or index webdataset tars that exist "
+            f"with `maskloom index {folder}`"
+        ) from None
+    except DataFault as fault:
+        raise UserError(f"no index at {where}: {fault}") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{where} is not valid JSON: {error}") from None
+    if not isinstance(header, dict) or header.get("format") != FORMAT or header.get("version") != VERSION:
+        raise UserError(f"{where} is no {FORMAT} of version {VERSION}: {AGAIN}")
+    try:
+        return Header.model_validate(header).model_dump()
+    except pydantic.ValidationError as error:
+        detail = error.errors()[0]
+        raise UserError(f"{where}: {'.'.join(map(str, detail['loc']))}: {detail['msg'].lower()}: {AGAIN}") from None
+
+
+def _fetch_columns(folder: str, header: dict[str, Any], settings: Storage) -> Path:
+    """The columns of a remote index as local files, fetched once a machine and user; they are verified when opened."""
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    digest = hashlib.sha256(json.dumps(header["table_digest"]).encode()).hexdigest()  # a name, whatever the header says
+    files = base / "maskloom" / f"index-{digest[:32]}"
+    (files / "index").mkdir(parents=True, exist_ok=True)
+    for name in (*COLUMNS, *LISTS):
+        local = files / "index" / f"{name}.npy"
+        if not local.exists():
+            fetch(join(folder, f"index/{name}.npy"), local, settings)
+    return files
+
+
+def _open(folder: str, header: dict[str, Any], files: Path, settings: Storage) -> Index:
+    sizes = {name: header["blocks"] for name in COLUMNS}
+    sizes |= {name: header[f"{name}_blocks"] for name in LISTS}
+    types = {**COLUMNS, **dict.fromkeys(LISTS, np.dtype("<i4"))}
+    columns: dict[str, NDArray[Any]] = {}
+    for name, size in sizes.items():
+        file = files / "index" / f"{name}.npy"
+        try:
+            columns[name] = np.load(file, mmap_mode="r" if size else None, allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise UserError(f"{file}: {error}: {AGAIN}") from None
+        if columns[name].shape != (size,) or columns[name].dtype != types[name]:
+            raise UserError(f"{file} does not fit {join(folder, 'index.json')}: {AGAIN}")
+    train, held_out = (columns.pop(name) for name in LISTS)
+    shards = tuple(Shard(**shard) for shard in header["shards"])
+    return Index(folder, header, shards, columns, train, held_out, files, settings)
+
+
+def _reopen(folder: str, files: Path, digest: str, settings: Storage) -> Index:
+    """Open an index that another process of this run has verified."""
+    header = _read_header(folder, _folder_of(folder)[1], settings)
+    if header["table_digest"] != digest:
+        raise UserError(f"the index in {folder} was written anew while it was in use: start again")
+    return _open(folder, header, files, settings)
+
+
+def _check_table(index: Index, where: str) -> None:
+    sizes = np.asarray([shard.bytes for shard in index.shards], dtype=np.int64)
+    for start in range(0, index.header["blocks"], 1 << 20):
+        number, offset, length, documents, held_out = (
+            index.columns[name][start : start + (1 << 20)]
+            for name in ("shard", "offset", "length", "documents", "held_out")
+        )
+        if (number < 0).any() or (number >= len(sizes)).any() or (offset < 0).any() or (length <= 0).any():
+            raise UserError(f"{where} lists blocks that no shard has: {AGAIN}")
+        if (length > sizes[number] - offset).any() or (documents < 0).any() or (held_out < 0).any():
+            raise UserError(f"{where} lists blocks beyond the end of a shard, or counts below 0: {AGAIN}")
+    for name, blocks in (("train", index.train_blocks), ("validation", index.held_out_blocks)):
+        column = index.columns[LISTS[name]]
+        if int(np.count_nonzero(column)) != len(blocks) or not column[blocks].all() or (np.diff(blocks) <= 0).any():
+            raise UserError(f"{where}: the list of {name} blocks does not fit the table: {AGAIN}")
+
+
+def _check_shards(index: Index, where: str) -> None:
+    """Local shards are there and have their sizes: all of them, or of a great many an even sample. What is remote is
+    met when it is read."""
+    count = len(index.shards)
+    chosen = range(count) if count <= SHARDS_CHECKED_AT_START else range(0, count, count // SHARDS_CHECKED_AT_START)
+    for number in chosen:
+        shard = index.shards[number]
+        url = index.url(shard)
+        if is_remote(url):
+            continue
+        file = local_path(url)
+        if not file.is_file():
+            raise UserError(f"shard {file}, listed in {where}, is missing: restore it, or index again")
+        if file.stat().st_size != shard.bytes:
+            raise UserError(
+                f"shard {file} has {file.stat().st_size} bytes, {where} says {shard.bytes}: restore it, or index again"
+            )
+
+
+def _index_tar(tar: str, settings: Storage, **how: Any) -> IndexedShard:
+    if not is_remote(tar):
+        return index_shard(local_path(tar), **how)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / (Path(tar.partition("?")[0]).name or "shard.tar")
+        fetch(tar, path, settings)
+        found = index_shard(path, **how)
+    return replace(found, shard=replace(found.shard, url=tar))
+
+
+def _tables(index: Index) -> Iterator[tuple[Shard, NDArray[np.void]]]:
+    """Each shard with its block table."""
+    number = index.columns["shard"]
+    bounds = np.searchsorted(number, np.arange(len(index.shards) + 1))
+    if (np.diff(number) < 0).any():
+        raise UserError(f"the index in {index.folder} does not list its blocks shard by shard: {AGAIN}")
+    for place, shard in enumerate(index.shards):
+        rows = slice(int(bounds[place]), int(bounds[place + 1]))
+        table = np.empty(rows.stop - rows.start, BLOCK)
+        for name in BLOCK.names or ():
+            table[name] = index.columns[name][rows]
+        yield shard, table
+
+
+def _sha256_of(url: str, size: int, settings: Storage) -> str:
+    digest = hashlib.sha256()
+    if is_remote(url):
+        with tempfile.TemporaryDirectory() as folder:
+            fetch(url, Path(folder) / "shard", settings)
+            with (Path(folder) / "shard").open("rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+    with local_path(url).open("rb") as file:
+        while chunk := file.read(1 << 22):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def _block_ranges(path: Path, data: mmap.mmap, block_bytes: int) -> Iterator[tuple[int, int]]:
@@ -335,6 +627,7 @@ def _block_ranges(path: Path, data: mmap.mmap, block_bytes: int) -> Iterator[tup
         with tarfile.open(path, "r:") as tar:
             for member in tar:
                 tar.members = []  # type: ignore[attr-defined]  # tarfile keeps every header it has read
+                _check_member(path, member)
                 is_sample = member.isreg() and not META_MEMBER.match(member.name)
                 base = base_plus_ext(member.name)[0] if is_sample else None
                 if base is not None and base != key:
@@ -361,7 +654,23 @@ def _block_ranges(path: Path, data: mmap.mmap, block_bytes: int) -> Iterator[tup
         yield start, end
 
 
+def _check_member(path: Path, member: tarfile.TarInfo) -> None:
+    """Raises UserError for what a text shard has no need of: nothing is ever unpacked, but other tools may do so."""
+    where = f"shard {path}: member '{member.name}' at byte {member.offset}"
+    parts = member.name.replace("\\", "/").split("/")
+    if member.name.startswith("/") or ".." in parts:
+        raise UserError(f"{where} names a place outside the tar: write the tar again with plain relative names")
+    if not (member.isreg() or member.isdir()) or member.issparse():
+        raise UserError(f"{where} is a link, a device or a sparse file: write the tar again with plain files")
+    if member.size > LARGEST_MEMBER_BYTES:
+        raise UserError(
+            f"{where} has {member.size:,} bytes, more than {LARGEST_MEMBER_BYTES:,}: a block is read whole, so split it"
+        )
+
+
 def _relative(url: str, folder: Path) -> str:
+    if is_remote(url):
+        return url
     path = local_path(url).resolve()
     base = folder.resolve()
     relative = os.path.relpath(path, base) if path.is_relative_to(base) else str(path)

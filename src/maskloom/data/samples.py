@@ -4,87 +4,184 @@ A byte range of a tar from member to member is itself a tar stream, so `tar_file
 block as they read a shard. `.decode()`, which unpickles, is never used. A sample's text is in its `.txt` field, or its
 `.jsonl` (a JSON object a line) or `.json` field, whose text stands under `text_key`. A key with dots ("doc.0.txt",
 "doc.1.txt") is one sample to webdataset: every such field is read.
+
+A `.tokens` member holds documents that were tokenised beforehand: plain arrays behind a small head, no pickle.
 """
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Iterator
+import struct
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import IO, Any
 
+import numpy as np
 import webdataset
+from numpy.typing import NDArray
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
-from maskloom.errors import UserError
+from maskloom.errors import DataFault
+from maskloom.tokenizer import Tokenized
 
 KINDS = ("txt", "jsonl", "json")  # the first kind that a sample has is its text; a .json beside a .txt is metadata
+TOKENS = "tokens"
+TOKENS_HEAD = struct.Struct("<8sHHI")  # magic, version, bytes an id, documents
+TOKENS_MAGIC, TOKENS_VERSION = b"MLTOKENS", 1
+HELD_OUT_BIT = np.uint32(1 << 31)
+OnBad = Callable[[DataFault], None]
 
 
-def read_documents(stream: IO[bytes], url: str, text_key: str) -> Iterator[str]:
+@dataclass(frozen=True)
+class TokenBlock:
+    """A block that was tokenised beforehand: its documents, and which of them are held out (bool [documents])."""
+
+    documents: Tokenized
+    held_out: NDArray[np.bool_]
+
+
+def read_documents(
+    stream: IO[bytes], url: str, text_key: str, offset: int = 0, on_bad: OnBad | None = None
+) -> Iterator[str]:
     """The documents in a tar stream, in order.
 
+    Args:
+        offset: where the stream begins in the shard, for messages.
+        on_bad: told each document that cannot be read, which is then passed over; None raises.
+
     Raises:
-        UserError: naming shard, sample and fault, for text that is not UTF-8, JSON that does not parse, a missing text.
+        DataFault: naming shard, sample and fault, for text that is not UTF-8, JSON that does not parse, a missing text.
     """
-    pipeline = webdataset.DataPipeline(lambda: [{"url": url, "stream": stream}], tar_file_expander, group_by_keys)
-    try:
-        for sample in pipeline:
-            yield from _documents_of(sample, url, text_key)
-    except UserError:
-        raise
-    except Exception as error:  # tarfile and webdataset raise many kinds
-        raise UserError(f"shard {url} cannot be read as a webdataset tar: {error}") from error
+    for sample in _samples(stream, url, offset):
+        yield from _documents_of(sample, url, text_key, offset, on_bad)
+
+
+def tokens_member(documents: Tokenized, held_out: NDArray[np.bool_], vocab_size: int) -> bytes:
+    """The content of a `.tokens` member: head, uint32 lengths (highest bit: held out), ids as uint16 where they fit."""
+    width = 2 if vocab_size <= 1 << 16 else 4
+    lengths = documents.lengths.astype("<u4") | np.where(held_out, HELD_OUT_BIT, np.uint32(0)).astype("<u4")
+    head = TOKENS_HEAD.pack(TOKENS_MAGIC, TOKENS_VERSION, width, len(lengths))
+    return head + lengths.tobytes() + documents.ids.astype(f"<u{width}").tobytes()
+
+
+def read_tokens(stream: IO[bytes], url: str, offset: int = 0) -> TokenBlock:
+    """The tokenised documents in a tar stream of `.tokens` members, in order.
+
+    Raises:
+        DataFault: no such member, or one whose parts do not fit its size.
+    """
+    lengths, ids = [], []
+    for sample in _samples(stream, url, offset):
+        key = sample["__key__"]
+        data = sample.get(TOKENS)
+        if not isinstance(data, bytes) or len(data) < TOKENS_HEAD.size:
+            raise _tokens_fault(url, key, offset, "there is none, or it is cut off")
+        magic, version, width, count = TOKENS_HEAD.unpack_from(data)
+        begin = TOKENS_HEAD.size + 4 * count
+        if magic != TOKENS_MAGIC or version != TOKENS_VERSION or width not in (2, 4) or len(data) < begin:
+            raise _tokens_fault(url, key, offset, "it is of another format")
+        lengths.append(np.frombuffer(data, "<u4", count, TOKENS_HEAD.size))
+        if len(data) - begin != width * int((lengths[-1] & ~HELD_OUT_BIT).sum(dtype=np.int64)):
+            raise _tokens_fault(url, key, offset, "its size does not fit the documents it lists")
+        ids.append(np.frombuffer(data, f"<u{width}", offset=begin).astype(np.int32))
+    if not lengths:
+        raise _tokens_fault(url, "", offset, "there is none")
+    table = np.concatenate(lengths)
+    documents = Tokenized(np.concatenate(ids), (table & ~HELD_OUT_BIT).astype(np.int64))
+    return TokenBlock(documents, (table & HELD_OUT_BIT) != 0)
 
 
 def document_from_json(line: bytes | str, text_key: str, where: str) -> str:
-    """The text of one JSON object. Raises UserError that begins with `where`."""
+    """The text of one JSON object. Raises DataFault that begins with `where`."""
     try:
         value = json.loads(line)
     except UnicodeDecodeError as error:
-        raise UserError(f"{where}: not valid UTF-8 at byte {error.start} ({error.reason})") from None
+        raise DataFault(f"{where}: not valid UTF-8 at byte {error.start} ({error.reason})", kind="utf-8") from None
     except (ValueError, RecursionError) as error:  # ValueError: also a number of more digits than Python reads
-        raise UserError(f"{where}: not valid JSON: {error}") from None
+        raise DataFault(f"{where}: not valid JSON: {error}", kind="json") from None
     if isinstance(value, dict) and isinstance(value.get(text_key), str):
         text = str(value[text_key])
         try:
             text.encode()
         except UnicodeEncodeError as error:  # JSON can write half of a surrogate pair, which no UTF-8 text can hold
-            raise UserError(
+            raise DataFault(
                 f"{where}: '{text_key}' holds the lone surrogate \\u{ord(text[error.start]):04x} at character "
-                f"{error.start}, which is no text: replace it"
+                f"{error.start}, which is no text: replace it",
+                kind="utf-8",
             ) from None
         return text
     if not isinstance(value, dict):
-        raise UserError(f"{where}: a JSON object is needed, not {type(value).__name__}")
+        raise DataFault(f"{where}: a JSON object is needed, not {type(value).__name__}", kind="json")
     if text_key in value:
-        raise UserError(f"{where}: '{text_key}' holds {type(value[text_key]).__name__}, not text")
+        raise DataFault(f"{where}: '{text_key}' holds {type(value[text_key]).__name__}, not text", kind="json")
     keys = ", ".join(map(repr, value)) or "no key at all"
-    raise UserError(f"{where}: no '{text_key}' in the object; it has {keys}: use --text-key")
+    raise DataFault(f"{where}: no '{text_key}' in the object; it has {keys}: use --text-key", kind="json")
 
 
 def decode_text(data: bytes, where: str) -> str:
-    """UTF-8 text. Raises UserError that begins with `where` and names the byte."""
+    """UTF-8 text. Raises DataFault that begins with `where` and names the byte."""
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise UserError(
-            f"{where}: not valid UTF-8 at byte {error.start} ({error.reason}): convert the file, for example with iconv"
+        raise DataFault(
+            f"{where}: not valid UTF-8 at byte {error.start} ({error.reason}): convert the file, for example with iconv",
+            kind="utf-8",
         ) from None
 
 
-def _documents_of(sample: dict[str, Any], url: str, text_key: str) -> Iterator[str]:
+def _samples(stream: IO[bytes], url: str, offset: int) -> Iterator[dict[str, Any]]:
+    pipeline = webdataset.DataPipeline(lambda: [{"url": url, "stream": stream}], tar_file_expander, group_by_keys)
+    try:
+        yield from pipeline
+    except Exception as error:  # tarfile and webdataset raise many kinds
+        raise DataFault(
+            f"shard {url}, block at offset {offset}: cannot be read as a webdataset tar: {error}",
+            kind="tar",
+            shard=url,
+            offset=offset,
+        ) from error
+
+
+def _documents_of(
+    sample: dict[str, Any], url: str, text_key: str, offset: int, on_bad: OnBad | None
+) -> Iterator[str]:
     where = f"shard {url}, sample '{sample['__key__']}'"
     fields = {name: data for name, data in sample.items() if not name.startswith("__")}
     for kind in KINDS:
         names = [name for name in fields if name.rpartition(".")[2] == kind]
         for name in names:
-            if kind == "txt":
-                yield decode_text(fields[name], f"{where}.{name}")
-            elif kind == "json":
-                yield document_from_json(fields[name], text_key, f"{where}.{name}")
-            else:
-                for number, line in enumerate(fields[name].split(b"\n"), start=1):
-                    if line.strip():
-                        yield document_from_json(line, text_key, f"{where}.{name} line {number}")
+            for read in _readers(kind, fields[name], text_key, f"{where}.{name}"):
+                try:
+                    text = read()
+                except DataFault as fault:
+                    fault.shard, fault.offset, fault.key = url, offset, sample["__key__"]
+                    if on_bad is None:
+                        raise
+                    on_bad(fault)
+                else:
+                    yield text
         if names:
             return
+
+
+def _readers(kind: str, data: bytes, text_key: str, where: str) -> Iterator[Callable[[], str]]:
+    """One function a document of a field: each can fail alone."""
+    if kind == "txt":
+        yield functools.partial(decode_text, data, where)
+    elif kind == "json":
+        yield functools.partial(document_from_json, data, text_key, where)
+    else:
+        for number, line in enumerate(data.split(b"\n"), start=1):
+            if line.strip():
+                yield functools.partial(document_from_json, line, text_key, f"{where} line {number}")
+
+
+def _tokens_fault(url: str, key: str, offset: int, what: str) -> DataFault:
+    return DataFault(
+        f"shard {url}, sample '{key}', block at offset {offset}: no good .tokens member: {what}",
+        kind="tokens",
+        shard=url,
+        offset=offset,
+        key=key,
+    )

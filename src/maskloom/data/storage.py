@@ -11,7 +11,8 @@ import zlib
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from maskloom.errors import UserError
+from maskloom.config import Storage
+from maskloom.errors import DataFault, UserError
 
 SCHEMES = ("file",)
 
@@ -29,7 +30,32 @@ def local_path(url: str) -> Path:
     return Path(unquote(parts.path))
 
 
-def open_range(url: str, offset: int, length: int, crc32: int) -> io.BytesIO:
+def is_remote(url: str) -> bool:
+    return url.partition("://")[0] in ("http", "https", "s3")
+
+
+def join(base: str, relative: str) -> str:
+    return f"{base.rstrip('/')}/{relative.removeprefix('./')}" if is_remote(base) else str(Path(base) / relative)
+
+
+def read_whole(url: str, settings: Storage) -> bytes:
+    raise NotImplementedError
+
+
+def fetch(url: str, path: Path, settings: Storage) -> None:
+    raise NotImplementedError
+
+
+def size_of(url: str, settings: Storage) -> int:
+    try:
+        return local_path(url).stat().st_size
+    except OSError:
+        raise DataFault(f"shard {url} is missing", kind="missing", shard=url) from None
+
+
+def open_range(
+    url: str, offset: int, length: int, crc32: int, sha256: str = "", settings: Storage | None = None
+) -> io.BytesIO:
     """The bytes [offset, offset + length) of a shard, checked against their CRC-32.
 
     Raises:
@@ -40,18 +66,27 @@ def open_range(url: str, offset: int, length: int, crc32: int) -> io.BytesIO:
             shard.seek(offset)
             data = shard.read(length)
     except OSError as error:
-        raise UserError(
-            f"shard {url}: {error.strerror}; it is listed in the index. Restore it, or index again"
+        raise DataFault(
+            f"shard {url}: {error.strerror}; it is listed in the index. Restore it, or index again",
+            kind="missing",
+            shard=url,
+            offset=offset,
         ) from None
     if len(data) != length:
-        raise UserError(
+        raise DataFault(
             f"shard {url}: {len(data)} of {length} bytes at offset {offset}: it is shorter than when it was indexed. "
-            "Restore it, or index again"
+            "Restore it, or index again",
+            kind="truncated",
+            shard=url,
+            offset=offset,
         )
     found = zlib.crc32(data)
     if found != crc32:
-        raise UserError(
+        raise DataFault(
             f"shard {url}: the block at offset {offset} ({length} bytes) has crc32 {found:08x}, the index says "
-            f"{crc32:08x}: the shard changed or is damaged. Restore it, or index again"
+            f"{crc32:08x}: the shard changed or is damaged. Restore it, or index again",
+            kind="checksum",
+            shard=url,
+            offset=offset,
         )
     return io.BytesIO(data)
