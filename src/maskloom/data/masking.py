@@ -1,73 +1,353 @@
-"""Rows to masked rows: a pure function of (rows, keys), vectorised over all slots.
+"""Rows to masked rows: a pure function of (rows, row keys, rule), vectorised over all slots.
 
-Token masking as in BERT (Devlin et al., 2019): exactly k = round(rate * maskable) tokens of a row are predicted, of which
-`mask_share` become [MASK], `random_share` a random token, and the rest stay. Special tokens and `[unused*]` are never
-masked and never drawn. Every draw is a hash of (row key, slot), so that it depends on no rank, worker or batch.
+What is predicted is chosen in units, each with a key that is a hash of (row key, slot): a mask depends on no other row,
+rank, worker or batch.
+
+- `token` (Devlin et al., 2019): every maskable token is a unit. A row's k smallest keys are predicted.
+- `whole_word`: a token and the `##` tokens that go on with it. Units are taken in the order of their keys while they fit
+  into what is left of k; one that does not fit is passed over, as in BERT's own `create_pretraining_data.py`. So fewer
+  than k tokens are predicted only where every unit that is left has more tokens than are missing.
+- `span` (Joshi et al., 2020, SpanBERT): every run of words is cut into consecutive spans, whose lengths in words follow
+  SpanBERT's truncated geometric distribution; words are then taken in the order (key of the span, place in the span) by
+  the same rule.
+
+Under `exact`, k = round(rate * maskable) of the row. Under `bernoulli`, units whose key lies below `rate` are candidates,
+and k is a cap a row, `MaskRule.most`. Special tokens, `[unused*]` and protected tokens are never predicted and never
+drawn; no word and no span reaches across one or across the border of a piece. Of the predicted tokens `mask_share` become
+[MASK], `random_share` a random token, and the rest stay; the draw is a token's own or its unit's.
+
+How spans differ from SpanBERT's, which draws a length and a start until the budget is full: the cut is one pass without
+rejection, its spans never overlap, and its first border is drawn so that every word begins a span equally often. SpanBERT
+shortens spans at the end of the text; here both ends of a run do, and [UNK] ends a run. Two chosen neighbours look like
+one longer span, which SpanBERT's do as well. In both, the last span of a budget is cut; SpanBERT may cut inside a word.
+
+Shapes: R rows, S slots a row, M maskable slots, U words (of all rows), W words of the richest row.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import difflib
+import functools
+import math
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from maskloom.config import Masking
 from maskloom.data.order import UInt64s, hash64
+from maskloom.errors import UserError
 from maskloom.tokenizer import Tokenizer
 
-DRAWS = 3  # a slot's draws: is it chosen, what becomes of it, which random token
+Int32s = NDArray[np.int32]
+Int64s = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+
+CHOICE, ACTION, TOKEN, LENGTH = np.arange(4, dtype=np.uint64)  # a slot's draws
+DRAWS = np.uint64(4)
 LAST = np.uint64(0xFFFFFFFFFFFFFFFF)
+KEY_BITS = 63
+NO_UNIT = np.uint64(1 << KEY_BITS)  # above every unit's key
+CLIPPED_EXPONENT = 20.0  # e^-20: about one row in 5 * 10^8 reaches its cap
+WORD_TOKENS = 2.0  # tokens of the word that a token belongs to, on average; the cap of `bernoulli` rests on it
 
 
 @dataclass(frozen=True)
 class MaskRule:
-    """What share of the tokens is predicted, and what becomes of them; see `config.Masking`."""
+    """What is predicted, and what becomes of it; see `config.Masking`. `protected` holds ids."""
 
     rate: float
     mask_share: float = 0.8
     random_share: float = 0.1
+    unit: Literal["token", "whole_word", "span"] = "token"
+    draw: Literal["exact", "bernoulli"] = "exact"
+    span_p: float = 0.2
+    span_max_words: int = 10
+    replace_unit: Literal["token", "unit"] = "token"
+    protected: tuple[int, ...] = ()
 
-    def count(self, maskable: NDArray[np.int64]) -> NDArray[np.int64]:
-        """k for each number of maskable tokens, halves rounded up."""
-        count: NDArray[np.int64] = np.floor(self.rate * maskable + 0.5).astype(np.int64)
+    @staticmethod
+    def of(masking: Masking, tokenizer: Tokenizer) -> MaskRule:
+        """The rule of a configuration, at `masking.rate`. Raises UserError for protected tokens that do not exist."""
+        return MaskRule(
+            masking.rate,
+            masking.mask_share,
+            masking.random_share,
+            masking.unit,
+            masking.draw,
+            masking.span_p,
+            masking.span_max_words,
+            masking.replace_unit,
+            _ids_of(masking.protected, tokenizer),
+        )
+
+    def at_rate(self, rate: float) -> MaskRule:
+        """The same rule at another rate."""
+        return replace(self, rate=rate)
+
+    def count(self, maskable: Int64s) -> Int64s:
+        """k under `exact`, for each number of maskable tokens; halves are rounded up."""
+        count: Int64s = np.floor(self.rate * maskable + 0.5).astype(np.int64)
         return count
 
     def most(self, seq_len: int) -> int:
-        """The most tokens that a row of `seq_len` slots can have predicted."""
-        return int(self.count(np.asarray([max(seq_len - 2, 0)]))[0])
+        """The most tokens that a row of `seq_len` slots can have predicted: a row holds [CLS] and [SEP] once at least.
+
+        Under `bernoulli` this is the cap, from Bernstein's inequality: the number of predicted tokens, a sum of
+        independent units, exceeds `mean + t` with probability at most exp(-t^2 / 2 / (variance + size * t / 3)). With
+        units of `size` tokens, variance = rate * (1 - rate) * size * maskable; t makes the bound e^-20.
+        """
+        maskable = max(seq_len - 2, 0)
+        if self.draw == "exact":
+            return int(self.count(np.asarray(maskable)))
+        size = self._unit_tokens()
+        variance = self.rate * (1.0 - self.rate) * size * maskable
+        third = CLIPPED_EXPONENT * size / 3.0
+        excess = third + math.sqrt(third * third + 2.0 * CLIPPED_EXPONENT * variance)
+        return min(maskable, math.ceil(self.rate * maskable + excess))
+
+    def _unit_tokens(self) -> float:
+        """Tokens of the unit that a token belongs to, on average over the tokens."""
+        if self.unit == "token":
+            return 1.0
+        if self.unit == "whole_word":
+            return WORD_TOKENS
+        shares = length_shares(self.span_p, self.span_max_words)
+        words = sum(share * n for n, share in enumerate(shares, 1))
+        return WORD_TOKENS * sum(share * n * n for n, share in enumerate(shares, 1)) / words
+
+
+def rate_at(masking: Masking, phase_rate: float | None, step: int, total_steps: int) -> float:
+    """Mask rate of a step, which counts from 0: the phase's own, else on the line from the first step to the last."""
+    if phase_rate is not None:
+        return phase_rate
+    if masking.final_rate is None:
+        return masking.rate
+    done = step / max(total_steps - 1, 1)
+    return masking.rate * (1.0 - done) + masking.final_rate * done
 
 
 def mask_rows(
-    tokens: NDArray[np.int32], row_keys: UInt64s, rule: MaskRule, tokenizer: Tokenizer
-) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
+    tokens: Int32s, starts: Bools, row_keys: UInt64s, rule: MaskRule, tokenizer: Tokenizer
+) -> tuple[Int32s, Bools]:
     """Mask rows.
 
     Args:
         tokens: int32 [R, S].
+        starts: bool [R, S]; True in the first slot of every piece and of the padding.
         row_keys: uint64 [R]; what identifies a row in this epoch.
 
     Returns:
         input ids int32 [R, S], and bool [R, S]: which slots are predicted (their targets are `tokens` there).
     """
-    slots = np.arange(tokens.shape[1], dtype=np.uint64) * np.uint64(DRAWS)
-    keys = row_keys[:, None]
-    maskable = tokenizer.is_maskable[tokens]
-    # Unmaskable slots get the largest key: the k-th smallest key of a row is then always a maskable slot's.
-    rank_keys = np.where(maskable, hash64(keys, slots) >> np.uint64(1), LAST)
-    ranks = np.argsort(np.argsort(rank_keys, axis=1, kind="stable"), axis=1, kind="stable")
-    chosen = (ranks < rule.count(maskable.sum(axis=1))[:, None]) & maskable
-
-    action = hash64(keys, slots + np.uint64(1))
-    masked = chosen & (action < _threshold(rule.mask_share))
-    randomised = chosen & ~masked & (action < _threshold(rule.mask_share + rule.random_share))
+    is_maskable, random_ids = tokenizer.is_maskable, tokenizer.random_ids
+    if rule.protected:
+        is_maskable = is_maskable.copy()
+        is_maskable[list(rule.protected)] = False
+        random_ids = np.flatnonzero(is_maskable).astype(np.int32)
+    maskable = is_maskable.take(tokens)
+    if rule.unit == "token":
+        chosen = _choose_tokens(maskable, row_keys, rule)
+        slots = leads = np.flatnonzero(chosen)
+    else:
+        slots, leads = _choose_words(maskable, tokenizer.is_continuation.take(tokens), starts, row_keys, rule)
+        chosen = np.zeros(tokens.shape, dtype=bool)
+        chosen.reshape(-1)[slots] = True
+    action = _hash_at(row_keys, slots if rule.replace_unit == "token" else leads, tokens.shape[1], ACTION)
+    masked = action < _threshold(rule.mask_share)
+    randomised = slots[(action < _threshold(rule.mask_share + rule.random_share)) & ~masked]
     # The high half of the draw, scaled: no modulo bias that matters and no float.
-    draw = hash64(keys, slots + np.uint64(2)) >> np.uint64(32)
-    number = (draw * np.uint64(len(tokenizer.random_ids))) >> np.uint64(32)
-    input_ids = np.where(masked, np.int32(tokenizer.mask_id), tokens)
-    input_ids = np.where(randomised, tokenizer.random_ids[number.astype(np.int64)], input_ids)
-    return input_ids.astype(np.int32), chosen
+    draw = _hash_at(row_keys, randomised, tokens.shape[1], TOKEN) >> np.uint64(32)
+    number = (draw * np.uint64(len(random_ids))) >> np.uint64(32)
+    input_ids = tokens.copy(order="C")
+    flat = input_ids.reshape(-1)
+    flat[slots[masked]] = tokenizer.mask_id
+    flat[randomised] = random_ids[number.astype(np.int64)]
+    return input_ids, chosen
+
+
+def _choose_tokens(maskable: Bools, row_keys: UInt64s, rule: MaskRule) -> Bools:
+    """Which slots are predicted where tokens are units, bool [R, S]."""
+    seq_len = maskable.shape[1]
+    keys = _order_keys(hash64(row_keys[:, None], _slots(seq_len) * DRAWS + CHOICE), _slots(seq_len), seq_len)
+    np.copyto(keys, NO_UNIT, where=~maskable)
+    if rule.draw == "exact":
+        count = rule.count(maskable.sum(axis=1))
+    else:
+        count = np.minimum((keys < _candidate_limit(rule, seq_len)).sum(axis=1), rule.most(seq_len))
+    # The smallest `count` keys of a row, no two of which are equal, are those up to the one at `count` in sorted order.
+    ordered = np.sort(keys, axis=1)
+    limit = np.where(count > 0, ordered[np.arange(len(keys)), count - 1] + np.uint64(1), np.uint64(0))
+    below: Bools = keys < limit[:, None]
+    return below
+
+
+def _choose_words(
+    maskable: Bools, continuation: Bools, starts: Bools, row_keys: UInt64s, rule: MaskRule
+) -> tuple[Int64s, Int64s]:
+    """Which slots are predicted where units are words or spans of words.
+
+    Returns:
+        for each predicted slot, in order: its place in the flattened rows, and that of its unit's first slot.
+    """
+    rows, seq_len = maskable.shape
+    goes_on = np.zeros_like(maskable)  # text before it in its piece: it may belong to the same word, or run of words
+    goes_on[:, 1:] = maskable[:, :-1]
+    goes_on &= ~starts
+    at = np.flatnonzero(maskable)
+    first = np.flatnonzero(~(goes_on & continuation).reshape(-1)[at])
+    words, sizes = at[first], np.diff(first, append=len(at))
+    leads = words
+    if rule.unit == "span":
+        lengths = _hash_at(row_keys, words, seq_len, LENGTH)
+        leads = words[span_leads(~goes_on.reshape(-1)[words], lengths, rule.span_p, rule.span_max_words)]
+    keys = _order_keys(_hash_at(row_keys, leads, seq_len, CHOICE), _slot_of(words, seq_len), seq_len)
+    if rule.draw == "exact":
+        budget = rule.count(maskable.sum(axis=1))
+    else:
+        budget = np.full(rows, rule.most(seq_len))
+        candidates = np.flatnonzero(keys < _candidate_limit(rule, seq_len))
+        words, leads, sizes, keys = words[candidates], leads[candidates], sizes[candidates], keys[candidates]
+
+    taken = np.zeros(rows * seq_len, dtype=bool)
+    size_at = np.zeros(rows * seq_len, dtype=np.int64)
+    size_at[words] = sizes
+    ordered = np.tile(NO_UNIT | _slots(seq_len), (rows, 1))
+    ordered.reshape(-1)[words] = keys
+    ordered.sort(axis=1)
+    richest = int((size_at.reshape(rows, seq_len) > 0).sum(axis=1).max(initial=0))
+    places = (ordered[:, :richest] & _low(seq_len)).astype(np.int64) + np.arange(rows)[:, None] * seq_len
+    taken[places[fill(size_at[places], budget)]] = True
+
+    words_taken = np.flatnonzero(taken[words])
+    counts = sizes[words_taken]
+    # Slot numbers of all words that were taken: each word's first slot, and on from there.
+    before = np.cumsum(counts) - counts
+    slots = np.repeat(words[words_taken] - before, counts) + np.arange(counts.sum())
+    return slots, np.repeat(leads[words_taken], counts)
+
+
+def fill(sizes: Int64s, budget: Int64s) -> Bools:
+    """Take units of each row in order while they fit; those that do not are passed over.
+
+    Each turn takes all that fit up to the first that does not, which then is too large for ever: no more turns than the
+    largest unit has tokens, and most rows are full after two.
+
+    Args:
+        sizes: int64 [R, W]; tokens of each unit in order; 0 is no unit.
+        budget: int64 [R].
+
+    Returns:
+        bool [R, W].
+    """
+    taken = np.zeros(sizes.shape, dtype=bool)
+    room = budget.copy()
+    rows = np.arange(len(sizes))
+    while len(rows):
+        fits = (sizes[rows] > 0) & (sizes[rows] <= room[rows, None]) & ~taken[rows]
+        total = np.cumsum(np.where(fits, sizes[rows], 0), axis=1)
+        now = fits & (total <= room[rows, None])
+        taken[rows] |= now
+        room[rows] -= np.where(now, sizes[rows], 0).sum(axis=1)
+        rows = rows[(fits & ~now).any(axis=1) & (room[rows] > 0)]
+    return taken
+
+
+def span_leads(run_starts: Bools, draws: UInt64s, p: float, most: int) -> Int64s:
+    """Cut runs of words into spans.
+
+    Args:
+        run_starts: bool [U]; True for the first word of every run.
+        draws: uint64 [U]; the n-th of a run is for its n-th span.
+        p: of the geometric distribution of a span's length in words.
+        most: longest span.
+
+    Returns:
+        int64 [U]: number of the first word of each word's span.
+    """
+    words = np.arange(len(run_starts))
+    begins = np.flatnonzero(run_starts)
+    ends = np.append(begins[1:], len(run_starts))
+    shares = length_shares(p, most)
+    lengths = 1 + np.searchsorted(_thresholds(shares), draws, side="right")
+    # The first span of a run is the rest of one that began before it: P(rest = r) is proportional to P(length >= r).
+    lengths[begins] = 1 + np.searchsorted(_thresholds(rest_shares(shares)), draws[begins], side="right")
+    before = np.cumsum(lengths) - lengths
+    place = before + np.repeat(begins - before[begins], ends - begins)
+    leads = np.zeros(len(words), dtype=np.int64)
+    inside = place[place < np.repeat(ends, ends - begins)]
+    leads[inside] = inside
+    return np.maximum.accumulate(leads)
+
+
+@functools.lru_cache(maxsize=8)
+def length_shares(p: float, most: int) -> tuple[float, ...]:
+    """Probability of a span of 1, 2, ... `most` words: geometric, cut and renormalised."""
+    weights = [p]
+    for _ in range(most - 1):
+        weights.append(weights[-1] * (1.0 - p))  # a product, not a power, which may differ between C libraries
+    return tuple(weight / sum(weights) for weight in weights)
+
+
+def rest_shares(shares: tuple[float, ...]) -> tuple[float, ...]:
+    """Probability that 1, 2, ... words of a span are left at a word that is chosen at random."""
+    longer = [sum(shares[n:]) for n in range(len(shares))]
+    return tuple(share / sum(longer) for share in longer)
+
+
+@functools.lru_cache(maxsize=16)
+def _thresholds(shares: tuple[float, ...]) -> UInt64s:
+    """Integers between which a uniform 64-bit draw falls with these probabilities, uint64 [len(shares) - 1]."""
+    return np.asarray([_threshold(sum(shares[:n])) for n in range(1, len(shares))], dtype=np.uint64)
 
 
 def _threshold(share: float) -> np.uint64:
     """The integer below which a uniform 64-bit draw falls with probability `share`: floats differ across machines."""
     return LAST if share >= 1.0 else np.uint64(int(share * 2.0**64))
+
+
+def _candidate_limit(rule: MaskRule, seq_len: int) -> np.uint64:
+    """The order key below which a unit is a candidate under `bernoulli`: the same for all words of a span."""
+    return np.uint64(int(rule.rate * 2.0**KEY_BITS)) & ~_low(seq_len)
+
+
+def _order_keys(draws: UInt64s, slots: UInt64s, seq_len: int) -> UInt64s:
+    """Draws as keys to sort by, in place: 63 bits, the lowest of which hold the slot, so that no two are equal."""
+    draws &= (NO_UNIT - np.uint64(1)) & ~_low(seq_len)
+    draws |= slots
+    return draws
+
+
+def _low(seq_len: int) -> np.uint64:
+    """The bits of an order key that hold the slot."""
+    return np.uint64((1 << (seq_len - 1).bit_length()) - 1)
+
+
+def _slots(seq_len: int) -> UInt64s:
+    return np.arange(seq_len, dtype=np.uint64)
+
+
+def _slot_of(places: Int64s, seq_len: int) -> UInt64s:
+    """Slot of each place in the flattened rows."""
+    return (places % seq_len).astype(np.uint64)
+
+
+def _hash_at(row_keys: UInt64s, places: Int64s, seq_len: int, draw: np.uint64) -> UInt64s:
+    """A draw of each place in the flattened rows."""
+    return hash64(row_keys[places // seq_len], _slot_of(places, seq_len) * DRAWS + draw)
+
+
+def _ids_of(tokens: tuple[str, ...], tokenizer: Tokenizer) -> tuple[int, ...]:
+    if not tokens:
+        return ()
+    vocabulary = {tokenizer.token(number): number for number in range(tokenizer.vocab_size)}
+    absent = [token for token in tokens if token not in vocabulary]
+    if absent:
+        near = {token: difflib.get_close_matches(token, vocabulary, n=1) for token in absent}
+        hints = "; ".join(f"{token!r}" + (f" (near: {near[token][0]!r})" if near[token] else "") for token in absent)
+        raise UserError(
+            f"masking.protected: the vocabulary of {tokenizer.source} has no {hints}. Give tokens as the vocabulary "
+            "writes them, or remove them"
+        )
+    return tuple(sorted({vocabulary[token] for token in tokens}))

@@ -151,7 +151,7 @@ class Lane:
         parts = []
         for packed, keys, run in self._runs(count, seq_len):
             tokens = packed.tokens[run]
-            input_ids, chosen = mask_rows(tokens, keys[run], self.plan.rule, self.plan.tokenizer)
+            input_ids, chosen = mask_rows(tokens, packed.starts[run], keys[run], self.plan.rule, self.plan.tokenizer)
             parts.append(Rows(tokens, input_ids, packed.starts[run], chosen))
         return Rows.concatenate(parts)
 
@@ -285,7 +285,7 @@ def held_out_rows(index: Index, tokenizer: Tokenizer, seq_len: int, rule: MaskRu
         identity = (index.digest, "validation", int(block))
         packed = pack(documents, seq_len, make_key(*identity, "pack"), tokenizer)
         keys = _row_keys(make_key(*identity, "mask", seq_len), len(packed.tokens))
-        input_ids, chosen = mask_rows(packed.tokens, keys, rule, tokenizer)
+        input_ids, chosen = mask_rows(packed.tokens, packed.starts, keys, rule, tokenizer)
         yield Rows(packed.tokens, input_ids, packed.starts, chosen)
 
 
