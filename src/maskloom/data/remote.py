@@ -27,7 +27,15 @@ from typing import Any
 from urllib.parse import unquote, urljoin, urlsplit
 
 import urllib3
-from urllib3.exceptions import ConnectTimeoutError, HTTPError, InvalidHeader, NameResolutionError, ReadTimeoutError
+from urllib3.exceptions import (
+    ConnectTimeoutError,
+    HTTPError,
+    InvalidHeader,
+    NameResolutionError,
+    NewConnectionError,
+    ProtocolError,
+    ReadTimeoutError,
+)
 
 from maskloom.config import Storage
 from maskloom.errors import DataFault, UserError
@@ -145,8 +153,9 @@ def size_of(url: str, settings: Storage) -> int:
             with _ask(url, 0, 1, settings, whole=True) as answer:
                 if answer.total is None:
                     raise UserError(f"{shown(url)}: the server does not say how long it is: copy it to one that does")
-                for _ in _chunks(answer, 1, settings):
-                    pass  # a body that was read to its end leaves a connection that can be used again
+                if answer.stop == 1:
+                    for _ in _chunks(answer, 1, settings):
+                        pass  # a body that was read to its end leaves a connection that can be used again
                 return answer.total
         except _Broken as broken:
             patience.after(broken, progress=False)
@@ -212,7 +221,7 @@ def _chunks(answer: Answer, length: int, settings: Storage) -> Iterator[bytes]:
         except (HTTPError, OSError) as error:
             raise _Broken(_reason(error, settings)) from None
         if not chunk:
-            raise _Broken(f"the connection ended {length} bytes early")
+            raise _Broken("the connection ended early")
         yield chunk
         length -= len(chunk)
         recent += len(chunk)
@@ -361,15 +370,20 @@ def _reason(error: Exception, settings: Storage) -> str:
     """Why a request failed, in words that hold no URL."""
     if isinstance(error, NameResolutionError):
         return "the name of its host is not known"
-    if isinstance(error, ConnectTimeoutError):
+    if isinstance(error, ConnectTimeoutError) and not isinstance(error, NewConnectionError):
         return f"no connection in {settings.timeout_s:g} s"
     if isinstance(error, ReadTimeoutError):
         return f"no byte came for {settings.timeout_s:g} s"
     cause: BaseException = error
     while not isinstance(cause, OSError) and (cause.__cause__ or cause.__context__) is not None:
         cause = cause.__cause__ or cause.__context__ or cause
-    said = cause.strerror if isinstance(cause, OSError) else None
-    return f"the connection failed ({type(error).__name__}{f': {said}' if said else ''})"
+    if isinstance(cause, OSError) and cause.strerror:
+        return f"the connection failed: {cause.strerror}"
+    return (
+        "the connection ended early"
+        if isinstance(error, ProtocolError)
+        else f"the request failed: {type(error).__name__}"
+    )
 
 
 def _pool_for(target: str) -> urllib3.PoolManager:
