@@ -15,7 +15,7 @@ import torch
 
 from maskloom.commands.arguments import positive
 from maskloom.commands.loading import load_run
-from maskloom.data.index import load_index
+from maskloom.data.plan import open_corpora
 from maskloom.distributed import World
 from maskloom.errors import UserError
 from maskloom.train.evaluation import evaluate, unigram_entropy
@@ -31,20 +31,21 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     loaded = load_run(options.run, options.step)
-    index = load_index(loaded.config.data.train)
-    if not len(index.held_out_blocks):
-        raise UserError(f"{loaded.config.data.train} holds no held-out documents: write it with --val-fraction")
+    corpora = open_corpora(loaded.config.data)
+    folders = ", ".join(index.folder for index in corpora)
+    if not any(len(index.held_out_blocks) for index in corpora):
+        raise UserError(f"{folders} holds no held-out documents: write it with --val-fraction")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = loaded.model.to(device)
-    figures = evaluate(model, index, loaded.tokenizer, loaded.config.evaluation_filled, device, World())
+    figures = evaluate(model, corpora, loaded.tokenizer, loaded.config.evaluation_filled, device, World())
     if not figures:
         raise UserError(
-            f"no token of the held-out documents of {loaded.config.data.train} is predicted: they are too short, or "
+            f"no token of the held-out documents of {folders} is predicted: they are too short, or "
             f"evaluation.mask_rate {loaded.config.evaluation.mask_rate} is too low"
         )
     last = range(int(0.9 * loaded.step) + 1, loaded.step + 1)
     losses = [line["loss_mean"] for line in read_metrics(options.run) if "loss" in line and line["step"] in last]
-    figures |= {"step": loaded.step, "unigram_entropy": unigram_entropy(index, loaded.tokenizer)}
+    figures |= {"step": loaded.step, "unigram_entropy": unigram_entropy(corpora, loaded.tokenizer)}
     if losses:
         figures["training_loss"] = float(np.mean(losses))
     if options.json:

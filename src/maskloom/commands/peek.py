@@ -19,9 +19,10 @@ import numpy as np
 
 from maskloom.commands.arguments import positive, step_range
 from maskloom.config import load_config
-from maskloom.data.index import load_index
 from maskloom.data.order import first_cursors
-from maskloom.data.stream import DataPlan, Rows, read_steps, skip_steps
+from maskloom.data.plan import DataPlan, open_corpora
+from maskloom.data.rows import Rows
+from maskloom.data.stream import read_steps, skip_steps
 from maskloom.distributed import World
 from maskloom.errors import UserError
 from maskloom.tokenizer import Tokenizer, load_tokenizer
@@ -43,13 +44,13 @@ def run(options: argparse.Namespace) -> int:
     steps: range = options.steps
     is_run = options.target.is_dir()
     config = load_config(options.target / "config.yaml" if is_run else options.target, options.overrides)
-    plan = DataPlan.of(config, load_index(config.data.train), load_tokenizer(config.tokenizer))
+    plan = DataPlan.of(config, open_corpora(config.data), load_tokenizer(config.tokenizer))
     if steps.stop > plan.total_steps:
         raise UserError(f"--steps {steps.start}:{steps.stop}: the run has {plan.total_steps} steps")
     if options.workers < 0:
         raise UserError(f"--workers {options.workers} is below 0")
     begin = resumable_cursors(options.target, steps.start, plan) if is_run else None
-    first, cursors = begin or (0, first_cursors(plan.lanes))
+    first, cursors = begin or (0, first_cursors(plan.lanes, len(plan.corpora)))
     cursors = skip_steps(plan, cursors, first, steps.start)
     ranks = [
         read_steps(plan, World(rank, options.world), cursors, steps.start, steps.stop, options.workers)

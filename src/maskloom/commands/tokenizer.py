@@ -12,7 +12,7 @@ from pathlib import Path
 
 from maskloom.commands.arguments import byte_count, positive
 from maskloom.data.index import Index, load_index
-from maskloom.data.order import block_order
+from maskloom.data.order import block_at
 from maskloom.errors import UserError
 from maskloom.progress import Progress, say
 from maskloom.tokenizer import SPECIAL_TOKENS, train_tokenizer
@@ -52,9 +52,10 @@ def run(options: argparse.Namespace) -> int:
 
 def _texts(index: Index, most_bytes: int, progress: Progress) -> Iterator[str]:
     blocks = index.train_blocks
-    for number in block_order(0, index.digest, 0, len(blocks)):
+    for number in range(len(blocks)):
         if progress.done >= most_bytes:
             return
-        for text in index.documents(int(blocks[number]), "train"):
+        _, place = block_at(0, index.digest, number, len(blocks))
+        for text in index.documents(int(blocks[place]), "train"):
             progress.advance(len(text.encode()))
             yield text

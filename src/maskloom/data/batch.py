@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from maskloom.data.masking import MaskRule
-from maskloom.data.stream import Rows
+from maskloom.data.rows import Rows
 from maskloom.distributed import World
 from maskloom.tokenizer import Tokenizer
 
@@ -71,15 +70,19 @@ class Layout:
         return Layout(micro_batches, each, 1 - lanes * rows_a_lane / (world.size * micro_batches * each))
 
 
-def micro_batches(rows: Rows, layout: Layout, rule: MaskRule, tokenizer: Tokenizer) -> Iterator[MicroBatch]:
-    """The micro-batches of one rank's rows, filled up to the layout."""
+def micro_batches(rows: Rows, layout: Layout, capacity: int, tokenizer: Tokenizer) -> Iterator[MicroBatch]:
+    """The micro-batches of one rank's rows, filled up to the layout; `capacity` predicted tokens a row."""
     for number in range(layout.micro_batches):
         part = rows.take(slice(number * layout.micro_batch_rows, (number + 1) * layout.micro_batch_rows))
-        yield make_micro_batch(part, layout.micro_batch_rows, rule, tokenizer)
+        yield make_micro_batch(part, layout.micro_batch_rows, capacity, tokenizer)
 
 
-def make_micro_batch(rows: Rows, size: int, rule: MaskRule, tokenizer: Tokenizer) -> MicroBatch:
-    """One bucket of `size` rows of which `rows` are the first and padding is the rest."""
+def make_micro_batch(rows: Rows, size: int, capacity: int, tokenizer: Tokenizer) -> MicroBatch:
+    """One bucket of `size` rows of which `rows` are the first and padding is the rest.
+
+    Args:
+        capacity: the most predicted tokens that a row can have.
+    """
     seq_len = rows.tokens.shape[1]
     missing = size - len(rows)
     if missing:
@@ -91,11 +94,10 @@ def make_micro_batch(rows: Rows, size: int, rule: MaskRule, tokenizer: Tokenizer
     piece_starts = np.maximum.accumulate(np.where(rows.starts, slots, 0), axis=1)
     begins = np.flatnonzero(rows.starts)
     chosen = np.flatnonzero(rows.chosen)
-    capacity = size * rule.most(seq_len)
-    masked_index, targets = np.zeros(capacity, np.int64), np.zeros(capacity, np.int64)
+    masked_index, targets = np.zeros(size * capacity, np.int64), np.zeros(size * capacity, np.int64)
     masked_index[: len(chosen)] = chosen
     targets[: len(chosen)] = rows.tokens.reshape(-1)[chosen]
-    weights = (np.arange(capacity) < len(chosen)).astype(np.float32)
+    weights = (np.arange(size * capacity) < len(chosen)).astype(np.float32)
     return MicroBatch(
         input_ids=torch.from_numpy(rows.input_ids.reshape(-1).astype(np.int64)),
         positions=torch.from_numpy((slots - piece_starts).reshape(-1)),
@@ -106,10 +108,3 @@ def make_micro_batch(rows: Rows, size: int, rule: MaskRule, tokenizer: Tokenizer
         weights=torch.from_numpy(weights),
         seq_len=seq_len,
     )
-
-
-def count_text_tokens(rows: Rows, tokenizer: Tokenizer) -> int:
-    """Tokens that carry text: neither padding nor [CLS] nor [SEP]. Every rate that is printed counts these."""
-    tokens = rows.tokens
-    added = (tokens == tokenizer.pad_id) | (tokens == tokenizer.cls_id) | (tokens == tokenizer.sep_id)
-    return int(tokens.size - added.sum())

@@ -431,7 +431,9 @@ def merge_indexes(parts: Sequence[Index], folder: Path) -> Index:
                     f"{first[key]!r} in the other. Mix them in data.train, or write one of them again"
                 )
     indexed = [
-        IndexedShard(replace(shard, url=part.url(shard)), blocks, 0) for part in parts for shard, blocks in _tables(part)
+        IndexedShard(replace(shard, url=part.url(shard)), blocks, 0)
+        for part in parts
+        for shard, blocks in _tables(part)
     ]
     totals = {key: sum(part.header[key] for part in parts) for key in ("text_bytes", "bad_documents")}
     indexed[0] = replace(indexed[0], text_bytes=totals["text_bytes"], bad_documents=totals["bad_documents"])
@@ -522,7 +524,7 @@ def _fetch_columns(folder: str, header: dict[str, Any], settings: Storage) -> Pa
 
 
 def _open(folder: str, header: dict[str, Any], files: Path, settings: Storage) -> Index:
-    sizes = {name: header["blocks"] for name in COLUMNS}
+    sizes = dict.fromkeys(COLUMNS, header["blocks"])
     sizes |= {name: header[f"{name}_blocks"] for name in LISTS}
     types = {**COLUMNS, **dict.fromkeys(LISTS, np.dtype("<i4"))}
     columns: dict[str, NDArray[Any]] = {}

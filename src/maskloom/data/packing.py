@@ -4,7 +4,10 @@ Documents are shuffled, cut into pieces `[CLS] ... [SEP]` of at most S slots, an
 S slots; then the rows are shuffled. Packing never looks beyond one block, so a block's rows depend on nothing else, and
 resuming needs no buffer. What it gives up: the last rows of a block are not full (about 2 % of the slots at 128 KiB).
 
-Shapes: R rows, S slots a row.
+Everything but the choice of a bin is vectorised, and pieces that fill a row need no choice: the loop sees at most one
+piece of each document.
+
+Shapes: R rows, S slots a row, N pieces.
 """
 
 from __future__ import annotations
@@ -16,9 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maskloom.data.order import make_key, permutation
-from maskloom.tokenizer import Tokenizer
+from maskloom.tokenizer import Tokenized, Tokenizer
 
 Int32s = NDArray[np.int32]
+Int64s = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 ADDED = 2  # [CLS] and [SEP]
 
@@ -30,27 +34,30 @@ class PackedRows:
     Attributes:
         tokens: int32 [R, S]; padding at the end of a row.
         starts: bool [R, S]; True in the first slot of every piece and of the padding.
-        lengths: for each row, the lengths of its pieces in slots, [CLS] and [SEP] included.
+        begins: int64 [N]; the first slot of each piece, counted through all rows, ascending.
+        lengths: int64 [N]; of each piece in slots, [CLS] and [SEP] included.
     """
 
     tokens: Int32s
     starts: Bools
-    lengths: tuple[tuple[int, ...], ...]
+    begins: Int64s
+    lengths: Int64s
 
-    def pieces_from(self, row: int) -> list[Int32s]:
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def pieces_from(self, row: int) -> Tokenized:
         """The text tokens of each piece from `row` on, without [CLS] and [SEP]."""
-        pieces: list[Int32s] = []
-        for tokens, lengths in zip(self.tokens[row:], self.lengths[row:], strict=True):
-            ends = np.cumsum(lengths)
-            pieces += [tokens[end - length + 1 : end - 1] for end, length in zip(ends, lengths, strict=True)]
-        return pieces
+        first = int(np.searchsorted(self.begins, row * self.tokens.shape[1]))
+        lengths = self.lengths[first:] - ADDED
+        return Tokenized(self.tokens.reshape(-1)[_ranges(self.begins[first:] + 1, lengths)], lengths)
 
 
-def pack(documents: Sequence[Int32s], seq_len: int, key: int, tokenizer: Tokenizer) -> PackedRows:
+def pack(documents: Tokenized, seq_len: int, key: int, tokenizer: Tokenizer) -> PackedRows:
     """Pack token ids into rows.
 
     Args:
-        documents: int32 [tokens] each, without special tokens; empty ones give nothing.
+        documents: empty ones give nothing.
         seq_len: S, slots a row.
         key: 64-bit key of both shuffles.
         tokenizer: gives the ids of [CLS], [SEP] and [PAD].
@@ -58,35 +65,32 @@ def pack(documents: Sequence[Int32s], seq_len: int, key: int, tokenizer: Tokeniz
     Returns:
         The rows; none where no document has a token.
     """
-    most = seq_len - ADDED
-    shuffled = permutation(make_key(key, "documents"), len(documents))
-    pieces = [
-        documents[number][start : start + most]
-        for number in shuffled
-        for start in range(0, len(documents[number]), most)
-    ]
-    rows = best_fit_decreasing([len(piece) + ADDED for piece in pieces], seq_len)
-    rows = [rows[number] for number in permutation(make_key(key, "rows"), len(rows))]
-    tokens = np.full((len(rows), seq_len), tokenizer.pad_id, dtype=np.int32)
-    starts = np.zeros((len(rows), seq_len), dtype=bool)
-    for number, members in enumerate(rows):
-        slot = 0
-        for member in members:
-            end = slot + len(pieces[member]) + ADDED
-            starts[number, slot] = True
-            tokens[number, slot] = tokenizer.cls_id
-            tokens[number, slot + 1 : end - 1] = pieces[member]
-            tokens[number, end - 1] = tokenizer.sep_id
-            slot = end
-        if slot < seq_len:
-            starts[number, slot] = True
-    lengths = tuple(tuple(len(pieces[member]) + ADDED for member in members) for members in rows)
-    return PackedRows(tokens, starts, lengths)
+    begins, lengths = _cut(documents, seq_len - ADDED, permutation(make_key(key, "documents"), len(documents)))
+    order = np.argsort(-lengths, kind="stable")  # of the pieces, longest first
+    bins = best_fit_decreasing(lengths[order] + ADDED, seq_len)
+    count = int(bins.max()) + 1 if len(bins) else 0
+    place = np.empty(count, np.int64)  # the row that a bin becomes
+    place[permutation(make_key(key, "rows"), count)] = np.arange(count)
+    rows = place[bins]
+    by_row = np.argsort(rows, kind="stable")
+    pieces, rows = order[by_row], rows[by_row]
+    sizes = lengths[pieces] + ADDED
+    ends = np.cumsum(sizes)
+    used = np.bincount(rows, sizes, count).astype(np.int64)  # slots of each row
+    row_begins = np.cumsum(used) - used
+    slots = rows * seq_len + (ends - sizes) - row_begins[rows]
+    tokens = np.full(count * seq_len, tokenizer.pad_id, dtype=np.int32)
+    tokens[slots] = tokenizer.cls_id
+    tokens[slots + sizes - 1] = tokenizer.sep_id
+    tokens[_ranges(slots + 1, sizes - ADDED)] = documents.ids[_ranges(begins[pieces], sizes - ADDED)]
+    starts = np.zeros(count * seq_len, dtype=bool)
+    starts[slots] = True
+    padded = np.flatnonzero(used < seq_len)
+    starts[padded * seq_len + used[padded]] = True
+    return PackedRows(tokens.reshape(count, seq_len), starts.reshape(count, seq_len), slots, sizes)
 
 
-def pack_after(
-    documents: Sequence[Int32s], reads: Sequence[tuple[int, int]], key: int, tokenizer: Tokenizer
-) -> PackedRows:
+def pack_after(documents: Tokenized, reads: Sequence[tuple[int, int]], key: int, tokenizer: Tokenizer) -> PackedRows:
     """The rows of a block at its last sequence length, after rows were taken at earlier ones.
 
     At a change of the sequence length, the pieces of the rows not yet taken are packed again: nothing is repeated and
@@ -95,24 +99,25 @@ def pack_after(
     Args:
         reads: (sequence length, rows taken) in order; the rows taken of the last one are not cut off.
     """
-    rest: Sequence[Int32s] = documents
+    rest = documents
     for depth, (seq_len, taken) in enumerate(reads[:-1]):
         rest = pack(rest, seq_len, make_key(key, depth), tokenizer).pieces_from(taken)
     return pack(rest, reads[-1][0], make_key(key, len(reads) - 1), tokenizer)
 
 
-def best_fit_decreasing(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """Bins of item numbers: each item, longest first, goes where it leaves the least room (Johnson, 1973).
+def best_fit_decreasing(lengths: Int64s, capacity: int) -> Int64s:
+    """The bin of each item, int64 [items]: each goes where it leaves the least room (Johnson, 1973).
 
     Args:
-        lengths: each 1..capacity.
+        lengths: longest first, each 1..capacity.
         capacity: room of a bin.
     """
-    bins: list[list[int]] = []
+    full = int(np.searchsorted(-lengths, -capacity, side="right"))  # these fill a bin each
+    bins = list(range(full))
+    count = full
     with_room: list[list[int]] = [[] for _ in range(capacity + 1)]  # room left -> numbers of the open bins
     rooms = 0  # bit r is set where with_room[r] is not empty: the smallest fitting room is one bit scan away
-    for item in sorted(range(len(lengths)), key=lambda number: -lengths[number]):
-        length = lengths[item]
+    for length in lengths[full:].tolist():
         fitting = rooms >> length
         if fitting:
             room = length + (fitting & -fitting).bit_length() - 1
@@ -120,11 +125,28 @@ def best_fit_decreasing(lengths: Sequence[int], capacity: int) -> list[list[int]
             if not with_room[room]:
                 rooms ^= 1 << room
         else:
-            room, chosen = capacity, len(bins)
-            bins.append([])
-        bins[chosen].append(item)
+            room, chosen = capacity, count
+            count += 1
+        bins.append(chosen)
         left = room - length
         if left:
             with_room[left].append(chosen)
             rooms |= 1 << left
-    return bins
+    return np.asarray(bins, dtype=np.int64)
+
+
+def _cut(documents: Tokenized, most: int, order: Int64s) -> tuple[Int64s, Int64s]:
+    """Where each piece begins in `documents.ids`, and its length in tokens: documents in `order`, `most` tokens a piece."""
+    totals = documents.lengths[order]
+    counts = -(-totals // most)
+    before = _ranges(np.zeros(len(counts), np.int64), counts) * most  # tokens of the document before a piece
+    lengths = np.minimum(np.repeat(totals, counts) - before, most)
+    return np.repeat((documents.ends - documents.lengths)[order], counts) + before, lengths
+
+
+def _ranges(begins: Int64s, lengths: Int64s) -> Int64s:
+    """begins[0], begins[0] + 1, ... for lengths[0] numbers, then the same from begins[1], and so on."""
+    ends = np.cumsum(lengths)
+    total = int(ends[-1]) if len(ends) else 0
+    numbers: Int64s = np.arange(total) + np.repeat(begins - (ends - lengths), lengths)
+    return numbers

@@ -62,7 +62,8 @@ def tokens_member(documents: Tokenized, held_out: NDArray[np.bool_], vocab_size:
     width = 2 if vocab_size <= 1 << 16 else 4
     lengths = documents.lengths.astype("<u4") | np.where(held_out, HELD_OUT_BIT, np.uint32(0)).astype("<u4")
     head = TOKENS_HEAD.pack(TOKENS_MAGIC, TOKENS_VERSION, width, len(lengths))
-    return head + lengths.tobytes() + documents.ids.astype(f"<u{width}").tobytes()
+    content: bytes = head + lengths.tobytes() + documents.ids.astype(f"<u{width}").tobytes()
+    return content
 
 
 def read_tokens(stream: IO[bytes], url: str, offset: int = 0) -> TokenBlock:
@@ -143,9 +144,7 @@ def _samples(stream: IO[bytes], url: str, offset: int) -> Iterator[dict[str, Any
         ) from error
 
 
-def _documents_of(
-    sample: dict[str, Any], url: str, text_key: str, offset: int, on_bad: OnBad | None
-) -> Iterator[str]:
+def _documents_of(sample: dict[str, Any], url: str, text_key: str, offset: int, on_bad: OnBad | None) -> Iterator[str]:
     where = f"shard {url}, sample '{sample['__key__']}'"
     fields = {name: data for name, data in sample.items() if not name.startswith("__")}
     for kind in KINDS:

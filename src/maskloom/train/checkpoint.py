@@ -17,8 +17,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from maskloom.data.order import DATA_VERSION, Cursor
-from maskloom.data.stream import DataPlan
+from maskloom.data.order import VERSIONS, Cursor, LaneCursors
+from maskloom.data.plan import DataPlan
 from maskloom.distributed import World, barrier, gather_objects
 from maskloom.errors import UserError
 from maskloom.files import write_atomically
@@ -36,30 +36,32 @@ class State:
     Attributes:
         step: optimizer steps done.
         tokens_seen: text tokens that they consumed, over all ranks.
-        cursors: where each lane stands, in lane order.
+        cursors: where each lane stands in each corpus, in lane order.
         fingerprint: what the data follows from; a resume with another one is refused.
+        skipped: blocks that were passed over, over all ranks.
         world_size, zero_stage, precision: how the engine's files are laid out.
     """
 
     step: int
     tokens_seen: int
-    cursors: list[list[Any]]
+    cursors: list[list[list[Any]]]
+    skipped: int
     fingerprint: dict[str, Any]
     world_size: int
     zero_stage: int
     precision: str
 
-    def lane_cursors(self) -> list[Cursor]:
-        return [Cursor.from_json(items) for items in self.cursors]
+    def lane_cursors(self) -> list[LaneCursors]:
+        return [tuple(map(Cursor.from_json, lane)) for lane in self.cursors]
 
 
 def fingerprint(plan: DataPlan) -> dict[str, Any]:
     """What decides which rows a step sees, beside the configuration."""
     return {
-        "corpus": plan.index.digest,
+        **{f"corpus {number}": index.digest for number, index in enumerate(plan.corpora)},
         "tokenizer": plan.tokenizer.fingerprint,
         "lanes": plan.lanes,
-        "data_version": DATA_VERSION,
+        **{f"version of {part}": version for part, version in VERSIONS.items()},
     }
 
 
@@ -112,6 +114,10 @@ def check_fits(state: State, plan: DataPlan, zero_stage: int, precision: str, fo
         for key in now
         if state.fingerprint.get(key) != now[key]
     ]
+    if any("version of" in line for line in wrong):
+        wrong.append(
+            "  (this maskloom reads other rows from the same data: go on with the version that wrote the checkpoint)"
+        )
     if state.zero_stage != zero_stage and {state.zero_stage, zero_stage} != {1, 2}:
         wrong.append(f"  engine.zero_stage: {state.zero_stage} in the checkpoint, {zero_stage} now (1 and 2 exchange)")
     if state.precision != precision:
@@ -185,7 +191,7 @@ def saved_at(run: Path, step: int | None = None) -> Path:
     return folder
 
 
-def resumable_cursors(run: Path, step: int, plan: DataPlan) -> tuple[int, list[Cursor]] | None:
+def resumable_cursors(run: Path, step: int, plan: DataPlan) -> tuple[int, list[LaneCursors]] | None:
     """(step, cursors) of the run's newest checkpoint at or before `step`, or None. Raises UserError where the data of the
     plan is not that of the run."""
     for folder in _saved(run):

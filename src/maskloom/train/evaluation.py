@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -12,7 +12,8 @@ from maskloom.config import Evaluation
 from maskloom.data.batch import MicroBatch, make_micro_batch
 from maskloom.data.index import Index
 from maskloom.data.masking import MaskRule
-from maskloom.data.stream import Rows, held_out_rows
+from maskloom.data.rows import Rows
+from maskloom.data.stream import held_out_rows
 from maskloom.distributed import World, max_over_ranks, sum_over_ranks
 from maskloom.tokenizer import Tokenizer
 
@@ -21,53 +22,60 @@ ENTROPY_BLOCKS = 64  # about 8 MiB of text: enough for the entropy of a vocabula
 
 
 def evaluate(
-    forward: Forward, index: Index, tokenizer: Tokenizer, settings: Evaluation, device: torch.device, world: World
+    forward: Forward,
+    corpora: Sequence[Index],
+    tokenizer: Tokenizer,
+    settings: Evaluation,
+    device: torch.device,
+    world: World,
+    skips_bad: bool = False,
 ) -> dict[str, float]:
     """Run the held-out documents through `forward`, each counted once, whatever the number of ranks.
 
     Args:
         forward: what `MaskedLM.forward` is; the caller puts the model into evaluation mode.
+        skips_bad: leave out blocks that are not what was indexed, with a warning.
 
     Returns:
         `evaluation_loss` (nats a predicted token), `evaluation_perplexity`, `evaluation_accuracy`, and the number of
-        predicted tokens, `evaluation_tokens`.
+        predicted tokens, `evaluation_tokens`; of several corpora also each one's loss, `evaluation_loss_N`.
     """
     seq_len = settings.seq_len
     assert seq_len is not None, "RunConfig.evaluation_filled fills it"
     rule = MaskRule(settings.mask_rate)
-    mine = list(_buckets(held_out_rows(index, tokenizer, seq_len, rule, world), settings.micro_batch_rows))
-    # Ranks run the same number of micro-batches, or the collectives of ZeRO-3 would not meet.
-    count = int(max_over_ranks(torch.tensor([len(mine)], device=device)))
-    sums = torch.zeros(3, dtype=torch.float64, device=device)
-    with torch.no_grad():
-        for number in range(count):
-            rows = mine[number] if number < len(mine) else _no_rows(seq_len)
-            batch = make_micro_batch(rows, settings.micro_batch_rows, rule, tokenizer).to(device)
-            loss, hits = forward(batch)
-            sums += torch.stack([loss.double(), hits.double(), batch.weights.double().sum()])
-    loss_sum, hit_sum, tokens = sum_over_ranks(sums).tolist()
+    sums = torch.zeros(len(corpora), 3, dtype=torch.float64, device=device)
+    for number, index in enumerate(corpora):
+        rows = held_out_rows(index, tokenizer, seq_len, rule, world, skips_bad)
+        for batch in _equal_batches(rows, settings.micro_batch_rows, rule.most(seq_len), seq_len, tokenizer, device):
+            with torch.no_grad():
+                loss, hits = forward(batch)
+            sums[number] += torch.stack([loss.double(), hits.double(), batch.weights.double().sum()])
+    table = sum_over_ranks(sums).tolist()
+    loss_sum, hit_sum, tokens = (sum(column) for column in zip(*table, strict=True))
     if not tokens:
         return {}
     mean = loss_sum / tokens
+    each = {f"evaluation_loss_{number}": row[0] / row[2] for number, row in enumerate(table) if row[2]}
     return {
         "evaluation_loss": mean,
         "evaluation_perplexity": math.exp(min(mean, 700.0)),
         "evaluation_accuracy": hit_sum / tokens,
         "evaluation_tokens": tokens,
+        **(each if len(corpora) > 1 else {}),
     }
 
 
-def unigram_entropy(index: Index, tokenizer: Tokenizer) -> float:
-    """Entropy (nats a token) of the corpus's token frequencies, from at most 64 blocks spread over it.
+def unigram_entropy(corpora: Sequence[Index], tokenizer: Tokenizer) -> float:
+    """Entropy (nats a token) of the corpora's token frequencies, from at most 64 blocks spread over each.
 
     It is the loss of a model that knows how often each token occurs and nothing of its context: what a trained model
     must beat.
     """
-    blocks = index.train_blocks
-    chosen = blocks[np.unique(np.linspace(0, len(blocks) - 1, ENTROPY_BLOCKS).astype(np.int64))]
     counts = np.zeros(tokenizer.vocab_size, dtype=np.int64)
-    for block in chosen:
-        for ids in tokenizer.encode(index.documents(int(block), "train")):
+    for index in corpora:
+        places = np.unique(np.linspace(0, len(index.train_blocks) - 1, ENTROPY_BLOCKS).astype(np.int64))
+        for block in index.train_blocks[places]:
+            ids = index.tokenized(int(block), "train", tokenizer).ids
             counts += np.bincount(ids, minlength=tokenizer.vocab_size)
     counts[~tokenizer.is_maskable] = 0  # what is never predicted
     shares = counts[counts > 0] / max(counts.sum(), 1)
@@ -86,6 +94,12 @@ def _buckets(parts: Iterator[Rows], size: int) -> Iterator[Rows]:
         yield held
 
 
-def _no_rows(seq_len: int) -> Rows:
-    ids, flags = np.zeros((0, seq_len), np.int32), np.zeros((0, seq_len), bool)
-    return Rows(ids, ids, flags, flags)
+def _equal_batches(
+    rows: Iterator[Rows], size: int, capacity: int, seq_len: int, tokenizer: Tokenizer, device: torch.device
+) -> Iterator[MicroBatch]:
+    """This rank's micro-batches, filled up to as many as any rank has, or the collectives of ZeRO-3 would not meet."""
+    mine = list(_buckets(rows, size))
+    count = int(max_over_ranks(torch.tensor([len(mine)], device=device)))
+    for number in range(count):
+        part = mine[number] if number < len(mine) else Rows.none(seq_len)
+        yield make_micro_batch(part, size, capacity, tokenizer).to(device)

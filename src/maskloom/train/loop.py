@@ -15,10 +15,11 @@ from typing import Any
 import torch
 
 from maskloom.config import RunConfig, rechecked
-from maskloom.data.batch import Layout, MicroBatch, count_text_tokens, micro_batches
-from maskloom.data.index import load_index
-from maskloom.data.order import first_cursors, make_key
-from maskloom.data.stream import DataPlan, Step, read_steps
+from maskloom.data.batch import Layout, MicroBatch, micro_batches
+from maskloom.data.order import LaneCursors, first_cursors, make_key
+from maskloom.data.plan import DataPlan, open_corpora
+from maskloom.data.rows import count_text_tokens
+from maskloom.data.stream import Step, read_steps
 from maskloom.distributed import World, gather_objects, sum_over_ranks
 from maskloom.errors import UserError
 from maskloom.model.bert import build_defined, build_model
@@ -39,6 +40,7 @@ from maskloom.train.evaluation import evaluate
 from maskloom.train.metrics import Metrics
 from maskloom.train.run_dir import RunDir, reconcile
 from maskloom.train.schedule import learning_rate
+from maskloom.train.skipped import Skipped
 
 
 def train(config: RunConfig, world: World) -> None:
@@ -94,12 +96,12 @@ def prepare(config: RunConfig, world: World) -> tuple[RunConfig, DataPlan]:
     """
     config = reconcile(config)
     tokenizer = load_tokenizer(config.tokenizer)
-    index = load_index(config.data.train)
-    plan = DataPlan.of(config, index, tokenizer)
+    plan = DataPlan.of(config, open_corpora(config.data), tokenizer)
     plan.check_world(world)
-    if config.evaluation.every_steps and not len(index.held_out_blocks):
+    if config.evaluation.every_steps and not any(len(index.held_out_blocks) for index in plan.corpora):
         if world.is_first:
-            warn(f"{config.data.train} holds no held-out documents: no evaluation (see --val-fraction)")
+            folders = ", ".join(index.folder for index in plan.corpora)
+            warn(f"no held-out documents in {folders}: no evaluation (see --val-fraction)")
         config = config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"every_steps": 0})})
     device_of(world)
     data = config.data.model_copy(update={"lanes": plan.lanes})
@@ -120,8 +122,8 @@ def deepspeed_settings(config: RunConfig, plan: DataPlan, world: World, universa
 def phase_layouts(config: RunConfig, plan: DataPlan, world: World) -> list[Layout]:
     """How each phase's global batch falls into micro-batches."""
     return [
-        Layout.of(plan.lanes, rows, phase.micro_batch_rows, world)
-        for phase, (_, _, rows) in zip(config.phases, plan.phases, strict=True)
+        Layout.of(plan.lanes, planned.lane_rows, phase.micro_batch_rows, world)
+        for phase, planned in zip(config.phases, plan.phases, strict=True)
     ]
 
 
@@ -141,7 +143,7 @@ def timed(steps: Iterator[Step], metrics: Metrics, plan: DataPlan) -> Iterator[S
         if not has_begun:  # the start of the readers is no step's time
             metrics.mark(metrics.marked_step, metrics.marked_tokens)
             has_begun, waited_s = True, 0.0
-        metrics.waited(waited_s, plan.lanes * plan.at(step.number)[1])
+        metrics.waited(waited_s, plan.lanes * plan.phases[plan.phase_of(step.number)].lane_rows)
         yield step
 
 
@@ -152,6 +154,7 @@ class Trainer:
         self.config, self.plan, self.world = config, plan, world
         self.device = device_of(world)
         self.layouts = phase_layouts(config, plan, world)
+        self.capacities = [plan.capacity(phase) for phase in range(len(plan.phases))]
         run = Path(config.run_dir)
         found = checkpoint.find(run, world)
         universal = False
@@ -168,7 +171,9 @@ class Trainer:
             checkpoint.load(self.engine, folder, state, world)
             self.step, self.cursors = state.step, state.lane_cursors()
         else:
-            self.step, self.cursors = 0, first_cursors(plan.lanes)
+            self.step, self.cursors = 0, first_cursors(plan.lanes, len(plan.corpora))
+        count = state.skipped if found else 0
+        self.skipped = Skipped(run, plan, self.step, count, config.data.max_bad_share, world)
         self._tokens = torch.tensor(state.tokens_seen if found else 0, dtype=torch.int64, device=self.device)
         # This rank's losses and all ranks' predicted tokens since the last logged line.
         self._since_logged = torch.zeros(2, dtype=torch.float64, device=self.device)
@@ -204,8 +209,9 @@ class Trainer:
         norm = apply_gradients(self.engine, lr)
         self.step = batch.number + 1
         self._tokens += counts[1]
-        for lane, cursor in batch.cursors.items():
-            self.cursors[lane] = cursor
+        for lane, cursors in batch.cursors.items():
+            self.cursors[lane] = cursors
+        self.skipped.add(self.step, batch.skips)
         return lambda: self._values(sums, counts[0], lr, norm)
 
     def tokens_seen(self) -> int:
@@ -214,20 +220,21 @@ class Trainer:
     def evaluate(self) -> dict[str, float]:
         """Held-out figures; every rank gets the same."""
         self.engine.eval()
-        plan = self.plan
-        return evaluate(self.engine, plan.index, plan.tokenizer, self.config.evaluation_filled, self.device, self.world)
+        plan, settings = self.plan, self.config.evaluation_filled
+        return evaluate(self.engine, plan.corpora, plan.tokenizer, settings, self.device, self.world, plan.skips_bad)
 
     def save(self, run: Path) -> None:
         """Write a checkpoint; every rank takes part."""
         self._check_weights()
-        mine = {lane: self.cursors[lane] for lane in self.world.share(self.plan.lanes)}
-        for part in gather_objects(mine, self.world):
-            for lane, cursor in part.items():
-                self.cursors[lane] = cursor
+        self.skipped.settle(self._my_cursors())
+        for part in gather_objects(self._my_cursors(), self.world):
+            for lane, cursors in part.items():
+                self.cursors[lane] = cursors
         state = checkpoint.State(
             self.step,
             self.tokens_seen(),
-            [cursor.to_json() for cursor in self.cursors],
+            [[cursor.to_json() for cursor in lane] for lane in self.cursors],
+            self.skipped.count,
             checkpoint.fingerprint(self.plan),
             self.world.size,
             self.config.engine.zero_stage,
@@ -237,9 +244,12 @@ class Trainer:
         if self.world.is_first:
             say(f"step {self.step:,} | checkpoint {folder}")
 
+    def _my_cursors(self) -> dict[int, LaneCursors]:
+        return {lane: self.cursors[lane] for lane in self.world.share(self.plan.lanes)}
+
     def _micro_batches(self, batch: Step) -> Iterator[MicroBatch]:
-        layout = self.layouts[self.plan.phase_of(batch.number)]
-        return micro_batches(batch.rows, layout, self.plan.rule, self.plan.tokenizer)
+        phase = self.plan.phase_of(batch.number)
+        return micro_batches(batch.rows, self.layouts[phase], self.capacities[phase], self.plan.tokenizer)
 
     def _values(self, sums: torch.Tensor, masked: torch.Tensor, lr: float, norm: float) -> dict[str, float]:
         loss_sum, hits, mean_sum = sum_over_ranks(torch.cat([sums, self._since_logged[:1]])).tolist()
@@ -249,6 +259,9 @@ class Trainer:
         mean = mean_sum / max(int(self._since_logged[1]), 1)
         self._since_logged.zero_()
         values = {"loss": loss, "loss_mean": mean, "accuracy": hits / max(int(masked), 1), "lr": lr, "grad_norm": norm}
+        self.skipped.settle(self._my_cursors())
+        if self.plan.skips_bad:
+            values["skipped_blocks"] = self.skipped.count
         scale = loss_scale(self.engine)
         return values if scale is None else {**values, "loss_scale": scale}
 
@@ -273,12 +286,15 @@ class Trainer:
             raise UserError(f"a sequence length of {longest} is more than the model's {most} positions: lower seq_len")
 
     def _announce(self, origin: str) -> None:
-        index, engine = self.plan.index, self.config.engine
+        engine = self.config.engine
         say(origin)
-        say(
-            f"corpus: {index.header['documents']:,} documents, {index.header['text_bytes'] / 2**20:,.1f} MiB in "
-            f"{len(index.train_blocks):,} blocks; {self.plan.lanes} lanes"
-        )
+        for corpus, index in zip(self.config.data.corpora, self.plan.corpora, strict=True):
+            weight = f", weight {corpus.weight:g}" if len(self.plan.corpora) > 1 else ""
+            say(
+                f"corpus {index.folder}: {index.header['documents']:,} documents, "
+                f"{index.header['text_bytes'] / 2**20:,.1f} MiB in {len(index.train_blocks):,} blocks{weight}"
+            )
+        say(f"lanes: {self.plan.lanes}")
         say(
             f"engine: {self.world.size} rank(s) on {self.device.type}, {engine.precision}, ZeRO {engine.zero_stage}, "
             f"{engine.kernels}, {torch.get_num_threads()} thread(s) a rank"

@@ -33,7 +33,7 @@ class Metrics:
         self.started_s = self.marked_s
         if world.is_first:
             self.path = run / "metrics.jsonl"
-            _keep_until(self.path, step)
+            keep_until(self.path, step)
             self.board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
 
     def mark(self, step: int, tokens_seen: int) -> None:
@@ -99,8 +99,12 @@ class Metrics:
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl; a line that a kill cut off is left out."""
-    path = run / "metrics.jsonl"
+    """The lines of metrics.jsonl."""
+    return read_lines(run / "metrics.jsonl")
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects with a step in a file of JSON lines; a line that a kill cut off is left out."""
     if not path.exists():
         return []
     lines = []
@@ -112,7 +116,8 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def _keep_until(path: Path, step: int) -> None:
+def keep_until(path: Path, step: int) -> None:
+    """Drop the lines of steps after `step`."""
     if path.exists():
-        kept = [json.dumps(line) + "\n" for line in read_metrics(path.parent) if line["step"] <= step]
+        kept = [json.dumps(line) + "\n" for line in read_lines(path) if line["step"] <= step]
         write_atomically(path, "".join(kept))

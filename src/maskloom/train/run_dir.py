@@ -27,7 +27,7 @@ from maskloom.model.bert import MaskedLM, save_definition
 from maskloom.tokenizer import Tokenizer
 
 MAY_CHANGE = re.compile(
-    r"run_dir|tokenizer|data\.(train|workers|prefetch_steps)|phases\.\d+\.micro_batch_rows|logging\..*|checkpoint\..*"
+    r"run_dir|tokenizer|data\.(train(\.\d+\.path)?|workers|prefetch_steps|on_bad_data|max_bad_share|storage\..*)|phases\.\d+\.micro_batch_rows|logging\..*|checkpoint\..*"
     r"|evaluation\..*|engine\.(kernels|zero_stage)|model\.init|deepspeed\..*"
 )
 """What a resumed run may set otherwise: nothing of it changes which rows are seen. Moved files (tokenizer, data.train)

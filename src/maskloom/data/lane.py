@@ -1,0 +1,207 @@
+"""A lane: a virtual reader that gives rows for ever, from a cursor on.
+
+    corpus -> Track (blocks of one corpus: bytes -> documents -> token ids -> packed and masked rows) -> Lane (mixes tracks)
+
+A track opens one block at a time and fetches the bytes of its next one meanwhile, so that a slow store is waited for only
+once. Under `on_bad_data: skip`, a block that is not what was indexed is passed over in that one occurrence: the cursor
+goes on to the lane's next block, so that every lane still gives the rows of every step, and no rank falls out of step.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass
+
+import numpy as np
+
+from maskloom.data.masking import MaskRule, mask_rows
+from maskloom.data.mixing import corpus_of_rows
+from maskloom.data.order import Cursor, LaneCursors, UInt64s, block_at, hash64, make_key
+from maskloom.data.packing import PackedRows, pack_after
+from maskloom.data.plan import DataPlan
+from maskloom.data.rows import Rows
+from maskloom.errors import DataFault, UserError
+from maskloom.tokenizer import Tokenized
+
+MOST_EMPTY_BLOCKS = 4096  # blocks in a row without a row: so many, or all of a smaller corpus, and there is no text
+
+
+@dataclass(frozen=True)
+class Skip:
+    """A block that was passed over: one occurrence of it (corpus, epoch, number)."""
+
+    corpus: int
+    epoch: int
+    number: int
+    shard: str
+    offset: int
+    key: str
+    kind: str
+    message: str
+
+
+class Track:
+    """One lane's way through one corpus."""
+
+    def __init__(self, plan: DataPlan, corpus: int, cursor: Cursor, ahead: Executor | None = None) -> None:
+        self.plan, self.corpus, self.cursor = plan, corpus, cursor
+        self.index = plan.corpora[corpus]
+        self.skips: list[Skip] = []
+        self._executor = ahead
+        self._fetched: tuple[int, Future[io.BytesIO]] | None = None
+        self._packed: PackedRows | None = None
+        self._packed_at: tuple[int, tuple[int, ...]] | None = None
+        self._row_keys: UInt64s = np.empty(0, dtype=np.uint64)
+        self._masked: tuple[MaskRule, Rows] | None = None
+
+    def prefetch(self) -> None:
+        """Begin to fetch the bytes of the open block."""
+        self._fetch(self.cursor.number)
+
+    def skip(self, count: int, seq_len: int) -> None:
+        """Go `count` rows on without masking them."""
+        for _ in self._runs(count, seq_len):
+            pass
+
+    def take(self, count: int, seq_len: int, rule: MaskRule, is_constant: bool) -> list[Rows]:
+        """The next `count` rows of `seq_len` slots, masked, in parts.
+
+        Args:
+            is_constant: the rule holds for more steps, so that it is worth masking the whole block at once.
+        """
+        return [self._masked_rows(packed, run, rule, is_constant) for packed, run in self._runs(count, seq_len)]
+
+    def _masked_rows(self, packed: PackedRows, run: slice, rule: MaskRule, is_constant: bool) -> Rows:
+        if not is_constant:
+            return self._mask(packed, run, rule)
+        if self._masked is None or self._masked[0] != rule:
+            self._masked = rule, self._mask(packed, slice(None), rule)
+        return self._masked[1].take(run)
+
+    def _mask(self, packed: PackedRows, run: slice, rule: MaskRule) -> Rows:
+        tokens, starts = packed.tokens[run], packed.starts[run]
+        input_ids, chosen = mask_rows(tokens, starts, self._row_keys[run], rule, self.plan.tokenizer)
+        return Rows(tokens, input_ids, starts, chosen)
+
+    def _runs(self, count: int, seq_len: int) -> Iterator[tuple[PackedRows, slice]]:
+        """Runs of rows inside one block that together are the next `count` rows; moves the cursor past each."""
+        empty: set[int] = set()
+        while count:
+            self.cursor = self.cursor.at(seq_len)
+            packed = self._open()
+            if packed is None or (not len(packed) and len(self.cursor.reads) == 1):
+                self._count_empty(empty)
+            if packed is not None:
+                taken = self.cursor.reads[-1][1]
+                run = slice(taken, min(taken + count, len(packed)))
+                if run.stop > run.start:
+                    self.cursor = self.cursor.after(run.stop - run.start)
+                    count -= run.stop - run.start
+                    yield packed, run
+            if count:
+                self.cursor = Cursor(self.cursor.number + self.plan.lanes)
+
+    def _count_empty(self, empty: set[int]) -> None:
+        empty.add(self._place(self.cursor.number)[1])
+        if len(empty) >= min(len(self.index.train_blocks), MOST_EMPTY_BLOCKS):
+            what = f"; the last that was skipped: {self.skips[-1].message}" if self.skips else ""
+            raise UserError(f"the corpus in {self.index.folder} has no token for training: no text to learn{what}")
+
+    def _place(self, number: int) -> tuple[int, int]:
+        """Epoch and block of the lane's block number q."""
+        epoch, place = block_at(self.plan.seed, self.index.digest, number, len(self.index.train_blocks))
+        return epoch, int(self.index.train_blocks[place])
+
+    def _open(self) -> PackedRows | None:
+        """The open block's rows at the cursor's sequence length; None where it is bad and passed over."""
+        cursor = self.cursor
+        lengths = tuple(seq_len for seq_len, _ in cursor.reads)
+        if self._packed is not None and self._packed_at == (cursor.number, lengths):
+            return self._packed
+        epoch, block = self._place(cursor.number)
+        try:
+            documents = self._documents(block)
+        except DataFault as fault:
+            if not self.plan.skips_bad:
+                raise
+            where = (self.corpus, epoch, cursor.number, fault.shard, fault.offset, fault.key, fault.kind)
+            self.skips.append(Skip(*where, str(fault)))
+            return None
+        identity = (self.plan.seed, self.index.digest, epoch, block)
+        self._packed = pack_after(documents, cursor.reads, make_key(*identity, "pack"), self.plan.tokenizer)
+        self._row_keys = row_keys(make_key(*identity, "mask", len(lengths), lengths[-1]), len(self._packed))
+        self._packed_at, self._masked = (cursor.number, lengths), None
+        return self._packed
+
+    def _documents(self, block: int) -> Tokenized:
+        self._fetch(self.cursor.number)
+        stream = None
+        if self._fetched:
+            stream = self._fetched[1].result()
+            self._fetch(self.cursor.number + self.plan.lanes)
+        return self.index.tokenized(block, "train", self.plan.tokenizer, stream)
+
+    def _fetch(self, number: int) -> None:
+        if self._executor and (self._fetched is None or self._fetched[0] != number):
+            _, block = self._place(number)
+            self._fetched = number, self._executor.submit(self.index.read, block)
+
+
+class Lane:
+    """One virtual reader: its rows come from the corpora by their weights."""
+
+    def __init__(self, plan: DataPlan, number: int, cursors: LaneCursors, ahead: Executor | None = None) -> None:
+        self.plan, self.number = plan, number
+        self.tracks = [Track(plan, corpus, cursor, ahead) for corpus, cursor in enumerate(cursors)]
+
+    @property
+    def cursors(self) -> LaneCursors:
+        return tuple(track.cursor for track in self.tracks)
+
+    def take(self, step: int) -> list[Rows]:
+        """This lane's rows of a step, masked, in parts."""
+        number, done = self.plan.place(step)
+        phase = self.plan.phases[number]
+        is_constant = phase.mask_rate is not None or self.plan.masking.final_rate is None
+        rule = self.plan.rule_at(step)
+        if len(self.tracks) == 1:
+            return self.tracks[0].take(phase.lane_rows, phase.seq_len, rule, is_constant)
+        sources = self._sources(number, done)
+        parts = [
+            part
+            for corpus, track in enumerate(self.tracks)
+            for part in track.take(int((sources == corpus).sum()), phase.seq_len, rule, is_constant)
+        ]
+        place = np.argsort(np.argsort(sources, kind="stable"), kind="stable")
+        return [Rows.concatenate(parts).take(place)]
+
+    def skip(self, step: int) -> None:
+        """Go past this lane's rows of a step without masking them."""
+        number, done = self.plan.place(step)
+        sources = self._sources(number, done)
+        for corpus, track in enumerate(self.tracks):
+            track.skip(int((sources == corpus).sum()), self.plan.phases[number].seq_len)
+
+    def skipped(self) -> list[Skip]:
+        """What was passed over since the last call."""
+        skips = [skip for track in self.tracks for skip in track.skips]
+        for track in self.tracks:
+            track.skips.clear()
+        return skips
+
+    def _sources(self, phase: int, done: int) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
+        """The corpus of each of this lane's rows in a step that comes after `done` others of its phase."""
+        rows, weights = self.plan.phases[phase].lane_rows, self.plan.phases[phase].weights
+        return corpus_of_rows(weights, self.plan.lanes, self.number, done * rows, rows)
+
+
+def row_keys(key: int, rows: int) -> UInt64s:
+    """What identifies each row of a block to its masks."""
+    return hash64(key, np.arange(rows, dtype=np.uint64))
+
+
+def gathered(lanes: Sequence[Lane], step: int) -> Rows:
+    """The rows of a step of several lanes, in their order."""
+    return Rows.concatenate([part for lane in lanes for part in lane.take(step)])

@@ -1,0 +1,109 @@
+"""Everything that the data of a run follows from, as one value that goes to every reader process."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from maskloom.config import Data, Masking, RunConfig
+from maskloom.data.index import Index, load_index
+from maskloom.data.masking import MaskRule, rate_at
+from maskloom.data.order import default_lanes
+from maskloom.distributed import World
+from maskloom.errors import UserError
+from maskloom.tokenizer import Tokenizer
+
+
+def open_corpora(data: Data) -> tuple[Index, ...]:
+    """Open and verify the index of each corpus. Raises UserError."""
+    return tuple(load_index(corpus.path, data.storage) for corpus in data.corpora)
+
+
+@dataclass(frozen=True)
+class PhasePlan:
+    """A stretch of steps that read alike.
+
+    Attributes:
+        steps: optimizer steps.
+        seq_len: S, slots a row.
+        lane_rows: rows a lane and step.
+        weights: of the corpora.
+        mask_rate: share of the tokens predicted; None: as `config.Masking` says for the step.
+    """
+
+    steps: int
+    seq_len: int
+    lane_rows: int
+    weights: tuple[float, ...] = (1.0,)
+    mask_rate: float | None = None
+
+
+@dataclass(frozen=True)
+class DataPlan:
+    """Everything that the data of a run follows from; picklable, sent to the reader processes.
+
+    Attributes:
+        skips_bad: pass over data that is not what was indexed, in place of raising.
+    """
+
+    corpora: tuple[Index, ...]
+    tokenizer: Tokenizer
+    seed: int
+    lanes: int
+    phases: tuple[PhasePlan, ...]
+    masking: Masking
+    rule: MaskRule
+    skips_bad: bool = False
+
+    @staticmethod
+    def of(config: RunConfig, corpora: tuple[Index, ...], tokenizer: Tokenizer) -> DataPlan:
+        """The plan of a run. Raises UserError for token shards of another tokenizer, and for unknown protected tokens."""
+        for index in corpora:
+            index.check_tokenizer(tokenizer)
+        lanes = config.data.lanes or default_lanes(
+            (phase.global_batch_rows for phase in config.phases), max(len(index.train_blocks) for index in corpora)
+        )
+        weights = tuple(corpus.weight for corpus in config.data.corpora)
+        phases = tuple(
+            PhasePlan(
+                phase.steps, phase.seq_len, phase.global_batch_rows // lanes, phase.weights or weights, phase.mask_rate
+            )
+            for phase in config.phases
+        )
+        rule = MaskRule.of(config.masking, tokenizer)
+        skips_bad = config.data.on_bad_data == "skip"
+        return DataPlan(corpora, tokenizer, config.seed, lanes, phases, config.masking, rule, skips_bad)
+
+    @property
+    def total_steps(self) -> int:
+        return sum(phase.steps for phase in self.phases)
+
+    def phase_of(self, step: int) -> int:
+        """Number of the phase that a step, which counts from 0, belongs to."""
+        return self.place(step)[0]
+
+    def place(self, step: int) -> tuple[int, int]:
+        """(phase, steps done in it before) of a step, which counts from 0."""
+        for number, phase in enumerate(self.phases):
+            if step < phase.steps:
+                return number, step
+            step -= phase.steps
+        raise IndexError(f"step {step} lies beyond the last phase")
+
+    def rule_at(self, step: int) -> MaskRule:
+        """The masks of a step."""
+        phase = self.phases[self.phase_of(step)]
+        return self.rule.at_rate(rate_at(self.masking, phase.mask_rate, step, self.total_steps))
+
+    def capacity(self, phase: int) -> int:
+        """The most predicted tokens of a row in any step of a phase: the shape of the head follows from it."""
+        first = sum(before.steps for before in self.phases[:phase])
+        ends = (first, first + self.phases[phase].steps - 1)  # the rate moves along a line: an end has the largest
+        return max(self.rule_at(step).most(self.phases[phase].seq_len) for step in ends)
+
+    def check_world(self, world: World) -> None:
+        """Raises UserError where there are more ranks than lanes."""
+        if world.size > self.lanes:
+            raise UserError(
+                f"{world.size} ranks are more than the {self.lanes} lanes of this run, and a rank reads at least one: use "
+                f"at most {self.lanes} ranks, or set data.lanes (to a divisor of every global_batch_rows) for a new run"
+            )

@@ -1,0 +1,65 @@
+"""Masked rows: what data gives and the model's micro-batches are made from.
+
+Shapes: R rows, S slots a row.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+from numpy.typing import NDArray
+
+from maskloom.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Masked rows.
+
+    Attributes:
+        tokens: int32 [R, S]; what stood there, padding at the end of a row.
+        input_ids: int32 [R, S]; what the model sees.
+        starts: bool [R, S]; True in the first slot of every piece and of the padding.
+        chosen: bool [R, S]; which slots are predicted.
+    """
+
+    tokens: NDArray[np.int32]
+    input_ids: NDArray[np.int32]
+    starts: NDArray[np.bool_]
+    chosen: NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @staticmethod
+    def none(seq_len: int) -> Rows:
+        """No rows, of S = `seq_len`."""
+        ids, flags = np.zeros((0, seq_len), np.int32), np.zeros((0, seq_len), bool)
+        return Rows(ids, ids, flags, flags)
+
+    @staticmethod
+    def concatenate(parts: Sequence[Rows]) -> Rows:
+        return Rows(*(np.concatenate([getattr(part, name) for part in parts]) for name in FIELDS))
+
+    def take(self, rows: slice | NDArray[np.int64]) -> Rows:
+        """Some of the rows: a view for a slice, a copy for an array of numbers."""
+        return Rows(*(getattr(self, name)[rows] for name in FIELDS))
+
+    def update(self, digest: hashlib._Hash) -> None:
+        """Feed every byte of these rows to a digest, in a layout that no platform changes."""
+        for name in FIELDS:
+            array = getattr(self, name)
+            digest.update(array.astype(array.dtype.newbyteorder("<")).tobytes())
+
+
+FIELDS = tuple(field.name for field in fields(Rows))
+
+
+def count_text_tokens(rows: Rows, tokenizer: Tokenizer) -> int:
+    """Tokens that carry text: neither padding nor [CLS] nor [SEP]. Every rate that is printed counts these."""
+    tokens = rows.tokens
+    added = (tokens == tokenizer.pad_id) | (tokens == tokenizer.cls_id) | (tokens == tokenizer.sep_id)
+    return int(tokens.size - np.count_nonzero(added))
