@@ -3,22 +3,38 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 from maskloom.errors import UserError
+
+PARTIAL = ".partial"
+LOCK = ".lock"
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)  # some file systems of clusters
 
 
 def write_atomically(path: Path, text: str) -> None:
     """Replace `path` with `text`: after a crash the old or the new content stands there, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with whole_file(path, path.with_name(f".{path.name}.{os.getpid()}")) as file:
+        file.write(text.encode())
+
+
+@contextlib.contextmanager
+def whole_file(path: Path, temporary: Path) -> Iterator[IO[bytes]]:
+    """A file to write into, which becomes `path` when the block ends well, and is removed otherwise.
+
+    Args:
+        temporary: where it is written; on the same file system, and this process's alone.
+    """
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with temporary.open("wb") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -27,8 +43,33 @@ def write_atomically(path: Path, text: str) -> None:
         raise
 
 
-PARTIAL = ".partial"
-LOCK = ".lock"
+def sync_folder(folder: Path) -> None:
+    """Have the names in a folder on the disk: a renamed file's content is there before its name is."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def only_one(lock: Path, busy: str) -> Iterator[bool]:
+    """Hold a lock file for the block. Yields False where the file system has no locks.
+
+    Raises:
+        UserError: with the message `busy`, if another process holds it.
+    """
+    with lock.open("a") as file:
+        locked = True
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(busy) from None
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            locked = False
+        yield locked
 
 
 @contextlib.contextmanager
@@ -52,9 +93,7 @@ def whole_folder(out: Path) -> Iterator[Path]:
             for name in files:
                 with (Path(folder) / name).open("rb") as file:
                     os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        partial.chmod(0o777 & ~umask)  # mkdtemp's is private
+        partial.chmod(0o777 & ~_umask())  # mkdtemp's is private
         partial.rename(out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -66,3 +105,9 @@ def _remove_abandoned(out: Path) -> None:
         with contextlib.suppress(OSError), (folder / LOCK).open("r+") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(folder)
+
+
+def _umask() -> int:
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask

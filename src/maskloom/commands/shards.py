@@ -1,79 +1,204 @@
 """Write text as webdataset shards with an index.
 
-INPUT is a file (.txt, .jsonl, .jsonl.gz, .jsonl.zst), a folder that is searched for such files, or `documentation:`,
-the English documentation of the installed Python packages. Documents are shuffled over all shards; a share of them,
-chosen by the hash of their text, is held out for evaluation. OUT appears when it is complete.
+INPUT is
+  a file: .txt, .jsonl (both also as .gz or .zst), .parquet
+  a folder, which is searched for such files
+  a folder that Hugging Face's `datasets` saved with `save_to_disk`
+  hf:NAME:SPLIT or hf:NAME:CONFIG:SPLIT, a dataset of the Hugging Face hub (it is downloaded into the cache of `datasets`)
+  documentation: the English documentation of the installed Python packages
+  with --tokenizer also a folder of text shards: its blocks are tokenised
+Documents are shuffled over all shards; a share of them, chosen by the hash of their text, is held out for evaluation.
+OUT appears when it is complete. Until then the work stands in .OUT.work beside it: start the same command again after it
+was stopped, and it goes on.
 
-example:
+Several machines with a shared file system write one corpus together: --part 1/3, 2/3 and 3/3, each on its machine. A
+part reads its share of the input; when all have read theirs (start a part again then, or give it --wait), it writes its
+share of the shards. `maskloom index --merge OUT` completes the corpus, which is the same as that of one machine.
+
+examples:
   maskloom shards my_texts/ data/my_corpus --val-fraction 0.01
+  maskloom shards hf:roneneldan/TinyStories:train data/stories
+  maskloom shards data/my_corpus data/my_corpus_tokens --tokenizer tokenizer/
+  sbatch --array=1-8 --wrap 'maskloom shards big/ data/big --wait --part $SLURM_ARRAY_TASK_ID/8'
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+from collections.abc import Callable
 from pathlib import Path
 
 from maskloom.commands.arguments import byte_count, cores, fraction, positive
-from maskloom.data.index import BLOCK_BYTES
-from maskloom.data.shards import LONGEST_DOCUMENT_BYTES, SHARD_BYTES, Options, write_shards
-from maskloom.progress import Progress, say
+from maskloom.data.index import Index, load_index
+from maskloom.data.report import Report
+from maskloom.data.shards import Options, finish, write_part, write_shards
+from maskloom.data.storage import is_remote
+from maskloom.data.token_shards import tokenize_corpus
+from maskloom.data.work import Part, work_folder
+from maskloom.errors import UserError
+from maskloom.progress import Progress, say, warn
+from maskloom.tokenizer import load_tokenizer
 
 MIB = 1 << 20
+TEXT_OPTIONS = {  # their names in `Options`; those that are not given have the defaults there
+    "text_key": "text_key",
+    "val_fraction": "val_fraction",
+    "seed": "seed",
+    "shard_bytes": "shard_bytes",
+    "block_bytes": "block_bytes",
+    "max_document_bytes": "longest_document_bytes",
+    "deduplicate": "deduplicate",
+    "blank_line": "layout",
+}
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("inputs", nargs="+", metavar="INPUT")
     add("out", type=Path, metavar="OUT", help="folder to write; it must not exist")
-    add("--text-key", default="text", help="where the text stands in a JSON object (default: text)")
-    add("--blank-line", action="store_true", help="documents in .txt files are separated by blank lines")
-    add("--val-fraction", type=fraction, default=0.01, help="share of documents held out (default: 0.01)")
-    add("--seed", type=int, default=0, help="of the shuffle (default: 0)")
+    add("--text-key", help="where the text stands in a JSON object, or the column of a table (default: text)")
+    add(
+        "--blank-line",
+        action="store_const",
+        const="blank-line",
+        help="documents in .txt files are separated by blank lines (default: one a file)",
+    )
+    add("--val-fraction", type=fraction, help="share of documents held out (default: 0.01)")
+    add("--seed", type=int, help="of the shuffle (default: 0)")
     add("--processes", type=positive, default=cores(), help="default: all cores")
-    add("--shard-bytes", type=byte_count, default=SHARD_BYTES, help="text a shard, about (default: 64M)")
-    add(
-        "--block-bytes",
-        type=byte_count,
-        default=BLOCK_BYTES,
-        help="text a block, the unit of shuffling (default: 128K)",
-    )
-    add(
-        "--max-document-bytes",
-        type=byte_count,
-        default=LONGEST_DOCUMENT_BYTES,
-        help="longer documents are split at paragraphs (default: 64K)",
-    )
-    add("--deduplicate", action="store_true", help="keep one of each set of exact duplicates")
+    add("--shard-bytes", type=byte_count, help="text a shard, about (default: 64M)")
+    add("--block-bytes", type=byte_count, help="text a block, the unit of shuffling (default: 128K)")
+    add("--max-document-bytes", type=byte_count, help="longer documents are split at paragraphs (default: 64K)")
+    add("--deduplicate", action="store_const", const=True, help="keep one of each set of exact duplicates")
+    add("--tokenizer", metavar="TOK", help="write token shards: only for training with this tokenizer, faster to read")
+    add("--part", type=_part, metavar="I/N", help="do the I-th of N parts of the work, I from 1 to N")
+    add("--wait", action="store_true", help="with --part: wait until all parts have read, then write")
 
 
 def run(options: argparse.Namespace) -> int:
-    settings = Options(
-        text_key=options.text_key,
-        layout="blank-line" if options.blank_line else "file",
-        val_fraction=options.val_fraction,
-        seed=options.seed,
-        shard_bytes=options.shard_bytes,
-        block_bytes=options.block_bytes,
-        longest_document_bytes=max(options.max_document_bytes, 4),
-        deduplicate=options.deduplicate,
-    )
-    progress: list[Progress] = []
-    index, counts = write_shards(
-        options.inputs,
-        options.out,
-        settings,
-        options.processes,
-        on_plan=lambda total: progress.append(Progress("reading", total, "MiB", MIB)),
-        on_read=lambda size: progress[0].advance(size),
-    )
+    if options.wait and not options.part:
+        raise UserError("--wait is for --part: a run on one machine waits for nobody")
+    try:
+        return _tokenize(options) if options.tokenizer and _is_corpus(options.inputs[0]) else _write(options)
+    except (OSError, KeyboardInterrupt):
+        folder = work_folder(options.out)
+        if folder.exists():
+            warn(f"what is done stands in {folder}: the same command goes on from there")
+        raise
+
+
+def describe(out: Path, index: Index, report: Report | None) -> None:
+    """Print what a complete corpus holds."""
     header = index.header
+    what = "tokenised text" if index.tokenizer_fingerprint else "text"
     say(
-        f"{options.out}: {header['documents']:,} documents for training and {header['held_out_documents']:,} held out, "
-        f"{header['text_bytes'] / MIB:,.1f} MiB of text in {len(index.shards)} shard(s), {header['blocks']:,} blocks"
+        f"{out}: {header['documents']:,} documents for training and {header['held_out_documents']:,} held out, "
+        f"{header['text_bytes'] / MIB:,.1f} MiB of {what} in {len(index.shards)} shard(s), {header['blocks']:,} blocks"
     )
-    dropped = "dropped" if settings.deduplicate or "documentation:" in options.inputs else "kept"
-    say(
-        f"{counts.empty:,} empty documents left out, {counts.split:,} long documents split, "
-        f"{counts.duplicates:,} exact duplicates {dropped}"
-    )
+    for line in report.lines() if report else ():
+        say(line)
+
+
+def _write(options: argparse.Namespace) -> int:
+    given = {TEXT_OPTIONS[name]: getattr(options, name) for name in _given(options)}
+    if "longest_document_bytes" in given:
+        given["longest_document_bytes"] = max(given["longest_document_bytes"], 4)  # the longest character
+    settings = Options(**given)
+    tokenizer = load_tokenizer(options.tokenizer) if options.tokenizer else None
+    with Stages() as stages:
+        if not options.part:
+            index, report = write_shards(
+                options.inputs, options.out, settings, options.processes, tokenizer=tokenizer, on_stage=stages
+            )
+        else:
+            late = write_part(
+                options.inputs,
+                options.out,
+                settings,
+                options.part,
+                options.processes,
+                tokenizer=tokenizer,
+                wait=options.wait,
+                on_stage=stages,
+                on_wait=lambda parts: (
+                    say(f"waiting for {_named(parts, options.part)} to read") if options.wait else None
+                ),
+            )
+    if not options.part:
+        describe(options.out, index, report)
+    elif late:
+        say(
+            f"part {options.part} has read its input. Its shards wait for {_named(late, options.part)}, which have not read "
+            "all of theirs: run this command again when they have"
+        )
+    else:
+        _say_written(options)
     return 0
+
+
+def _tokenize(options: argparse.Namespace) -> int:
+    if len(options.inputs) > 1:
+        raise UserError(f"{options.inputs[0]} is a corpus: token shards are made of one at a time")
+    unfit = [f"--{name.replace('_', '-')}" for name in _given(options)]
+    if unfit:
+        raise UserError(
+            f"{options.inputs[0]} is a corpus, whose blocks are tokenised as they are: leave out {unfit[0]}"
+        )
+    with Stages() as stages:
+        tokenize_corpus(
+            load_index(options.inputs[0]),
+            options.out,
+            load_tokenizer(options.tokenizer),
+            options.part or Part(),
+            options.processes,
+            stages,
+        )
+    if options.part:
+        _say_written(options)
+    else:
+        describe(options.out, *finish(options.out))
+    return 0
+
+
+def _say_written(options: argparse.Namespace) -> None:
+    say(
+        f"part {options.part} is written. When all parts are, complete the corpus: maskloom index --merge {options.out}"
+    )
+
+
+class Stages:
+    """Shows the progress of one stage after the other."""
+
+    def __init__(self) -> None:
+        self.stack = contextlib.ExitStack()
+
+    def __enter__(self) -> Stages:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.stack.close()
+
+    def __call__(self, name: str, total: float) -> Callable[[float], None]:
+        self.stack.close()
+        unit = ("MiB", MIB) if name == "reading" else ("shards", 1)
+        return self.stack.enter_context(Progress(name, total, *unit)).advance
+
+
+def _is_corpus(given: str) -> bool:
+    return is_remote(given) or (Path(given) / "index.json").is_file()
+
+
+def _given(options: argparse.Namespace) -> list[str]:
+    return [name for name in TEXT_OPTIONS if getattr(options, name) is not None]
+
+
+def _named(parts: list[int], part: Part) -> str:
+    return "part(s) " + ", ".join(str(Part(number, part.of)) for number in parts)
+
+
+def _part(text: str) -> Part:
+    number, slash, of = text.partition("/")
+    if not (slash and number.isdigit() and of.isdigit() and 1 <= int(number) <= int(of)):
+        raise argparse.ArgumentTypeError(f"'{text}' is no part I/N with I from 1 to N, such as 1/8")
+    return Part(int(number), int(of))

@@ -1,0 +1,131 @@
+"""Documents in files of lines: JSON lines and plain text, compressed or not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+from maskloom.data.compressed import DAMAGE, SUFFIXES, open_text
+from maskloom.data.samples import decode_text, document_from_json
+from maskloom.data.source import LONGEST_TEXT_BYTES, RANGE_BYTES, Kind, Source, TextLayout, file_stamp, place_of
+from maskloom.errors import UserError
+
+COMPRESSION_RATIO = 4  # text bytes a compressed byte, as an estimate
+SKIP_BYTES = 1 << 20
+
+
+def line_sources(file: Path, kind: Kind, number: int) -> list[Source]:
+    """The sources of one `.jsonl` or `.txt` file; only a plain `.jsonl` is read in several parts."""
+    size, stamp = file.stat().st_size, file_stamp(file)
+    if file.name.lower().endswith(SUFFIXES):
+        return [Source(kind, str(file), number, size * COMPRESSION_RATIO, stamp)]
+    if kind == "txt":
+        return [Source(kind, str(file), number, size, stamp)]
+    # Every range keeps the file's number: a line's ordinal is its byte offset, whichever range it is read in.
+    return [
+        Source(kind, str(file), number, min(RANGE_BYTES, size - start), stamp, start, start + RANGE_BYTES)
+        for start in range(0, max(size, 1), RANGE_BYTES)
+    ]
+
+
+def read_jsonl(source: Source, text_key: str) -> Iterator[tuple[int, str]]:
+    """(byte offset of the line, text) of each line of a range; a null is an empty text.
+
+    Raises:
+        UserError: naming file and byte, for what is no such object, a line beyond any measure, a damaged file.
+    """
+    with open_text(source.name) as stream:
+        offset = source.start
+        if offset:
+            # A line that began before this range is the previous range's; reading from one byte earlier also keeps a
+            # line that begins exactly here.
+            stream.seek(offset - 1)
+            offset += _skip_line(stream) - 1
+        for start, line in _lines(stream, source, offset):
+            if 0 <= source.end <= start:
+                return
+            if line.strip():
+                yield start, _text_of(line, text_key, place_of(source, start))
+
+
+def read_text(source: Source, layout: TextLayout) -> Iterator[tuple[int, str]]:
+    """(ordinal, text) of the documents of a `.txt` file: one, or those between blank lines.
+
+    Raises:
+        UserError: naming file and byte, for what is not UTF-8, a document beyond any measure, a damaged file.
+    """
+    with open_text(source.name) as stream:
+        if layout == "file":
+            try:
+                data = stream.read(LONGEST_TEXT_BYTES + 1)
+            except DAMAGE as error:
+                raise _damaged(source, 0, error) from None
+            if len(data) > LONGEST_TEXT_BYTES:
+                raise _too_long(source, "one document", "If documents are separated by blank lines, use --blank-line")
+            yield 0, decode_text(data, source.name)
+        else:
+            yield from enumerate(_split_at_blank_lines(stream, source))
+
+
+def _split_at_blank_lines(stream: IO[bytes], source: Source) -> Iterator[str]:
+    document: list[str] = []
+    size = 0
+    for offset, line in _lines(stream, source, 0):
+        where = source.name if offset == 0 else f"{source.name}, the line at byte {offset}"
+        for text in decode_text(line, where).splitlines() or [""]:
+            if text.strip():
+                document.append(text)
+                size += len(text)
+                if size > LONGEST_TEXT_BYTES:
+                    raise _too_long(source, f"the document that goes on at byte {offset}", "Put blank lines into it")
+            elif document:
+                yield "\n".join(document)
+                document, size = [], 0
+    if document:
+        yield "\n".join(document)
+
+
+def _lines(stream: IO[bytes], source: Source, offset: int) -> Iterator[tuple[int, bytes]]:
+    """(byte offset, line) from `offset`, where the stream stands."""
+    try:
+        while line := stream.readline(LONGEST_TEXT_BYTES + 1):
+            if len(line) > LONGEST_TEXT_BYTES:
+                raise _too_long(source, f"the line at byte {offset}", "Are its line ends missing?")
+            yield offset, line
+            offset += len(line)
+    except DAMAGE as error:
+        raise _damaged(source, offset, error) from None
+
+
+def _skip_line(stream: IO[bytes]) -> int:
+    """Read to the end of a line and return the bytes read, in parts: the line may be longer than the memory."""
+    skipped = 0
+    while part := stream.readline(SKIP_BYTES):
+        skipped += len(part)
+        if part.endswith(b"\n"):
+            break
+    return skipped
+
+
+def _text_of(line: bytes, text_key: str, where: str) -> str:
+    try:
+        return document_from_json(line, text_key, where)
+    except UserError:
+        # A null is a row without text, as tables have them. It is looked for here, off the path of good lines.
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError):
+            value = None
+        if isinstance(value, dict) and text_key in value and value[text_key] is None:
+            return ""
+        raise
+
+
+def _damaged(source: Source, offset: int, error: Exception) -> UserError:
+    return UserError(f"{source.name} is damaged or cut off after {offset} bytes of text: {error}")
+
+
+def _too_long(source: Source, what: str, advice: str) -> UserError:
+    return UserError(f"{source.name}: {what} has more than {LONGEST_TEXT_BYTES} bytes. {advice}")

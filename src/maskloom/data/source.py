@@ -1,0 +1,59 @@
+"""What one process reads at a time: a file, or a part of one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+RANGE_BYTES = 32 << 20  # of text; bigger files are read in parts of about this size, by several processes
+LONGEST_TEXT_BYTES = 1 << 30  # one line or document; more is a file without line ends, or an attack
+
+Kind = Literal["jsonl", "txt", "parquet", "arrow", "documentation"]
+TextLayout = Literal["file", "blank-line"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A part of the input.
+
+    Attributes:
+        name: path of the file, or of the first of a group of Python files.
+        number: place among the corpus's files: with the ordinal it identifies a document.
+        bytes: estimated size of the text.
+        stamp: changes when the file changes: its size and time, or what stands for them where a copy on another machine
+            has another time.
+        start, end: part of the file: bytes of a `.jsonl` (a line belongs to the range in which it begins), row groups of
+            a `.parquet`, rows of an Arrow file. `end` -1: the whole file.
+        first: ordinal of the first document, where documents are rows of a table.
+        label: how messages call it, where its path says nothing to the user.
+    """
+
+    kind: Kind
+    name: str
+    number: int
+    bytes: int
+    stamp: str
+    start: int = 0
+    end: int = -1
+    first: int = 0
+    label: str = ""
+    files: tuple[str, ...] = ()
+
+    @property
+    def title(self) -> str:
+        return self.label or self.name
+
+
+def file_stamp(file: Path) -> str:
+    """Size and time of a file, which tell whether it changed."""
+    status = file.stat()
+    return f"{status.st_size} bytes of {status.st_mtime_ns / 1e9:.6f}"
+
+
+def place_of(source: Source, ordinal: int) -> str:
+    """Where a document stands, for messages and the report."""
+    if source.kind == "jsonl":
+        return f"{source.title}, the line at byte {ordinal}"
+    unit = "row" if source.kind in ("parquet", "arrow") else "document"
+    return f"{source.title}, {unit} {ordinal}"

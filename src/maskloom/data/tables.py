@@ -1,0 +1,226 @@
+"""Documents in the rows of tables: Parquet files and Hugging Face datasets, both read through Arrow.
+
+A big table is read by several processes: each takes some row groups of a Parquet file, or some rows of an Arrow file,
+which is mapped into memory. Hugging Face's `datasets` finds a dataset and prepares its Arrow files; the reading processes
+open those files without it. A row without text (null) is an empty document.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.compute
+import pyarrow.parquet
+
+from maskloom.data.source import LONGEST_TEXT_BYTES, RANGE_BYTES, Source, file_stamp, place_of
+from maskloom.errors import UserError
+
+HUB = "hf:"
+ROWS_AT_ONCE = 1024
+
+
+def parquet_sources(file: Path, text_key: str, number: int) -> list[Source]:
+    """Groups of row groups of about `RANGE_BYTES` of text.
+
+    Raises:
+        UserError: no Parquet file, or no column of text under `text_key`.
+    """
+    try:
+        with pyarrow.parquet.ParquetFile(file) as table:
+            metadata, schema = table.metadata, table.schema_arrow
+    except (pyarrow.ArrowException, OSError) as error:
+        raise _damaged(str(file), error) from None
+    _check_column(schema, text_key, str(file))
+    places = [metadata.schema.column(place).path.split(".")[0] for place in range(metadata.num_columns)]
+    column = places.index(text_key)
+    groups = [metadata.row_group(place) for place in range(metadata.num_row_groups)]
+    sizes = [(group.num_rows, group.column(column).total_uncompressed_size) for group in groups]
+    stamp = file_stamp(file)
+    return [
+        Source("parquet", str(file), number, size, stamp, start, end, first)
+        for start, end, first, size in _ranges(sizes)
+    ]
+
+
+def read_parquet(source: Source, text_key: str) -> Iterator[tuple[int, str]]:
+    """(row, text) of some row groups. Raises UserError naming file and row for bad text, or a damaged file."""
+    try:
+        with pyarrow.parquet.ParquetFile(source.name, page_checksum_verification=True) as table:
+            groups = list(range(source.start, source.end))
+            batches = table.iter_batches(ROWS_AT_ONCE, row_groups=groups, columns=[text_key], use_threads=False)
+            yield from _texts((batch.column(0) for batch in batches), source, text_key)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise _damaged(source.name, error) from None
+
+
+def is_saved_dataset(folder: Path) -> bool:
+    """Whether `datasets` saved this folder with `save_to_disk`."""
+    return (folder / "dataset_dict.json").is_file() or (
+        (folder / "state.json").is_file() and (folder / "dataset_info.json").is_file()
+    )
+
+
+def saved_sources(folder: Path, text_key: str, number: int) -> list[Source]:
+    """The rows of a folder that `save_to_disk` wrote.
+
+    Raises:
+        UserError: it holds several splits, cannot be opened, or has no column of text under `text_key`.
+    """
+    import datasets
+
+    try:
+        found = datasets.load_from_disk(str(folder))
+    except (ValueError, OSError, KeyError, pyarrow.ArrowException) as error:
+        raise UserError(f"{folder} is no dataset that can be opened: {_first_line(error)}") from None
+    if isinstance(found, datasets.DatasetDict):
+        if len(found) != 1:
+            raise UserError(
+                f"{folder} holds the splits {', '.join(found)}: name the folder of one, such as {folder / next(iter(found))}"
+            )
+        found = next(iter(found.values()))
+    files = [Path(entry["filename"]) for entry in found.cache_files]
+    return _arrow_sources(
+        [(file, str(file), file_stamp(file)) for file in files], found.num_rows, str(folder), text_key, number
+    )
+
+
+def hub_sources(given: str, text_key: str, number: int) -> list[Source]:
+    """The rows of `hf:NAME[:CONFIG]:SPLIT`: a dataset of the Hugging Face hub, or a local folder that `datasets` reads.
+
+    It is downloaded and prepared once, into the cache of `datasets`.
+
+    Raises:
+        UserError: it is not found, cannot be read, or has no column of text under `text_key`.
+    """
+    import datasets
+
+    name, *parts = given.removeprefix(HUB).split(":")
+    if not name or len(parts) not in (1, 2) or not all(parts):
+        raise UserError(
+            f"'{given}' is no {HUB}NAME:SPLIT or {HUB}NAME:CONFIG:SPLIT, such as {HUB}roneneldan/TinyStories:train"
+        )
+    try:
+        found = datasets.load_dataset(name, *parts[:-1], split=parts[-1])
+    except Exception as error:  # of many kinds: every format that it reads has its own
+        raise UserError(f"{given}: {_first_line(error)}") from None
+    files = [Path(entry["filename"]) for entry in found.cache_files]
+    # A cache stands elsewhere on every machine, with times of its own.
+    stamp = f"fingerprint {found._fingerprint}"
+    return _arrow_sources([(file, given, stamp) for file in files], found.num_rows, given, text_key, number)
+
+
+def read_arrow(source: Source, text_key: str) -> Iterator[tuple[int, str]]:
+    """(row, text) of some rows of an Arrow file. Raises UserError naming file and row for bad text."""
+    try:
+        yield from _texts(_arrow_columns(source, text_key), source, text_key)
+    except pyarrow.ArrowException as error:
+        raise _damaged(source.name, error) from None
+
+
+def _arrow_sources(
+    files: Iterable[tuple[Path, str, str]], rows: int, title: str, text_key: str, number: int
+) -> list[Source]:
+    """All files of a dataset have one number: its rows are counted through, however they were split into files."""
+    sources: list[Source] = []
+    first = 0
+    for file, label, stamp in files:
+        try:
+            with pyarrow.memory_map(str(file)) as mapped, pyarrow.ipc.open_stream(mapped) as stream:
+                _check_column(stream.schema, text_key, title)
+                sizes = [(batch.num_rows, batch.column(text_key).nbytes) for batch in stream]
+        except (pyarrow.ArrowException, OSError) as error:
+            raise _damaged(str(file), error) from None
+        start_row = 0
+        for start, end, _, size in _ranges(sizes):
+            count = sum(batch_rows for batch_rows, _ in sizes[start:end])
+            sources.append(
+                Source("arrow", str(file), number, size, stamp, start_row, start_row + count, first + start_row, label)
+            )
+            start_row += count
+        first += start_row
+    if first != rows:
+        raise UserError(
+            f"{title}: {rows} rows of a dataset whose files hold {first}: a part of a split is not read. Name the whole "
+            "split, or save the part with `save_to_disk`"
+        )
+    return sources
+
+
+def _arrow_columns(source: Source, text_key: str) -> Iterator[Any]:
+    row = 0
+    with pyarrow.memory_map(source.name) as mapped, pyarrow.ipc.open_stream(mapped) as stream:
+        for batch in stream:
+            start, end = max(source.start - row, 0), min(source.end - row, batch.num_rows)
+            if start < end:
+                column = batch.column(text_key)
+                for place in range(start, end, ROWS_AT_ONCE):
+                    yield column.slice(place, min(ROWS_AT_ONCE, end - place))
+            row += batch.num_rows
+            if row >= source.end:
+                return
+
+
+def _texts(columns: Iterable[Any], source: Source, text_key: str) -> Iterator[tuple[int, str]]:
+    row = source.first
+    for column in columns:
+        longest = pyarrow.compute.max(pyarrow.compute.binary_length(_plain(column))).as_py() or 0
+        if longest > LONGEST_TEXT_BYTES:
+            raise UserError(
+                f"{source.title}, rows {row} to {row + len(column) - 1}: a '{text_key}' has {longest} bytes, more than "
+                f"the {LONGEST_TEXT_BYTES} of the longest text that is read"
+            )
+        try:
+            values = column.to_pylist()
+        except UnicodeDecodeError:
+            values = [_decode(value, place_of(source, row + place)) for place, value in enumerate(column)]
+        for value in values:
+            yield row, value or ""
+            row += 1
+
+
+def _plain(column: Any) -> Any:
+    return column.dictionary_decode() if pyarrow.types.is_dictionary(column.type) else column
+
+
+def _decode(value: Any, where: str) -> str:
+    try:
+        return value.as_py() or ""
+    except UnicodeDecodeError as error:
+        raise UserError(f"{where}: not valid UTF-8 at byte {error.start} ({error.reason})") from None
+
+
+def _check_column(schema: Any, text_key: str, title: str) -> None:
+    places = schema.get_all_field_indices(text_key)
+    if len(places) != 1:
+        problem = f"no column '{text_key}'" if not places else f"{len(places)} columns '{text_key}'"
+        raise UserError(f"{title}: {problem}; it has {', '.join(map(repr, schema.names))}: use --text-key")
+    kind = schema.field(places[0]).type
+    plain = kind.value_type if pyarrow.types.is_dictionary(kind) else kind
+    is_text = (pyarrow.types.is_string, pyarrow.types.is_large_string, pyarrow.types.is_string_view)
+    if not any(test(plain) for test in is_text):
+        raise UserError(f"{title}: column '{text_key}' holds {kind}, not text: use --text-key")
+
+
+def _ranges(sizes: list[tuple[int, int]]) -> Iterator[tuple[int, int, int, int]]:
+    """(start, end, first row, bytes) of runs of (rows, bytes) entries of about `RANGE_BYTES`."""
+    start, first, rows, total = 0, 0, 0, 0
+    for place, (count, size) in enumerate(sizes):
+        rows, total = rows + count, total + size
+        if total >= RANGE_BYTES or place == len(sizes) - 1:
+            yield start, place + 1, first, total
+            start, first, total = place + 1, rows, 0
+
+
+def _damaged(name: str, error: Exception) -> Exception:
+    """An error of the file's content names the file; one of the machine (with a number) stays what it is."""
+    if isinstance(error, OSError) and error.errno:
+        return OSError(error.errno, os.strerror(error.errno), name)
+    return UserError(f"{name} is damaged, cut off, or of another format: {_first_line(error)}")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
