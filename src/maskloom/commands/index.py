@@ -1,79 +1,204 @@
-"""Index webdataset tars that exist, without copying them.
+"""Index webdataset tars that exist, without copying them; join corpora; check one.
 
-TAR is a tar file or a folder of them, as `webdataset.ShardWriter` writes them, with .txt, .json or .jsonl members. The
-index is written into the folder of the first one, or into --out; data.train then names that folder.
+TAR is a tar file, a folder of them, or the URL (http, https, s3) of one, as `webdataset.ShardWriter` writes them, with
+.txt, .json or .jsonl members. The index is written into the folder of the first one, or into --out; data.train then names
+that folder.
 
-example:
+--merge OUT completes a corpus that was written in parts by `maskloom shards --part`.
+--merge A B C --out D makes one corpus of several that exist; their shards stay where they are.
+--check CORPUS reads every shard and names everything in it that is not what was indexed.
+
+examples:
   maskloom index /data/tars --text-key content --val-fraction 0.005
+  maskloom index https://host/a-000000.tar https://host/a-000001.tar --out data/a
+  maskloom index --merge data/wiki data/books --out data/both
+  maskloom index --check data/my_corpus
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
+import io
 import re
 from pathlib import Path
 
+import numpy as np
+
 from maskloom.commands.arguments import byte_count, cores, fraction, positive
-from maskloom.data.index import BLOCK_BYTES, index_tars
-from maskloom.errors import UserError
+from maskloom.commands.shards import describe
+from maskloom.data.index import BLOCK_BYTES, Index, check_shard, index_tars, load_index, merge_indexes
+from maskloom.data.pool import Pool
+from maskloom.data.samples import read_documents
+from maskloom.data.shards import finish
+from maskloom.data.storage import is_remote, local_path
+from maskloom.errors import DataFault, UserError
 from maskloom.progress import Progress, say
 
 MIB = 1 << 20
 COMPRESSED = re.compile(r"\.(tar\.\w+|tgz|tbz2?|txz|tzst|tlz)$")
+FAULTS_SHOWN = 100
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("tars", nargs="+", type=Path, metavar="TAR")
+    add("tars", nargs="+", metavar="TAR")
     add("--out", type=Path, help="folder of the index (default: the folder of the tars)")
-    add("--text-key", default="text", help="where the text stands in a JSON object (default: text)")
-    add("--val-fraction", type=fraction, default=0.0, help="share of documents held out, by text hash (default: 0)")
+    add("--text-key", help="where the text stands in a JSON object (default: text)")
+    add("--val-fraction", type=fraction, help="share of documents held out, by text hash (default: 0)")
+    add("--block-bytes", type=byte_count, help="text a block, the unit of shuffling (default: 128K)")
     add(
-        "--block-bytes",
-        type=byte_count,
-        default=BLOCK_BYTES,
-        help="text a block, the unit of shuffling (default: 128K)",
+        "--on-bad-data",
+        choices=("raise", "skip"),
+        help="samples that cannot be read end the command, or are left out and counted (default: raise)",
     )
     add("--processes", type=positive, default=cores(), help="default: all cores")
+    action = parser.add_mutually_exclusive_group()
+    action.add_argument("--merge", action="store_true", help="complete a corpus in parts, or join corpora into --out")
+    action.add_argument("--check", action="store_true", help="read a whole corpus and list what is wrong in it")
 
 
 def run(options: argparse.Namespace) -> int:
-    paths = [path for given in options.tars for path in _tars(given)]
-    twice = [
-        path for number, path in enumerate(paths) if path.resolve() in {other.resolve() for other in paths[:number]}
-    ]
-    if twice:
-        raise UserError(f"{twice[0]} is given twice: its documents would be read twice an epoch")
+    if not (options.merge or options.check):
+        return _index(options)
+    what = "--merge" if options.merge else "--check"
+    for name in ("text_key", "val_fraction", "block_bytes", "on_bad_data"):
+        if getattr(options, name) is not None:
+            raise UserError(f"{what} takes what was indexed as it is: leave out --{name.replace('_', '-')}")
+    return _merge(options) if options.merge else _check(options)
+
+
+def _index(options: argparse.Namespace) -> int:
+    tars = [tar for given in options.tars for tar in _tars(given)]
+    seen: set[str] = set()
+    for tar in tars:
+        name = tar if is_remote(tar) else str(Path(tar).resolve())
+        if name in seen:
+            raise UserError(f"{tar} is given twice: its documents would be read twice an epoch")
+        seen.add(name)
     first = options.tars[0]
-    folder = options.out or (first if first.is_dir() else first.parent)
-    with Progress("indexing", sum(path.stat().st_size for path in paths), "MiB", MIB) as progress:
+    if is_remote(first) and not options.out:
+        raise UserError(f"{first} is remote: name the folder of the index with --out")
+    folder = options.out or (Path(first) if Path(first).is_dir() else Path(first).parent)
+    # The size of what is remote is known when it was read: then shards are counted.
+    count = any(map(is_remote, tars))
+    total = len(tars) if count else sum(Path(tar).stat().st_size for tar in tars)
+    with Progress("indexing", total, *(("shards", 1) if count else ("MiB", MIB))) as progress:
         index = index_tars(
-            paths,
+            tars,
             folder,
-            block_bytes=options.block_bytes,
-            text_key=options.text_key,
-            fraction=options.val_fraction,
+            block_bytes=options.block_bytes or BLOCK_BYTES,
+            text_key=options.text_key or "text",
+            fraction=options.val_fraction or 0.0,
             processes=options.processes,
-            on_bytes=progress.advance,
+            skip_bad=options.on_bad_data == "skip",
+            on_bytes=lambda size: progress.advance(1 if count else size),
+        )
+    if not index.header["text_bytes"]:
+        (folder / "index.json").unlink()
+        raise UserError(f"no text in {', '.join(options.tars)}: every document is empty")
+    describe(folder / "index.json", index, None)
+    if options.on_bad_data == "skip":
+        bad, good = index.header["bad_documents"], index.header["documents"] + index.header["held_out_documents"]
+        say(f"{bad:,} of {bad + good:,} documents cannot be read and are left out")
+    return 0
+
+
+def _merge(options: argparse.Namespace) -> int:
+    if not options.out:
+        if len(options.tars) > 1:
+            raise UserError("--merge of several corpora needs --out: the folder of the index of all")
+        out = Path(options.tars[0])
+        describe(out, *finish(out))
+        return 0
+    if len(options.tars) < 2:
+        raise UserError(f"--merge into {options.out} needs two corpora or more")
+    corpora = [load_index(given) for given in options.tars]
+    for place, corpus in enumerate(corpora):
+        if corpus.digest in {other.digest for other in corpora[:place]}:
+            raise UserError(f"{options.tars[place]} is given twice: its documents would be read twice an epoch")
+    if (options.out / "index.json").exists():
+        raise UserError(f"{options.out} holds an index already: name another folder")
+    describe(options.out / "index.json", merge_indexes(corpora, options.out), None)
+    return 0
+
+
+def _check(options: argparse.Namespace) -> int:
+    if len(options.tars) > 1:
+        raise UserError("--check reads one corpus at a time")
+    index = load_index(options.tars[0])
+    faults: list[tuple[int, DataFault]] = []
+    total = sum(shard.bytes for shard in index.shards)
+    with Progress("checking", total, "MiB", MIB) as progress, Pool(options.processes, __name__) as pool:
+        numbers = range(len(index.shards))
+        for number, found in zip(numbers, pool.map(functools.partial(check_shard, index), numbers), strict=True):
+            faults += [(number, fault) for fault in found]
+            progress.advance(index.shards[number].bytes)
+    for number, fault in faults[:FAULTS_SHOWN]:
+        say(_describe_fault(index, number, fault))
+    if len(faults) > FAULTS_SHOWN:
+        say(f"and {len(faults) - FAULTS_SHOWN:,} more")
+    if faults:
+        shards = len({number for number, _ in faults})
+        raise UserError(
+            f"{len(faults):,} fault(s) in {shards:,} of {len(index.shards):,} shard(s) of {options.tars[0]}"
         )
     header = index.header
     say(
-        f"{folder / 'index.json'}: {header['documents']:,} documents for training and "
-        f"{header['held_out_documents']:,} held out, {header['text_bytes'] / MIB:,.1f} MiB of text in "
-        f"{len(index.shards)} shard(s), {header['blocks']:,} blocks"
+        f"{options.tars[0]} is what was indexed: {len(index.shards):,} shard(s), {total / MIB:,.1f} MiB, "
+        f"{header['blocks']:,} blocks, {header['documents'] + header['held_out_documents']:,} documents"
     )
     return 0
 
 
-def _tars(given: Path) -> list[Path]:
-    if not given.exists():
-        raise UserError(f"no file or folder {given}")
-    if not given.is_dir():
+def _describe_fault(index: Index, number: int, fault: DataFault) -> str:
+    """One line: shard, block and kind, the message, and the sample where it can be found."""
+    if f"offset {fault.offset}" not in str(fault):  # of the shard as a whole
+        return f"shard {number}: {fault.kind}: {fault}"
+    here = (index.columns["shard"] == number) & (index.columns["offset"] == fault.offset)
+    block = int(np.flatnonzero(here)[0])
+    key = fault.key or (_first_bad_key(index, block) if fault.kind == "checksum" else "")
+    sample = f"; the first sample that cannot be read is '{key}'" if key else ""
+    return f"shard {number}, block {block}: {fault.kind}: {fault}{sample}"
+
+
+def _first_bad_key(index: Index, block: int) -> str:
+    """The key of the first sample of a local block whose bytes changed that cannot be read, or none."""
+    _, url, offset = index.place(block)
+    if is_remote(url) or index.tokenizer_fingerprint:
+        return ""
+    with local_path(url).open("rb") as file:
+        file.seek(offset)
+        data = file.read(int(index.columns["length"][block]))
+    bad: list[DataFault] = []
+    try:
+        for _ in read_documents(io.BytesIO(data), url, index.header["text_key"], offset, bad.append):
+            pass
+    except DataFault as fault:  # not even a tar
+        bad.append(fault)
+    return bad[0].key if bad else ""
+
+
+def _tars(given: str) -> list[str]:
+    if is_remote(given):
+        _refuse_compressed(given.partition("?")[0])
         return [given]
-    packed = sorted(path for path in given.iterdir() if COMPRESSED.search(path.name.lower()))
-    if packed:
-        raise UserError(f"{packed[0]} is compressed, so that no part of it can be read alone: decompress it first")
-    found = sorted(given.glob("*.tar"))
+    path = local_path(given)
+    if not path.exists():
+        raise UserError(f"no file or folder {given}")
+    if not path.is_dir():
+        _refuse_compressed(given)
+        return [str(path)]
+    for file in sorted(path.iterdir()):
+        _refuse_compressed(str(file))
+    found = sorted(str(file) for file in path.glob("*.tar"))
     if not found:
         raise UserError(f"no .tar file in {given}")
     return found
+
+
+def _refuse_compressed(name: str) -> None:
+    if COMPRESSED.search(name.lower()):
+        raise UserError(
+            f"{name} is compressed, so that no part of it can be read alone: decompress it first (gunzip, unzstd, bunzip2)"
+        )

@@ -129,8 +129,8 @@ def _write(options: argparse.Namespace) -> int:
         describe(options.out, index, report)
     elif late:
         say(
-            f"part {options.part} has read its input. Its shards wait for {_named(late, options.part)}, which have not read "
-            "all of theirs: run this command again when they have"
+            f"part {options.part} has read its input. Its shards wait for {_named(late, options.part)} to read: run this "
+            "command again then"
         )
     else:
         _say_written(options)

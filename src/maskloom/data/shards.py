@@ -336,7 +336,7 @@ def _write_tar(
     """The shard's rows of the index; with a tokenizer those of the token shard, and of its text, which is not kept."""
     path = work.shard(number)
     split, _, bucket = path.stem.partition("-")
-    text_path = work.temporary(path.name) if tokenizer else path
+    text_path = work.temporary(f"text-{path.name}") if tokenizer else path
     with work.writing(text_path) as file, webdataset.TarWriter(file, mtime=0) as tar:
         for member, lines in enumerate(_members(documents)):
             tar.write({"__key__": f"{bucket}-{member:06d}", "jsonl": lines})
