@@ -15,13 +15,14 @@ from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from maskloom.data.masking import MaskRule, mask_rows
 from maskloom.data.mixing import corpus_of_rows
 from maskloom.data.order import Cursor, LaneCursors, UInt64s, block_at, hash64, make_key
 from maskloom.data.packing import PackedRows, pack_after
-from maskloom.data.plan import DataPlan
-from maskloom.data.rows import Rows
+from maskloom.data.plan import DataPlan, PhasePlan, Reading
+from maskloom.data.rows import Part, Rows
 from maskloom.errors import DataFault, UserError
 from maskloom.tokenizer import Tokenized
 
@@ -52,7 +53,7 @@ class Track:
         self._executor = ahead
         self._fetched: tuple[int, Future[io.BytesIO]] | None = None
         self._packed: PackedRows | None = None
-        self._packed_at: tuple[int, tuple[int, ...]] | None = None
+        self._packed_at: tuple[int, int, int] | None = None
         self._row_keys: UInt64s = np.empty(0, dtype=np.uint64)
         self._masked: tuple[MaskRule, Rows] | None = None
 
@@ -65,20 +66,20 @@ class Track:
         for _ in self._runs(count, seq_len):
             pass
 
-    def take(self, count: int, seq_len: int, rule: MaskRule, is_constant: bool) -> list[Rows]:
-        """The next `count` rows of `seq_len` slots, masked, in parts.
+    def take(self, count: int, seq_len: int, rule: MaskRule, is_constant: bool) -> list[Part]:
+        """The next `count` rows of `seq_len` slots, masked.
 
         Args:
             is_constant: the rule holds for more steps, so that it is worth masking the whole block at once.
         """
-        return [self._masked_rows(packed, run, rule, is_constant) for packed, run in self._runs(count, seq_len)]
+        return [self._masked_part(packed, run, rule, is_constant) for packed, run in self._runs(count, seq_len)]
 
-    def _masked_rows(self, packed: PackedRows, run: slice, rule: MaskRule, is_constant: bool) -> Rows:
+    def _masked_part(self, packed: PackedRows, run: slice, rule: MaskRule, is_constant: bool) -> Part:
         if not is_constant:
-            return self._mask(packed, run, rule)
-        if self._masked is None or self._masked[0] != rule:
+            return Part(self._mask(packed, run, rule), 0, run.stop - run.start)
+        if self._masked is None or (self._masked[0] is not rule and self._masked[0] != rule):
             self._masked = rule, self._mask(packed, slice(None), rule)
-        return self._masked[1].take(run)
+        return Part(self._masked[1], run.start, run.stop)
 
     def _mask(self, packed: PackedRows, run: slice, rule: MaskRule) -> Rows:
         tokens, starts = packed.tokens[run], packed.starts[run]
@@ -91,15 +92,15 @@ class Track:
         while count:
             self.cursor = self.cursor.at(seq_len)
             packed = self._open()
-            if packed is None or (not len(packed) and len(self.cursor.reads) == 1):
+            if packed is None or (not packed.count and len(self.cursor.reads) == 1):
                 self._count_empty(empty)
             if packed is not None:
                 taken = self.cursor.reads[-1][1]
-                run = slice(taken, min(taken + count, len(packed)))
-                if run.stop > run.start:
-                    self.cursor = self.cursor.after(run.stop - run.start)
-                    count -= run.stop - run.start
-                    yield packed, run
+                end = min(taken + count, packed.count)
+                if end > taken:
+                    self.cursor = self.cursor.after(end - taken)
+                    count -= end - taken
+                    yield packed, slice(taken, end)
             if count:
                 self.cursor = Cursor(self.cursor.number + self.plan.lanes)
 
@@ -117,8 +118,9 @@ class Track:
     def _open(self) -> PackedRows | None:
         """The open block's rows at the cursor's sequence length; None where it is bad and passed over."""
         cursor = self.cursor
-        lengths = tuple(seq_len for seq_len, _ in cursor.reads)
-        if self._packed is not None and self._packed_at == (cursor.number, lengths):
+        # Lengths that are behind never change while a block is open: their number and the last one tell them.
+        place = (cursor.number, len(cursor.reads), cursor.reads[-1][0])
+        if self._packed is not None and self._packed_at == place:
             return self._packed
         epoch, block = self._place(cursor.number)
         try:
@@ -131,8 +133,8 @@ class Track:
             return None
         identity = (self.plan.seed, self.index.digest, epoch, block)
         self._packed = pack_after(documents, cursor.reads, make_key(*identity, "pack"), self.plan.tokenizer)
-        self._row_keys = row_keys(make_key(*identity, "mask", len(lengths), lengths[-1]), len(self._packed))
-        self._packed_at, self._masked = (cursor.number, lengths), None
+        self._row_keys = row_keys(make_key(*identity, "mask", *place[1:]), self._packed.count)
+        self._packed_at, self._masked = place, None
         return self._packed
 
     def _documents(self, block: int) -> Tokenized:
@@ -160,29 +162,25 @@ class Lane:
     def cursors(self) -> LaneCursors:
         return tuple(track.cursor for track in self.tracks)
 
-    def take(self, step: int) -> list[Rows]:
-        """This lane's rows of a step, masked, in parts."""
-        number, done = self.plan.place(step)
-        phase = self.plan.phases[number]
-        is_constant = phase.mask_rate is not None or self.plan.masking.final_rate is None
-        rule = self.plan.rule_at(step)
+    def take(self, reading: Reading) -> list[Part]:
+        """This lane's rows of a step, masked."""
+        phase, done, rule, is_constant = reading
         if len(self.tracks) == 1:
             return self.tracks[0].take(phase.lane_rows, phase.seq_len, rule, is_constant)
-        sources = self._sources(number, done)
+        sources = self._sources(phase, done)
         parts = [
             part
             for corpus, track in enumerate(self.tracks)
             for part in track.take(int((sources == corpus).sum()), phase.seq_len, rule, is_constant)
         ]
         place = np.argsort(np.argsort(sources, kind="stable"), kind="stable")
-        return [Rows.concatenate(parts).take(place)]
+        return [Part(Rows.gather(parts).take(place), 0, phase.lane_rows)]
 
-    def skip(self, step: int) -> None:
+    def skip(self, reading: Reading) -> None:
         """Go past this lane's rows of a step without masking them."""
-        number, done = self.plan.place(step)
-        sources = self._sources(number, done)
+        sources = self._sources(reading.phase, reading.done)
         for corpus, track in enumerate(self.tracks):
-            track.skip(int((sources == corpus).sum()), self.plan.phases[number].seq_len)
+            track.skip(int((sources == corpus).sum()), reading.phase.seq_len)
 
     def skipped(self) -> list[Skip]:
         """What was passed over since the last call."""
@@ -191,10 +189,10 @@ class Lane:
             track.skips.clear()
         return skips
 
-    def _sources(self, phase: int, done: int) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
+    def _sources(self, phase: PhasePlan, done: int) -> NDArray[np.int64]:
         """The corpus of each of this lane's rows in a step that comes after `done` others of its phase."""
-        rows, weights = self.plan.phases[phase].lane_rows, self.plan.phases[phase].weights
-        return corpus_of_rows(weights, self.plan.lanes, self.number, done * rows, rows)
+        rows = phase.lane_rows
+        return corpus_of_rows(phase.weights, self.plan.lanes, self.number, done * rows, rows)
 
 
 def row_keys(key: int, rows: int) -> UInt64s:
@@ -202,6 +200,7 @@ def row_keys(key: int, rows: int) -> UInt64s:
     return hash64(key, np.arange(rows, dtype=np.uint64))
 
 
-def gathered(lanes: Sequence[Lane], step: int) -> Rows:
+def rows_of_step(lanes: Sequence[Lane], step: int) -> Rows:
     """The rows of a step of several lanes, in their order."""
-    return Rows.concatenate([part for lane in lanes for part in lane.take(step)])
+    reading = lanes[0].plan.reading(step)
+    return Rows.gather([part for lane in lanes for part in lane.take(reading)])

@@ -43,7 +43,9 @@ class PackedRows:
     begins: Int64s
     lengths: Int64s
 
-    def __len__(self) -> int:
+    @property
+    def count(self) -> int:
+        """R."""
         return len(self.tokens)
 
     def pieces_from(self, row: int) -> Tokenized:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from maskloom.config import Data, Masking, RunConfig
 from maskloom.data.index import Index, load_index
@@ -35,6 +37,22 @@ class PhasePlan:
     lane_rows: int
     weights: tuple[float, ...] = (1.0,)
     mask_rate: float | None = None
+
+
+class Reading(NamedTuple):
+    """How one step is read.
+
+    Attributes:
+        phase: its phase.
+        done: steps of that phase before it.
+        rule: its masks.
+        is_constant: the rule holds for the whole phase, so that it is worth masking a block at once.
+    """
+
+    phase: PhasePlan
+    done: int
+    rule: MaskRule
+    is_constant: bool
 
 
 @dataclass(frozen=True)
@@ -91,8 +109,15 @@ class DataPlan:
 
     def rule_at(self, step: int) -> MaskRule:
         """The masks of a step."""
-        phase = self.phases[self.phase_of(step)]
-        return self.rule.at_rate(rate_at(self.masking, phase.mask_rate, step, self.total_steps))
+        return self.reading(step).rule
+
+    def reading(self, step: int) -> Reading:
+        """How a step is read."""
+        number, done = self.place(step)
+        phase = self.phases[number]
+        is_constant = phase.mask_rate is not None or self.masking.final_rate is None
+        rate = rate_at(self.masking, phase.mask_rate, step, self.total_steps)
+        return Reading(phase, done, _at_rate(self.rule, rate), is_constant)
 
     def capacity(self, phase: int) -> int:
         """The most predicted tokens of a row in any step of a phase: the shape of the head follows from it."""
@@ -107,3 +132,9 @@ class DataPlan:
                 f"{world.size} ranks are more than the {self.lanes} lanes of this run, and a rank reads at least one: use "
                 f"at most {self.lanes} ranks, or set data.lanes (to a divisor of every global_batch_rows) for a new run"
             )
+
+
+@functools.lru_cache(maxsize=8)
+def _at_rate(rule: MaskRule, rate: float) -> MaskRule:
+    """The same object for the same rate, so that a comparison is one of identity."""
+    return rule.at_rate(rate)

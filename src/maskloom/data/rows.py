@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,6 +45,13 @@ class Rows:
     def concatenate(parts: Sequence[Rows]) -> Rows:
         return Rows(*(np.concatenate([getattr(part, name) for part in parts]) for name in FIELDS))
 
+    @staticmethod
+    def gather(parts: Sequence[Part]) -> Rows:
+        """The rows of the parts, one after the other."""
+        return Rows(
+            *(np.concatenate([getattr(rows, name)[begin:end] for rows, begin, end in parts]) for name in FIELDS)
+        )
+
     def take(self, rows: slice | NDArray[np.int64]) -> Rows:
         """Some of the rows: a view for a slice, a copy for an array of numbers."""
         return Rows(*(getattr(self, name)[rows] for name in FIELDS))
@@ -53,6 +61,14 @@ class Rows:
         for name in FIELDS:
             array = getattr(self, name)
             digest.update(array.astype(array.dtype.newbyteorder("<")).tobytes())
+
+
+class Part(NamedTuple):
+    """The rows begin, ..., end - 1 of `rows`: many are made a step, so that none is cut out alone."""
+
+    rows: Rows
+    begin: int
+    end: int
 
 
 FIELDS = tuple(field.name for field in fields(Rows))

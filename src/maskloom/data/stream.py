@@ -14,6 +14,7 @@ Shapes: R rows, S slots a row.
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ import numpy as np
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from maskloom.data.index import Index
-from maskloom.data.lane import Lane, Skip, gathered, row_keys
+from maskloom.data.lane import Lane, Skip, row_keys, rows_of_step
 from maskloom.data.masking import MaskRule, mask_rows
 from maskloom.data.order import LaneCursors, make_key
 from maskloom.data.packing import pack
@@ -55,12 +56,16 @@ class LaneReader(IterableDataset[Any]):
     Yields `Step`s, or a `UserError` in place of one: an exception that crosses the process border loses its shape.
     """
 
-    def __init__(self, plan: DataPlan, cursors: dict[int, LaneCursors], first_step: int, last_step: int) -> None:
+    def __init__(
+        self, plan: DataPlan, cursors: dict[int, LaneCursors], first_step: int, last_step: int, encoder_threads: int
+    ) -> None:
         self.plan, self.cursors = plan, cursors
-        self.first_step, self.last_step = first_step, last_step
+        self.first_step, self.last_step, self.encoder_threads = first_step, last_step, encoder_threads
 
     def __iter__(self) -> Iterator[Step | UserError]:
         worker = get_worker_info()
+        if worker:  # of its own, so that the encoders of a node's readers together take its cores once
+            os.environ.setdefault("RAYON_NUM_THREADS", str(self.encoder_threads))
         numbers = sorted(self.cursors)[worker.id :: worker.num_workers] if worker else sorted(self.cursors)
         with contextlib.ExitStack() as stack:
             executor = None
@@ -73,7 +78,7 @@ class LaneReader(IterableDataset[Any]):
                     track.prefetch()
             try:
                 for step in range(self.first_step, self.last_step):
-                    rows = gathered(lanes, step)
+                    rows = rows_of_step(lanes, step)
                     skips = tuple(skip for lane in lanes for skip in lane.skipped())
                     yield Step(step, rows, {lane.number: lane.cursors for lane in lanes}, skips)
             except UserError as error:
@@ -103,9 +108,9 @@ def read_steps(
     plan.check_world(world)
     mine = world.share(plan.lanes)
     workers = min(workers, len(mine))
-    reader = LaneReader(
-        plan, {lane: cursors[lane] for lane in mine}, first_step, plan.total_steps if last_step is None else last_step
-    )
+    last_step = plan.total_steps if last_step is None else last_step
+    threads = max(1, len(os.sched_getaffinity(0)) // (world.local_size * max(workers, 1)))
+    reader = LaneReader(plan, {lane: cursors[lane] for lane in mine}, first_step, last_step, threads)
     loader: DataLoader[Any] = DataLoader(
         reader,
         batch_size=None,
@@ -128,8 +133,9 @@ def skip_steps(plan: DataPlan, cursors: Sequence[LaneCursors], first_step: int, 
     """Where the lanes stand before `last_step`, if they stand at `cursors` before `first_step`."""
     lanes = [Lane(plan, number, lane_cursors) for number, lane_cursors in enumerate(cursors)]
     for step in range(first_step, last_step):
+        reading = plan.reading(step)
         for lane in lanes:
-            lane.skip(step)
+            lane.skip(reading)
     return [lane.cursors for lane in lanes]
 
 
@@ -151,7 +157,7 @@ def held_out_rows(
             continue
         identity = (index.digest, "validation", int(block))
         packed = pack(documents, seq_len, make_key(*identity, "pack"), tokenizer)
-        keys = row_keys(make_key(*identity, "mask", seq_len), len(packed))
+        keys = row_keys(make_key(*identity, "mask", seq_len), packed.count)
         input_ids, chosen = mask_rows(packed.tokens, packed.starts, keys, rule, tokenizer)
         yield Rows(packed.tokens, input_ids, packed.starts, chosen)
 
