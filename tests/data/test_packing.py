@@ -37,7 +37,7 @@ def expected_text(lengths: list[int]) -> list[int]:
 @given(lengths_of_documents, st.integers(8, 70), keys)
 def test_every_token_stands_in_one_row_once(lengths: list[int], seq_len: int, key: int) -> None:
     packed = pack(documents_of(lengths), seq_len, key, IDS)
-    assert packed.tokens.shape == packed.starts.shape == (len(packed), seq_len)
+    assert packed.tokens.shape == packed.starts.shape == (packed.count, seq_len)
     assert packed.tokens.dtype == np.int32
     assert text_of(packed.tokens) == expected_text(lengths)
 
@@ -77,7 +77,7 @@ def test_only_a_documents_last_piece_is_short(lengths: list[int], seq_len: int, 
 @given(lengths_of_documents, st.integers(8, 70), keys)
 def test_no_two_rows_are_half_empty(lengths: list[int], seq_len: int, key: int) -> None:
     packed = pack(documents_of(lengths), seq_len, key, IDS)
-    used = np.bincount(packed.begins // seq_len, packed.lengths, len(packed))
+    used = np.bincount(packed.begins // seq_len, packed.lengths, packed.count)
     assert (2 * used <= seq_len).sum() <= 1
 
 
@@ -152,7 +152,7 @@ def test_documents_without_a_token_give_no_row(lengths: list[int]) -> None:
     packed = pack(documents_of(lengths), 16, 1, IDS)
     assert packed.tokens.shape == packed.starts.shape == (0, 16)
     assert len(packed.pieces_from(0)) == 0
-    assert len(pack_after(documents_of(lengths), [(16, 0), (32, 0)], 1, IDS)) == 0
+    assert pack_after(documents_of(lengths), [(16, 0), (32, 0)], 1, IDS).count == 0
 
 
 def rooms_of(bins: np.ndarray, lengths: list[int], capacity: int) -> list[int]:
