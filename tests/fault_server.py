@@ -85,7 +85,7 @@ class FaultServer(ThreadingHTTPServer):
     def strike(self, path: str, start: int, stop: int) -> Fault | None:
         with self.lock:
             for fault in self.faults:
-                inside = start <= fault.at or fault.kind == "drip"  # a drip goes on from wherever it is resumed
+                inside = start <= fault.at or fault.kind in ("drip", "shorter")  # these hold for all that follows, too
                 if fault.times and fault.path in ("", path) and inside and fault.at < max(stop, start + 1):
                     fault.times -= 1
                     if fault.kind in ("etag", "content"):
