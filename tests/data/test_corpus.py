@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
+import random
 import sysconfig
 from pathlib import Path
 from unittest.mock import patch
@@ -11,17 +13,20 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from maskloom.data import corpus
-from maskloom.data.corpus import DOCUMENTATION, find_sources, read_source
+from maskloom.data import compressed, lines
+from maskloom.data.corpus import find_sources, read_source
+from maskloom.data.documentation import DOCUMENTATION
+from maskloom.data.source import TextLayout
 from maskloom.errors import UserError
+from tests.conftest import sentences
 
 documents = st.lists(st.text(st.characters(codec="utf-8"), max_size=30), max_size=12)
 ENGLISH = "This is the text of a documentation string, and it is as long as it needs to be for the test. " * 3
 
 
-def read(*inputs: object, text_key: str = "text", layout: corpus.TextLayout = "file") -> list[tuple[int, int, str]]:
+def read(*inputs: object, text_key: str = "text", layout: TextLayout = "file") -> list[tuple[int, int, str]]:
     """(number of the source, ordinal, text) of every document."""
-    sources = find_sources([str(given) for given in inputs])
+    sources = find_sources([str(given) for given in inputs], text_key)
     return [(source.number, *document) for source in sources for document in read_source(source, text_key, layout)]
 
 
@@ -29,46 +34,55 @@ def texts(*inputs: object, **options: object) -> list[str]:
     return [text for _, _, text in read(*inputs, **options)]  # type: ignore[arg-type]
 
 
-def jsonl(lines: list[str]) -> bytes:
-    return "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in lines).encode()
+def jsonl(rows: list[str]) -> bytes:
+    return "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in rows).encode()
+
+
+def packed(data: bytes, suffix: str) -> bytes:
+    pack = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.ZstdCompressor(write_checksum=True).compress}
+    return pack[suffix](data)
 
 
 @settings(max_examples=50, deadline=None)
 @given(documents, st.integers(1, 90), st.booleans())
 def test_ranges_of_any_size_read_every_line_once(
-    tmp_path_factory: pytest.TempPathFactory, lines: list[str], range_bytes: int, end_of_line: bool
+    tmp_path_factory: pytest.TempPathFactory, rows: list[str], range_bytes: int, end_of_line: bool
 ) -> None:
     path = tmp_path_factory.mktemp("ranges") / "a.jsonl"
-    data = jsonl(lines)
+    data = jsonl(rows)
     path.write_bytes(data if end_of_line else data[:-1])
     whole = read(path)
-    with patch.object(corpus, "RANGE_BYTES", range_bytes):
+    with patch.object(lines, "RANGE_BYTES", range_bytes):
         ranged = read(path)
         assert len(find_sources([str(path)])) == max(1, -(-path.stat().st_size // range_bytes))
-    assert [text for _, _, text in whole] == lines
+    assert [text for _, _, text in whole] == rows
     assert ranged == whole  # the same ordinals as well: a document's identity does not depend on the ranges
 
 
 def test_compressed_lines_are_the_plain_ones(tmp_path: Path) -> None:
-    lines = [f"document {number} é" for number in range(300)]
-    data = jsonl(lines)
-    half = len(jsonl(lines[:150]))
+    rows = [f"document {number} é" for number in range(300)]
+    data = jsonl(rows)
+    half = len(jsonl(rows[:150]))
     frames = [zstandard.ZstdCompressor().compress(part) for part in (data[:half], data[half:])]
     (tmp_path / "a.jsonl").write_bytes(data)
     (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(data[:half]) + gzip.compress(data[half:]))
     (tmp_path / "c.jsonl.zst").write_bytes(b"".join(frames))
     (tmp_path / "D.JSONL").write_bytes(data)
     for path in tmp_path.iterdir():
-        assert texts(path) == lines, path
+        assert texts(path) == rows, path
 
 
 @pytest.mark.parametrize("read_bytes", [1, 7, 1 << 20])
 def test_frames_are_read_in_parts_of_any_size(tmp_path: Path, read_bytes: int) -> None:
-    lines = ["x" * 5000, "y"]
+    documents = ["x" * 5000, "y"]
     path = tmp_path / "a.jsonl.zst"
-    path.write_bytes(b"".join(zstandard.ZstdCompressor().compress(jsonl([line])) for line in lines))
-    with patch.object(corpus, "ZSTD_READ_BYTES", read_bytes):
-        assert texts(path) == lines
+    path.write_bytes(b"".join(zstandard.ZstdCompressor().compress(jsonl([line])) for line in documents))
+    with patch.object(compressed, "FEED_BYTES", read_bytes):
+        assert texts(path) == documents
+    path = tmp_path / "a.jsonl.gz"
+    path.write_bytes(b"".join(gzip.compress(jsonl([line])) for line in documents) + bytes(1000))  # zeros as padding
+    with patch.object(compressed, "FEED_BYTES", read_bytes):
+        assert texts(path) == documents
 
 
 @pytest.mark.parametrize("suffix", [".gz", ".zst"])
@@ -86,8 +100,8 @@ def test_a_compressed_file_that_was_cut_off_is_refused(tmp_path: Path, suffix: s
 @pytest.mark.parametrize("suffix", [".gz", ".zst"])
 def test_a_damaged_compressed_file_is_refused_or_read_whole(tmp_path: Path, suffix: str) -> None:
     """Some bits of a header carry nothing, such as gzip's time."""
-    lines = [f"line {number}" for number in range(20)]
-    data = jsonl(lines)
+    rows = [f"line {number}" for number in range(20)]
+    data = jsonl(rows)
     packed = gzip.compress(data) if suffix == ".gz" else zstandard.ZstdCompressor(write_checksum=True).compress(data)
     path = tmp_path / f"a.jsonl{suffix}"
     refused = 0
@@ -96,7 +110,7 @@ def test_a_damaged_compressed_file_is_refused_or_read_whole(tmp_path: Path, suff
         damaged[place] ^= 0x10
         path.write_bytes(damaged)
         try:
-            assert texts(path) == lines
+            assert texts(path) == rows
         except UserError as error:
             assert path.name in str(error)
             refused += 1
@@ -148,7 +162,7 @@ def test_inputs_that_are_missing_or_hold_no_text_are_named(tmp_path: Path) -> No
         find_sources([str(tmp_path / "none")])
     (tmp_path / "picture.png").touch()
     for path in (tmp_path, tmp_path / "picture.png"):
-        with pytest.raises(UserError, match=rf"{path}: no \.txt, \.jsonl"):
+        with pytest.raises(UserError, match=rf"{path}: no \.txt, \.jsonl or \.parquet file there"):
             find_sources([str(path)])
 
 
@@ -164,6 +178,95 @@ def test_the_documentation_is_the_english_docstrings(tmp_path: Path, monkeypatch
     (tmp_path / "template.py").write_text("def {{ name }}(:", encoding="utf-8")
     (tmp_path / "zeros.py").write_bytes(b"\0\0")
     assert sorted(text.split()[-1] for text in texts(DOCUMENTATION)) == ["class", "function", "method", "module"]
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.text(st.sampled_from("ab \n\r\t\u2028\x0c"), max_size=60), st.sampled_from(["", ".gz", ".zst"]))
+def test_blank_lines_split_a_stream_as_they_split_the_whole(
+    tmp_path_factory: pytest.TempPathFactory, text: str, suffix: str
+) -> None:
+    path = tmp_path_factory.mktemp("blank") / f"a.txt{suffix}"
+    path.write_bytes(packed(text.encode(), suffix))
+    expected: list[list[str]] = [[]]
+    for line in text.splitlines():
+        if line.strip():
+            expected[-1].append(line)
+        elif expected[-1]:
+            expected.append([])
+    assert texts(path, layout="blank-line") == ["\n".join(part) for part in expected if part]
+    assert texts(path) == [text]
+
+
+def test_a_line_or_a_document_beyond_any_measure_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lines, "LONGEST_TEXT_BYTES", 100)
+    (tmp_path / "a.jsonl").write_bytes(jsonl(["short", "x" * 90]))
+    (tmp_path / "b.txt").write_text("x" * 101)
+    (tmp_path / "c.txt").write_text("short\n\n" + "x" * 60 + "\n" + "y" * 60)
+    with pytest.raises(UserError, match=r"a\.jsonl: the line at byte 18 has more than 100 bytes"):
+        texts(tmp_path / "a.jsonl")
+    with pytest.raises(UserError, match=r"b\.txt: one document has more than 100 bytes.*--blank-line"):
+        texts(tmp_path / "b.txt")
+    with pytest.raises(UserError, match=r"c\.txt: the document that goes on at byte 68 has more than 100 bytes"):
+        texts(tmp_path / "c.txt", layout="blank-line")
+
+
+@pytest.mark.parametrize("range_bytes", [150, 1 << 20])
+def test_a_line_of_many_ranges_belongs_to_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, range_bytes: int
+) -> None:
+    monkeypatch.setattr(lines, "SKIP_BYTES", 100)
+    monkeypatch.setattr(lines, "RANGE_BYTES", range_bytes)
+    rows = ["x" * 1000, "y", "z" * 300]
+    (tmp_path / "a.jsonl").write_bytes(jsonl(rows))
+    assert texts(tmp_path / "a.jsonl") == rows
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl"])
+def test_what_expands_beyond_reason_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, suffix: str
+) -> None:
+    monkeypatch.setattr(compressed, "SUSPECT_BYTES", 1 << 16)
+    path = tmp_path / (name + suffix)
+    path.write_bytes(packed(b"\n" * (1 << 20), suffix))
+    with pytest.raises(UserError, match=rf"{name}\{suffix}: \d+ compressed bytes gave \d+ bytes, more than 200 times"):
+        texts(path)
+    rng = random.Random(1)
+    text = "\n".join(sentences(rng, 50) for _ in range(1000))  # as much, but text
+    path.write_bytes(packed(text.encode() if name == "a.txt" else jsonl([text]), suffix))
+    assert texts(path) == [text]
+
+
+def test_a_null_is_an_empty_text(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(b'{"text": null}\n{"text": "a"}\n')
+    assert texts(tmp_path / "a.jsonl") == ["", "a"]
+    (tmp_path / "a.jsonl").write_bytes(b'{"other": null}\n')
+    with pytest.raises(UserError, match="no 'text' in the object"):
+        texts(tmp_path / "a.jsonl")
+
+
+def test_links_are_followed_and_loops_end(tmp_path: Path) -> None:
+    (tmp_path / "in" / "sub").mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "c.txt").write_text("c")
+    (tmp_path / "in" / "a.txt").write_text("a")
+    (tmp_path / "in" / "sub" / "b.txt").write_text("b")
+    (tmp_path / "in" / "sub" / "up").symlink_to(tmp_path / "in")
+    (tmp_path / "in" / "self").symlink_to("self")
+    (tmp_path / "in" / "gone.txt").symlink_to("nowhere")
+    (tmp_path / "in" / "x").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "in" / "y").symlink_to(tmp_path / "elsewhere")
+    assert sorted(texts(tmp_path / "in")) == ["a", "b", "c"]
+
+
+def test_stamps_tell_a_file_that_changed(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("one")
+    before = find_sources([str(path)])[0].stamp
+    os.utime(path, ns=(1, 1))
+    after = find_sources([str(path)])[0].stamp
+    path.write_text("more")
+    assert len({before, after, find_sources([str(path)])[0].stamp}) == 3
 
 
 def test_a_place_without_python_files_has_no_documentation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -51,30 +51,30 @@ class _Decompressed(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         while not self.text:
-            data = self.unread or self._read()
+            data = self.unread or self.file.read(FEED_BYTES)
             if not data:
                 if self.frame is not None:
                     raise EOFError(f"the file ends inside a {'gzip member' if self.is_gzip else 'zstd frame'}")
                 return 0
+            self.read_bytes += 0 if self.unread else len(data)
             self._decompress(data)
         count = min(len(buffer), len(self.text))
         buffer[:count], self.text = self.text[:count], self.text[count:]
         return count
 
-    def _read(self) -> bytes:
-        data = self.file.read(FEED_BYTES)
-        while self.is_gzip and self.frame is None and data and not data.strip(b"\0"):
-            data = self.file.read(FEED_BYTES)  # gzip allows zeros after a member, as tapes and disk blocks leave them
-        self.read_bytes += len(data)
-        return data
-
     def _decompress(self, data: bytes) -> None:
+        """Set `text` and `unread` from the bytes that follow."""
+        self.unread = b""
         if self.frame is None:
+            # gzip allows zeros after a member, as tapes and disk blocks leave them.
             data = data.lstrip(b"\0") if self.is_gzip else data
+            if not data:
+                return
             self.frame = zlib.decompressobj(31) if self.is_gzip else _zstd_frame()
         self.text = memoryview(self.frame.decompress(data))
-        self.unread = self.frame.unused_data if self.frame.eof else b""
-        self.frame = None if self.frame.eof else self.frame
+        if self.frame.eof:
+            self.unread = self.frame.unused_data
+            self.frame = None
         self.text_bytes += len(self.text)
         if self.text_bytes > SUSPECT_BYTES and self.text_bytes > LARGEST_RATIO * self.read_bytes:
             raise UserError(

@@ -60,6 +60,7 @@ BATCHES_OF_A_SMALL_CORPUS = 64  # so that many processes share it
 BUCKET_BYTES = 32 << 10
 LONGEST_DOCUMENT_BYTES = 64 * 1024
 POLL_S = 5.0
+QUOTE = json.JSONEncoder(ensure_ascii=False).encode
 
 Advance = Callable[[float], None]
 OnStage = Callable[[str, float], Advance]
@@ -359,7 +360,7 @@ def _members(documents: Iterable[bytes]) -> Iterator[bytes]:
     lines: list[str] = []
     size = 0
     for text in documents:
-        lines.append(json.dumps({"text": text.decode()}, ensure_ascii=False))
+        lines.append(f'{{"text": {QUOTE(text.decode())}}}')  # as `json.dumps` writes it, twice as fast
         size += len(lines[-1])
         if size >= MEMBER_BYTES:
             yield ("\n".join(lines) + "\n").encode()

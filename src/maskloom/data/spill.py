@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import struct
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -23,7 +24,7 @@ from maskloom.errors import UserError
 
 MAGIC = b"MLSPILL1"
 TAIL = struct.Struct("<8sQQQ")  # magic, where the table begins, where the JSON begins, size of the file
-RECORD = struct.Struct("<16sQI")  # digest of the text, order key, bytes of the text
+RECORD = struct.Struct("<I16sQI")  # CRC-32 of all that follows; digest of the text, order key, bytes of the text
 RECORD_OVERHEAD_BYTES = 160  # of a record in memory, beside its text
 WRITE_BYTES = 1 << 20
 
@@ -55,7 +56,8 @@ class SpillWriter:
         self.position = 0
 
     def add(self, bucket: int, record: Record) -> None:
-        data = RECORD.pack(record.digest, record.order, len(record.text)) + record.text
+        data = RECORD.pack(0, record.digest, record.order, len(record.text)) + record.text
+        data = zlib.crc32(memoryview(data)[4:]).to_bytes(4, "little") + data[4:]
         self.held.append((bucket, data))
         self.held_bytes += len(data) + RECORD_OVERHEAD_BYTES
         if self.held_bytes >= self.run_bytes:
@@ -103,23 +105,26 @@ def read_bucket(path: Path, bucket: int, buckets: int) -> Iterator[Record]:
     """The records of one bucket. Raises UserError for a damaged file."""
     with path.open("rb", buffering=0) as file:
         table_at, notes_at, _ = _tail(file, path)
+        if (notes_at - table_at) % (8 * (buckets + 1)):
+            raise _damaged(path)
         for row_at in range(table_at, notes_at, 8 * (buckets + 1)):
             start, end = struct.unpack("<2q", os.pread(file.fileno(), 16, row_at + 8 * bucket))
+            if not 0 <= start <= end <= table_at:
+                raise _damaged(path)
             yield from _records(_read(file, start, end - start), path)
 
 
 def _records(data: bytes, path: Path) -> Iterator[Record]:
-    place = 0
+    view, place = memoryview(data), 0
     while place < len(data):
         if place + RECORD.size > len(data):
             raise _damaged(path)
-        digest, order, length = RECORD.unpack_from(data, place)
-        place += RECORD.size
-        text = data[place : place + length]
-        if text_digest(text) != digest:
+        crc32, digest, order, length = RECORD.unpack_from(data, place)
+        end = place + RECORD.size + length
+        if end > len(data) or zlib.crc32(view[place + 4 : end]) != crc32:
             raise _damaged(path)
-        yield Record(order, digest, text)
-        place += length
+        yield Record(order, digest, data[place + RECORD.size : end])
+        place = end
 
 
 def _read(file: IO[bytes], start: int, length: int) -> bytes:

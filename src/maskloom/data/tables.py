@@ -98,6 +98,10 @@ def hub_sources(given: str, text_key: str, number: int) -> list[Source]:
     """
     import datasets
 
+    if "[" in given:
+        raise UserError(
+            f"{given}: a part of a split is not read: name the whole split, or save the part with `save_to_disk`"
+        )
     name, *parts = given.removeprefix(HUB).split(":")
     if not name or len(parts) not in (1, 2) or not all(parts):
         raise UserError(
@@ -144,8 +148,8 @@ def _arrow_sources(
         first += start_row
     if first != rows:
         raise UserError(
-            f"{title}: {rows} rows of a dataset whose files hold {first}: a part of a split is not read. Name the whole "
-            "split, or save the part with `save_to_disk`"
+            f"{title}: {rows} rows of a dataset whose files hold {first}: a dataset that was cut or put in another order is "
+            "not read as it is. Save it with `save_to_disk` first"
         )
     return sources
 
@@ -183,6 +187,9 @@ def _texts(columns: Iterable[Any], source: Source, text_key: str) -> Iterator[tu
 
 
 def _plain(column: Any) -> Any:
+    """As plain text: of a column in which every row is null the type may be lost."""
+    if pyarrow.types.is_null(column.type):
+        return column.cast(pyarrow.string())
     return column.dictionary_decode() if pyarrow.types.is_dictionary(column.type) else column
 
 
@@ -200,7 +207,8 @@ def _check_column(schema: Any, text_key: str, title: str) -> None:
         raise UserError(f"{title}: {problem}; it has {', '.join(map(repr, schema.names))}: use --text-key")
     kind = schema.field(places[0]).type
     plain = kind.value_type if pyarrow.types.is_dictionary(kind) else kind
-    is_text = (pyarrow.types.is_string, pyarrow.types.is_large_string, pyarrow.types.is_string_view)
+    types = pyarrow.types
+    is_text = (types.is_string, types.is_large_string, types.is_string_view, types.is_null)
     if not any(test(plain) for test in is_text):
         raise UserError(f"{title}: column '{text_key}' holds {kind}, not text: use --text-key")
 
