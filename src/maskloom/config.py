@@ -15,13 +15,26 @@ from typing import Annotated, Any, Literal
 
 import pydantic
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Tag,
+)
 
 from maskloom.errors import UserError
 
 BelowOne = Annotated[float, Field(ge=0.0, lt=1.0)]
 PositiveShare = Annotated[float, Field(gt=0.0, le=1.0)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+ONE, SEVERAL = "<one>", "<several>"  # the two forms of data.train; pydantic puts their names into an error's place
 
 
 class Section(BaseModel):
@@ -53,7 +66,10 @@ class Storage(Section):
 
 
 class Data(Section):
-    train: str | Annotated[tuple[Corpus, ...], Field(min_length=1)]
+    train: Annotated[
+        Annotated[str, Tag(ONE)] | Annotated[tuple[Corpus, ...], Field(min_length=1), Tag(SEVERAL)],
+        Discriminator(lambda given: ONE if isinstance(given, str) else SEVERAL),
+    ]
     """Folder or URL that holds `index.json`, as `maskloom shards` and `maskloom index` write it; or a list of `path` and
     `weight`, whose rows are mixed."""
     lanes: PositiveInt | None = None
@@ -68,6 +84,13 @@ class Data(Section):
     max_bad_share: Share = 0.001
     """Largest share of the blocks read that may be skipped; one is always allowed. Beyond it the run ends."""
     storage: Storage = Storage()
+
+    @pydantic.field_validator("train", mode="before")
+    @classmethod
+    def _one_or_several(cls, given: Any) -> Any:
+        if not isinstance(given, str | list | tuple) or not given:
+            raise ValueError(f"{given!r} is neither a folder or URL nor a list of {{path: ..., weight: ...}}")
+        return given
 
     @property
     def corpora(self) -> tuple[Corpus, ...]:
@@ -403,7 +426,7 @@ def _position(items: list[Any], name: str, where: str) -> int:
 
 
 def _fault(detail: Any) -> str:
-    key = ".".join(str(part) for part in detail["loc"])
+    key = ".".join(str(part) for part in detail["loc"] if part not in (ONE, SEVERAL))
     match detail["type"]:
         case "extra_forbidden":
             near = difflib.get_close_matches(str(detail["loc"][-1]), _keys_beside(detail["loc"]), n=1, cutoff=0.5)

@@ -56,6 +56,9 @@ def run(options: argparse.Namespace) -> int:
         f"  held-out loss     {figures['evaluation_loss']:.3f} nats a token "
         f"({int(figures['evaluation_tokens']):,} tokens)"
     )
+    for number, index in enumerate(corpora if len(corpora) > 1 else ()):
+        if (loss := figures.get(f"evaluation_loss_{number}")) is not None:
+            print(f"    of {index.folder}: {loss:.3f}")
     print(f"  perplexity        {figures['evaluation_perplexity']:,.1f}")
     print(f"  accuracy          {figures['evaluation_accuracy']:.1%} of the masked tokens")
     if losses:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 
@@ -18,6 +19,7 @@ from maskloom.distributed import World, max_over_ranks, sum_over_ranks
 from maskloom.tokenizer import Tokenizer
 
 Forward = Callable[[MicroBatch], tuple[torch.Tensor, torch.Tensor]]
+BATCHES_HELD = 16  # micro-batches that are made before ranks agree on their number again: memory stays bounded
 ENTROPY_BLOCKS = 64  # about 8 MiB of text: enough for the entropy of a vocabulary to two digits
 
 
@@ -98,8 +100,12 @@ def _equal_batches(
     rows: Iterator[Rows], size: int, capacity: int, seq_len: int, tokenizer: Tokenizer, device: torch.device
 ) -> Iterator[MicroBatch]:
     """This rank's micro-batches, filled up to as many as any rank has, or the collectives of ZeRO-3 would not meet."""
-    mine = list(_buckets(rows, size))
-    count = int(max_over_ranks(torch.tensor([len(mine)], device=device)))
-    for number in range(count):
-        part = mine[number] if number < len(mine) else Rows.none(seq_len)
-        yield make_micro_batch(part, size, capacity, tokenizer).to(device)
+    mine = _buckets(rows, size)
+    while True:
+        held = list(itertools.islice(mine, BATCHES_HELD))
+        count = int(max_over_ranks(torch.tensor([len(held)], device=device)))
+        if not count:
+            return
+        for number in range(count):
+            part = held[number] if number < len(held) else Rows.none(seq_len)
+            yield make_micro_batch(part, size, capacity, tokenizer).to(device)
