@@ -9,21 +9,25 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from maskloom.data.batch import Layout, MicroBatch, count_text_tokens, make_micro_batch, micro_batches
+from maskloom.config import Masking
+from maskloom.data.batch import Layout, MicroBatch, make_micro_batch, micro_batches
 from maskloom.data.index import Index
 from maskloom.data.masking import MaskRule
 from maskloom.data.order import first_cursors
-from maskloom.data.packing import pack
-from maskloom.data.stream import DataPlan, Rows, read_steps
+from maskloom.data.plan import DataPlan, PhasePlan
+from maskloom.data.rows import Rows
+from maskloom.data.stream import read_steps
 from maskloom.distributed import World
 from maskloom.tokenizer import Tokenizer
 
-RULE = MaskRule(0.15)
+from .reading import plan_of
+
+CAPACITY = MaskRule(0.15).most(32)
 
 
 @pytest.fixture(scope="module")
 def plan(index: Index, tokenizer: Tokenizer) -> DataPlan:
-    return DataPlan(index, tokenizer, 1, 4, ((2, 32, 3),), RULE)
+    return plan_of([index], tokenizer, [PhasePlan(2, 32, 3)], 4, seed=1)
 
 
 def rows_of(plan: DataPlan, world: World) -> Rows:
@@ -55,7 +59,7 @@ def test_ranks_run_the_same_shapes_and_together_the_global_batch(plan: DataPlan,
         world = World(rank, size)
         layout = Layout.of(plan.lanes, 3, most, world)
         mine = rows_of(plan, world)
-        batches = list(micro_batches(mine, layout, RULE, plan.tokenizer))
+        batches = list(micro_batches(mine, layout, CAPACITY, plan.tokenizer))
         ids = torch.cat([batch.input_ids for batch in batches]).reshape(-1, 32)
         seen.append(ids[: len(mine)])
         assert (ids[len(mine) :] == plan.tokenizer.pad_id).all()
@@ -81,7 +85,7 @@ def test_three_ranks_that_do_not_divide_four_lanes(plan: DataPlan) -> None:
 @pytest.mark.parametrize("size", [12, 13, 20])
 def test_a_micro_batch_says_what_its_rows_say(plan: DataPlan, size: int) -> None:
     rows = rows_of(plan, World())
-    batch = make_micro_batch(rows, size, RULE, plan.tokenizer)
+    batch = make_micro_batch(rows, size, CAPACITY, plan.tokenizer)
     tokens = np.full((size, 32), plan.tokenizer.pad_id)
     tokens[: len(rows)] = rows.tokens
     real = batch.weights > 0
@@ -89,7 +93,7 @@ def test_a_micro_batch_says_what_its_rows_say(plan: DataPlan, size: int) -> None
     assert np.array_equal(batch.masked_index[real].numpy(), np.flatnonzero(rows.chosen))
     assert np.array_equal(batch.targets[real].numpy(), rows.tokens[rows.chosen])
     assert batch.masked_index[~real].eq(0).all()
-    assert len(batch.weights) == size * RULE.most(32)
+    assert len(batch.weights) == size * CAPACITY
 
     ends = batch.cu_seqlens.tolist()
     assert ends[0] == 0
@@ -109,14 +113,14 @@ def test_a_micro_batch_says_what_its_rows_say(plan: DataPlan, size: int) -> None
 
 def test_no_row_at_all_is_a_micro_batch_of_filling(plan: DataPlan) -> None:
     none = rows_of(plan, World()).take(slice(0, 0))
-    batch = make_micro_batch(none, 3, RULE, plan.tokenizer)
+    batch = make_micro_batch(none, 3, CAPACITY, plan.tokenizer)
     assert batch.weights.sum() == 0
     assert batch.input_ids.tolist() == [plan.tokenizer.pad_id] * (3 * 32)
     assert batch.cu_seqlens.tolist() == [0, 32, 64, 96]
 
 
 def test_dtypes_are_those_that_the_model_takes(plan: DataPlan) -> None:
-    batch = make_micro_batch(rows_of(plan, World()), 12, RULE, plan.tokenizer)
+    batch = make_micro_batch(rows_of(plan, World()), 12, CAPACITY, plan.tokenizer)
     kinds = {name: value.dtype for name, value in vars(batch).items() if isinstance(value, torch.Tensor)}
     assert kinds == {
         "input_ids": torch.int64,
@@ -130,7 +134,7 @@ def test_dtypes_are_those_that_the_model_takes(plan: DataPlan) -> None:
 
 
 def test_moving_keeps_every_field(plan: DataPlan) -> None:
-    batch = make_micro_batch(rows_of(plan, World()), 12, RULE, plan.tokenizer)
+    batch = make_micro_batch(rows_of(plan, World()), 12, CAPACITY, plan.tokenizer)
     moved = batch.to(torch.device("meta"))
     for field in fields(MicroBatch):
         one, other = getattr(batch, field.name), getattr(moved, field.name)
@@ -140,8 +144,15 @@ def test_moving_keeps_every_field(plan: DataPlan) -> None:
             assert one == other
 
 
-def test_text_tokens_are_those_of_the_documents(plan: DataPlan, index: Index, tokenizer: Tokenizer) -> None:
-    documents = tokenizer.encode(index.documents(int(index.train_blocks[0]), "train"))
-    packed = pack(documents, 32, 1, tokenizer)
-    rows = Rows(packed.tokens, packed.tokens, packed.starts, np.zeros_like(packed.starts))
-    assert count_text_tokens(rows, tokenizer) == sum(map(len, documents))
+def test_the_shape_is_that_of_the_phases_richest_step(index: Index, tokenizer: Tokenizer) -> None:
+    """While the rate falls, what is not predicted any more becomes filling; nothing of a step is cut off."""
+    masking = Masking(rate=0.4, final_rate=0.1)
+    plan = plan_of([index], tokenizer, [PhasePlan(8, 32, 3)], 4, masking=masking)
+    shapes, weights = set(), []
+    for step in read_steps(plan, World(), first_cursors(4), 0):
+        batch = make_micro_batch(step.rows, 12, plan.capacity(0), tokenizer)
+        assert batch.weights.sum() == step.rows.chosen.sum()
+        shapes.add(len(batch.weights))
+        weights.append(float(batch.weights.mean()))
+    assert shapes == {12 * MaskRule(0.4).most(32)}
+    assert weights[0] > 2 * weights[-1]  # 0.4 to 0.1, and rows that are not full
