@@ -29,7 +29,7 @@ ALONE = World(0, 1)
 STEP_ROWS = {"steps of 256 rows": 256, "steps of 32 rows": 32}
 LANES = 8
 MOST_STEPS = 10**9
-PREFETCH_STEPS = Data(train="").prefetch_steps
+PREFETCH_STEPS = Data.model_fields["prefetch_steps"].default
 
 
 def open_plan(job: dict[str, Any], step_rows: int) -> DataPlan:
