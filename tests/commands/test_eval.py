@@ -29,7 +29,7 @@ def test_the_figures_are_those_that_training_logged(
     losses = [line["loss"] for line in lines if "loss" in line]
     assert len(losses) == 12
     assert figures["training_loss"] == pytest.approx(sum(losses[10:]) / 2)  # the last tenth of 12 steps, rounded up
-    assert figures["unigram_entropy"] == unigram_entropy(load_index(corpus_dir), tokenizer)
+    assert figures["unigram_entropy"] == unigram_entropy([load_index(corpus_dir)], tokenizer)
 
 
 def test_the_text_holds_the_same_figures(trained_run: Path, succeeds: Command) -> None:

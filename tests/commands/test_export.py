@@ -48,7 +48,7 @@ def test_hugging_face_computes_the_runs_logits(
     index = load_index(loaded.config.data.train)
     rule = MaskRule(0.15)
     rows = next(iter(held_out_rows(index, tokenizer, 128, rule, World())))
-    batch = make_micro_batch(rows, len(rows), rule, tokenizer)
+    batch = make_micro_batch(rows, len(rows), rule.most(128), tokenizer)
     with torch.no_grad():
         hidden = loaded.model.encode(batch).view(len(rows), 128, -1)
         compared = 0

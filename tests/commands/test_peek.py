@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from maskloom.config import parse_config
-from maskloom.data.index import load_index
 from maskloom.data.order import first_cursors
-from maskloom.data.stream import DataPlan, Step, read_steps
+from maskloom.data.plan import DataPlan, open_corpora
+from maskloom.data.stream import Step, read_steps
 from maskloom.distributed import World
 from maskloom.tokenizer import Tokenizer, load_tokenizer
 
@@ -27,7 +27,7 @@ def config(run_config: dict, write_config: Callable[[dict], Path]) -> Path:
 def steps(run_config: dict) -> list[Step]:
     """The first three steps, read by one rank."""
     config = parse_config(run_config, "run.yaml")
-    plan = DataPlan.of(config, load_index(config.data.train), load_tokenizer(config.tokenizer))
+    plan = DataPlan.of(config, open_corpora(config.data), load_tokenizer(config.tokenizer))
     return list(read_steps(plan, World(), first_cursors(plan.lanes), 0, 3))
 
 
@@ -124,5 +124,5 @@ def test_a_run_whose_corpus_changed_is_refused(
     (tmp_path / "other.txt").write_text("\n\n".join(documents[:50]))
     succeeds("shards", tmp_path / "other.txt", tmp_path / "other", "--blank-line", "--processes", 1)
     message = fails("peek", trained_run, f"data.train={tmp_path / 'other'}", "--steps", "9:10")
-    assert "corpus:" in message
+    assert "corpus 0:" in message
     assert "does not fit this run" in message

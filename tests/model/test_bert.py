@@ -24,7 +24,7 @@ from transformers import (
 from maskloom.config import Model, parse_config
 from maskloom.data.batch import MicroBatch, make_micro_batch
 from maskloom.data.masking import MaskRule
-from maskloom.data.stream import Rows
+from maskloom.data.rows import Rows
 from maskloom.errors import UserError
 from maskloom.model.bert import MaskedLM, build_model, count_parameters
 from maskloom.tokenizer import Tokenizer, load_tokenizer
@@ -78,7 +78,7 @@ def make_rows(lengths: list[list[int]], tokenizer: Tokenizer, seed: int = 0) -> 
 
 
 def bucket(rows: Rows, tokenizer: Tokenizer, size: int | None = None) -> MicroBatch:
-    return make_micro_batch(rows, size or len(rows), RULE, tokenizer)
+    return make_micro_batch(rows, size or len(rows), RULE.most(rows.tokens.shape[1]), tokenizer)
 
 
 def hugging_face_inputs(rows: Rows, tokenizer: Tokenizer) -> dict[str, torch.Tensor]:
@@ -256,7 +256,7 @@ def test_reference_walk(minilm_dir: Path) -> None:
     given = input_ids.numpy().astype(np.int32)
     tokens, starts, chosen = given.copy(), np.zeros((1, 62), bool), np.zeros((1, 62), bool)
     tokens[0, places], starts[0, 0], chosen[0, places] = words, True, True
-    loss, _ = ours(make_micro_batch(Rows(tokens, given, starts, chosen), 1, RULE, tokenizer))
+    loss, _ = ours(bucket(Rows(tokens, given, starts, chosen), tokenizer))
 
     one_hot = F.one_hot(torch.tensor(words), 30522).float()
     by_hand = -(one_hot * logits[0, places].log_softmax(-1)).sum(-1).mean()

@@ -15,11 +15,12 @@ import torch
 from tokenizers.implementations import BertWordPieceTokenizer
 
 from maskloom.config import Evaluation, Model
-from maskloom.data.batch import MicroBatch, count_text_tokens
+from maskloom.data.batch import MicroBatch
 from maskloom.data.index import Index, index_tars
 from maskloom.data.masking import MaskRule
+from maskloom.data.rows import Rows, count_text_tokens
 from maskloom.data.shards import Options, write_shards
-from maskloom.data.stream import Rows, held_out_rows
+from maskloom.data.stream import held_out_rows
 from maskloom.distributed import World
 from maskloom.model.bert import MaskedLM, build_model
 from maskloom.tokenizer import SPECIAL_TOKENS, Tokenizer, load_tokenizer
@@ -119,8 +120,8 @@ def sums(figures: dict[str, float]) -> np.ndarray:
 
 def test_ranks_add_up_to_one(index: Index, tokenizer: Tokenizer, model: MaskedLM) -> None:
     settings = Evaluation(seq_len=64, micro_batch_rows=4)
-    alone = evaluate(model, index, tokenizer, settings, CPU, World())
-    parts = [evaluate(model, index, tokenizer, settings, CPU, World(rank, 2)) for rank in range(2)]
+    alone = evaluate(model, [index], tokenizer, settings, CPU, World())
+    parts = [evaluate(model, [index], tokenizer, settings, CPU, World(rank, 2)) for rank in range(2)]
     assert all(part["evaluation_tokens"] for part in parts)
     np.testing.assert_allclose(sum(map(sums, parts)), sums(alone), rtol=1e-5)
     assert alone["evaluation_perplexity"] == pytest.approx(math.exp(alone["evaluation_loss"]))
@@ -128,7 +129,7 @@ def test_ranks_add_up_to_one(index: Index, tokenizer: Tokenizer, model: MaskedLM
 
 def test_the_bucket_does_not_matter(index: Index, tokenizer: Tokenizer, model: MaskedLM) -> None:
     figures = [
-        sums(evaluate(model, index, tokenizer, Evaluation(seq_len=64, micro_batch_rows=size), CPU, World()))
+        sums(evaluate(model, [index], tokenizer, Evaluation(seq_len=64, micro_batch_rows=size), CPU, World()))
         for size in (3, 7, 64)
     ]
     for other in figures[1:]:
@@ -145,7 +146,7 @@ def test_the_mean_is_over_predicted_tokens(index: Index, tokenizer: Tokenizer) -
     def forward(batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
         return 2 * batch.weights.sum(), torch.tensor(1)
 
-    figures = evaluate(forward, index, tokenizer, Evaluation(seq_len=32, micro_batch_rows=4), CPU, World())
+    figures = evaluate(forward, [index], tokenizer, Evaluation(seq_len=32, micro_batch_rows=4), CPU, World())
     assert figures == {
         "evaluation_loss": 2.0,
         "evaluation_perplexity": pytest.approx(math.exp(2.0)),
@@ -163,5 +164,5 @@ def test_unigram_entropy_by_hand(tmp_path: Path) -> None:
     source = tmp_path / "text.jsonl"
     source.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     index, _ = write_shards([str(source)], tmp_path / "shards", Options(val_fraction=0.0))
-    entropy = unigram_entropy(index, load_tokenizer(tmp_path))
+    entropy = unigram_entropy([index], load_tokenizer(tmp_path))
     assert entropy == pytest.approx(1.5 * math.log(2))
