@@ -175,13 +175,12 @@ def mask_rows(
 
 def _choose_tokens(maskable: Bools, row_keys: UInt64s, rule: MaskRule) -> Bools:
     """Which slots are predicted where tokens are units, bool [R, S]."""
-    seq_len = maskable.shape[1]
-    keys = _order_keys(hash64(row_keys[:, None], _slots(seq_len) * DRAWS + CHOICE), _slots(seq_len), seq_len)
+    keys = _order_keys(row_keys, maskable.shape[1])
     np.copyto(keys, NO_UNIT, where=~maskable)
     if rule.draw == "exact":
         count = rule.count(maskable.sum(axis=1))
     else:
-        count = np.minimum((keys < _candidate_limit(rule, seq_len)).sum(axis=1), rule.most(seq_len))
+        count = np.minimum((keys < _candidate_limit(rule, keys)).sum(axis=1), rule.most(keys.shape[1]))
     # The smallest `count` keys of a row, no two of which are equal, are those up to the one at `count` in sorted order.
     ordered = np.sort(keys, axis=1)
     limit = np.where(count > 0, ordered[np.arange(len(keys)), count - 1] + np.uint64(1), np.uint64(0))
@@ -201,21 +200,25 @@ def _choose_words(
     goes_on = np.zeros_like(maskable)  # text stands before it in its piece: it may belong to the same word and span
     goes_on[:, 1:] = maskable[:, :-1]
     goes_on &= ~starts
-    at = np.flatnonzero(maskable)
-    first = np.flatnonzero(~(goes_on & continuation).reshape(-1)[at])
-    words, sizes = at[first], np.diff(first, append=len(at))
+    is_unit = maskable & ~(goes_on & continuation)
+    words = np.flatnonzero(is_unit)
+    sizes = np.diff(np.cumsum(maskable, dtype=np.int64)[words], append=np.count_nonzero(maskable) + 1)
     leads = words
+    keys = _order_keys(row_keys, seq_len)
     if rule.unit == "span":
-        draws = _hash_at(row_keys, words, seq_len, LENGTH)
+        draws = hash64(row_keys[:, None], _slots(seq_len) * DRAWS + LENGTH).reshape(-1)[words]
         leads = words[span_leads(~goes_on.reshape(-1)[words], draws, rule.span_p, rule.span_max_words)]
-    keys = _order_keys(_hash_at(row_keys, leads, seq_len, CHOICE), _slot_of(words, seq_len), seq_len)
+        # The lowest bits of a key hold the slot, so that this is the span's draw with the word's own slot.
+        keys.reshape(-1)[words] = keys.reshape(-1)[leads] + (words - leads).astype(np.uint64)
     if rule.draw == "exact":
         budget = rule.count(maskable.sum(axis=1))
     else:
         budget = np.full(len(maskable), rule.most(seq_len))
-        candidates = np.flatnonzero(keys < _candidate_limit(rule, seq_len))
-        words, leads, sizes, keys = words[candidates], leads[candidates], sizes[candidates], keys[candidates]
-    taken = np.flatnonzero(_take_words(words, sizes, keys, budget, seq_len))
+        is_unit &= keys < _candidate_limit(rule, keys)
+    np.copyto(keys, NO_UNIT | _slots(seq_len), where=~is_unit)
+    size_at = np.zeros(maskable.size, dtype=np.int64)
+    size_at[words] = sizes
+    taken = np.flatnonzero(_take_in_order(keys, size_at, budget)[words])
     counts = sizes[taken]
     # Each word's slots: its first, and on from there.
     before = np.cumsum(counts) - counts
@@ -223,29 +226,32 @@ def _choose_words(
     return slots, np.repeat(leads[taken], counts)
 
 
-def _take_words(words: Int64s, sizes: Int64s, keys: UInt64s, budget: Int64s, seq_len: int) -> Bools:
-    """Take the words of each row in the order of their keys while they fit into its budget.
+def _take_in_order(keys: UInt64s, size_at: Int64s, budget: Int64s) -> Bools:
+    """Take the units of each row in the order of their keys while they fit into its budget.
 
     Args:
-        words: int64 [U]; place of each word's first slot in the flattened rows.
-        sizes: int64 [U]; its tokens.
-        keys: uint64 [U]; its order key.
+        keys: uint64 [R, S]; order key of the unit that begins in a slot, NO_UNIT and the slot where none does.
+        size_at: int64 [R*S]; tokens of the unit that begins in a slot.
         budget: int64 [R]; tokens.
 
     Returns:
-        bool [U].
+        bool [R*S]: which slots begin a unit that is taken.
     """
-    rows = len(budget)
-    size_at = np.zeros(rows * seq_len, dtype=np.int64)
-    size_at[words] = sizes
-    ordered = np.tile(NO_UNIT | _slots(seq_len), (rows, 1))
-    ordered.reshape(-1)[words] = keys
-    ordered.sort(axis=1)
-    richest = int((ordered < NO_UNIT).sum(axis=1).max(initial=0))
-    places = (ordered[:, :richest] & _low(seq_len)).astype(np.int64) + np.arange(rows)[:, None] * seq_len
-    taken = np.zeros(rows * seq_len, dtype=bool)
-    taken[places[fill(size_at[places], budget)]] = True
-    return taken[words]
+    seq_len = keys.shape[1]
+    keys = np.sort(keys, axis=1)
+    taken = np.zeros(keys.size, dtype=bool)
+    room = budget.copy()
+    # As many units as the budget has tokens fill nearly every row: the others are looked at where there is room left.
+    near = min(int(budget.max(initial=0)), seq_len)
+    for columns in (slice(0, near), slice(near, seq_len)):
+        rows = np.flatnonzero(room > 0)
+        ordered = keys[rows, columns]
+        places = (ordered & _low(seq_len)).astype(np.int64) + rows[:, None] * seq_len
+        sizes = np.where(ordered < NO_UNIT, size_at[places], 0)
+        now = fill(sizes, room[rows])
+        taken[places[now]] = True
+        room[rows] -= np.where(now, sizes, 0).sum(axis=1)
+    return taken
 
 
 def fill(sizes: Int64s, budget: Int64s) -> Bools:
@@ -265,12 +271,12 @@ def fill(sizes: Int64s, budget: Int64s) -> Bools:
     room = budget.copy()
     rows = np.arange(len(sizes))
     while len(rows):
-        fits = (sizes[rows] > 0) & (sizes[rows] <= room[rows, None]) & ~taken[rows]
-        total = np.cumsum(np.where(fits, sizes[rows], 0), axis=1)
-        now = fits & (total <= room[rows, None])
+        here, limit = sizes[rows], room[rows, None]
+        here[taken[rows] | (here > limit)] = 0
+        now = (np.cumsum(here, axis=1) <= limit) & (here > 0)
         taken[rows] |= now
-        room[rows] -= np.where(now, sizes[rows], 0).sum(axis=1)
-        rows = rows[(fits & ~now).any(axis=1) & (room[rows] > 0)]
+        room[rows] -= np.where(now, here, 0).sum(axis=1)
+        rows = rows[((here > 0) & ~now).any(axis=1) & (room[rows] > 0)]
     return taken
 
 
@@ -330,16 +336,18 @@ def _threshold(share: float) -> np.uint64:
     return LAST if share >= 1.0 else np.uint64(int(share * 2.0**64))
 
 
-def _candidate_limit(rule: MaskRule, seq_len: int) -> np.uint64:
+def _candidate_limit(rule: MaskRule, keys: UInt64s) -> np.uint64:
     """The order key below which a unit is a candidate under `bernoulli`: the same for all words of a span."""
-    return np.uint64(int(rule.rate * 2.0**KEY_BITS)) & ~_low(seq_len)
+    return np.uint64(int(rule.rate * 2.0**KEY_BITS)) & ~_low(keys.shape[1])
 
 
-def _order_keys(draws: UInt64s, slots: UInt64s, seq_len: int) -> UInt64s:
-    """Draws as keys to sort by, in place: 63 bits, the lowest of which hold the slot, so that no two are equal."""
-    draws &= (NO_UNIT - np.uint64(1)) & ~_low(seq_len)
-    draws |= slots
-    return draws
+def _order_keys(row_keys: UInt64s, seq_len: int) -> UInt64s:
+    """A key to sort by for each slot, uint64 [R, S]: 63 bits, the lowest of which hold the slot, so that no two are equal."""
+    slots = _slots(seq_len)
+    keys = hash64(row_keys[:, None], slots * DRAWS + CHOICE)
+    keys &= (NO_UNIT - np.uint64(1)) & ~_low(seq_len)
+    keys |= slots
+    return keys
 
 
 def _low(seq_len: int) -> np.uint64:
@@ -351,14 +359,10 @@ def _slots(seq_len: int) -> UInt64s:
     return np.arange(seq_len, dtype=np.uint64)
 
 
-def _slot_of(places: Int64s, seq_len: int) -> UInt64s:
-    """Slot of each place in the flattened rows."""
-    return (places % seq_len).astype(np.uint64)
-
-
 def _hash_at(row_keys: UInt64s, places: Int64s, seq_len: int, draw: np.uint64) -> UInt64s:
     """A draw of each place in the flattened rows."""
-    return hash64(row_keys[places // seq_len], _slot_of(places, seq_len) * DRAWS + draw)
+    rows = places // seq_len
+    return hash64(row_keys[rows], (places - rows * seq_len).astype(np.uint64) * DRAWS + draw)
 
 
 def _ids_of(tokens: tuple[str, ...], tokenizer: Tokenizer) -> tuple[int, ...]:
