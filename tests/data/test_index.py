@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import io
 import json
 import math
+import pickle
 import random
 import shutil
 import tarfile
@@ -21,17 +23,22 @@ from hypothesis import strategies as st
 from maskloom.data import index as module
 from maskloom.data.index import (
     COLUMNS,
+    LISTS,
+    Header,
     Index,
     ShardSplit,
+    check_shard,
     corpus_digest,
     held_out_threshold,
     index_shard,
     index_tars,
     load_index,
+    merge_indexes,
+    table_digest,
     text_hash,
     write_index,
 )
-from maskloom.errors import UserError
+from maskloom.errors import DataFault, UserError
 from tests.conftest import sentences
 
 RECORD = 512  # bytes: a tar is made of such records
@@ -305,13 +312,33 @@ def test_a_shard_that_vanishes_while_it_is_read_is_named(corpus: Path) -> None:
         index.documents(3, "train")
 
 
-@pytest.mark.parametrize("url", ["pipe:cat 0.tar", "http://host/0.tar", "s3://bucket/0.tar"])
+@pytest.mark.parametrize("url", ["pipe:cat 0.tar", "gs://host/0.tar", "ssh:host", "sftp://host/0.tar"])
 def test_shards_elsewhere_are_refused_by_scheme(corpus: Path, url: str) -> None:
     header = json.loads((corpus / "index.json").read_text())
     header["shards"][0]["url"] = url
     (corpus / "index.json").write_text(json.dumps(header))
     with pytest.raises(UserError, match=f"not '{url.partition(':')[0]}:'"):
         load_index(corpus)
+
+
+@pytest.mark.parametrize("url", ["/etc/passwd", "../0.tar", "file:///0.tar"])
+def test_a_place_that_the_header_names_holds_what_was_indexed_or_is_refused(corpus: Path, url: str) -> None:
+    """URLs may change, for corpora move: size and checksums decide, and nothing is run."""
+    header = json.loads((corpus / "index.json").read_text())
+    header["shards"][0]["url"] = url
+    (corpus / "index.json").write_text(json.dumps(header))
+    with pytest.raises(UserError, match=r"is missing|bytes, .* says"):
+        load_index(corpus)
+
+
+@pytest.mark.parametrize("scheme", ["http", "s3"])
+def test_remote_shards_are_met_when_they_are_read(corpus: Path, scheme: str) -> None:
+    header = json.loads((corpus / "index.json").read_text())
+    header["shards"][0]["url"] = f"{scheme}://127.0.0.1:9/0.tar"
+    (corpus / "index.json").write_text(json.dumps(header))
+    index = load_index(corpus)
+    assert index.place(0)[1] == f"{scheme}://127.0.0.1:9/0.tar"
+    assert index.documents(3, "train") == ["a" * 700]  # of the other shard
 
 
 def test_another_number_of_documents_than_indexed_is_refused(corpus: Path) -> None:
@@ -333,18 +360,32 @@ def test_a_column_that_changed_is_refused(corpus: Path, name: str) -> None:
 
 
 def rewrite(corpus: Path, change: Callable[[dict, dict], None]) -> None:
-    """Change header and columns and give them the digest that fits, as someone would who means harm."""
+    """Change header and columns and give them the digests that fit, as someone would who means harm."""
     header = json.loads((corpus / "index.json").read_text())
-    columns = {name: np.load(corpus / "index" / f"{name}.npy") for name in COLUMNS}
+    columns = {name: np.load(corpus / "index" / f"{name}.npy") for name in [*COLUMNS, *LISTS]}
     change(header, columns)
     for name, column in columns.items():
         np.save(corpus / "index" / f"{name}.npy", column)
+    columns = {name: columns[name] for name in COLUMNS}
     header["digest"] = corpus_digest(header, columns)
+    header["table_digest"] = table_digest(header, columns)
     (corpus / "index.json").write_text(json.dumps(header))
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("shard", 99), ("shard", -1), ("offset", -512), ("length", 1 << 62), ("length", -5)]
+    ("name", "value"),
+    [
+        ("shard", 99),
+        ("shard", -1),
+        ("offset", -512),
+        ("offset", 1 << 40),
+        ("offset", (1 << 63) - 1),
+        ("length", 1 << 62),
+        ("length", -5),
+        ("length", 0),
+        ("documents", -1),
+        ("held_out", -1),
+    ],
 )
 def test_blocks_that_no_shard_has_are_refused(corpus: Path, name: str, value: int) -> None:
     def change(header: dict, columns: dict) -> None:
@@ -355,7 +396,95 @@ def test_blocks_that_no_shard_has_are_refused(corpus: Path, name: str, value: in
         load_index(corpus)
 
 
-@pytest.mark.parametrize("key", ["blocks", "digest", "shards", "text_key", "held_out_threshold"])
+@pytest.mark.parametrize("train", [[0, 1, 2, 3, 4, 4], [5, 4, 3, 2, 1, 0], [0, 1, 2, 3, 4], [-6, 1, 2, 3, 4, 5], []])
+def test_lists_of_blocks_that_do_not_fit_the_table_are_refused(corpus: Path, train: list[int]) -> None:
+    """A list without a block would lose its documents, one that names a block twice would repeat them."""
+
+    def change(header: dict, columns: dict) -> None:
+        columns["train"] = np.asarray(train, dtype=np.int32)
+        header["train_blocks"] = max(len(train), 1)
+
+    rewrite(corpus, change)
+    with pytest.raises(UserError, match="does not fit"):
+        load_index(corpus)
+
+
+def test_a_list_that_names_no_block_of_the_table_is_refused(corpus: Path) -> None:
+    def change(header: dict, columns: dict) -> None:
+        columns["train"][-1] = 99
+
+    rewrite(corpus, change)
+    with pytest.raises(UserError, match="does not fit"):
+        load_index(corpus)
+
+
+HEADER_CHANGES = {
+    "format": "other",
+    "version": 1,
+    "digest": "0" * 64,
+    "table_digest": "0" * 64,
+    "documents": 7,
+    "held_out_documents": 1,
+    "bad_documents": 1,
+    "text_bytes": 1,
+    "block_bytes": 2,
+    "blocks": 5,
+    "train_blocks": 5,
+    "validation_blocks": 1,
+    "text_key": "content",
+    "held_out_threshold": 9,
+    "tokens": {"tokenizer": "0" * 64},
+}
+
+
+@pytest.mark.parametrize("key", [*HEADER_CHANGES, "shards.bytes", "shards.sha256", "shards.split", "one shard less"])
+def test_a_header_field_that_changed_is_refused(corpus: Path, key: str) -> None:
+    header = json.loads((corpus / "index.json").read_text())
+    if key in HEADER_CHANGES:
+        assert header[key] != HEADER_CHANGES[key]
+        header[key] = HEADER_CHANGES[key]
+    elif key == "one shard less":
+        header["shards"].pop()
+    else:
+        field = key.partition(".")[2]
+        header["shards"][1][field] = {"bytes": 1, "sha256": "0" * 64, "split": "validation"}[field]
+    (corpus / "index.json").write_text(json.dumps(header))
+    with pytest.raises(UserError, match=r"index\.json.*(write the index again|maskloom index)"):
+        load_index(corpus)
+
+
+def test_every_header_field_was_looked_at(corpus: Path) -> None:
+    header = json.loads((corpus / "index.json").read_text())
+    assert header.keys() == Header.model_fields.keys() == {*HEADER_CHANGES, "shards"}
+    assert header["shards"][0].keys() == {"url", "bytes", "sha256", "split"}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("blocks", "6"),
+        ("blocks", 6.5),
+        ("blocks", 0),
+        ("blocks", -6),
+        ("documents", None),
+        ("text_key", 3),
+        ("shards", []),
+        ("shards", [{"url": "a"}]),
+        ("shards", {"0": "a"}),
+        ("tokens", "yes"),
+        ("tokens", {}),
+        ("unheard_of", 1),
+    ],
+)
+def test_a_header_field_of_another_kind_is_refused_by_its_name(corpus: Path, key: str, value: Any) -> None:
+    header = json.loads((corpus / "index.json").read_text())
+    header[key] = value
+    (corpus / "index.json").write_text(json.dumps(header))
+    with pytest.raises(UserError, match=rf"index\.json: {key}.*write the index again"):
+        load_index(corpus)
+
+
+@pytest.mark.parametrize("key", sorted(Header.model_fields.keys() - {"format", "version"}))
 def test_a_header_without_a_key_is_refused_by_its_name(corpus: Path, key: str) -> None:
     header = json.loads((corpus / "index.json").read_text())
     del header[key]
@@ -416,3 +545,221 @@ def test_columns_of_an_unfinished_index_are_never_read_by_an_older_header(
         write_index(corpus, [entry], text_key="text", block_bytes=1, threshold=0)
     with pytest.raises(UserError, match="no index at"):
         load_index(corpus)
+
+
+def one_member(path: Path, change: Callable[[tarfile.TarInfo], None], name: str = "0.txt") -> Path:
+    """A tar of a good sample and one member that was changed."""
+    with tarfile.open(path, "w") as tar:
+        for member_name, altered in (("a.txt", False), (name, True)):
+            member = tarfile.TarInfo(member_name)
+            member.size = 4
+            if altered:
+                change(member)
+            tar.addfile(member, io.BytesIO(b"text"))
+    return path
+
+
+def typed(kind: bytes) -> Callable[[tarfile.TarInfo], None]:
+    def change(member: tarfile.TarInfo) -> None:
+        member.type, member.linkname = kind, "a.txt"
+        member.size = 0
+
+    return change
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE])
+def test_links_and_devices_are_refused_by_name(tmp_path: Path, kind: bytes) -> None:
+    path = one_member(tmp_path / "a.tar", typed(kind))
+    with pytest.raises(UserError, match=r"a\.tar: member '0\.txt' at byte 1024 is a link, a device or a sparse file"):
+        index_here([path], tmp_path)
+
+
+@pytest.mark.parametrize("name", ["/etc/a.txt", "../a.txt", "b/../../a.txt", "..\\a.txt", "b/..", "\\a\\..\\b.txt"])
+def test_names_that_leave_the_tar_are_refused(tmp_path: Path, name: str) -> None:
+    path = one_member(tmp_path / "a.tar", lambda member: None, name)
+    with pytest.raises(UserError, match="names a place outside the tar"):
+        index_here([path], tmp_path)
+
+
+@pytest.mark.parametrize("name", ["./b.txt", "b/..c/d.txt", "b..txt"])
+def test_names_that_only_look_so_are_read(tmp_path: Path, name: str) -> None:
+    path = one_member(tmp_path / "a.tar", lambda member: None, name)
+    assert texts_of(index_here([path], tmp_path)) == ["text", "text"]
+
+
+def test_a_member_too_large_for_a_block_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_tar(tmp_path / "a.tar", [{"txt": "a" * 100}, {"txt": "b" * 101}])
+    monkeypatch.setattr(module, "LARGEST_MEMBER_BYTES", 100)
+    with pytest.raises(UserError, match=r"member '000001\.txt' .* has 101 bytes, more than 100: .*split it"):
+        index_here([path], tmp_path)
+
+
+def test_folders_inside_a_tar_are_no_samples(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        folder = tarfile.TarInfo("b")
+        folder.type = tarfile.DIRTYPE
+        tar.addfile(folder)
+        member = tarfile.TarInfo("b/c.txt")
+        member.size = 4
+        tar.addfile(member, io.BytesIO(b"text"))
+    assert texts_of(index_here([tmp_path / "a.tar"], tmp_path)) == ["text"]
+
+
+BAD_LINES = [b'{"text": "ab\xff"}', b'{"text": 3}', b"{", b'{"other": "a"}']
+
+
+def test_documents_that_cannot_be_read_are_left_out_and_counted(tmp_path: Path) -> None:
+    """When they are indexed and whenever they are read, so that nothing moves."""
+    rng = random.Random(4)
+    good = [sentences(rng, 8) for _ in range(60)]
+    lines = [json.dumps({"text": text}).encode() for text in good]
+    for place, bad in zip((0, 13, 40, 64), BAD_LINES, strict=True):
+        lines.insert(place, bad)
+    samples: list[dict[str, Any]] = [{"jsonl": b"\n".join(lines[i : i + 8])} for i in range(0, 64, 8)]
+    samples += [{"txt": b"ab\xff"}, {"txt": "last"}]
+    path = write_tar(tmp_path / "a.tar", samples)
+    with pytest.raises(UserError, match=r"a\.tar, sample '000000'\.jsonl line 1: not valid UTF-8"):
+        index_tars([path], tmp_path / "strict", block_bytes=1000)
+    index = index_tars([path], tmp_path / "skipping", block_bytes=1000, fraction=0.3, skip_bad=True)
+    kept = [*good, "last"]
+    assert (index.header["bad_documents"], len(texts_of(index)) + len(texts_of(index, "validation"))) == (5, 61)
+    assert sorted(texts_of(index) + texts_of(index, "validation")) == sorted(kept)
+    assert texts_of(index) == [text for text in kept if text_hash(text) >= index.header["held_out_threshold"]]
+    assert (index.header["documents"], index.header["held_out_documents"]) == (
+        len(texts_of(index)),
+        len(texts_of(index, "validation")),
+    )
+    assert index.header["text_bytes"] == sum(len(text.encode()) for text in kept)
+    assert check_shard(index, 0) == []
+
+
+def test_a_document_that_became_bad_later_is_a_fault_all_the_same(tmp_path: Path) -> None:
+    """Leaving out what was bad when it was indexed must not hide what is bad since."""
+    path = write_tar(tmp_path / "a.tar", [{"txt": "good"}, {"txt": b"ab\xff"}, {"txt": "fine"}])
+    index = index_tars([path], tmp_path, block_bytes=1, skip_bad=True)
+    with pytest.raises(DataFault, match="0 documents in the block at offset 0, the index says 1") as fault:
+        index.documents(0, "train", io.BytesIO(path.read_bytes()[:1024].replace(b"good", b"g\xffod")))
+    assert fault.value.kind == "count"
+
+
+def test_a_pickled_index_is_opened_again(corpus: Path) -> None:
+    index = load_index(corpus)
+    data = pickle.dumps(index)
+    assert len(data) < 2000  # no columns, no shards
+    copy = pickle.loads(data)
+    assert (copy.digest, copy.shards, copy.folder, copy.settings) == (
+        index.digest,
+        index.shards,
+        index.folder,
+        index.settings,
+    )
+    assert texts_of(copy) == texts_of(index)
+    assert copy.train_blocks.tolist() == index.train_blocks.tolist()
+
+
+def test_an_index_that_was_written_anew_meanwhile_is_refused(corpus: Path) -> None:
+    data = pickle.dumps(load_index(corpus))
+    index_here([corpus / "0.tar"], corpus, block_bytes=1)
+    with pytest.raises(UserError, match="was written anew while it was in use: start again"):
+        pickle.loads(data)
+    (corpus / "index.json").unlink()
+    with pytest.raises(UserError, match="no index at"):
+        pickle.loads(data)
+
+
+class TestMerge:
+    def parts(self, folder: Path, **options: Any) -> list[Index]:
+        rng = random.Random(6)
+        parts = []
+        for name, size in (("a", 7), ("b", 12)):
+            (folder / name).mkdir()
+            paths = [
+                write_tar(folder / name / f"{n}.tar", [{"txt": sentences(rng, 30)} for _ in range(size)])
+                for n in range(2)
+            ]
+            parts.append(index_here(paths, folder / name, **options))
+        return parts
+
+    def test_the_whole_holds_the_documents_of_its_parts(self, tmp_path: Path) -> None:
+        one, other = self.parts(tmp_path, split="by_hash", fraction=0.3)
+        merged = merge_indexes([one, other], tmp_path)
+        for split in ("train", "validation"):
+            assert texts_of(merged, split) == texts_of(one, split) + texts_of(other, split)  # type: ignore[arg-type]
+        for key in ("documents", "held_out_documents", "text_bytes", "blocks", "train_blocks", "validation_blocks"):
+            assert merged.header[key] == one.header[key] + other.header[key]
+        assert [shard.url for shard in merged.shards] == ["a/0.tar", "a/1.tar", "b/0.tar", "b/1.tar"]
+        assert [check_shard(merged, number) for number in range(4)] == [[]] * 4
+
+    def test_a_whole_that_moves_with_its_parts_is_the_same(self, tmp_path: Path) -> None:
+        (tmp_path / "old").mkdir()
+        merged = merge_indexes(self.parts(tmp_path / "old"), tmp_path / "old")
+        texts = texts_of(merged)
+        shutil.move(tmp_path / "old", tmp_path / "new")
+        moved = load_index(tmp_path / "new")
+        assert (moved.digest, texts_of(moved)) == (merged.digest, texts)
+
+    def test_the_digest_depends_on_the_parts_and_their_order(self, tmp_path: Path) -> None:
+        one, other = self.parts(tmp_path)
+        wholes = [[one, other], [other, one], [one], [one, one]]
+        digests = [merge_indexes(parts, tmp_path / str(n)).digest for n, parts in enumerate(wholes)]
+        assert len({one.digest, other.digest, *digests}) == 6
+        again = merge_indexes([one, other], tmp_path / "again")
+        assert again.digest == digests[0]
+
+    def test_parts_that_read_text_otherwise_are_refused(self, tmp_path: Path) -> None:
+        one, other = self.parts(tmp_path)
+        held_out = index_here([tmp_path / "a" / "0.tar"], tmp_path / "c", split="by_hash", fraction=0.5)
+        with pytest.raises(UserError, match=r"c and .*a cannot be joined: held_out_threshold is 2147483648 .* and 0"):
+            merge_indexes([one, held_out], tmp_path / "merged")
+        other.header["tokens"] = {"tokenizer": "f"}
+        with pytest.raises(UserError, match="tokens is"):
+            merge_indexes([one, other], tmp_path / "merged")
+        assert not (tmp_path / "merged").exists()
+
+
+class TestCheck:
+    def test_a_good_shard_has_no_fault(self, corpus: Path) -> None:
+        index = load_index(corpus)
+        assert [check_shard(index, number) for number in range(2)] == [[], []]
+
+    def test_each_damaged_block_is_named(self, corpus: Path) -> None:
+        index = load_index(corpus)
+        data = bytearray((corpus / "1.tar").read_bytes())
+        offsets = index.columns["offset"][3:].tolist()
+        for offset in (offsets[0], offsets[2]):
+            data[offset + 600 if offset == offsets[0] else offset] ^= 4
+        (corpus / "1.tar").write_bytes(data)
+        faults = check_shard(index, 1)
+        assert [(fault.kind, fault.shard, fault.offset) for fault in faults] == [
+            ("checksum", str(corpus / "1.tar"), offset) for offset in (offsets[0], offsets[2])
+        ]
+        assert check_shard(index, 0) == []
+
+    def test_a_flipped_bit_between_the_blocks_is_found(self, corpus: Path) -> None:
+        """No block holds the mark at the end of a tar."""
+        index = load_index(corpus)
+        data = bytearray((corpus / "0.tar").read_bytes())
+        data[-1] ^= 1
+        (corpus / "0.tar").write_bytes(data)
+        (fault,) = check_shard(index, 0)
+        assert fault.kind == "checksum"
+        assert "its sha256 is not what was indexed" in str(fault)
+
+    def test_a_shard_cut_short_and_one_that_is_gone(self, corpus: Path) -> None:
+        index = load_index(corpus)
+        offset = int(index.columns["offset"][1])
+        path = corpus / "0.tar"
+        path.write_bytes(path.read_bytes()[: offset + 100])
+        faults = check_shard(index, 0)
+        assert [fault.kind for fault in faults] == ["truncated"] * 3  # the shard, and the two blocks that it lost
+        assert [fault.offset for fault in faults[1:]] == index.columns["offset"][1:3].tolist()
+        path.unlink()
+        (fault,) = check_shard(index, 0)
+        assert (fault.kind, fault.shard) == ("missing", str(path))
+
+    def test_a_shard_that_grew_is_another(self, corpus: Path) -> None:
+        index = load_index(corpus)
+        with (corpus / "0.tar").open("ab") as file:
+            file.write(bytes(512))
+        (fault,) = check_shard(index, 0)
+        assert fault.kind == "changed"

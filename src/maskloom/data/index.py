@@ -562,7 +562,10 @@ def _check_table(index: Index, where: str) -> None:
             raise UserError(f"{where} lists blocks beyond the end of a shard, or counts below 0: {AGAIN}")
     for name, blocks in (("train", index.train_blocks), ("validation", index.held_out_blocks)):
         column = index.columns[LISTS[name]]
-        if int(np.count_nonzero(column)) != len(blocks) or not column[blocks].all() or (np.diff(blocks) <= 0).any():
+        is_inside = not len(blocks) or (blocks[0] >= 0 and blocks[-1] < len(column))
+        is_ascending = not (np.diff(blocks) <= 0).any()
+        # So many numbers of blocks with a document, none of them twice, are the numbers of all such blocks.
+        if not (is_inside and is_ascending and len(blocks) == np.count_nonzero(column) and column[blocks].all()):
             raise UserError(f"{where}: the list of {name} blocks does not fit the table: {AGAIN}")
 
 
