@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from maskloom import tokenizer as module
 from maskloom.errors import UserError
-from maskloom.tokenizer import SPECIAL_TOKENS, Tokenizer, load_tokenizer, train_tokenizer
+from maskloom.tokenizer import SPECIAL_TOKENS, Tokenized, Tokenizer, load_tokenizer, train_tokenizer
 from tests.conftest import WORDS
 
 words = st.lists(st.sampled_from(WORDS), max_size=30).map(" ".join)
@@ -166,3 +166,45 @@ def test_a_missing_tokenizer_says_how_to_make_one(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="maskloom tokenizer"):
         load_tokenizer(tmp_path / "file" / "tokenizer.json")
+
+
+id_lists = st.lists(st.lists(st.integers(0, 99), max_size=5), max_size=8)
+
+
+def tokenized(texts: list[list[int]]) -> Tokenized:
+    return Tokenized.of([np.asarray(text, dtype=np.int32) for text in texts])
+
+
+@settings(max_examples=50, deadline=None)
+@given(id_lists)
+def test_tokenized_documents_are_a_sequence_of_their_ids(texts: list[list[int]]) -> None:
+    documents = tokenized(texts)
+    assert len(documents) == len(texts)
+    assert [ids.tolist() for ids in documents] == texts
+    assert [documents[number].tolist() for number in range(-len(texts), 0)] == texts
+    assert documents.ids.tolist() == [token for text in texts for token in text]
+    assert documents.ends.tolist() == np.cumsum([len(text) for text in texts]).tolist()
+    assert (documents.ids.dtype, documents.lengths.dtype) == (np.int32, np.int64)
+    with pytest.raises(IndexError):
+        documents[len(texts)]
+
+
+@settings(max_examples=50, deadline=None)
+@given(id_lists, st.data())
+def test_selected_documents_keep_their_ids_and_their_order(texts: list[list[int]], data: st.DataObject) -> None:
+    chosen = data.draw(st.lists(st.booleans(), min_size=len(texts), max_size=len(texts)))
+    found = tokenized(texts).select(np.asarray(chosen, dtype=bool))
+    assert [ids.tolist() for ids in found] == [text for text, is_chosen in zip(texts, chosen, strict=True) if is_chosen]
+
+
+def test_no_text_at_all_is_encoded_as_nothing(tokenizer: Tokenizer) -> None:
+    for texts in ([], [""], ["", " "]):
+        documents = tokenizer.encode(texts)
+        assert (len(documents), len(documents.ids)) == (len(texts), 0)
+        assert documents.lengths.tolist() == [0] * len(texts)
+
+
+def test_words_that_go_on_are_known(tokenizer: Tokenizer) -> None:
+    for number in range(tokenizer.vocab_size):
+        assert tokenizer.is_continuation[number] == tokenizer.token(number).startswith("##")
+    assert tokenizer.is_continuation.any()

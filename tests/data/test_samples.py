@@ -5,13 +5,24 @@ import json
 import tarfile
 from typing import Any
 
+import numpy as np
 import pytest
 import webdataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from maskloom.data.samples import decode_text, document_from_json, read_documents
-from maskloom.errors import UserError
+from maskloom.data.samples import (
+    TOKENS_HEAD,
+    TOKENS_MAGIC,
+    TokenBlock,
+    decode_text,
+    document_from_json,
+    read_documents,
+    read_tokens,
+    tokens_member,
+)
+from maskloom.errors import DataFault, UserError
+from maskloom.tokenizer import Tokenized
 
 texts = st.lists(st.text(max_size=40), max_size=6)  # any Unicode but surrogates
 
@@ -137,5 +148,124 @@ def test_a_name_that_stands_twice_in_a_sample_is_refused() -> None:
             info = tarfile.TarInfo("a.txt")
             tar.addfile(info)
     stream.seek(0)
-    with pytest.raises(UserError, match=r"shard my\.tar .*duplicate"):
+    with pytest.raises(UserError, match=r"shard my\.tar, .*duplicate"):
         list(read_documents(stream, "my.tar", "text"))
+
+
+def test_what_cannot_be_read_is_told_and_passed_over() -> None:
+    """Document by document: the other lines of a member are read."""
+    told: list[DataFault] = []
+    members = {"a.jsonl": b'{"text": "one"}\n{\n{"text": "two"}\n{"text": 3}', "b.txt": b"\xff", "c.txt": b"three"}
+    found = list(read_documents(tar_of(members), "my.tar", "text", 1536, on_bad=told.append))
+    assert found == ["one", "two", "three"]
+    assert [(fault.kind, fault.shard, fault.offset, fault.key) for fault in told] == [
+        ("json", "my.tar", 1536, "a"),
+        ("json", "my.tar", 1536, "a"),
+        ("utf-8", "my.tar", 1536, "b"),
+    ]
+    assert [str(fault).partition(":")[0] for fault in told] == [
+        "shard my.tar, sample 'a'.jsonl line 2",
+        "shard my.tar, sample 'a'.jsonl line 4",
+        "shard my.tar, sample 'b'.txt",
+    ]
+
+
+def test_a_tar_that_cannot_be_read_is_never_passed_over() -> None:
+    data = tar_of({"a.txt": b"a" * 3000}).read()[:2000]
+    with pytest.raises(DataFault) as fault:
+        list(read_documents(io.BytesIO(data), "my.tar", "text", 512, on_bad=lambda told: None))
+    assert (fault.value.kind, fault.value.shard, fault.value.offset) == ("tar", "my.tar", 512)
+
+
+class TestTokens:
+    """Documents that were tokenised beforehand."""
+
+    @staticmethod
+    def read(members: dict[str, bytes]) -> TokenBlock:
+        return read_tokens(tar_of(members), "my.tar", 512)
+
+    @settings(max_examples=60, deadline=None)
+    @given(
+        st.lists(st.lists(st.integers(0, 65535), max_size=8), max_size=6),
+        st.sampled_from([65536, 65537, 1 << 20]),
+        st.data(),
+    )
+    def test_what_was_written_is_read_back(self, texts: list[list[int]], vocab_size: int, data: st.DataObject) -> None:
+        """Empty documents and held-out ones as well, of vocabularies that fit two bytes an id and that do not."""
+        if vocab_size > 65536 and texts:
+            texts = [*texts, [vocab_size - 1]]
+        documents = Tokenized.of([np.asarray(text, dtype=np.int32) for text in texts])
+        held_out = np.asarray(data.draw(st.lists(st.booleans(), min_size=len(texts), max_size=len(texts))), dtype=bool)
+        member = tokens_member(documents, held_out, vocab_size)
+        width = 2 if vocab_size <= 65536 else 4
+        assert len(member) == TOKENS_HEAD.size + 4 * len(texts) + width * sum(map(len, texts))
+        found = self.read({"a.tokens": member})
+        assert [ids.tolist() for ids in found.documents] == texts
+        assert (found.documents.ids.dtype, found.documents.lengths.dtype) == (np.int32, np.int64)
+        assert found.held_out.tolist() == held_out.tolist()
+
+    def test_several_members_are_one_after_the_other(self) -> None:
+        parts = [(Tokenized.of([np.arange(n, dtype=np.int32)] * 2), np.asarray([n > 1, False])) for n in range(3)]
+        members = {f"{n}.tokens": tokens_member(*part, [100, 1 << 17][n % 2]) for n, part in enumerate(parts)}
+        found = self.read(members)
+        assert found.documents.lengths.tolist() == [0, 0, 1, 1, 2, 2]
+        assert found.documents.ids.tolist() == [0, 0, 0, 1, 0, 1]
+        assert found.held_out.tolist() == [False] * 4 + [True, False]
+
+    @staticmethod
+    def member() -> bytes:
+        documents = Tokenized.of([np.arange(5, dtype=np.int32), np.empty(0, np.int32), np.arange(3, dtype=np.int32)])
+        return tokens_member(documents, np.asarray([False, True, True]), 100)
+
+    def refused(self, member: bytes) -> DataFault:
+        with pytest.raises(
+            DataFault, match=r"shard my\.tar, sample 'a', .* offset 512: no good \.tokens member"
+        ) as fault:
+            self.read({"a.tokens": member})
+        assert (fault.value.kind, fault.value.shard, fault.value.offset) == ("tokens", "my.tar", 512)
+        assert fault.value.key == "a"
+        return fault.value
+
+    def test_a_member_cut_off_anywhere_is_refused(self) -> None:
+        whole = self.member()
+        for end in range(len(whole)):
+            self.refused(whole[:end])
+
+    def test_a_member_that_goes_on_is_refused(self) -> None:
+        for more in range(1, 20):
+            self.refused(self.member() + bytes(more))
+
+    @pytest.mark.parametrize(
+        "head",
+        [
+            (b"MLTOKENX", 1, 2, 3),
+            (TOKENS_MAGIC, 0, 2, 3),
+            (TOKENS_MAGIC, 2, 2, 3),
+            (TOKENS_MAGIC, 1, 0, 3),
+            (TOKENS_MAGIC, 1, 1, 3),
+            (TOKENS_MAGIC, 1, 4, 3),
+            (TOKENS_MAGIC, 1, 8, 3),
+            (TOKENS_MAGIC, 1, 2, 2),
+            (TOKENS_MAGIC, 1, 2, 4),
+            (TOKENS_MAGIC, 1, 2, 2**32 - 1),
+            (TOKENS_MAGIC, 1, 2, 0),
+        ],
+    )
+    def test_a_wrong_head_is_refused(self, head: tuple[bytes, int, int, int]) -> None:
+        self.refused(TOKENS_HEAD.pack(*head) + self.member()[TOKENS_HEAD.size :])
+
+    def test_lengths_that_do_not_fit_are_refused(self) -> None:
+        """Also where they would be right modulo 2^31 or 2^32."""
+        for place in range(TOKENS_HEAD.size, TOKENS_HEAD.size + 12):
+            for bit in range(8):
+                member = bytearray(self.member())
+                member[place] ^= 1 << bit
+                if place % 4 == (TOKENS_HEAD.size + 3) % 4 and bit == 7:
+                    continue  # the flag of a held-out document, which the index counts
+                self.refused(bytes(member))
+
+    def test_a_block_without_such_a_member_is_refused(self) -> None:
+        for members in ({"a.txt": b"text"}, {"a.tokens": self.member(), "b.txt": b"text"}, {}):
+            with pytest.raises(DataFault, match=r"no good \.tokens member: there is none") as fault:
+                self.read(members)
+            assert fault.value.kind == "tokens"
