@@ -110,9 +110,9 @@ def check_fits(state: State, plan: DataPlan, zero_stage: int, precision: str, fo
     """Raises UserError listing what of the run is not what the checkpoint was written with."""
     now = fingerprint(plan)
     wrong = [
-        f"  {key}: {state.fingerprint.get(key)} in the checkpoint, {now[key]} now"
-        for key in now
-        if state.fingerprint.get(key) != now[key]
+        f"  {key}: {state.fingerprint.get(key)} in the checkpoint, {now.get(key)} now"
+        for key in {**now, **state.fingerprint}
+        if state.fingerprint.get(key) != now.get(key)
     ]
     if any("version of" in line for line in wrong):
         wrong.append(
