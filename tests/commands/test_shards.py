@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import datasets
 import pytest
 
+from maskloom.cli import main
+from maskloom.data import shards
 from maskloom.data.index import load_index
 
 from .conftest import Command
@@ -36,6 +39,20 @@ def test_every_document_is_written_once(source: Path, documents: list[str], tmp_
     assert header["held_out_documents"] > 0
     assert f"{header['documents']:,} documents for training and {header['held_out_documents']:,} held out" in printed
     assert "0 empty documents left out, 0 long documents split, 0 exact duplicates kept" in printed
+
+
+def test_the_report_is_printed_and_kept(source: Path, documents: list[str], tmp_path: Path, succeeds: Command) -> None:
+    printed = succeeds("shards", source, tmp_path / "corpus", "--text-key", "body", "--processes", 1)
+    report = json.loads((tmp_path / "corpus" / "report.json").read_text())
+    sizes = [len(text.strip().encode()) for text in documents]
+    assert (report["documents"], report["bytes"], report["longest_bytes"]) == (len(sizes), sum(sizes), max(sizes))
+    assert report["lengths"] == {
+        str(1 << place): sum(size.bit_length() - 1 == place for size in sizes)
+        for place in sorted({size.bit_length() - 1 for size in sizes})
+    }
+    assert report["letters"] == {"Latin": sum(letter.isalpha() for text in documents for letter in text)}
+    assert f"longest document: {max(sizes) / 1024:.1f} KiB ({source}, the line at byte " in printed
+    assert "letters by script: Latin 100.00%" in printed
 
 
 def test_text_files_are_documents_or_hold_some_between_blank_lines(tmp_path: Path, succeeds: Command) -> None:
@@ -74,6 +91,90 @@ def test_sizes_are_obeyed(source: Path, documents: list[str], tmp_path: Path, su
     assert written(tmp_path / "many") == sorted(text.strip() for text in documents)
 
 
+def test_three_parts_and_a_merge_make_the_corpus_of_one_run(
+    source: Path, tmp_path: Path, succeeds: Command, fails: Command
+) -> None:
+    lines = source.read_text().splitlines(keepends=True)
+    inputs = [tmp_path / f"{number}.jsonl" for number in range(3)]
+    for number, path in enumerate(inputs):
+        path.write_text("".join(lines[number::3]) * 8)  # more than the smallest batch
+    options = ("--text-key", "body", "--processes", 1, "--shard-bytes", "300K", "--deduplicate")
+    out, one = tmp_path / "parts", tmp_path / "one"
+    whole = succeeds("shards", *inputs, one, *options)
+    assert "has read its input. Its shards wait for part(s) 2/3, 3/3" in succeeds(
+        "shards", *inputs, out, *options, "--part", "1/3"
+    )
+    message = fails("index", "--merge", out)
+    assert "2 piece(s) are not read yet. Run part(s) 2/3, 3/3 of `maskloom shards` again" in message
+    succeeds("shards", *inputs, out, *options, "--part", "2/3")
+    assert f"part 3/3 is written. When all parts are, complete the corpus: maskloom index --merge {out}" in succeeds(
+        "shards", *inputs, out, *options, "--part", "3/3", "--wait"
+    )
+    for number in (1, 2):
+        succeeds("shards", *inputs, out, *options, "--part", f"{number}/3")
+    assert succeeds("index", "--merge", out).replace(str(out), str(one)) == whole
+    for path in one.rglob("*"):
+        if path.is_file():
+            assert (out / path.relative_to(one)).read_bytes() == path.read_bytes()
+    assert "there is nothing left to finish" in fails("index", "--merge", out)
+    assert f"{out} exists" in fails("shards", *inputs, out, *options, "--part", "1/3")
+
+
+def test_a_corpus_and_its_text_give_the_same_token_shards(
+    source: Path, tmp_path: Path, tokenizer_dir: Path, succeeds: Command, fails: Command
+) -> None:
+    options = ("--text-key", "body", "--processes", 1, "--val-fraction", 0.2)
+    succeeds("shards", source, tmp_path / "text", *options)
+    succeeds("shards", source, tmp_path / "direct", *options, "--tokenizer", tokenizer_dir)
+    printed = succeeds("shards", tmp_path / "text", tmp_path / "later", "--tokenizer", tokenizer_dir, "--processes", 1)
+    assert "MiB of tokenised text in" in printed
+    text, direct, later = (load_index(tmp_path / name) for name in ("text", "direct", "later"))
+    assert text.digest == direct.digest == later.digest
+    assert direct.header["table_digest"] == later.header["table_digest"]
+    message = fails("shards", tmp_path / "text", tmp_path / "x", "--tokenizer", tokenizer_dir, "--val-fraction", 0.2)
+    assert "leave out --val-fraction" in message
+    message = fails("shards", tmp_path / "text", source, tmp_path / "x", "--tokenizer", tokenizer_dir)
+    assert "token shards are made of one at a time" in message
+    assert "no tokenizer at" in fails("shards", source, tmp_path / "x", "--tokenizer", tmp_path / "none")
+
+
+def test_datasets_are_inputs(documents: list[str], tmp_path: Path, succeeds: Command) -> None:
+    datasets.disable_progress_bars()
+    datasets.Dataset.from_dict({"body": documents}).save_to_disk(tmp_path / "saved")
+    datasets.Dataset.from_dict({"body": documents}).to_parquet(tmp_path / "a.parquet")
+    for name in ("saved", "a.parquet"):
+        succeeds("shards", tmp_path / name, tmp_path / f"from_{name}", "--text-key", "body", "--processes", 1)
+        assert written(tmp_path / f"from_{name}") == sorted(text.strip() for text in documents)
+
+
+def test_a_failure_says_that_the_work_can_go_on(
+    source: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    fails: Command,
+    succeeds: Command,
+) -> None:
+    def full(*arguments: object, **options: object) -> None:
+        raise OSError("No space left on device")
+
+    out = tmp_path / "out"
+    with monkeypatch.context() as broken:
+        broken.setattr(shards, "write_index", full)
+        assert main(["shards", str(source), str(out), "--text-key", "body", "--processes", "1"]) == 1
+    said = capsys.readouterr().err
+    assert f"what is done stands in {tmp_path / '.out.work'}: the same command goes on from there" in said
+    assert "maskloom shards: No space left on device" in said
+    assert "seed: 0 then, 5 here" in fails("shards", source, out, "--text-key", "body", "--seed", 5)
+    succeeds("shards", source, out, "--text-key", "body", "--processes", 1)
+    assert load_index(out)
+    assert not (tmp_path / ".out.work").exists()
+
+
+def test_waiting_is_for_parts(source: Path, tmp_path: Path, fails: Command) -> None:
+    assert "--wait is for --part" in fails("shards", source, tmp_path / "out", "--wait")
+
+
 def test_a_folder_that_exists_is_refused(source: Path, tmp_path: Path, fails: Command) -> None:
     out = tmp_path / "mine"
     out.mkdir()
@@ -95,7 +196,17 @@ def test_an_input_that_is_missing_is_named(tmp_path: Path, fails: Command) -> No
 
 
 @pytest.mark.parametrize(
-    "option", [("--val-fraction", "1"), ("--val-fraction", "x"), ("--shard-bytes", "many"), ("--processes", "0")]
+    "option",
+    [
+        ("--val-fraction", "1"),
+        ("--val-fraction", "x"),
+        ("--shard-bytes", "many"),
+        ("--processes", "0"),
+        ("--part", "0/3"),
+        ("--part", "4/3"),
+        ("--part", "1"),
+        ("--part", "a/b"),
+    ],
 )
 def test_values_out_of_range_are_wrong_usage(
     option: tuple[str, str], source: Path, tmp_path: Path, succeeds: Command
