@@ -48,6 +48,7 @@ class Fault:
     path: str = ""  # of the file that it strikes, as the URL has it without the first slash; "": every file
     status: int = 503
     headers: tuple[tuple[str, str], ...] = ()
+    shift: int = 512  # of a wrong range
 
 
 class FaultServer(ThreadingHTTPServer):
@@ -137,7 +138,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(206 if match else 200)
         self.send_header("ETag", etag)
         if match:
-            shift = 512 if kind == "wrong range" else 0
+            shift = fault.shift if fault and kind == "wrong range" else 0
             self.send_header("Content-Range", f"bytes {start + shift}-{stop - 1 + shift}/{len(data)}")
         body = data[start:stop]
         if kind == "cut chunked":

@@ -51,6 +51,8 @@ def counted(folder: Path) -> int:
 def test_a_block_comes_back_in_every_cache_of_the_folder(tmp_path: Path) -> None:
     Cache(tmp_path / "a" / "b", 10 * SIZE).put(name(1), block(1))
     again = Cache(tmp_path / "a" / "b", 10 * SIZE)
+    again.put(name(1), block(1))
+    assert held(tmp_path / "a" / "b") == counted(tmp_path / "a" / "b") == SIZE
     assert get(again, 1) == block(1)
     assert get(again, 2) is None
     assert open_cache(str(tmp_path), 5) is open_cache(str(tmp_path), 5)

@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import multiprocessing
 import socket
-import threading
+import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import HealthCheck, given
@@ -97,6 +98,7 @@ def test_an_error_that_passes_is_waited_for(server: FaultServer, status: int) ->
         (Fault("stall"), r"no byte came for 0\.3 s; 3 attempt"),
         (Fault("drip"), r"only \d+ bytes came in 0\.3 s; 3 attempt"),
         (Fault("wrong range"), "the server answers with 'bytes 50512-"),
+        (Fault("wrong range", shift=-512), "the server answers with 'bytes 49488-"),
         (Fault("no range"), "sends the whole object when asked for a part of it"),
         (Fault("status", status=403), "status 403 Forbidden: it may be read with other credentials"),
         (Fault("status", status=400), "status 400 Bad Request"),
@@ -173,10 +175,17 @@ def test_versions_that_alternate_end_the_read(server: FaultServer, monkeypatch: 
         block(server)
 
 
-def test_retry_after_is_bounded_by_the_timeout(server: FaultServer) -> None:
-    """A server that asks for a day would otherwise end this test's patience."""
+def test_waits_grow_and_are_bounded_by_the_timeout(server: FaultServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr(remote, "time", SimpleNamespace(sleep=waits.append, monotonic=time.monotonic))
     server.reset(Fault("status", at=START, status=503, headers=(("Retry-After", "86400"),)))
     assert block(server) == CONTENT[START : START + LENGTH]
+    assert waits == [QUICK.timeout_s]
+    waits.clear()
+    server.reset(Fault("status", at=START, status=503, headers=(("Retry-After", "nonsense"),), times=7))
+    block(server, QUICK.model_copy(update={"attempts": 8}))
+    assert waits == sorted(waits)
+    assert waits[0] < waits[1] < waits[-1] == QUICK.timeout_s
 
 
 @pytest.mark.parametrize(
@@ -282,11 +291,17 @@ def test_a_body_without_a_length_is_refused(server: FaultServer) -> None:
             read(f"{server.url}/a.tar", QUICK)
 
 
-def test_connections_are_used_again(server: FaultServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    accepted = []
+def connections(server: FaultServer, monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """Grows with every connection that the server accepts from here on."""
+    accepted: list[object] = []
     original = server.process_request
-    monkeypatch.setattr(server, "process_request", lambda *given: (accepted.append(1), original(*given)))
+    monkeypatch.setattr(server, "process_request", lambda *given: (accepted.append(given), original(*given)))
     remote._pool.cache_clear()
+    return accepted
+
+
+def test_connections_are_used_again(server: FaultServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    accepted = connections(server, monkeypatch)
     for _ in range(5):
         block(server)
         size_of(f"{server.url}/a.tar", QUICK)
@@ -294,24 +309,21 @@ def test_connections_are_used_again(server: FaultServer, monkeypatch: pytest.Mon
     assert len(accepted) == 1
 
 
-def _read_in_a_fork(url: str, queue: multiprocessing.Queue) -> None:
-    queue.put(zlib.crc32(open_range(url, START, LENGTH, CRC32, settings=QUICK).read()))
+def _read_in_a_fork(url: str) -> None:
+    open_range(url, START, LENGTH, CRC32, settings=QUICK)
 
 
-def test_no_connection_crosses_a_fork(server: FaultServer) -> None:
-    """Two processes on one connection would read each other's bytes."""
+def test_no_connection_crosses_a_fork(server: FaultServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two processes on one connection would read each other's bytes: each child opens one of its own."""
+    accepted = connections(server, monkeypatch)
     block(server)  # there is a connection now
-    context = multiprocessing.get_context("fork")
-    queue = context.Queue()
-    children = [context.Process(target=_read_in_a_fork, args=(f"{server.url}/a.tar", queue)) for _ in range(3)]
-    for child in children:
+    for _ in range(3):
+        child = multiprocessing.get_context("fork").Process(target=_read_in_a_fork, args=(f"{server.url}/a.tar",))
         child.start()
-    threads = [threading.Thread(target=block, args=(server,)) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    assert [queue.get(timeout=30) for _ in children] == [CRC32] * 3
-    for waited in (*children, *threads):
-        waited.join(30)
+        child.join(30)
+        assert child.exitcode == 0
+    block(server)
+    assert len(accepted) == 1 + 3
 
 
 def test_a_proxy_is_used_as_the_environment_says(server: FaultServer, monkeypatch: pytest.MonkeyPatch) -> None:
