@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import multiprocessing
+import shutil
 import socket
+import ssl
+import subprocess
 import time
 import zlib
 from collections.abc import Iterator
@@ -17,6 +20,7 @@ from maskloom.config import Storage
 from maskloom.data import remote, storage
 from maskloom.data.storage import fetch, join, list_tars, open_range, read_whole, size_of
 from maskloom.errors import DataFault, UserError
+from tests.conftest import missing
 from tests.fault_server import Fault, FaultServer
 
 QUICK = Storage(timeout_s=0.3, attempts=3)
@@ -215,6 +219,39 @@ def test_a_refused_connection_and_an_unknown_host_are_named() -> None:
         read_whole(url, Storage(timeout_s=0.2, attempts=2))
     with pytest.raises(UserError, match="the name of its host is not known"):
         read_whole("http://no-such-host.invalid/a.tar", Storage(timeout_s=0.2, attempts=1))
+
+
+def certificate(folder: Path) -> Path:
+    """A certificate for 127.0.0.1 that signs itself, and its key, in one file."""
+    if not shutil.which("openssl"):
+        missing("openssl")
+    subject = ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]
+    files = ["-keyout", folder / "key.pem", "-out", folder / "cert.pem"]
+    curve = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"]
+    subprocess.run(["openssl", "req", "-x509", "-nodes", *curve, *subject, *files], check=True, capture_output=True)
+    (folder / "both.pem").write_text((folder / "key.pem").read_text() + (folder / "cert.pem").read_text())
+    return folder / "both.pem"
+
+
+def test_https_trusts_whom_the_environment_names(
+    server: FaultServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate(tmp_path))
+    with FaultServer(server.folder) as secure:
+        secure.socket = context.wrap_socket(secure.socket, server_side=True)
+        secure.reset(Fault("cut", at=START + 40_000))
+        url = f"{secure.url.replace('http:', 'https:')}/a.tar"
+        with pytest.raises(UserError, match=r"certificate is not one that is trusted here.*SSL_CERT_FILE"):
+            open_range(url, START, LENGTH, CRC32, settings=QUICK)
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "cert.pem"))
+        remote._pool.cache_clear()
+        assert open_range(url, START, LENGTH, CRC32, settings=QUICK).read() == CONTENT[START : START + LENGTH]
+        there = (("Location", f"{secure.url}/a.tar"),)
+        secure.reset(Fault("status", at=START, status=302, headers=there))
+        with pytest.raises(UserError, match="never from https to http"):
+            open_range(url, START, LENGTH, CRC32, settings=QUICK)
+    remote._pool.cache_clear()
 
 
 def test_a_query_reaches_the_server_and_no_message(server: FaultServer, capfd: pytest.CaptureFixture[str]) -> None:

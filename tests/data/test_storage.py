@@ -97,7 +97,19 @@ def test_a_password_in_a_url_is_refused_and_not_repeated(scheme: str) -> None:
         assert "SECRET" not in str(caught.value)
 
 
-@pytest.mark.parametrize("url", ["http:/h/a.tar", "http:a.tar", "https://", "s3:///key", "s3:key"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http:/h/a.tar",
+        "http:a.tar",
+        "https://",
+        "http://h:port/a",
+        "http://[::1/a",
+        "s3:///key",
+        "s3:key",
+        "s3://h:9/k",
+    ],
+)
 def test_a_url_without_a_host_is_refused(url: str) -> None:
     with pytest.raises(UserError, match="no host"):
         is_remote(url)

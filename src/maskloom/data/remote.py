@@ -252,10 +252,11 @@ def _ask(url: str, at: int, stop: int | None, settings: Storage, *, whole: bool)
 def _request(url: str, headers: Mapping[str, str], settings: Storage) -> urllib3.BaseHTTPResponse:
     is_s3 = url.startswith("s3:")
     target = _signed(url, settings) if is_s3 else url
+    authorities = os.environ.get("AWS_CA_BUNDLE") if is_s3 else None
     timeout = urllib3.Timeout(connect=settings.timeout_s, read=settings.timeout_s)
     for _ in range(MOST_REDIRECTS):
         try:
-            response = _pool_for(target).request(
+            response = _pool_for(target, authorities).request(
                 "GET",
                 target,
                 headers=headers,
@@ -266,6 +267,11 @@ def _request(url: str, headers: Mapping[str, str], settings: Storage) -> urllib3
                 retries=False,
             )
         except (HTTPError, OSError) as error:
+            if "CERTIFICATE_VERIFY_FAILED" in str(error):
+                raise UserError(
+                    f"{shown(url)}: the server's certificate is not one that is trusted here. Name the file of its "
+                    f"authority in {'AWS_CA_BUNDLE' if is_s3 else 'SSL_CERT_FILE'}"
+                ) from None
             raise _Broken(_reason(error, settings)) from None
         if is_s3 or response.status not in REDIRECTS:
             return response
@@ -386,19 +392,19 @@ def _reason(error: Exception, settings: Storage) -> str:
     )
 
 
-def _pool_for(target: str) -> urllib3.PoolManager:
+def _pool_for(target: str, authorities: str | None) -> urllib3.PoolManager:
     """This process's connections, through the proxy that http_proxy, https_proxy and no_proxy name."""
     parts = urlsplit(target)
     host = parts.hostname or ""
     proxies = urllib.request.getproxies()
     proxy = "" if urllib.request.proxy_bypass(host) else proxies.get(parts.scheme) or proxies.get("all") or ""
-    return _pool(os.getpid(), proxy, os.environ.get("AWS_CA_BUNDLE"))
+    return _pool(os.getpid(), proxy, authorities)
 
 
 @functools.lru_cache(maxsize=8)
-def _pool(pid: int, proxy: str, certificates: str | None) -> urllib3.PoolManager:
+def _pool(pid: int, proxy: str, authorities: str | None) -> urllib3.PoolManager:
     """Connections of process `pid`: two processes that shared one would read each other's bytes."""
-    options: dict[str, Any] = {"maxsize": 4, "ca_certs": certificates}
+    options: dict[str, Any] = {"maxsize": 4, "ca_certs": authorities}
     if not proxy:
         return urllib3.PoolManager(**options)
     parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")

@@ -51,8 +51,9 @@ def is_remote(url: str) -> bool:
     if scheme not in REMOTE_SCHEMES:
         return False
     try:
-        host = urlsplit(url).netloc
-    except ValueError:
+        parts = urlsplit(url)
+        host = parts.netloc if parts.port is None or scheme != "s3" else ""
+    except ValueError:  # half an IPv6 address, or a port that is no number
         host = ""
     if "@" in host:
         raise UserError(
@@ -60,7 +61,9 @@ def is_remote(url: str) -> bool:
             "take them out, and give S3 credentials as the AWS tools do"
         )
     if not host or not url.startswith(f"{scheme}://"):
-        raise UserError(f"{shown(url)}: no host: {scheme}://HOST/PATH is needed")
+        raise UserError(
+            f"{shown(url)}: no host: {scheme}://{'BUCKET/KEY' if scheme == 's3' else 'HOST/PATH'} is needed"
+        )
     return True
 
 
