@@ -13,6 +13,7 @@ Shapes: R = 32 rows a batch, S = 128 slots a row.
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib.metadata
 import json
 import os
@@ -250,6 +251,7 @@ def rates(job: dict[str, Any], make: Callable[[dict[str, Any], int], Iterator[di
     found = []
     for case in job["cases"]:
         if case["cold"]:
+            gc.collect()  # a file that is still mapped keeps its pages
             drop_from_cache(job["folder"])
         batches = make(job, case["workers"])
         most = 0.8 * job["corpus_tokens"] if case["cold"] else float("inf")
