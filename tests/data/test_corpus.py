@@ -269,6 +269,19 @@ def test_stamps_tell_a_file_that_changed(tmp_path: Path) -> None:
     assert len({before, after, find_sources([str(path)])[0].stamp}) == 3
 
 
+def test_sizes_are_those_of_the_text_and_of_what_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = jsonl(["text"] * 100)
+    (tmp_path / "a.jsonl").write_bytes(data)
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(data))
+    plain, small = find_sources([str(tmp_path)])
+    assert plain.bytes == plain.work_bytes == len(data)
+    assert (small.bytes, small.work_bytes) == (4 * len(gzip.compress(data)), len(gzip.compress(data)))
+    (tmp_path / "c.py").write_text(f'"""{ENGLISH}"""' + "\n# code" * 1000)
+    monkeypatch.setattr(sysconfig, "get_paths", lambda: {"purelib": str(tmp_path)})
+    (source,) = find_sources([DOCUMENTATION])
+    assert source.work_bytes == (tmp_path / "c.py").stat().st_size == source.bytes * 8 + source.work_bytes % 8
+
+
 def test_a_place_without_python_files_has_no_documentation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sysconfig, "get_paths", lambda: {"purelib": str(tmp_path)})
     with pytest.raises(UserError, match="no Python file is installed"):

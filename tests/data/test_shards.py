@@ -77,11 +77,11 @@ def test_one_and_two_processes_write_the_same_files_and_another_seed_others(tmp_
 
 
 def test_what_becomes_of_empty_repeated_and_long_documents(tmp_path: Path) -> None:
-    """A document of 10 MB is cut, "[MASK]" stays text, empty ones are counted, and copies are dropped if asked."""
+    """A document of 3 MB is cut, "[MASK]" stays text, empty ones are counted, and copies are dropped if asked."""
     rng = random.Random(5)
-    words = [str(rng.randrange(10**8)) for _ in range(1_200_000)]
+    words = [str(rng.randrange(10**8)) for _ in range(360_000)]
     long = "\n\n".join(" ".join(words[start : start + 100]) for start in range(0, len(words), 100))
-    assert len(long) > 10_000_000
+    assert len(long) > 3_000_000
     special = "a literal [MASK] and [SEP] é"
     path = write_jsonl(tmp_path / "a.jsonl", [long, special, special, " \n", "", "last\u2028line"])
     options = Options(val_fraction=0, longest_document_bytes=64 * 1024)

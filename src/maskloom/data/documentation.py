@@ -18,7 +18,7 @@ from maskloom.errors import UserError
 DOCUMENTATION = "documentation:"
 DOCUMENTATION_SOURCE_BYTES = 96 << 20  # of Python source
 DOCUMENTATION_GROUP = 64  # files a source
-PYTHON_BYTES_A_TEXT_BYTE = 7  # as an estimate
+PYTHON_BYTES_A_TEXT_BYTE = 8  # as an estimate
 SHORTEST_DOCSTRING = 200  # characters; shorter ones are mostly one-line remarks
 COMMON_WORDS = frozenset("the of to a is in and for this be that with are if or as it by on an".split())
 
@@ -44,7 +44,15 @@ def documentation_sources(number: int) -> list[Source]:
         )
         estimate = size // PYTHON_BYTES_A_TEXT_BYTE
         sources.append(
-            Source("documentation", group[0], number + place, estimate, f"{size} bytes of Python", files=group)
+            Source(
+                "documentation",
+                group[0],
+                number + place,
+                estimate,
+                f"{size} bytes of Python",
+                files=group,
+                input_bytes=size,
+            )
         )
     return sources
 

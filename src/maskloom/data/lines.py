@@ -20,7 +20,7 @@ def line_sources(file: Path, kind: Kind, number: int) -> list[Source]:
     """The sources of one `.jsonl` or `.txt` file; only a plain `.jsonl` is read in several parts."""
     size, stamp = file.stat().st_size, file_stamp(file)
     if file.name.lower().endswith(SUFFIXES):
-        return [Source(kind, str(file), number, size * COMPRESSION_RATIO, stamp)]
+        return [Source(kind, str(file), number, size * COMPRESSION_RATIO, stamp, input_bytes=size)]
     if kind == "txt":
         return [Source(kind, str(file), number, size, stamp)]
     # Every range keeps the file's number: a line's ordinal is its byte offset, whichever range it is read in.

@@ -126,7 +126,7 @@ class Report:
         if letters:
             shares = sorted(self.letters.items(), key=lambda item: -item[1])
             which = "" if self.sampled_one_in == 1 else f" in one document of {self.sampled_one_in}"
-            listed = ", ".join(f"{name} {count / letters:.2%}" for name, count in shares)
+            listed = ", ".join(f"{name} {count / letters:.2%}" for name, count in shares if count > letters / 20_000)
             yield f"letters by script{which}: {listed}"
 
 

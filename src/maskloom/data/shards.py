@@ -172,7 +172,7 @@ def write_part(
     work = begin(out, plan, part)
     with work.locked(), Pool(processes, __name__) as pool:
         mine = [number for number in work.unread() if part.takes(number)]
-        advance = on_stage("reading", sum(source.bytes for number in mine for source in batches[number]))
+        advance = on_stage("reading", sum(source.work_bytes for number in mine for source in batches[number]))
         job = functools.partial(_read_batch, work=work, reading=reading)
         try:
             for size in pool.map(job, mine, [batches[number] for number in mine]):
@@ -259,14 +259,14 @@ def split_document(text: str, longest_bytes: int) -> list[str]:
 
 
 def _read_batch(number: int, sources: Sequence[Source], work: Work, reading: Reading) -> float:
-    """Pass 1 of one batch. Returns its estimated bytes."""
+    """Pass 1 of one batch. Returns the bytes of input that it read."""
     tally = Tally(reading.sampled_one_in)
     with work.writing(work.batch(number)) as file:
         spill = SpillWriter(file, len(work.plan.names), reading.run_bytes)
         for source in sources:
             _read_into(spill, tally, source, reading)
         spill.finish(tally.done().to_json())
-    return sum(source.bytes for source in sources)
+    return sum(source.work_bytes for source in sources)
 
 
 def _read_into(spill: SpillWriter, tally: Tally, source: Source, reading: Reading) -> None:

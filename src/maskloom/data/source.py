@@ -21,6 +21,7 @@ class Source:
         name: path of the file, or of the first of a group of Python files.
         number: place among the corpus's files: with the ordinal it identifies a document.
         bytes: estimated size of the text.
+        input_bytes: size of what is read, where it is not about that of its text.
         stamp: changes when the file changes: its size and time, or what stands for them where a copy on another machine
             has another time.
         start, end: part of the file: bytes of a `.jsonl` (a line belongs to the range in which it begins), row groups of
@@ -39,6 +40,12 @@ class Source:
     first: int = 0
     label: str = ""
     files: tuple[str, ...] = ()
+    input_bytes: int = 0
+
+    @property
+    def work_bytes(self) -> int:
+        """What reading is measured by."""
+        return self.input_bytes or self.bytes
 
     @property
     def title(self) -> str:
