@@ -63,6 +63,7 @@ class FaultServer(ThreadingHTTPServer):
         self.folder, self.faults, self.lock = folder, list(faults), threading.Lock()
         self.requests: list[tuple[str, str]] = []  # (path with query, Range)
         self.editions: dict[str, Kind] = {}
+        self.longest = 1 << 62  # bytes of one answer with a range
         self.ends = threading.Event()
 
     @property
@@ -81,7 +82,7 @@ class FaultServer(ThreadingHTTPServer):
     def reset(self, *faults: Fault) -> None:
         """A server that has seen nothing, with other faults."""
         with self.lock:
-            self.faults, self.editions, self.requests = list(faults), {}, []
+            self.faults, self.editions, self.requests, self.longest = list(faults), {}, [], 1 << 62
 
     def strike(self, path: str, start: int, stop: int) -> Fault | None:
         with self.lock:
@@ -135,6 +136,7 @@ class _Handler(BaseHTTPRequestHandler):
             return self.answer(416, ("Content-Range", f"bytes */{len(data)}"))
         if kind == "no range" or not match or kind == "no length":
             start, stop, match = 0, len(data), None
+        stop = min(stop, start + self.server.longest) if match else stop
         self.send_response(206 if match else 200)
         self.send_header("ETag", etag)
         if match:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import shutil
 import socket
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 
 from maskloom.config import Storage
 from maskloom.data import remote, storage
+from maskloom.data.remote import shown
 from maskloom.data.storage import fetch, join, list_tars, open_range, read_whole, size_of
 from maskloom.errors import DataFault, UserError
 from tests.conftest import missing
@@ -169,14 +171,37 @@ def test_new_bytes_begin_the_count_of_attempts_again(server: FaultServer) -> Non
     assert block(server) == CONTENT[START : START + LENGTH]
 
 
-def test_versions_that_alternate_end_the_read(server: FaultServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two mirrors with other ETags, and a connection that always breaks at one place: no byte is ever new."""
-    server.reset(Fault("cut", at=START + 40_000, times=-1))
+@pytest.mark.parametrize("longest", [1 << 20, 30_000])
+def test_versions_that_alternate_end_the_read(
+    server: FaultServer, monkeypatch: pytest.MonkeyPatch, longest: int
+) -> None:
+    """Two mirrors with other ETags, and bodies that always end at one place: no byte is ever new."""
+    server.reset(*[Fault("cut", at=START + 40_000, times=-1)] * (longest > LENGTH))
+    server.longest = longest
     turns = iter(range(1000))
     original = server.read
-    monkeypatch.setattr(server, "read", lambda path: (original(path)[0], f'"{next(turns) % 2}"'), raising=True)
+    monkeypatch.setattr(server, "read", lambda path: (original(path)[0], f'"{next(turns) % 2}"'))
     with pytest.raises(UserError, match="3 attempt"):
         block(server)
+
+
+def test_a_server_may_answer_with_less_than_was_asked_for(server: FaultServer) -> None:
+    server.longest = 30_000
+    assert block(server) == CONTENT[START : START + LENGTH]
+    assert read_whole(f"{server.url}/a.tar", QUICK) == CONTENT
+
+
+@pytest.mark.parametrize("size", [50_000, 300_000, 10, 0])
+def test_an_object_that_changes_its_size_is_read_from_its_start(
+    server: FaultServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, size: int
+) -> None:
+    server.reset(Fault("cut", at=120_000))
+    versions = iter([(CONTENT, '"first"')])
+    monkeypatch.setattr(server, "read", lambda path: next(versions, (b"x" * size, '"second"')))
+    counts: list[int] = []
+    fetch(f"{server.url}/a.tar", tmp_path / "a.tar", QUICK, counts.append)
+    assert (tmp_path / "a.tar").read_bytes() == b"x" * size
+    assert sum(counts) == size
 
 
 def test_waits_grow_and_are_bounded_by_the_timeout(server: FaultServer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -254,7 +279,10 @@ def test_https_trusts_whom_the_environment_names(
     remote._pool.cache_clear()
 
 
-def test_a_query_reaches_the_server_and_no_message(server: FaultServer, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_query_reaches_the_server_and_no_message(
+    server: FaultServer, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
     url = f"{server.url}/a.tar?signature=SECRET#part"
     open_range(url, START, LENGTH, CRC32, settings=QUICK)
     assert server.requests[0][0] == "/a.tar?signature=SECRET"
@@ -264,7 +292,7 @@ def test_a_query_reaches_the_server_and_no_message(server: FaultServer, capfd: p
     faults = [Fault("status", status=status, times=-1) for status in (404, 403, 503)]
     faults += [Fault(kind, times=-1) for kind in ("no range", "wrong range", "cut", "shorter", "reset")]
     faults += [Fault("status", status=302, times=-1, headers=(("Location", "http://other.invalid/?SECRET"),))]
-    said = []
+    said = [shown("http://h?SECRET/SECRET"), shown("https://u:SECRET@h/a#SECRET")]
     for fault in [None, *faults]:
         server.faults = [fault] if fault else []
         if fault:
@@ -282,7 +310,7 @@ def test_a_query_reaches_the_server_and_no_message(server: FaultServer, capfd: p
             open_range(bad, 0, 1, 0, settings=Storage(timeout_s=0.2, attempts=1))
         said.append(str(caught.value))
     out, err = capfd.readouterr()
-    assert "SECRET" not in " ".join([*said, out, err])
+    assert "SECRET" not in " ".join([*said, out, err, caplog.text])
 
 
 def test_sizes_and_whole_objects(server: FaultServer, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import os
 import re
 import time
@@ -52,6 +53,8 @@ TRY_AGAIN = (408, 425, 429)  # and everything from 500 on
 CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)$")
 NO_RANGE = re.compile(r"bytes \*/(\d+)$")  # what status 416 carries: the object's size
 S3_CODE = re.compile(rb"<Code>(\w+)</Code>")
+
+logging.getLogger("urllib3.connectionpool").setLevel(logging.INFO)  # at DEBUG it prints signed URLs
 
 
 @dataclass(frozen=True)
@@ -100,10 +103,9 @@ def shown(url: str) -> str:
     scheme, mark, rest = url.partition("://")
     if not mark:
         return url
-    host, slash, path = rest.partition("/")
     if scheme.lower() != "s3":  # an object of S3 may have any character in its name
-        path = re.split(r"[?#]", path, maxsplit=1)[0]
-        host = re.split(r"[?#]", host, maxsplit=1)[0]
+        rest = re.split(r"[?#]", rest, maxsplit=1)[0]
+    host, slash, path = rest.partition("/")
     return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
 
 
@@ -151,11 +153,10 @@ def size_of(url: str, settings: Storage) -> int:
     while True:
         try:
             with _ask(url, 0, 1, settings, whole=True) as answer:
-                if answer.total is None:
-                    raise UserError(f"{shown(url)}: the server does not say how long it is: copy it to one that does")
                 if answer.stop == 1:
                     for _ in _chunks(answer, 1, settings):
                         pass  # a body that was read to its end leaves a connection that can be used again
+                assert answer.total is not None, "asked for as a whole"
                 return answer.total
         except _Broken as broken:
             patience.after(broken, progress=False)
@@ -200,9 +201,9 @@ def _receive(
                     clear()
                     at, stop = start, None if whole else stop
                     if answer.start != start:
-                        continue
+                        raise _Broken("it changed while it was read")  # counted: mirrors may never agree
                 version = answer.version
-                stop = answer.stop if whole else stop
+                stop = answer.total if whole else stop
                 for chunk in _chunks(answer, answer.stop - at, settings):
                     write(chunk)
                     at += len(chunk)
@@ -238,7 +239,7 @@ def _ask(url: str, at: int, stop: int | None, settings: Storage, *, whole: bool)
     response = _request(url, headers, settings)
     try:
         if response.status == 206:
-            yield _part(url, response, at, stop)
+            yield _part(url, response, at, stop, whole=whole)
         elif response.status == 200:
             yield _all(url, response, at, whole=whole)
         elif response.status == 416:
@@ -282,8 +283,11 @@ def _request(url: str, headers: Mapping[str, str], settings: Storage) -> urllib3
 
 def _redirected(url: str, target: str, location: str) -> str:
     """Where a redirect leads. Raises UserError for another host: who wrote the URL did not choose it."""
-    there = urljoin(target, location)
-    before, after = urlsplit(target), urlsplit(there)
+    try:
+        there = urljoin(target, location)
+        before, after = urlsplit(target), urlsplit(there)
+    except ValueError:
+        raise UserError(f"{shown(url)} redirects to something that is no URL") from None
     if after.hostname != before.hostname or after.scheme not in ("https", before.scheme) or after.username:
         raise UserError(
             f"{shown(url)} redirects to {after.scheme}://{after.hostname}: redirects are followed on the same host "
@@ -292,7 +296,7 @@ def _redirected(url: str, target: str, location: str) -> str:
     return there
 
 
-def _part(url: str, response: urllib3.BaseHTTPResponse, at: int, stop: int | None) -> Answer:
+def _part(url: str, response: urllib3.BaseHTTPResponse, at: int, stop: int | None, *, whole: bool) -> Answer:
     """An answer of status 206."""
     given = response.headers.get("Content-Range", "")
     match = CONTENT_RANGE.match(given)
@@ -300,9 +304,9 @@ def _part(url: str, response: urllib3.BaseHTTPResponse, at: int, stop: int | Non
         raise _Broken(f"asked for bytes from {at} on, the server answers with '{given[:80]}'")
     first, last = int(match[1]), int(match[2])
     total = None if match[3] == "*" else int(match[3])
-    if stop is None and total is None:
+    if whole and total is None:
         raise UserError(f"{shown(url)}: the server does not say how long it is: copy it to one that does")
-    if stop is not None and total is not None and total < stop:
+    if not whole and stop is not None and total is not None and total < stop:
         raise _too_short(url, at, stop, total)
     return Answer(response, _version(response, total), first, last + 1, total)
 
@@ -326,7 +330,7 @@ def _nothing(url: str, response: urllib3.BaseHTTPResponse, at: int, stop: int | 
     total = int(match[1]) if match else None
     if not whole:
         raise _too_short(url, at, stop or at, total)
-    if total is None or (at == 0 and total):
+    if total is None or total > at:
         raise _Broken(f"the server has no byte range from {at} on, and does not say why")
     return Answer(response, _version(response, total), at, at, total)
 
@@ -404,7 +408,7 @@ def _pool_for(target: str, authorities: str | None) -> urllib3.PoolManager:
 @functools.lru_cache(maxsize=8)
 def _pool(pid: int, proxy: str, authorities: str | None) -> urllib3.PoolManager:
     """Connections of process `pid`: two processes that shared one would read each other's bytes."""
-    options: dict[str, Any] = {"maxsize": 4, "ca_certs": authorities}
+    options: dict[str, Any] = {"maxsize": 32, "ca_certs": authorities}
     if not proxy:
         return urllib3.PoolManager(**options)
     parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
