@@ -20,7 +20,7 @@ import functools
 import hashlib
 import math
 from collections.abc import Iterable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,15 +62,14 @@ def permutation(key: int, size: int) -> NDArray[np.int64]:
 
 def permuted(key: int, number: Word, size: int) -> Word:
     """Where a keyed permutation of 0..size-1 sends `number`: an int, or a uint64 array."""
+    found: Any = _feistel(key, number, size)
     if isinstance(number, int):
-        found: Any = _feistel(key, number, size)
         while found >= size:  # the network permutes a slightly larger set: walk on until back inside
             found = _feistel(key, found, size)
-        return found
-    found = _feistel(key, number, size)
+        return cast(Word, found)
     while (outside := found >= np.uint64(size)).any():
         found[outside] = _feistel(key, found[outside], size)
-    return found  # type: ignore[no-any-return]
+    return cast(Word, found)
 
 
 def block_at(seed: int, corpus: str, number: int, blocks: int) -> tuple[int, int]:
@@ -84,7 +83,7 @@ def _order_key(seed: int, corpus: str, epoch: int) -> int:
     return make_key(seed, corpus, "order", epoch)
 
 
-def _feistel(key: int, number: Word, size: int) -> Word:
+def _feistel(key: int, number: Any, size: int) -> Any:
     """One pass of the network over the numbers below a*b, where a = ceil(sqrt(size)) and b = ceil(size / a)."""
     a = math.isqrt(size - 1) + 1
     b = -(-size // a)
@@ -92,7 +91,7 @@ def _feistel(key: int, number: Word, size: int) -> Word:
     for half_round in range(0, HALF_ROUNDS, 2):
         left = (left + _scramble(key, half_round, right) % a) % a
         right = (right + _scramble(key, half_round + 1, left) % b) % b
-    return left + right * a  # type: ignore[no-any-return]
+    return left + right * a
 
 
 def _scramble(key: int, half_round: int, word: Any) -> Any:
