@@ -138,6 +138,14 @@ def test_data_that_is_not_what_was_indexed_is_named(server: FaultServer, fault: 
     assert (caught.value.kind, caught.value.shard, caught.value.offset) == (kind, f"{server.url}/a.tar", START)
 
 
+def test_a_fault_names_the_block_also_after_a_broken_body(server: FaultServer) -> None:
+    at = START + 40_000
+    server.reset(Fault("cut", at=at), Fault("status", at=at, status=404))
+    with pytest.raises(DataFault) as caught:
+        block(server)
+    assert caught.value.offset == START
+
+
 def test_an_object_that_ends_before_the_range_is_truncated(server: FaultServer) -> None:
     server.reset(Fault("shorter", at=1000, times=-1))
     (server.folder / "short.tar").write_bytes(CONTENT[:1000])

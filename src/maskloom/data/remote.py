@@ -210,6 +210,9 @@ def _receive(
                     furthest = max(furthest, at)
         except _Broken as broken:
             patience.after(broken, progress=furthest > before)
+        except DataFault as fault:
+            fault.offset = start  # of the block, wherever the read had come to
+            raise
     return version
 
 
@@ -389,11 +392,9 @@ def _reason(error: Exception, settings: Storage) -> str:
         cause = cause.__cause__ or cause.__context__ or cause
     if isinstance(cause, OSError) and cause.strerror:
         return f"the connection failed: {cause.strerror}"
-    return (
-        "the connection ended early"
-        if isinstance(error, ProtocolError)
-        else f"the request failed: {type(error).__name__}"
-    )
+    if isinstance(error, ProtocolError):
+        return "the connection ended early"
+    return f"the request failed: {type(error).__name__}"
 
 
 def _pool_for(target: str, authorities: str | None) -> urllib3.PoolManager:
