@@ -4,8 +4,9 @@ A system is a module of this folder that `data.py` starts in an environment of i
 as JSON. It prints one line `RESULT {...}`. Nothing here imports maskloom: the peers' environments need not have it.
 
 Rates are of the steady state: the clock starts when `WARM_BATCHES` batches have passed, with all queues filled, and stops
-`seconds` later. CPU seconds are those of the process and of all processes that it started, the waiting apart, so that a
-rate a core means the same on a busy machine as on an idle one.
+`seconds` later; where text is tokenised not before `LEAST_TEXT_TOKENS`, for text is tokenised in pieces of tens of thousands.
+CPU seconds are those of the process and of all processes that it started, the waiting apart, so that a rate a core means
+the same on a busy machine as on an idle one.
 
 Shapes: R = 32 rows a batch, S = 128 slots a row.
 """
@@ -37,6 +38,7 @@ SEQ_LEN = 128
 RATE = 0.15
 SEED = 1
 WARM_BATCHES = 64
+LEAST_TEXT_TOKENS = 1_500_000
 KEPT_EVERY = 16  # one batch of so many is kept, to count its text tokens when the clock has stopped
 DOCUMENTS_A_CALL = 64  # texts given to the tokenizer at once
 TICKS = os.sysconf("SC_CLK_TCK")
@@ -208,12 +210,15 @@ def endless(make_pass: Callable[[], Iterable[dict[str, Any]]]) -> Iterator[dict[
         yield from make_pass()
 
 
-def rate(batches: Iterator[dict[str, Any]], seconds: float, most_tokens: float = float("inf")) -> dict[str, Any]:
+def rate(
+    batches: Iterator[dict[str, Any]], seconds: float, least_slots: float = 0, most_slots: float = float("inf")
+) -> dict[str, Any]:
     """Text tokens a second of wall and of CPU time.
 
     Args:
         batches: dictionaries with `input_ids`, of any shape.
-        most_tokens: stop after so many: a pass over files that are not in the page cache ends where it would begin anew.
+        least_slots: go on until so many have passed.
+        most_slots: stop after so many: a pass over files that are not in the page cache ends where it would begin anew.
     """
     asked = time.perf_counter()
     next(batches)
@@ -224,7 +229,7 @@ def rate(batches: Iterator[dict[str, Any]], seconds: float, most_tokens: float =
     slots = count = 0
     cpu, start = cpu_seconds(), time.perf_counter()
     end = start
-    while end - start < seconds and slots < most_tokens:
+    while (end - start < seconds or slots < least_slots) and slots < most_slots:
         ids = next(batches)["input_ids"]
         slots += ids.numel()
         if count % KEPT_EVERY == 0:
@@ -254,8 +259,9 @@ def rates(job: dict[str, Any], make: Callable[[dict[str, Any], int], Iterator[di
             gc.collect()  # a file that is still mapped keeps its pages
             drop_from_cache(job["folder"])
         batches = make(job, case["workers"])
+        least = 0 if job["tokenised"] else min(LEAST_TEXT_TOKENS, job["seconds"] * 600_000)
         most = 0.8 * job["corpus_tokens"] if case["cold"] else float("inf")
-        found.append({**case, **rate(batches, job["seconds"], most)})
+        found.append({**case, **rate(batches, job["seconds"], least, most)})
         del batches
     return {"cases": found, "maximum_resident_bytes": resident_bytes()}
 

@@ -112,10 +112,11 @@ def resume(job: dict[str, Any]) -> dict[str, Any]:
 
     Tokens: accelerate's `skip_first_batches`, what the Trainer does; on the fly: `state_dict` of the IterableDataset.
     """
+    from accelerate import skip_first_batches
+
     found = {}
     for step in job["steps"]:
         if job["tokenised"]:
-            from accelerate import skip_first_batches
 
             def begin(step: int = step) -> Any:
                 loader = token_loader(
