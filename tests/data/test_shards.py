@@ -165,6 +165,20 @@ def test_bad_input_is_named_and_leaves_nothing_behind(tmp_path: Path, name: str,
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
 
+def test_bad_input_leaves_what_other_parts_did(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SMALLEST_BATCH_BYTES", 1)
+    inputs = [str(write_jsonl(tmp_path / "a.jsonl", ["text"])), str(tmp_path / "b.jsonl")]
+    (tmp_path / "b.jsonl").write_text("no JSON")
+    assert write_part(inputs, tmp_path / "out", Options(), Part(1, 2)) == [2]
+    before = files_of(tmp_path / ".out.work" / "batches")
+    for part in (Part(2, 2), Part()):
+        with pytest.raises(UserError, match=r"b\.jsonl, the line at byte 0: not valid JSON"):
+            write_part(inputs, tmp_path / "out", Options(), part)
+    with pytest.raises(UserError, match=r"b\.jsonl, the line at byte 0: not valid JSON"):
+        write_shards(inputs, tmp_path / "out", Options())
+    assert files_of(tmp_path / ".out.work" / "batches") == before
+
+
 def test_a_folder_that_exists_is_never_touched(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", ["text"])
     (tmp_path / "out").mkdir()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -45,6 +46,7 @@ class Pool:
 
 def _begin() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # every core has a process already
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it at once and without a traceback
     parent = parent_process()
     assert parent is not None
 

@@ -117,7 +117,8 @@ def write_shards(
     try:
         write_part(inputs, out, options, Part(), processes, tokenizer=tokenizer, on_stage=on_stage)
     except BadInput as error:
-        shutil.rmtree(error.folder)
+        if not error.work.is_shared:
+            shutil.rmtree(error.work.folder)
         raise
     index, report = finish(out)
     assert report is not None
@@ -128,12 +129,12 @@ class BadInput(UserError):
     """The input cannot be read: whatever was done with it is of no use.
 
     Attributes:
-        folder: the work folder.
+        work: what was begun.
     """
 
-    def __init__(self, message: str, folder: Path) -> None:
+    def __init__(self, message: str, work: Work) -> None:
         super().__init__(message)
-        self.folder = folder
+        self.work = work
 
 
 def write_part(
@@ -178,7 +179,7 @@ def write_part(
             for size in pool.map(job, mine, [batches[number] for number in mine]):
                 advance(size)
         except UserError as error:
-            raise BadInput(str(error), work.folder) from error
+            raise BadInput(str(error), work) from error
         late = _wait_for_readers(work, wait, on_wait)
         if not late:
             mine = [number for number in work.unwritten() if part.takes(number)]
@@ -202,13 +203,18 @@ def finish(out: Path) -> tuple[Index, Report | None]:
     if out.exists():
         raise UserError(f"{out} exists: there is nothing left to finish")
     work = open_work(out)
-    with work.finishing():
-        _check_done(work, out)
-        if work.plan.corpus:
-            index_of_tokens(work)
-        else:
-            _finish_text(work)
-        work.complete(out)
+    try:
+        with work.finishing():
+            _check_done(work, out)
+            if work.plan.corpus:
+                index_of_tokens(work)
+            else:
+                _finish_text(work)
+            work.complete(out)
+    except BadInput:
+        shutil.rmtree(work.folder)
+        raise
+    remove_finished(out)  # with the lock released: NFS keeps a file that is open, and then its folder
     return load_index(out), read_report(out)
 
 
@@ -383,8 +389,7 @@ def _finish_text(work: Work) -> None:
             f"there is damaged. Remove {work.folder} and start again"
         )
     if not report.documents:
-        shutil.rmtree(work.folder)
-        raise UserError(f"no text in {', '.join(plan.inputs)}: every document is empty")
+        raise BadInput(f"no text in {', '.join(plan.inputs)}: every document is empty", work)
     options = Options(**plan.options)
     threshold = held_out_threshold(options.val_fraction)
     texts = [entry.text for entry in entries if entry.text]

@@ -176,6 +176,11 @@ class Work:
         with only_one(self.folder / "finishing", f"another process finishes the work in {self.folder}"):
             yield
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether it was begun in parts, as other machines may have done."""
+        return any(file.name != Part().tag for file in (self.folder / "locks").iterdir())
+
     def parts(self) -> int | None:
         """Of how many parts there are, as far as they were started; None where they do not agree."""
         numbers = {int(file.name.rpartition("-")[2]) for file in (self.folder / "locks").iterdir()}
@@ -191,8 +196,6 @@ class Work:
             sync_folder(folder)
         (self.folder / "corpus").rename(out)
         sync_folder(out.parent)
-        for folder in out.parent.glob(f"{self.folder.name}*"):  # also what was killed while it made the folder
-            shutil.rmtree(folder)
 
 
 def work_folder(out: Path) -> Path:
@@ -245,11 +248,12 @@ def open_work(out: Path) -> Work:
 
 
 def remove_finished(out: Path) -> bool:
-    """Remove the work folder of an `out` that is complete: what a kill at the very end leaves. Returns whether it did."""
+    """Remove the work folder of an `out` that is complete, which a kill at the very end leaves. Returns whether it did."""
     folder = work_folder(out)
     if not out.exists() or not folder.exists() or (folder / "corpus").exists():
         return False
-    shutil.rmtree(folder)
+    for left in out.parent.glob(f"{folder.name}*"):  # also what was killed while it made the folder
+        shutil.rmtree(left)
     return True
 
 
