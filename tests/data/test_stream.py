@@ -13,16 +13,20 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import webdataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from maskloom.config import Masking
 from maskloom.data import stream
-from maskloom.data.index import Index, load_index
+from maskloom.data.index import Index, index_tars, load_index
 from maskloom.data.masking import MaskRule
 from maskloom.data.order import Cursor, LaneCursors, first_cursors
 from maskloom.data.plan import DataPlan, PhasePlan
+from maskloom.data.shards import finish
 from maskloom.data.stream import held_out_rows, read_steps, skip_steps
+from maskloom.data.token_shards import tokenize_corpus
+from maskloom.data.work import Part
 from maskloom.distributed import World
 from maskloom.errors import DataFault, UserError
 from maskloom.tokenizer import Tokenizer
@@ -288,3 +292,85 @@ def test_a_bad_held_out_block_is_refused_or_left_out_with_a_warning(
     left = [digest_of(rows) for rows in held_out_rows(copy, tokenizer, 64, rule, World(), skips_bad=True)]
     assert "left out of the evaluation: shard" in capsys.readouterr().err
     assert left == [digest_of(rows) for rows in held_out_rows(index, tokenizer, 64, rule, World())][1:]
+
+
+def tokenized(index: Index, tokenizer: Tokenizer, out: Path) -> Index:
+    """The token shards of a corpus."""
+    tokenize_corpus(index, out, tokenizer, Part(), 1, lambda name, total: lambda amount: None)
+    return finish(out)[0]
+
+
+@pytest.fixture(scope="module", params=["splits of their own", "split by hash", "with bad documents"])
+def text_and_tokens(
+    request: pytest.FixtureRequest,
+    index: Index,
+    documents: list[str],
+    tokenizer: Tokenizer,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[Index, Index]:
+    """A corpus as text and as token shards: of blocks of several documents, empty ones among them."""
+    folder = tmp_path_factory.mktemp("text")
+    if request.param != "splits of their own":
+        lines = [json.dumps({"text": text}) for text in [*documents, "", " "]]
+        if request.param == "with bad documents":
+            lines[5::40] = ["{"] * len(lines[5::40])
+        with webdataset.TarWriter(str(folder / "0.tar"), mtime=0) as tar:
+            for number in range(0, len(lines), 9):
+                tar.write({"__key__": f"{number:04d}", "jsonl": "\n".join(lines[number : number + 9]).encode()})
+        skip_bad = request.param == "with bad documents"
+        index = index_tars([folder / "0.tar"], folder, block_bytes=4096, fraction=0.2, skip_bad=skip_bad)
+        assert (index.header["bad_documents"] > 0) is skip_bad
+    return index, tokenized(index, tokenizer, folder / "tokens")
+
+
+def test_token_shards_give_the_rows_of_their_text(text_and_tokens: tuple[Index, Index], tokenizer: Tokenizer) -> None:
+    """Over phases and epochs, mixed with another corpus, and for validation; nothing tells the two apart but their URLs."""
+    text, tokens = text_and_tokens
+    assert (text.digest, text.tokenizer_fingerprint) == (tokens.digest, None)
+    assert tokens.tokenizer_fingerprint == tokenizer.fingerprint
+    phases = [PhasePlan(4, 32, 9, (2.0, 1.0)), PhasePlan(3, 128, 5, (1.0, 0.0)), PhasePlan(4, 64, 3, (1.0, 1.0))]
+    plans = [plan_of([first, text], tokenizer, phases, LANES) for first in (text, tokens)]
+    one, other = (list(global_steps(plan, 1, start_of(plan))) for plan in plans)
+    assert one == other
+    rule = MaskRule(0.15)
+    one, other = (
+        [digest_of(rows) for rows in held_out_rows(index, tokenizer, 64, rule, World())] for index in (text, tokens)
+    )
+    assert one
+    assert one == other
+
+
+def test_a_run_changes_from_text_to_token_shards_and_back(
+    text_and_tokens: tuple[Index, Index], tokenizer: Tokenizer
+) -> None:
+    plans = [plan_of([index], tokenizer, [PhasePlan(12, 32, 9)], LANES) for index in text_and_tokens]
+    whole = list(global_steps(plans[0], 1, start_of(plans[0])))
+    cursors, found = start_of(plans[0]), []
+    for first in range(0, 12, 3):
+        found += global_steps(plans[first // 3 % 2], 2, cursors, first, first + 3)
+        cursors = found[-1].cursors
+    assert found == whole
+
+
+def test_a_damaged_token_block_is_passed_over_where_its_text_would_be(
+    small: tuple[Index, ...], tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    text = load_index(shutil.copytree(small[0].folder, tmp_path / "text"))
+    tokens = tokenized(text, tokenizer, tmp_path / "tokens")
+    for block in (3, 12):
+        flip(text, block)
+        flip(tokens, block)
+    phases = phases_of(((1.0,),) * 4)
+    plans = [plan_of([index], tokenizer, phases, LANES, skips_bad=True) for index in (text, tokens)]
+    one, other = (list(global_steps(plan, 1, start_of(plan))) for plan in plans)
+    assert [step.digest for step in one] == [step.digest for step in other]
+    assert [step.cursors for step in one] == [step.cursors for step in other]
+    numbers = [[sorted(skip.number for skip in step.skips) for step in steps] for steps in (one, other)]
+    assert numbers[0] == numbers[1]
+    assert any(numbers[0])
+
+
+def test_token_shards_give_no_text(small: tuple[Index, ...], tokenizer: Tokenizer, tmp_path: Path) -> None:
+    tokens = tokenized(small[0], tokenizer, tmp_path / "tokens")
+    with pytest.raises(UserError, match="holds token shards: there is no text in them"):
+        tokens.documents(0, "train")
