@@ -100,7 +100,7 @@ class Data(Section):
 
 class Masking(Section):
     rate: PositiveShare = 0.15
-    """Share of a row's maskable tokens that are predicted: `round(rate * maskable)` a row."""
+    """Share of a row's maskable tokens that are predicted."""
     final_rate: PositiveShare | None = None
     """Rate at the end of the run: it goes there linearly with the step. Left out: it stays. `phases.N.mask_rate` replaces
     both for one phase."""

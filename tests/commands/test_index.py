@@ -192,7 +192,7 @@ def test_corpora_are_joined_where_they_are(tars: Path, documents: list[str], suc
     assert load_index(base).digest == load_index(tars / "other").digest
     base.rename(tars / "moved")
     assert held(tars / "moved")[0] == sorted(documents[:200])
-    assert "is missing" in fails("index", "--check", tars / "other")
+    assert "2 fault(s) in 2 of 2 shard(s)" in fails("index", "--check", tars / "other")
     moved = tars / "moved"
     assert "holds an index already" in fails("index", "--merge", moved / "0", moved / "1", "--out", moved)
     assert "is given twice" in fails("index", "--merge", moved / "0", moved / "0", "--out", tars / "new")

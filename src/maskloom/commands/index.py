@@ -1,8 +1,8 @@
 """Index webdataset tars that exist, without copying them; join corpora; check one.
 
-TAR is a tar file, a folder of them, or the URL (http, https, s3) of one, as `webdataset.ShardWriter` writes them, with
-.txt, .json or .jsonl members. The index is written into the folder of the first one, or into --out; data.train then names
-that folder.
+TAR is a tar file, a folder of them, the URL (http, https, s3) of one, or an s3:// folder, as `webdataset.ShardWriter`
+writes them, with .txt, .json or .jsonl members. The index is written into the folder of the first one, or into --out;
+data.train then names that folder.
 
 --merge OUT completes a corpus that was written in parts by `maskloom shards --part`.
 --merge A B C --out D makes one corpus of several that exist; their shards stay where they are.
@@ -27,11 +27,12 @@ import numpy as np
 
 from maskloom.commands.arguments import byte_count, cores, fraction, positive
 from maskloom.commands.shards import describe
+from maskloom.config import Storage
 from maskloom.data.index import BLOCK_BYTES, Index, check_shard, index_tars, load_index, merge_indexes
 from maskloom.data.pool import Pool
 from maskloom.data.samples import read_documents
 from maskloom.data.shards import finish
-from maskloom.data.storage import is_remote, local_path
+from maskloom.data.storage import is_remote, list_tars, local_path
 from maskloom.errors import DataFault, UserError
 from maskloom.progress import Progress, say
 
@@ -126,7 +127,7 @@ def _merge(options: argparse.Namespace) -> int:
 def _check(options: argparse.Namespace) -> int:
     if len(options.tars) > 1:
         raise UserError("--check reads one corpus at a time")
-    index = load_index(options.tars[0])
+    index = load_index(options.tars[0], finds_shards=False)  # what is missing is one fault among others
     faults: list[tuple[int, DataFault]] = []
     total = sum(shard.bytes for shard in index.shards)
     with Progress("checking", total, "MiB", MIB) as progress, Pool(options.processes, __name__) as pool:
@@ -182,7 +183,7 @@ def _first_bad_key(index: Index, block: int) -> str:
 def _tars(given: str) -> list[str]:
     if is_remote(given):
         _refuse_compressed(given.partition("?")[0])
-        return [given]
+        return [given] if given.partition("?")[0].endswith(".tar") else list_tars(given, Storage())
     path = local_path(given)
     if not path.exists():
         raise UserError(f"no file or folder {given}")

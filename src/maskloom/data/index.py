@@ -36,6 +36,7 @@ from numpy.typing import NDArray
 from webdataset.tariterators import base_plus_ext
 
 from maskloom.config import Storage
+from maskloom.data.remote import shown
 from maskloom.data.samples import TokenBlock, read_documents, read_tokens
 from maskloom.data.storage import fetch, is_remote, join, local_path, open_range, read_whole, size_of
 from maskloom.errors import DataFault, UserError
@@ -178,12 +179,12 @@ class Index:
             UserError: token shards, which hold no text.
         """
         if self.tokenizer_fingerprint:
-            raise UserError(f"{self.folder} holds token shards: there is no text in them. Name the text shards")
+            raise UserError(f"{shown(self.folder)} holds token shards: there is no text in them. Name the text shards")
         shard, url, offset = self.place(block)
         # Samples that were bad when the shard was indexed were left out then, and are left out here.
         on_bad = (lambda fault: None) if self.header["bad_documents"] else None
         documents = list(
-            read_documents(stream or self.read(block), url, self.header["text_key"], offset, on_bad=on_bad)
+            read_documents(stream or self.read(block), shown(url), self.header["text_key"], offset, on_bad=on_bad)
         )
         self._check_count(block, len(documents))
         if shard.split != "by_hash":
@@ -194,7 +195,7 @@ class Index:
     def token_block(self, block: int, stream: io.BytesIO | None = None) -> TokenBlock:
         """The documents of one block of token shards. Raises DataFault."""
         _, url, offset = self.place(block)
-        found = read_tokens(stream or self.read(block), url, offset)
+        found = read_tokens(stream or self.read(block), shown(url), offset)
         self._check_count(block, len(found.documents))
         return found
 
@@ -209,7 +210,7 @@ class Index:
         """Raises UserError where these are token shards of another tokenizer."""
         if self.tokenizer_fingerprint not in (None, tokenizer.fingerprint):
             raise UserError(
-                f"the token shards in {self.folder} were made with another tokenizer (fingerprint "
+                f"the token shards in {shown(self.folder)} were made with another tokenizer (fingerprint "
                 f"{str(self.tokenizer_fingerprint)[:16]}) than {tokenizer.source} ({tokenizer.fingerprint[:16]}): name that "
                 "one, or make token shards with this one"
             )
@@ -218,6 +219,7 @@ class Index:
         expected = int(self.columns["documents"][block]) + int(self.columns["held_out"][block])
         if found != expected:
             _, url, offset = self.place(block)
+            url = shown(url)
             raise DataFault(
                 f"shard {url}: {found} documents in the block at offset {offset}, the index says {expected}: index it again",
                 kind="count",
@@ -236,8 +238,11 @@ def held_out_threshold(fraction: float) -> int:
     return int(fraction * 2**32)
 
 
-def load_index(path: str | Path, settings: Storage | None = None) -> Index:
+def load_index(path: str | Path, settings: Storage | None = None, finds_shards: bool = True) -> Index:
     """Open and verify the index in a folder, local or remote (or the `index.json` itself).
+
+    Args:
+        finds_shards: also see that the local shards are there, with their sizes.
 
     Raises:
         UserError: there is none, it is of another version, its columns do not fit, or a shard is missing.
@@ -247,11 +252,13 @@ def load_index(path: str | Path, settings: Storage | None = None) -> Index:
     header = _read_header(folder, where, settings)
     files = _fetch_columns(folder, header, settings) if is_remote(folder) else Path(folder)
     index = _open(folder, header, files, settings)
+    where = shown(where)
     # A count that changed would drop documents without a word, so that the whole table is checked at every start.
     if header["table_digest"] != table_digest(header, index.columns):
         raise UserError(f"{where} and its columns in {files / 'index'} are not what was written together: {AGAIN}")
     _check_table(index, where)
-    _check_shards(index, where)
+    if finds_shards:
+        _check_shards(index, where)
     return index
 
 
@@ -451,12 +458,13 @@ def merge_indexes(parts: Sequence[Index], folder: Path) -> Index:
 def check_shard(index: Index, number: int) -> list[DataFault]:
     """Everything in one shard that is not what was indexed: its size, its digest, each block's bytes and documents."""
     shard = index.shards[number]
-    url = index.url(shard)
+    address = index.url(shard)
+    url = shown(address)
     faults: list[DataFault] = []
     # The cache must not answer for the shard.
     index = replace(index, settings=index.settings.model_copy(update={"cache": None}))
     try:
-        size = size_of(url, index.settings)
+        size = size_of(address, index.settings)
     except DataFault as fault:
         return [fault]
     if size != shard.bytes:
@@ -471,7 +479,7 @@ def check_shard(index: Index, number: int) -> list[DataFault]:
                 index.documents(int(block), "train", stream)
         except DataFault as fault:
             faults.append(fault)
-    if not faults and _sha256_of(url, shard.bytes, index.settings) != shard.sha256:
+    if not faults and _sha256_of(address, index.settings) != shard.sha256:
         message = f"shard {url}: its sha256 is not what was indexed, though every block is: it differs between blocks"
         faults.append(DataFault(message, kind="checksum", shard=url))
     return faults
@@ -481,7 +489,8 @@ def _folder_of(path: str | Path) -> tuple[str, str]:
     """(folder, `index.json` in it) as text: absolute for local paths."""
     text = str(path)
     if is_remote(text):
-        folder = text.removesuffix("/index.json").rstrip("/")
+        address, mark, query = text.partition("?")
+        folder = address.removesuffix("/index.json").rstrip("/") + mark + query
         return folder, join(folder, "index.json")
     file = local_path(text) if "://" in text else Path(text)
     file = file / "index.json" if file.is_dir() else file
@@ -491,6 +500,7 @@ def _folder_of(path: str | Path) -> tuple[str, str]:
 def _read_header(folder: str, where: str, settings: Storage) -> dict[str, Any]:
     try:
         data = read_whole(where, settings) if is_remote(folder) else Path(where).read_bytes()
+        where = shown(where)
         header = json.loads(data)
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(
@@ -498,7 +508,7 @@ def _read_header(folder: str, where: str, settings: Storage) -> dict[str, Any]:
             f"with `maskloom index {folder}`"
         ) from None
     except DataFault as fault:
-        raise UserError(f"no index at {where}: {fault}") from None
+        raise UserError(f"no index at {shown(where)}: {fault}") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{where} is not valid JSON: {error}") from None
     if not isinstance(header, dict) or header.get("format") != FORMAT or header.get("version") != VERSION:
@@ -535,7 +545,7 @@ def _open(folder: str, header: dict[str, Any], files: Path, settings: Storage) -
         except (OSError, ValueError, EOFError) as error:
             raise UserError(f"{file}: {error}: {AGAIN}") from None
         if columns[name].shape != (size,) or columns[name].dtype != types[name]:
-            raise UserError(f"{file} does not fit {join(folder, 'index.json')}: {AGAIN}")
+            raise UserError(f"{file} does not fit {shown(join(folder, 'index.json'))}: {AGAIN}")
     train, held_out = (columns.pop(name) for name in LISTS)
     shards = tuple(Shard(**shard) for shard in header["shards"])
     return Index(folder, header, shards, columns, train, held_out, files, settings)
@@ -545,11 +555,17 @@ def _reopen(folder: str, files: Path, digest: str, settings: Storage) -> Index:
     """Open an index that another process of this run has verified."""
     header = _read_header(folder, _folder_of(folder)[1], settings)
     if header["table_digest"] != digest:
-        raise UserError(f"the index in {folder} was written anew while it was in use: start again")
+        raise UserError(f"the index in {shown(folder)} was written anew while it was in use: start again")
     return _open(folder, header, files, settings)
 
 
 def _check_table(index: Index, where: str) -> None:
+    if is_remote(index.folder):  # who wrote it does not choose files of this machine
+        for shard in index.shards:
+            if not is_remote(index.url(shard)):
+                raise UserError(
+                    f"{where} is remote and lists the local shard {shard.url}: {AGAIN}, with relative names or URLs"
+                )
     sizes = np.asarray([shard.bytes for shard in index.shards], dtype=np.int64)
     for start in range(0, index.header["blocks"], 1 << 20):
         number, offset, length, documents, held_out = (
@@ -612,17 +628,14 @@ def _tables(index: Index) -> Iterator[tuple[Shard, NDArray[np.void]]]:
         yield shard, table
 
 
-def _sha256_of(url: str, size: int, settings: Storage) -> str:
-    digest = hashlib.sha256()
-    if is_remote(url):
-        with tempfile.TemporaryDirectory() as folder:
-            fetch(url, Path(folder) / "shard", settings)
-            with (Path(folder) / "shard").open("rb") as file:
-                return hashlib.file_digest(file, "sha256").hexdigest()
-    with local_path(url).open("rb") as file:
-        while chunk := file.read(1 << 22):
-            digest.update(chunk)
-    return digest.hexdigest()
+def _sha256_of(url: str, settings: Storage) -> str:
+    if not is_remote(url):
+        with local_path(url).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "shard"
+        fetch(url, copy, settings)
+        return _sha256_of(str(copy), settings)
 
 
 def _block_ranges(path: Path, data: mmap.mmap, block_bytes: int) -> Iterator[tuple[int, int]]:
