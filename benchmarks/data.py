@@ -315,9 +315,10 @@ def start(bench: Bench) -> dict[str, Any]:
             {"do": "synthesise", "source": source, "folder": folder, **blocks},
         )  # fmt: skip
         for name, where in (("small", source), ("big", folder)):
-            for step in (0, FAR_STEP):
-                job = {"do": "start", "folder": where, "step": step, "lanes": 8, "step_rows": 256, "workers": 1}
-                done = bench.attempt(f"start: {name} corpus of {kind}, step {step:,}", "loom", None, job)
+            for step, workers in ((0, 0), (FAR_STEP, 0), (FAR_STEP, 1)):
+                job = {"do": "start", "folder": where, "step": step, "lanes": 8, "step_rows": 256, "workers": workers}
+                what = f"start: {name} corpus of {kind}, step {step:,}, {workers} readers"
+                done = bench.attempt(what, "loom", None, job)
                 if done:
                     found.append({"kind": kind, "corpus": name, "step": step, "index": made, **done})
         shutil.rmtree(folder, ignore_errors=True)

@@ -212,28 +212,28 @@ def _order(result: dict[str, Any], docs: Path) -> str:
 def _start(result: dict[str, Any], docs: Path) -> str:
     rows = []
     for run in result["runs"]:
-        children = run["children_private_bytes"]
         rows.append(
             [
                 run["kind"],
                 f"{run['blocks']:,}",
                 f"{run['step']:,}",
+                str(run["workers"]),
                 f"{run['opened_s']:.2f}",
                 f"{run['first_batch_s']:.2f}",
-                _mib(run["private_growth_bytes"]),
+                _mib(run["grown_bytes"]),
                 _mib(run["peak_bytes"]),
-                " + ".join(_mib(size) for size in children),
+                " + ".join(map(_mib, run["children_bytes"])) or "-",
             ]
         )
     return "\n\n".join(
         [
             "## Start",
-            "Seconds to open and verify the index, and to the first batch from one reader process (whose start, a "
-            "new interpreter with its imports, is in it); memory of the training process that is its own beyond "
-            "the imports, its peak with the mapped files that all processes share, and the memory of its own of "
-            "each child (the fork server and the reader). The large index points into the shards of the small "
-            "corpus, as many times as needed.",
-            _table(["", "blocks", "step", "open", "first batch", "grown", "peak", "children"], rows),
+            "Seconds to open and verify the index, and (from nothing) to the first batch, 8 lanes in one rank. With a reader process, "
+            "the start of its interpreter and its imports are in it; without, everything is imported already. *Grown*: memory of "
+            "the process that came with it and is not a mapped file's; *peak*: all its resident memory, imports and the mapped "
+            "index, of which a node holds one copy, included; *children*: the fork server's and the reader's own memory. The large "
+            "index points into the shards of the small corpus, as many times as needed.",
+            _table(["", "blocks", "step", "readers", "open", "first batch", "grown", "peak", "children"], rows),
         ]
     )
 

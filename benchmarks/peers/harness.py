@@ -188,10 +188,10 @@ def peak_bytes() -> int:
     return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) * 1024
 
 
-def private_bytes(process: int | str = "self") -> int:
-    """Memory that no other process shares."""
+def anonymous_bytes(process: int | str = "self") -> int:
+    """Memory that is not a mapped file's: what every further process costs again."""
     text = Path("/proc", str(process), "smaps_rollup").read_text()
-    return sum(int(line.split()[1]) * 1024 for line in text.splitlines() if line.startswith("Private_"))
+    return sum(int(line.split()[1]) * 1024 for line in text.splitlines() if line.startswith("Anonymous:"))
 
 
 def drop_from_cache(folder: str) -> None:

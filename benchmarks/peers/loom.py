@@ -8,7 +8,6 @@ import pstats
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from multiprocessing import active_children
 from pathlib import Path
 from typing import Any
 
@@ -119,8 +118,8 @@ def resume(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def start(job: dict[str, Any]) -> dict[str, Any]:
-    """Opening an index and the first batch of one step, with the memory that this process and its reader then hold."""
-    before = harness.private_bytes()
+    """Opening an index and the first batch of one step, with the memory that this process and its readers then hold."""
+    before = harness.anonymous_bytes()
     begun = time.perf_counter()
     plan = open_plan(job, job["step_rows"])
     opened_s = time.perf_counter() - begun
@@ -131,13 +130,13 @@ def start(job: dict[str, Any]) -> dict[str, Any]:
     readers = [child.pid for child in psutil.Process().children(recursive=True) if child.memory_info().rss > 64 << 20]
     return {
         "blocks": len(plan.corpora[0].train_blocks),
+        "workers": job["workers"],
         "opened_s": opened_s,
         "first_batch_s": total_s,
-        "private_growth_bytes": harness.private_bytes() - before,
+        "grown_bytes": harness.anonymous_bytes() - before,
         "resident_bytes": harness.resident_bytes(),
         "peak_bytes": harness.peak_bytes(),
-        "children_private_bytes": [harness.private_bytes(process) for process in readers],
-        "children": len(active_children()),
+        "children_bytes": [harness.anonymous_bytes(process) for process in readers],
     }
 
 
