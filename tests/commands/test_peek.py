@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from maskloom.data.plan import DataPlan, open_corpora
 from maskloom.data.stream import Step, read_steps
 from maskloom.distributed import World
 from maskloom.tokenizer import Tokenizer, load_tokenizer
+from tests.data.reading import corpus_of, flip
 
 from .conftest import Command
 
@@ -126,3 +129,69 @@ def test_a_run_whose_corpus_changed_is_refused(
     message = fails("peek", trained_run, f"data.train={tmp_path / 'other'}", "--steps", "9:10")
     assert "corpus 0:" in message
     assert "does not fit this run" in message
+
+
+HOSTILE = {
+    "WDS_REWRITE": "tar=nothing",
+    "WDS_CACHE": "/nowhere",
+    "WDS_CACHE_SIZE": "1",
+    "WDS_VERBOSE_CACHE": "1",
+    "WDS_SECURE": "1",
+    "WDS_SEED": "99",
+    "WDS_SHOW_SEED": "1",
+    "WDS_PYTORCH_WEIGHTS_ONLY": "1",
+    "GOPEN_REWRITE": "/tmp=/nowhere;.tar=.none",
+    "GOPEN_BUFFER": "1",
+    "GOPEN_VERBOSE": "1",
+    "USE_AIS_FOR": "file:http:s3",
+    "WORKER": "3",
+    "NUM_WORKERS": "7",
+    "PYTHONHASHSEED": "77",
+}
+
+
+def test_variables_that_webdataset_obeys_change_nothing(
+    config: Path, steps: list[Step], maskloom: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    arguments = ("peek", config, "--steps", "0:3", "--world", 2, "--digest")
+    done = maskloom(*arguments, env={**os.environ, **HOSTILE})
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == digest_of(steps)
+
+
+def test_blocks_that_are_passed_over_are_so_for_every_world(
+    run_config: dict,
+    documents: list[str],
+    tmp_path: Path,
+    write_config: Callable[[dict], Path],
+    succeeds: Command,
+    fails: Command,
+) -> None:
+    index = corpus_of(tmp_path / "corpus", documents[:60], 3)
+    for block in (3, 20, 41, 42):
+        flip(index, block)
+    run_config["data"] |= {"train": index.folder, "on_bad_data": "skip"}
+    config = write_config(run_config)
+    printed = {succeeds("peek", config, "--steps", "0:6", "--world", world, "--digest") for world in (1, 5)}
+    assert len(printed) == 1
+    message = fails("peek", config, "--steps", "0:12", "--digest", "data.on_bad_data=raise")
+    assert ".tar: the block at offset" in message
+
+
+def test_several_corpora_are_mixed(
+    run_config: dict,
+    corpus_dir: Path,
+    documents: list[str],
+    tmp_path: Path,
+    write_config: Callable[[dict], Path],
+    succeeds: Command,
+) -> None:
+    other = corpus_of(tmp_path / "other", ["river " * 20] * 40)
+    run_config["data"]["train"] = [{"path": str(corpus_dir), "weight": 1.0}, {"path": other.folder, "weight": 3.0}]
+    config = write_config(run_config)
+    digests = {succeeds("peek", config, "--steps", "3:9", "--world", world, "--digest") for world in (1, 2, 3)}
+    assert len(digests) == 1
+    lines = succeeds("peek", config, "--steps", "0:12", "--rows", 12).splitlines()
+    rows = [line for line in lines if "row " in line]
+    mixed = sum("mountain" not in line and line.count("river") >= 15 for line in rows)
+    assert abs(mixed - 12 * 12 * 3 / 4) <= 1  # all lanes together are within a row of their share

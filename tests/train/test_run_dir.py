@@ -96,6 +96,10 @@ class TestReconcile:
             {"data__workers": 3},
             {"data__prefetch_steps": 9},
             {"data__train": "/moved/shards"},
+            {"data__train": [{"path": "/moved/shards", "weight": 2.0}]},
+            {"data__on_bad_data": "skip"},
+            {"data__max_bad_share": 0.5},
+            {"data__storage": {"timeout_s": 5.0, "attempts": 2, "cache": "/fast/cache", "cache_bytes": 1000}},
             {"tokenizer": "/moved/tokenizer"},
             {"phases__0__micro_batch_rows": 2},
             {"logging__every_steps": 5},
@@ -113,6 +117,48 @@ class TestReconcile:
         wanted = changed(**setting)
         assert wanted != started
         assert reconcile(wanted) == wanted
+
+    @pytest.fixture
+    def mixed(self, run_config: dict, begin: Callable[..., RunDir]) -> dict:
+        """A run of two corpora that was begun."""
+        corpora = [{"path": "/corpora/a", "weight": 3.0}, {"path": "/corpora/b", "weight": 1.0}]
+        run_config["data"]["train"] = corpora
+        run_config["phases"][0]["weights"] = [1.0, 1.0]
+        begin(parse_config(run_config, "run.yaml"))._lock.close()
+        return run_config
+
+    def test_a_corpus_of_a_list_may_move(self, mixed: dict) -> None:
+        mixed["data"]["train"][1]["path"] = "/moved/b"
+        wanted = parse_config(mixed, "run.yaml")
+        assert reconcile(wanted) == wanted
+
+    @pytest.mark.parametrize(
+        ("change", "said"),
+        [
+            (
+                lambda tree: tree["data"]["train"][0].update(weight=2.0),
+                r"data\.train\.0\.weight: 3\.0 in the run, 2\.0 now",
+            ),
+            (
+                lambda tree: tree["phases"][0].update(weights=[1.0, 2.0]),
+                r"phases\.0\.weights\.1: 1\.0 in the run, 2\.0 now",
+            ),
+            (lambda tree: tree["phases"][0].pop("weights"), r"phases\.0\.weights: \[1\.0, 1\.0\] in the run, None now"),
+            (lambda tree: tree["phases"][0].update(mask_rate=0.3), r"phases\.0\.mask_rate: None in the run, 0\.3 now"),
+            (lambda tree: tree.update(masking={"final_rate": 0.3}), r"masking\.final_rate: None in the run, 0\.3 now"),
+        ],
+    )
+    def test_weights_and_rates_may_not_change(self, change: Callable[[dict], object], said: str, mixed: dict) -> None:
+        change(mixed)
+        wanted = parse_config(mixed, "run.yaml")
+        with pytest.raises(UserError, match=said):
+            reconcile(wanted)
+
+    def test_another_number_of_corpora_is_refused(self, mixed: dict) -> None:
+        mixed["data"]["train"].append({"path": "/corpora/c"})
+        mixed["phases"][0]["weights"] = [1.0, 1.0, 0.0]
+        with pytest.raises(UserError, match=r"data\.train\.2: None in the run"):
+            reconcile(parse_config(mixed, "run.yaml"))
 
     def test_more_phases_may_follow(self, run_config: dict, started: RunConfig) -> None:
         run_config["phases"].append({"steps": 4, "seq_len": 64, "global_batch_rows": 6})
