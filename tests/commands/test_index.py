@@ -6,6 +6,7 @@ import functools
 import gzip
 import http.server
 import io
+import os
 import tarfile
 import threading
 from collections.abc import Iterator
@@ -249,6 +250,26 @@ def test_a_check_names_every_fault(
     captured = capsys.readouterr()
     assert captured.out.count("checksum") == 1
     assert "and 2 more" in captured.out
+
+
+def test_a_check_goes_on_after_shards_that_are_missing_or_cut_off(
+    tars: Path, succeeds: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    succeeds("index", tars, "--text-key", "content", "--block-bytes", "8K", "--processes", 1)
+    index = load_index(tars)
+    part = tars / "part-0.tar"
+    os.truncate(part, 20_000)
+    ends = (index.columns["offset"] + index.columns["length"])[index.columns["shard"] == 0]
+    cut = int((ends > 20_000).sum())
+    assert cut > 1
+    (tars / "part-1.tar").unlink()
+    assert main(["index", "--check", str(tars), "--processes", "1"]) == 1
+    captured = capsys.readouterr()
+    lines = [line for line in captured.out.splitlines() if line.startswith("shard ")]
+    assert lines[0].startswith(f"shard 0: truncated: shard {part} has 20000 bytes")
+    assert all(line.startswith("shard 0, block ") and ": truncated: " in line for line in lines[1:-1])
+    assert lines[-1].startswith(f"shard 1: missing: shard {tars / 'part-1.tar'}")
+    assert f"{cut + 2} fault(s) in 2 of 2 shard(s)" in captured.err
 
 
 def test_a_tar_that_is_cut_off_is_refused(tars: Path, fails: Command) -> None:
