@@ -210,29 +210,28 @@ def _order(result: dict[str, Any], docs: Path) -> str:
 
 
 def _start(result: dict[str, Any], docs: Path) -> str:
-    rows = []
-    for run in result["runs"]:
-        rows.append(
-            [
-                run["kind"],
-                f"{run['blocks']:,}",
-                f"{run['step']:,}",
-                str(run["workers"]),
-                f"{run['opened_s']:.2f}",
-                f"{run['first_batch_s']:.2f}",
-                _mib(run["grown_bytes"]),
-                _mib(run["peak_bytes"]),
-                " + ".join(map(_mib, run["children_bytes"])) or "-",
-            ]
-        )
+    rows = [
+        [
+            run["kind"],
+            f"{run['blocks']:,}",
+            f"{run['step']:,}",
+            str(run["workers"]),
+            f"{run['opened_s']:.2f}",
+            f"{run['first_batch_s']:.2f}",
+            _mib(run["grown_bytes"]),
+            _mib(run["peak_bytes"]),
+            " + ".join(map(_mib, run["children_bytes"])) or "-",
+        ]
+        for run in result["runs"]
+    ]
     return "\n\n".join(
         [
             "## Start",
-            "Seconds to open and verify the index, and (from nothing) to the first batch, 8 lanes in one rank. With a reader process, "
-            "the start of its interpreter and its imports are in it; without, everything is imported already. *Grown*: memory of "
-            "the process that came with it and is not a mapped file's; *peak*: all its resident memory, imports and the mapped "
-            "index, of which a node holds one copy, included; *children*: the fork server's and the reader's own memory. The large "
-            "index points into the shards of the small corpus, as many times as needed.",
+            "Seconds to open and verify the index, and (from nothing) to the first batch, 8 lanes in one rank. With a reader "
+            "process, the start of its interpreter and its imports are in it; without, everything is imported already. "
+            "*Grown*: memory of the process that came with it and is not a mapped file's; *peak*: all its resident memory, "
+            "imports and the mapped index, of which a node holds one copy, included; *children*: the fork server's and the "
+            "reader's own memory. The large index points into the shards of the small corpus, as many times as needed.",
             _table(["", "blocks", "step", "readers", "open", "first batch", "grown", "peak", "children"], rows),
         ]
     )
