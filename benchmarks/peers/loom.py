@@ -156,7 +156,8 @@ def synthesise(job: dict[str, Any]) -> dict[str, Any]:
         url = str(Path(source.url(shard)).absolute())
         tables.append((replace(shard, url=url), np.resize(table, job["shard_blocks"])))
     count = -(-job["blocks"] // job["shard_blocks"])
-    indexed = [IndexedShard(*tables[number % len(tables)], text_bytes=0) for number in range(count)]
+    text_bytes = source.header["text_bytes"] // len(source.shards)
+    indexed = [IndexedShard(*tables[number % len(tables)], text_bytes=text_bytes) for number in range(count)]
     begun = time.perf_counter()
     index = write_index(
         Path(job["folder"]),
