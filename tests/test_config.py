@@ -259,3 +259,62 @@ def test_differences_names_the_one_leaf_that_differs(path: tuple[str, ...]) -> N
 
 def test_differences_names_phases_that_one_side_lacks() -> None:
     assert differences({"phases": [1]}, {"phases": [1, 2]}) == {"phases.1": (None, 2)}
+
+
+TWO = {"train": [{"path": "a", "weight": 3}, {"path": "b"}]}
+
+
+def test_one_corpus_and_several_are_a_list_of_corpora() -> None:
+    one = parse_config(tree_with(), "here").data.corpora
+    assert [(corpus.path, corpus.weight) for corpus in one] == [("corpus", 1.0)]
+    several = parse_config(tree_with(data=TWO), "here").data.corpora
+    assert [(corpus.path, corpus.weight) for corpus in several] == [("a", 3.0), ("b", 1.0)]
+
+
+@pytest.mark.parametrize(
+    ("train", "said"),
+    [
+        ([], "data.train"),
+        ([{"path": "a", "weight": 0}], "data.train"),
+        ([{"path": "a", "weight": -1.0}], "data.train"),
+        ([{"weight": 1.0}], "data.train"),
+        (3, "data.train"),
+        ([{"path": "a", "wieght": 1.0}], "did you mean 'weight'?"),
+    ],
+)
+def test_corpora_that_cannot_be_mixed_are_refused(train: Any, said: str) -> None:
+    with pytest.raises(UserError) as error:
+        parse_config(tree_with(data={"train": train}), "here")
+    assert said in str(error.value)
+
+
+@pytest.mark.parametrize("weights", [[1.0], [1.0, 1.0, 1.0], [0.0, 0.0], []])
+def test_the_weights_of_a_phase_are_one_a_corpus(weights: list[float]) -> None:
+    with pytest.raises(UserError, match=r"phases\.0\.weights .*: 2 weight\(s\) are needed"):
+        parse_config(tree_with(data=TWO, phases=[{"steps": 5, "weights": weights}]), "here")
+
+
+def test_the_weights_of_a_phase_may_leave_a_corpus_out() -> None:
+    config = parse_config(tree_with(data=TWO, phases=[{"steps": 5, "weights": [0.0, 2.0]}]), "here")
+    assert config.phases[0].weights == (0.0, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("masking", "phase", "said"),
+    [
+        ({"rate": 0.01}, {}, "masking.rate 0.01 predicts no token of a row of phases.0.seq_len 32"),
+        ({"final_rate": 0.01}, {}, "masking.final_rate 0.01 predicts no token"),
+        ({}, {"mask_rate": 0.01}, "phases.0.mask_rate 0.01 predicts no token"),
+        ({"rate": 0.0}, {}, "masking.rate = 0.0"),
+        ({"final_rate": 1.5}, {}, "masking.final_rate = 1.5"),
+    ],
+)
+def test_rates_that_predict_nothing_are_refused(masking: dict, phase: dict, said: str) -> None:
+    with pytest.raises(UserError) as error:
+        parse_config(tree_with(masking=masking, phases=[{"steps": 5, "seq_len": 32, **phase}]), "here")
+    assert said in str(error.value)
+
+
+def test_a_rate_of_a_phase_stands_for_those_of_masking() -> None:
+    phases = [{"steps": 5, "seq_len": 32, "mask_rate": 0.15}]
+    assert parse_config(tree_with(masking={"rate": 0.01}, phases=phases), "here").phases[0].mask_rate == 0.15
