@@ -95,9 +95,6 @@ def _index(options: argparse.Namespace) -> int:
             skip_bad=options.on_bad_data == "skip",
             on_bytes=lambda size: progress.advance(1 if count else size),
         )
-    if not index.header["text_bytes"]:
-        (folder / "index.json").unlink()
-        raise UserError(f"no text in {', '.join(options.tars)}: every document is empty")
     describe(folder / "index.json", index, None)
     if options.on_bad_data == "skip":
         bad, good = index.header["bad_documents"], index.header["documents"] + index.header["held_out_documents"]

@@ -25,7 +25,6 @@ import tarfile
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -36,12 +35,12 @@ from numpy.typing import NDArray
 from webdataset.tariterators import base_plus_ext
 
 from maskloom.config import Storage
+from maskloom.data.pool import Pool
 from maskloom.data.remote import shown
 from maskloom.data.samples import TokenBlock, read_documents, read_tokens
 from maskloom.data.storage import fetch, is_remote, join, local_path, open_range, read_whole, size_of
 from maskloom.errors import DataFault, UserError
 from maskloom.files import write_atomically
-from maskloom.processes import clean_forks
 from maskloom.tokenizer import Tokenized, Tokenizer
 
 FORMAT, VERSION = "maskloom-index", 2
@@ -355,7 +354,7 @@ def index_tars(
         skip_bad=skip_bad,
     )
     indexed = []
-    with ProcessPoolExecutor(processes, mp_context=clean_forks(__name__)) as pool:
+    with Pool(processes, __name__) as pool:
         for shard in pool.map(work, [str(tar) for tar in tars]):
             on_bytes(shard.shard.bytes)
             indexed.append(shard)
@@ -393,6 +392,8 @@ def write_index(
             f"no document for training in {len(indexed)} shard(s) ({counts['held_out']} held out, {bad} that cannot be "
             "read): a corpus needs at least one sample with a .txt, .jsonl or .json member"
         )
+    if not any(entry.text_bytes for entry in indexed):
+        raise UserError(f"no text in {len(indexed)} shard(s): every document is empty")
     (folder / "index").mkdir(parents=True, exist_ok=True)
     (folder / "index.json").unlink(missing_ok=True)  # an older header must not describe the columns that follow
     for name, column in {**columns, **lists}.items():
@@ -493,7 +494,7 @@ def _folder_of(path: str | Path) -> tuple[str, str]:
         folder = address.removesuffix("/index.json").rstrip("/") + mark + query
         return folder, join(folder, "index.json")
     file = local_path(text) if "://" in text else Path(text)
-    file = file / "index.json" if file.is_dir() else file
+    file = file if file.name == "index.json" and not file.is_dir() else file / "index.json"
     return str(file.parent.absolute()), str(file)
 
 
