@@ -224,7 +224,7 @@ def _write_documents(corpus: Path, text_bytes: int) -> None:
 
     # The command reads a sample of 96 MiB of source, about 13 MB of documentation; this measurement wants more of it.
     more = (
-        "import sys; from maskloom.data import documentation; "
+        "import sys; from maskloom.data.sources import documentation; "
         f"documentation.DOCUMENTATION_SOURCE_BYTES = {12 * text_bytes}; "
         "from maskloom.cli import main; sys.exit(main(sys.argv[1:]))"
     )

@@ -39,9 +39,9 @@ import numpy as np
 import torch
 from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerFast
 
-from maskloom.data.corpus import find_sources, read_source
 from maskloom.data.masking import MaskRule, mask_rows
 from maskloom.data.order import hash64
+from maskloom.data.sources.corpus import find_sources, read_source
 from maskloom.tokenizer import Tokenizer, load_tokenizer
 
 os.environ["TOKENIZERS_PARALLELISM"] = "false"

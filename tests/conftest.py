@@ -16,7 +16,7 @@ import torch
 import yaml
 
 from maskloom.data.index import Index, load_index
-from maskloom.data.shards import Options, write_shards
+from maskloom.data.writing.shards import Options, write_shards
 from maskloom.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

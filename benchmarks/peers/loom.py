@@ -17,7 +17,8 @@ import psutil
 
 from maskloom.config import Data, RunConfig
 from maskloom.data.batch import Layout, micro_batches
-from maskloom.data.index import BLOCK, IndexedShard, Tokens, load_index, write_index
+from maskloom.data.index import BLOCK, Tokens, load_index
+from maskloom.data.indexing import IndexedShard, write_index
 from maskloom.data.order import Cursor, LaneCursors, block_at, first_cursors, make_key, permutation, permuted
 from maskloom.data.plan import DataPlan
 from maskloom.data.stream import Step, read_steps

@@ -9,8 +9,8 @@ import datasets
 import pytest
 
 from maskloom.cli import main
-from maskloom.data import shards
 from maskloom.data.index import load_index
+from maskloom.data.writing import shards
 
 from .conftest import Command
 

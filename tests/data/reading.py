@@ -12,7 +12,8 @@ import numpy as np
 import webdataset
 
 from maskloom.config import Masking
-from maskloom.data.index import Index, index_shard, write_index
+from maskloom.data.index import Index
+from maskloom.data.indexing import index_shard, write_index
 from maskloom.data.lane import Skip
 from maskloom.data.masking import MaskRule
 from maskloom.data.order import LaneCursors, block_at

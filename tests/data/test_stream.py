@@ -19,14 +19,15 @@ from hypothesis import strategies as st
 
 from maskloom.config import Masking
 from maskloom.data import stream
-from maskloom.data.index import Index, index_tars, load_index
+from maskloom.data.index import Index, load_index
+from maskloom.data.indexing import index_tars
 from maskloom.data.masking import MaskRule
 from maskloom.data.order import Cursor, LaneCursors, first_cursors
 from maskloom.data.plan import DataPlan, PhasePlan
-from maskloom.data.shards import finish
 from maskloom.data.stream import held_out_rows, read_steps, skip_steps
-from maskloom.data.token_shards import tokenize_corpus
-from maskloom.data.work import Part
+from maskloom.data.writing.shards import finish
+from maskloom.data.writing.token_shards import tokenize_corpus
+from maskloom.data.writing.work import Part
 from maskloom.distributed import World
 from maskloom.errors import DataFault, UserError
 from maskloom.tokenizer import Tokenizer

@@ -29,7 +29,8 @@ import webdataset
 
 from maskloom.config import Storage
 from maskloom.data import remote, storage
-from maskloom.data.index import Index, index_tars, load_index
+from maskloom.data.index import Index, load_index
+from maskloom.data.indexing import index_tars
 from maskloom.data.storage import fetch, list_tars, open_range, read_whole, size_of
 from maskloom.errors import DataFault, UserError
 from tests.conftest import missing, sentences

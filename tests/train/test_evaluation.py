@@ -16,11 +16,12 @@ from tokenizers.implementations import BertWordPieceTokenizer
 
 from maskloom.config import Evaluation, Model
 from maskloom.data.batch import MicroBatch
-from maskloom.data.index import Index, index_tars
+from maskloom.data.index import Index
+from maskloom.data.indexing import index_tars
 from maskloom.data.masking import MaskRule
 from maskloom.data.rows import Rows, count_text_tokens
-from maskloom.data.shards import Options, write_shards
 from maskloom.data.stream import held_out_rows
+from maskloom.data.writing.shards import Options, write_shards
 from maskloom.distributed import World
 from maskloom.model.bert import MaskedLM, build_model
 from maskloom.tokenizer import SPECIAL_TOKENS, Tokenizer, load_tokenizer

@@ -28,12 +28,13 @@ import numpy as np
 from maskloom.commands.arguments import byte_count, cores, fraction, positive
 from maskloom.commands.shards import describe
 from maskloom.config import Storage
-from maskloom.data.index import BLOCK_BYTES, Index, check_shard, index_tars, load_index, merge_indexes
-from maskloom.data.pool import Pool
+from maskloom.data.index import Index, load_index
+from maskloom.data.indexing import BLOCK_BYTES, check_shard, index_tars, merge_indexes
 from maskloom.data.samples import read_documents
-from maskloom.data.shards import finish
 from maskloom.data.storage import is_remote, list_tars, local_path
+from maskloom.data.writing.shards import finish
 from maskloom.errors import DataFault, UserError
+from maskloom.processes import Pool
 from maskloom.progress import Progress, say
 
 MIB = 1 << 20

@@ -31,11 +31,11 @@ from pathlib import Path
 
 from maskloom.commands.arguments import byte_count, cores, fraction, positive
 from maskloom.data.index import Index, load_index
-from maskloom.data.report import Report
-from maskloom.data.shards import Options, finish, write_part, write_shards
 from maskloom.data.storage import is_remote
-from maskloom.data.token_shards import tokenize_corpus
-from maskloom.data.work import Part, work_folder
+from maskloom.data.writing.report import Report
+from maskloom.data.writing.shards import Options, finish, write_part, write_shards
+from maskloom.data.writing.token_shards import tokenize_corpus
+from maskloom.data.writing.work import Part, work_folder
 from maskloom.errors import UserError
 from maskloom.progress import Progress, say, warn
 from maskloom.tokenizer import load_tokenizer

@@ -16,7 +16,7 @@ import pyarrow
 import pyarrow.compute
 import pyarrow.parquet
 
-from maskloom.data.source import LONGEST_TEXT_BYTES, RANGE_BYTES, Source, file_stamp, place_of
+from maskloom.data.sources.source import LONGEST_TEXT_BYTES, RANGE_BYTES, Source, file_stamp, place_of
 from maskloom.errors import UserError
 
 HUB = "hf:"

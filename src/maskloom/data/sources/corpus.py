@@ -16,11 +16,11 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from maskloom.data.compressed import SUFFIXES
-from maskloom.data.documentation import DOCUMENTATION, documentation_sources, read_documentation
-from maskloom.data.lines import line_sources, read_jsonl, read_text
-from maskloom.data.source import Kind, Source, TextLayout
-from maskloom.data.tables import (
+from maskloom.data.sources.compressed import SUFFIXES
+from maskloom.data.sources.documentation import DOCUMENTATION, documentation_sources, read_documentation
+from maskloom.data.sources.lines import line_sources, read_jsonl, read_text
+from maskloom.data.sources.source import Kind, Source, TextLayout
+from maskloom.data.sources.tables import (
     HUB,
     hub_sources,
     is_saved_dataset,

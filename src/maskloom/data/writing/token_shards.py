@@ -20,22 +20,12 @@ import numpy as np
 from numpy.typing import NDArray
 from webdataset.tariterators import base_plus_ext
 
-from maskloom.data.index import (
-    BLOCK,
-    COLUMNS,
-    META_MEMBER,
-    Index,
-    IndexedShard,
-    Shard,
-    Tokens,
-    corpus_digest,
-    text_hash,
-    write_index,
-)
-from maskloom.data.pool import Pool
+from maskloom.data.index import BLOCK, COLUMNS, Index, Shard, Tokens, corpus_digest, text_hash
+from maskloom.data.indexing import META_MEMBER, IndexedShard, write_index
 from maskloom.data.samples import TOKENS, OnBad, read_documents, tokens_member
-from maskloom.data.work import Entry, Part, Plan, Work, begin
+from maskloom.data.writing.work import Entry, Part, Plan, Work, begin
 from maskloom.errors import DataFault, UserError
+from maskloom.processes import Pool
 from maskloom.tokenizer import Tokenizer
 
 ReadBlock = Callable[[int], io.BytesIO]

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from maskloom.data.compressed import DAMAGE, SUFFIXES, open_text
 from maskloom.data.samples import decode_text, document_from_json
-from maskloom.data.source import LONGEST_TEXT_BYTES, RANGE_BYTES, Kind, Source, TextLayout, file_stamp, place_of
+from maskloom.data.sources.compressed import DAMAGE, SUFFIXES, open_text
+from maskloom.data.sources.source import LONGEST_TEXT_BYTES, RANGE_BYTES, Kind, Source, TextLayout, file_stamp, place_of
 from maskloom.errors import UserError
 
 COMPRESSION_RATIO = 4  # text bytes a compressed byte, as an estimate

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from maskloom.data.order import make_key
-from maskloom.data.source import Source
+from maskloom.data.sources.source import Source
 from maskloom.errors import UserError
 
 DOCUMENTATION = "documentation:"

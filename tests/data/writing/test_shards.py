@@ -13,11 +13,12 @@ import webdataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from maskloom.data import shards as module
-from maskloom.data.index import Index, check_shard, held_out_threshold, index_tars, text_hash
-from maskloom.data.shards import Options, finish, split_document, write_part, write_shards
-from maskloom.data.token_shards import tokenize_corpus
-from maskloom.data.work import Part, open_work
+from maskloom.data.index import Index, held_out_threshold, text_hash
+from maskloom.data.indexing import check_shard, index_tars
+from maskloom.data.writing import shards as module
+from maskloom.data.writing.shards import Options, finish, split_document, write_part, write_shards
+from maskloom.data.writing.token_shards import tokenize_corpus
+from maskloom.data.writing.work import Part, open_work
 from maskloom.errors import UserError
 from maskloom.tokenizer import Tokenizer
 from tests.conftest import sentences

@@ -28,28 +28,18 @@ from pathlib import Path
 
 import webdataset
 
-from maskloom.data.corpus import find_sources, read_source
-from maskloom.data.documentation import DOCUMENTATION
-from maskloom.data.index import (
-    BLOCK_BYTES,
-    Index,
-    IndexedShard,
-    Split,
-    Tokens,
-    held_out_threshold,
-    index_shard,
-    load_index,
-    text_hash,
-    write_index,
-)
+from maskloom.data.index import Index, Split, Tokens, held_out_threshold, load_index, text_hash
+from maskloom.data.indexing import BLOCK_BYTES, IndexedShard, index_shard, write_index
 from maskloom.data.order import make_key
-from maskloom.data.pool import Pool
-from maskloom.data.report import SAMPLED_ONE_IN, WHOLE_BYTES, Report, Tally
-from maskloom.data.source import Source, TextLayout, place_of
-from maskloom.data.spill import Record, SpillWriter, read_bucket, read_notes, text_digest
-from maskloom.data.token_shards import index_of_tokens, text_digest_of, write_token_shard
-from maskloom.data.work import Entry, Part, Plan, Work, begin, open_work, remove_finished, shard_names
+from maskloom.data.sources.corpus import find_sources, read_source
+from maskloom.data.sources.documentation import DOCUMENTATION
+from maskloom.data.sources.source import Source, TextLayout, place_of
+from maskloom.data.writing.report import SAMPLED_ONE_IN, WHOLE_BYTES, Report, Tally
+from maskloom.data.writing.spill import Record, SpillWriter, read_bucket, read_notes, text_digest
+from maskloom.data.writing.token_shards import index_of_tokens, text_digest_of, write_token_shard
+from maskloom.data.writing.work import Entry, Part, Plan, Work, begin, open_work, remove_finished, shard_names
 from maskloom.errors import UserError
+from maskloom.processes import Pool
 from maskloom.tokenizer import Tokenizer
 
 MEMBER_BYTES = 32 * 1024

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from maskloom.data.spill import Record, SpillWriter, read_bucket, read_notes, text_digest
+from maskloom.data.writing.spill import Record, SpillWriter, read_bucket, read_notes, text_digest
 from maskloom.errors import UserError
 
 BUCKETS = 4

@@ -13,10 +13,10 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from maskloom.data import compressed, lines
-from maskloom.data.corpus import find_sources, read_source
-from maskloom.data.documentation import DOCUMENTATION
-from maskloom.data.source import TextLayout
+from maskloom.data.sources import compressed, lines
+from maskloom.data.sources.corpus import find_sources, read_source
+from maskloom.data.sources.documentation import DOCUMENTATION
+from maskloom.data.sources.source import TextLayout
 from maskloom.errors import UserError
 from tests.conftest import sentences
 

@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from maskloom.data import tables
-from maskloom.data.corpus import find_sources, read_source
+from maskloom.data.sources import tables
+from maskloom.data.sources.corpus import find_sources, read_source
 from maskloom.errors import UserError
 
 ROWS = [f"row {number} é " + "word " * (number % 7) for number in range(50)]

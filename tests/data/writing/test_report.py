@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from maskloom.data import report as module
 from maskloom.data.index import text_hash
-from maskloom.data.report import NAMES, SCRIPTS, Report, Tally, script_counts
+from maskloom.data.writing import report as module
+from maskloom.data.writing.report import NAMES, SCRIPTS, Report, Tally, script_counts
 
 WORDS = {
     "Latin": "the quick brown fox jumps, fünf große Äpfel; Việt",

@@ -1,0 +1,1 @@
+"""Documents to shards: shuffled, in parts, restartable."""
