@@ -72,7 +72,24 @@ class Track:
         Args:
             is_constant: the rule holds for more steps, so that it is worth masking the whole block at once.
         """
+        part = self._take_masked(count, seq_len, rule)
+        if part:
+            return [part]
         return [self._masked_part(packed, run, rule, is_constant) for packed, run in self._runs(count, seq_len)]
+
+    def _take_masked(self, count: int, seq_len: int, rule: MaskRule) -> Part | None:
+        """The next rows where they lie in the open block and are masked: nearly every time, so that it has to be quick."""
+        if self._masked is None or self._masked[0] is not rule:
+            return None
+        number, reads = self.cursor
+        if self._packed_at != (number, len(reads), seq_len):
+            return None
+        taken = reads[-1][1]
+        end = taken + count
+        if not count or end > len(self._masked[1]):
+            return None
+        self.cursor = Cursor(number, (*reads[:-1], (seq_len, end)))
+        return Part(self._masked[1], taken, end)
 
     def _masked_part(self, packed: PackedRows, run: slice, rule: MaskRule, is_constant: bool) -> Part:
         if not is_constant:

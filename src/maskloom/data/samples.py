@@ -96,7 +96,8 @@ def read_tokens(stream: IO[bytes], url: str, offset: int = 0) -> TokenBlock:
 def document_from_json(line: bytes | str, text_key: str, where: str) -> str:
     """The text of one JSON object. Raises DataFault that begins with `where`."""
     try:
-        value = json.loads(line)
+        # Decoded here: for bytes, json first looks whether they are UTF-16 or UTF-32, which lines cannot be.
+        value = json.loads(line.decode().removeprefix("\ufeff") if isinstance(line, bytes) else line)
     except UnicodeDecodeError as error:
         raise DataFault(f"{where}: not valid UTF-8 at byte {error.start} ({error.reason})", kind="utf-8") from None
     except (ValueError, RecursionError) as error:  # ValueError: also a number of more digits than Python reads

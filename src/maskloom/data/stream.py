@@ -79,7 +79,7 @@ class LaneReader(IterableDataset[Any]):
             try:
                 for step in range(self.first_step, self.last_step):
                     rows = rows_of_step(lanes, step)
-                    skips = tuple(skip for lane in lanes for skip in lane.skipped())
+                    skips = tuple(skip for lane in lanes for skip in lane.skipped()) if self.plan.skips_bad else ()
                     yield Step(step, rows, {lane.number: lane.cursors for lane in lanes}, skips)
             except UserError as error:
                 yield error
