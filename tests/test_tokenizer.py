@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer as HFTokenizer
 
 from maskloom import tokenizer as module
 from maskloom.errors import UserError
@@ -208,3 +209,61 @@ def test_words_that_go_on_are_known(tokenizer: Tokenizer) -> None:
     for number in range(tokenizer.vocab_size):
         assert tokenizer.is_continuation[number] == tokenizer.token(number).startswith("##")
     assert tokenizer.is_continuation.any()
+
+
+def variant(tokenizer: Tokenizer, **normalizer: object) -> Tokenizer:
+    tree = json.loads(tokenizer.definition)
+    tree["normalizer"].update(normalizer)
+    return Tokenizer(json.dumps(tree), "a variant")
+
+
+NASTY = (
+    "\x00\x1c\x1f\x85\xa0\xad\u0300\u0301\u0316\u03a3\u0130\u1680\u180e\u200b\u200d\u2028\u3000\u4e2d\uac00\ufeff\ufffd"
+)
+nasty_texts = st.lists(
+    st.sampled_from([*NASTY, " ", "\n", "\t", "\r", "\r\n", "[MASK]", "[SEP]", "##a", "ΑΣ", "river", "Stone."])
+    | st.characters(exclude_categories=["Cs"]),
+    max_size=25,
+).map("".join)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"lowercase": False, "strip_accents": False},
+        {"clean_text": False, "handle_chinese_chars": False, "lowercase": False},
+    ],
+)
+@settings(max_examples=150, deadline=None)
+@given(texts=st.lists(nasty_texts, max_size=5))
+def test_looking_stretches_up_gives_what_encoding_the_whole_text_gives(
+    tokenizer: Tokenizer, changes: dict[str, object], texts: list[str]
+) -> None:
+    """Also for every other kind of white space, for controls, combining marks and literal special tokens."""
+    tested = variant(tokenizer, **changes)
+    assert tested._is_local
+    whole = [encoding.ids for encoding in tested._encoder.encode_batch(texts, add_special_tokens=False)]
+    for _ in range(2):  # unknown, and known
+        assert [ids.tolist() for ids in tested.encode(texts)] == whole
+
+
+def test_a_token_that_can_hold_white_space_is_found_across_it(tokenizer: Tokenizer) -> None:
+    encoder = HFTokenizer.from_str(tokenizer.definition)
+    encoder.add_tokens(["river stone"])
+    tested = Tokenizer(encoder.to_str(), "with a token of two words")
+    assert not tested._is_local
+    (ids,) = tested.encode(["the river stone"])
+    assert ids.tolist()[-1] == encoder.token_to_id("river stone")
+
+
+def test_what_is_known_stays_bounded(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MOST_KNOWN", 100)
+    tested = variant(tokenizer)
+    long = "a" * (module.LONGEST_KNOWN_CHARS + 1)
+    for number in range(50):
+        text = " ".join(f"word{number}x{other} {long}{other}" for other in range(9))
+        (ids,) = tested.encode([text])
+        assert ids.tolist() == tested._encoder.encode(text, add_special_tokens=False).ids
+        assert len(tested._known) <= 100
+        assert not any(len(stretch) > module.LONGEST_KNOWN_CHARS for stretch in tested._known)

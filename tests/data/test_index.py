@@ -37,6 +37,7 @@ from maskloom.data.index import (
 from maskloom.data.indexing import check_shard, index_shard, index_tars, merge_indexes, write_index
 from maskloom.errors import DataFault, UserError
 from tests.conftest import sentences
+from tests.fault_server import FaultServer
 
 RECORD = 512  # bytes: a tar is made of such records
 
@@ -760,3 +761,46 @@ class TestCheck:
             file.write(bytes(512))
         (fault,) = check_shard(index, 0)
         assert fault.kind == "changed"
+
+
+def test_a_remote_index_read_while_it_was_uploaded_is_fetched_again(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Copies of columns that do not fit the header are never kept."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    column = corpus / "index" / "crc32.npy"
+    good = column.read_bytes()
+    old = np.load(column)
+    old[0] ^= 1
+    np.save(column, old)
+    with FaultServer(corpus) as server:
+        with pytest.raises(UserError, match="not what was written together"):
+            load_index(server.url)
+        column.write_bytes(good)
+        digest = load_index(server.url).digest
+        (copy,) = (tmp_path / "cache").rglob("crc32.npy")
+        damaged = bytearray(copy.read_bytes())
+        damaged[-1] ^= 1
+        copy.write_bytes(damaged)
+        assert load_index(server.url).digest == digest
+        assert copy.read_bytes() == good
+
+
+def test_a_remote_index_names_no_file_of_this_machine(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    header = json.loads((corpus / "index.json").read_text())
+    header["shards"][0]["url"] = "/etc/passwd"
+    (corpus / "index.json").write_text(json.dumps(header))
+    with (
+        FaultServer(corpus) as server,
+        pytest.raises(UserError, match="is remote and lists the local shard /etc/passwd"),
+    ):
+        load_index(server.url)
+
+
+def test_an_index_nested_too_deeply_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "index.json").write_text("[" * 200_000)
+    with pytest.raises(UserError, match="not valid JSON"):
+        load_index(tmp_path)

@@ -7,6 +7,7 @@ import itertools
 import pickle
 import random
 import re
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from maskloom.config import Masking, parse_config
+from maskloom.config import Corpus, Data, Masking, parse_config
 from maskloom.data.index import Index
 from maskloom.data.masking import MaskRule, mask_rows
 from maskloom.data.order import VERSIONS, first_cursors, hash64
@@ -208,3 +209,21 @@ def test_masking_is_the_one_of_its_version() -> None:
         2,
         "99002e06b7eccffbd7827885b78af17e4c91f66556b3aa9685ee7edb7d9b6dab",
     ), "raise VERSIONS['masking'] where this is on purpose: runs that exist must not resume with other masks"
+
+
+def test_one_corpus_under_two_names_is_refused(tmp_path: Path) -> None:
+    """Everything is keyed by the digest: each of its rows would come twice, with the same masks."""
+    (tmp_path / "a").mkdir()
+    corpus_of(tmp_path / "a", ["one", "two"])
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    data = Data(train=(Corpus(path=str(tmp_path / "a")), Corpus(path=str(tmp_path / "b"))))
+    with pytest.raises(UserError, match=r"/a and .*/b are the same corpus"):
+        open_corpora(data)
+
+
+def test_a_missing_shard_is_met_at_the_start_or_passed_over_later(tmp_path: Path) -> None:
+    corpus_of(tmp_path, ["one", "two"])
+    (tmp_path / "0.tar").unlink()
+    with pytest.raises(UserError, match="is missing"):
+        open_corpora(Data(train=str(tmp_path)))
+    assert len(open_corpora(Data(train=str(tmp_path), on_bad_data="skip"))) == 1

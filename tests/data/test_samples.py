@@ -106,7 +106,8 @@ def test_line_separators_inside_a_text_end_no_line() -> None:
         (b'{"content": "a", "id": 1}', "no 'text' in the object; it has 'content', 'id': use --text-key"),
         (b"{}", "no 'text' in the object; it has no key at all: use --text-key"),
         (b'{"text": "ab\\ud83d"}', r"'text' holds the lone surrogate \ud83d at character 2"),
-        (b'{"text": "ab\xed\xa0\xbd"}', r"'text' holds the lone surrogate \ud83d at character 2"),
+        (b'{"text": "ab\xed\xa0\xbd"}', "not valid UTF-8 at byte 12"),
+        ('{"text": "ab"}'.encode("utf-16-le"), "not valid JSON"),
     ],
 )
 def test_a_bad_line_is_refused_with_its_place(line: bytes, said: str) -> None:

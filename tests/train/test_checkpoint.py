@@ -193,3 +193,9 @@ def test_where_a_step_is_read_from_is_the_checkpoint_before_it(plan: DataPlan, t
         assert found == (begin, first_cursors(6, 2))
     with pytest.raises(UserError, match="does not fit this run"):
         checkpoint.resumable_cursors(tmp_path, 8, replace(plan, lanes=3))
+
+
+def test_a_state_of_another_version_is_refused_with_the_reason(tmp_path: Path) -> None:
+    (tmp_path / "data.json").write_text(json.dumps({"step": 3, "cursors": []}))
+    with pytest.raises(UserError, match=r"written by another version of maskloom \(step, cursors in its data\.json\)"):
+        checkpoint.read_state(tmp_path)

@@ -35,7 +35,7 @@ from maskloom.tokenizer import Tokenized, Tokenizer
 
 FORMAT, VERSION = "maskloom-index", 2
 SHARDS_CHECKED_AT_START = 1024
-AGAIN = "write the index again with `maskloom index`"
+AGAIN = "restore it, or write the index again with `maskloom index` (a corpus of `maskloom shards`: write it again)"
 BLOCK = np.dtype(
     [("offset", "<i8"), ("length", "<i8"), ("documents", "<i4"), ("held_out", "<i4"), ("crc32", "<u4")]
 )  # a row of a shard's block table
@@ -225,13 +225,11 @@ def load_index(path: str | Path, settings: Storage | None = None, finds_shards: 
     settings = settings or Storage()
     folder, where = _folder_of(path)
     header = _read_header(folder, where, settings)
-    files = _fetch_columns(folder, header, settings) if is_remote(folder) else Path(folder)
-    index = _open(folder, header, files, settings)
     where = shown(where)
-    # A count that changed would drop documents without a word, so that the whole table is checked at every start.
-    if header["table_digest"] != table_digest(header, index.columns):
-        raise UserError(f"{where} and its columns in {files / 'index'} are not what was written together: {AGAIN}")
-    _check_table(index, where)
+    if is_remote(folder):
+        index = _open_remote(folder, header, settings, where)
+    else:
+        index = _open_verified(folder, header, Path(folder), settings, where)
     if finds_shards:
         _check_shards(index, where)
     return index
@@ -276,7 +274,7 @@ def _read_header(folder: str, where: str, settings: Storage) -> dict[str, Any]:
         ) from None
     except DataFault as fault:
         raise UserError(f"no index at {shown(where)}: {fault}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{where} is not valid JSON: {error}") from None
     if not isinstance(header, dict) or header.get("format") != FORMAT or header.get("version") != VERSION:
         raise UserError(f"{where} is no {FORMAT} of version {VERSION}: {AGAIN}")
@@ -287,17 +285,43 @@ def _read_header(folder: str, where: str, settings: Storage) -> dict[str, Any]:
         raise UserError(f"{where}: {'.'.join(map(str, detail['loc']))}: {detail['msg'].lower()}: {AGAIN}") from None
 
 
-def _fetch_columns(folder: str, header: dict[str, Any], settings: Storage) -> Path:
-    """The columns of a remote index as local files, fetched once a machine and user; they are verified when opened."""
+def _open_remote(folder: str, header: dict[str, Any], settings: Storage, where: str) -> Index:
+    """A remote index, whose columns are fetched once a machine and user.
+
+    Copies that are not what the header says, perhaps fetched while the index was being uploaded, are fetched once more.
+    """
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     digest = hashlib.sha256(json.dumps(header["table_digest"]).encode()).hexdigest()  # a name, whatever the header says
     files = base / "maskloom" / f"index-{digest[:32]}"
-    (files / "index").mkdir(parents=True, exist_ok=True)
-    for name in (*COLUMNS, *LISTS):
-        local = files / "index" / f"{name}.npy"
-        if not local.exists():
-            fetch(join(folder, f"index/{name}.npy"), local, settings)
-    return files
+    try:
+        (files / "index").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"the index of {where} cannot be kept in {files}: {error.strerror}. Set XDG_CACHE_HOME to a folder that can be "
+            "written"
+        ) from None
+    copies = {name: files / "index" / f"{name}.npy" for name in (*COLUMNS, *LISTS)}
+    were_there = any(copy.exists() for copy in copies.values())
+    for name, copy in copies.items():
+        if not copy.exists():
+            fetch(join(folder, f"index/{name}.npy"), copy, settings)
+    try:
+        return _open_verified(folder, header, files, settings, where)
+    except UserError:
+        for copy in copies.values():
+            copy.unlink(missing_ok=True)
+        if not were_there:
+            raise
+    return _open_remote(folder, header, settings, where)
+
+
+def _open_verified(folder: str, header: dict[str, Any], files: Path, settings: Storage, where: str) -> Index:
+    index = _open(folder, header, files, settings)
+    # A count that changed would drop documents without a word, so that the whole table is checked at every start.
+    if header["table_digest"] != table_digest(header, index.columns):
+        raise UserError(f"{where} and its columns in {files / 'index'} are not what was written together: {AGAIN}")
+    _check_table(index, where)
+    return index
 
 
 def _open(folder: str, header: dict[str, Any], files: Path, settings: Storage) -> Index:

@@ -254,6 +254,8 @@ def check_shard(index: Index, number: int) -> list[DataFault]:
         size = size_of(address, index.settings)
     except DataFault as fault:
         return [fault]
+    except UserError as error:
+        return [DataFault(str(error), kind="unreadable", shard=url)]
     if size != shard.bytes:
         message = f"shard {url} has {size} bytes, the index says {shard.bytes}"
         faults.append(DataFault(message, kind="truncated" if size < shard.bytes else "changed", shard=url))
@@ -266,6 +268,9 @@ def check_shard(index: Index, number: int) -> list[DataFault]:
                 index.documents(int(block), "train", stream)
         except DataFault as fault:
             faults.append(fault)
+        except UserError as error:  # it cannot be reached, which is no reason not to look at the others
+            faults.append(DataFault(str(error), kind="unreadable", shard=url))
+            break
     if not faults and _sha256_of(address, index.settings) != shard.sha256:
         message = f"shard {url}: its sha256 is not what was indexed, though every block is: it differs between blocks"
         faults.append(DataFault(message, kind="checksum", shard=url))

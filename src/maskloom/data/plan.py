@@ -10,14 +10,28 @@ from maskloom.config import Data, Masking, RunConfig
 from maskloom.data.index import Index, load_index
 from maskloom.data.masking import MaskRule, rate_at
 from maskloom.data.order import default_lanes
+from maskloom.data.remote import shown
 from maskloom.distributed import World
 from maskloom.errors import UserError
 from maskloom.tokenizer import Tokenizer
 
 
 def open_corpora(data: Data) -> tuple[Index, ...]:
-    """Open and verify the index of each corpus. Raises UserError."""
-    return tuple(load_index(corpus.path, data.storage) for corpus in data.corpora)
+    """Open and verify the index of each corpus.
+
+    Raises:
+        UserError: as `load_index` (but for missing shards, where bad data is skipped), or two of them hold the same text.
+    """
+    finds_shards = data.on_bad_data == "raise"
+    corpora = tuple(load_index(corpus.path, data.storage, finds_shards) for corpus in data.corpora)
+    for number, index in enumerate(corpora):
+        same = [other for other in corpora[:number] if other.digest == index.digest]
+        if same:
+            raise UserError(
+                f"data.train: {shown(same[0].folder)} and {shown(index.folder)} are the same corpus (digest "
+                f"{index.digest[:16]}), whose rows would come twice: name it once, with the sum of the weights"
+            )
+    return corpora
 
 
 @dataclass(frozen=True)

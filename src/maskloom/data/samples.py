@@ -138,7 +138,8 @@ def _samples(stream: IO[bytes], url: str, offset: int) -> Iterator[dict[str, Any
         yield from pipeline
     except Exception as error:  # tarfile and webdataset raise many kinds
         raise DataFault(
-            f"shard {url}, block at offset {offset}: cannot be read as a webdataset tar: {error}",
+            f"shard {url}, block at offset {offset}: cannot be read as a webdataset tar: "
+            f"{error.args[0] if error.args else error}",
             kind="tar",
             shard=url,
             offset=offset,

@@ -103,7 +103,15 @@ def find(run: Path, world: World) -> tuple[Path, State] | None:
 
 
 def read_state(folder: Path) -> State:
-    return State(**json.loads((folder / "data.json").read_text()))
+    """The data state of a checkpoint. Raises UserError where another version of maskloom wrote it."""
+    values = json.loads((folder / "data.json").read_text())
+    try:
+        return State(**values)
+    except TypeError:
+        raise UserError(
+            f"{folder} was written by another version of maskloom ({', '.join(values)} in its data.json): go on with that "
+            "version, or start a new run in another run_dir"
+        ) from None
 
 
 def check_fits(state: State, plan: DataPlan, zero_stage: int, precision: str, folder: Path) -> None:
