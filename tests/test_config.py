@@ -278,6 +278,11 @@ def test_one_corpus_and_several_are_a_list_of_corpora() -> None:
         ([{"path": "a", "weight": 0}], "data.train"),
         ([{"path": "a", "weight": -1.0}], "data.train"),
         ([{"weight": 1.0}], "data.train"),
+        (
+            [{"path": "a", "weight": 1e7}],
+            "data.train.0.weight = 10000000.0: input should be less than or equal to 1000000",
+        ),
+        ([{"path": "a"}, {"path": "b"}, {"path": "a"}], "data.train: a is listed twice: list it once"),
         (3, "data.train"),
         ([{"path": "a", "wieght": 1.0}], "did you mean 'weight'?"),
     ],
@@ -292,6 +297,13 @@ def test_corpora_that_cannot_be_mixed_are_refused(train: Any, said: str) -> None
 def test_the_weights_of_a_phase_are_one_a_corpus(weights: list[float]) -> None:
     with pytest.raises(UserError, match=r"phases\.0\.weights .*: 2 weight\(s\) are needed"):
         parse_config(tree_with(data=TWO, phases=[{"steps": 5, "weights": weights}]), "here")
+
+
+def test_the_weights_of_a_phase_are_bounded() -> None:
+    with pytest.raises(
+        UserError, match=r"phases\.0\.weights\.1 = 1e\+308: input should be less than or equal to 1000000"
+    ):
+        parse_config(tree_with(data=TWO, phases=[{"steps": 5, "weights": [1.0, 1e308]}]), "here")
 
 
 def test_the_weights_of_a_phase_may_leave_a_corpus_out() -> None:

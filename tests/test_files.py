@@ -50,6 +50,35 @@ def test_a_file_system_without_locks_is_told(tmp_path: Path, monkeypatch: pytest
         pass
 
 
+def test_a_full_disk_is_told_with_the_file(tmp_path: Path) -> None:
+    for error in (OSError(errno.ENOSPC, "No space left on device"), OSError("8 requested and 0 written")):
+        with (
+            pytest.raises(OSError, match=rf"{error.args[-1]}: .*{tmp_path / 'a'}"),
+            whole_file(tmp_path / "a", tmp_path / "b"),
+        ):
+            raise error
+    with pytest.raises(ChildProcessError, match=r"^killed$"), whole_file(tmp_path / "a", tmp_path / "b"):
+        raise ChildProcessError("killed")
+
+
+@pytest.mark.parametrize("name", ["out.more", "o[1]"])
+def test_only_what_has_the_very_name_is_removed(tmp_path: Path, name: str) -> None:
+    (tmp_path / f".{name}.abcd_123.partial").mkdir()
+    (tmp_path / f".{name}.abcd_123.partial" / ".lock").touch()
+    with whole_folder(tmp_path / "out"):
+        pass
+    assert names(tmp_path) == [f".{name}.abcd_123.partial", "out"]
+    with whole_folder(tmp_path / name):
+        pass
+    assert names(tmp_path) == sorted([name, "out"])
+
+
+def test_a_link_that_leads_nowhere_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "out").symlink_to("nowhere")
+    with pytest.raises(UserError, match="out is a link that leads nowhere"), whole_folder(tmp_path / "out"):
+        pass
+
+
 def test_a_folder_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError), whole_folder(tmp_path / "out") as partial:
         (partial / "a").write_text("half")

@@ -32,7 +32,7 @@ from maskloom.errors import UserError
 BelowOne = Annotated[float, Field(ge=0.0, lt=1.0)]
 PositiveShare = Annotated[float, Field(gt=0.0, le=1.0)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
-
+LARGEST_WEIGHT = 1e6  # only the proportions of weights count
 
 ONE, SEVERAL = "<one>", "<several>"  # the two forms of data.train; pydantic puts their names into an error's place
 
@@ -48,7 +48,7 @@ class Corpus(Section):
 
     path: str
     """Folder or URL that holds `index.json`."""
-    weight: PositiveFloat = 1.0
+    weight: Annotated[float, Field(gt=0.0, le=LARGEST_WEIGHT)] = 1.0
     """Share of the rows, relative to the other corpora's; `phases.N.weights` replaces it for one phase."""
 
 
@@ -92,6 +92,15 @@ class Data(Section):
             raise ValueError(f"{given!r} is neither a folder or URL nor a list of {{path: ..., weight: ...}}")
         return given
 
+    @pydantic.field_validator("train")
+    @classmethod
+    def _each_once(cls, train: str | tuple[Corpus, ...]) -> str | tuple[Corpus, ...]:
+        paths = [] if isinstance(train, str) else [corpus.path for corpus in train]
+        twice = next((path for place, path in enumerate(paths) if path in paths[:place]), None)
+        if twice is not None:
+            raise ValueError(f"{twice} is listed twice: list it once, with the sum of the weights")
+        return train
+
     @property
     def corpora(self) -> tuple[Corpus, ...]:
         """The corpora, also where one is given by its path alone."""
@@ -112,7 +121,8 @@ class Masking(Section):
     span_p: PositiveShare = 0.2
     """Of the geometric distribution of a span's length in words (SpanBERT's)."""
     span_max_words: PositiveInt = 10
-    """Longest span; the distribution is cut there and renormalised."""
+    """Longest span; the distribution is cut there and renormalised. Above 4096 it is the slots of a row, or 4096 if they are
+    fewer."""
     replace_unit: Literal["token", "unit"] = "token"
     """Whether each token of a unit draws what becomes of it, or the unit as a whole (as SpanBERT's spans)."""
     protected: tuple[str, ...] = ()
@@ -185,7 +195,7 @@ class Phase(Section):
     """Most rows that a rank runs forward and backward at once."""
     mask_rate: PositiveShare | None = None
     """Share of the tokens predicted in this phase, in place of `masking.rate` and `masking.final_rate`."""
-    weights: tuple[NonNegativeFloat, ...] | None = None
+    weights: tuple[Annotated[float, Field(ge=0.0, le=LARGEST_WEIGHT)], ...] | None = None
     """Weights of the corpora in this phase, in the order of `data.train`."""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import glob
 import os
 import shutil
 import tempfile
@@ -16,6 +17,7 @@ from maskloom.errors import UserError
 
 PARTIAL = ".partial"
 LOCK = ".lock"
+WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # that reading cannot raise
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)  # some file systems of clusters
 
 
@@ -26,6 +28,19 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 @contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Have an error of writing that names no file, as that of a full disk, name `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno in WRITE_ERRORS:
+            raise OSError(error.errno, os.strerror(error.errno), str(path)) from None
+        if type(error) is OSError and error.errno is None:  # numpy's, of bytes that could not be written
+            raise OSError(f"{error}: {path}") from None
+        raise
+
+
+@contextlib.contextmanager
 def whole_file(path: Path, temporary: Path) -> Iterator[IO[bytes]]:
     """A file to write into, which becomes `path` when the block ends well, and is removed otherwise.
 
@@ -33,7 +48,7 @@ def whole_file(path: Path, temporary: Path) -> Iterator[IO[bytes]]:
         temporary: where it is written; on the same file system, and this process's alone.
     """
     try:
-        with temporary.open("wb") as file:
+        with naming(path), temporary.open("wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -72,6 +87,13 @@ def only_one(lock: Path, busy: str) -> Iterator[bool]:
         yield locked
 
 
+def refuse_existing(out: Path) -> None:
+    """Raises UserError where anything has the name `out`, be it a link that leads nowhere: nothing could be renamed to it."""
+    if os.path.lexists(out):
+        what = "exists" if out.exists() else "is a link that leads nowhere"
+        raise UserError(f"{out} {what}: choose another folder, or remove it first")
+
+
 @contextlib.contextmanager
 def whole_folder(out: Path) -> Iterator[Path]:
     """A folder to write into, which becomes `out` when the block ends well, and is removed otherwise.
@@ -79,8 +101,7 @@ def whole_folder(out: Path) -> Iterator[Path]:
     Raises:
         UserError: `out` exists already.
     """
-    if out.exists():
-        raise UserError(f"{out} exists: choose another folder, or remove it first")
+    refuse_existing(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(out)
     partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=PARTIAL, dir=out.parent))
@@ -101,7 +122,9 @@ def whole_folder(out: Path) -> Iterator[Path]:
 
 def _remove_abandoned(out: Path) -> None:
     """Remove what attempts to write `out` left when they were killed: nobody holds their locks any more."""
-    for folder in out.parent.glob(f".{out.name}.*{PARTIAL}"):
+    for folder in out.parent.glob(f".{glob.escape(out.name)}.*{PARTIAL}"):
+        if "." in folder.name.removeprefix(f".{out.name}.").removesuffix(PARTIAL):
+            continue  # of another name that goes on after a dot: `mkdtemp` adds none
         with contextlib.suppress(OSError), (folder / LOCK).open("r+") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(folder)

@@ -552,6 +552,35 @@ def test_protected_tokens_that_do_not_exist_are_named(cased: Tokenizer) -> None:
     assert "the cased vocabulary" in str(error.value)
 
 
+def test_protection_of_everything_is_refused(cased: Tokenizer) -> None:
+    every = tuple(cased.token(number) for number in np.flatnonzero(cased.is_maskable))
+    assert MaskRule.of(Masking(protected=every[1:]), cased).protected
+    with pytest.raises(UserError, match=r"masking\.protected: no token is left in the vocabulary of the cased"):
+        MaskRule.of(Masking(protected=every), cased)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.floats(1e-9, 1), st.integers(1, 60))
+def test_the_tables_of_lengths_are_exact_sums(p: float, most: int) -> None:
+    shares = length_shares(p, most)
+    longer = [math.fsum(shares[n:]) for n in range(most)]
+    assert rest_shares(shares) == tuple(share / math.fsum(longer) for share in longer)
+    limits = [math.fsum(shares[:n]) for n in range(1, most)]
+    assert masking._thresholds(shares).tolist() == [int(masking._threshold(limit)) for limit in limits]
+
+
+@pytest.mark.parametrize("draw", ["exact", "bernoulli"])
+def test_spans_without_end_are_as_long_as_a_row_can_tell(tokenizer: Tokenizer, draw: Any) -> None:
+    """What is longer than the longest table is that table: it makes the same rows at no more work."""
+    row = np.full((4, 64), tokenizer.random_ids[0], dtype=np.int32)
+    starts, keys = np.zeros(row.shape, dtype=bool), hash64(7, np.arange(4, dtype=np.uint64))
+    rules = [MaskRule(0.3, unit="span", draw=draw, span_max_words=most) for most in (4096, 10**12)]
+    found = [mask_rows(row, starts, keys, rule, tokenizer) for rule in rules]
+    assert np.array_equal(found[0][1], found[1][1])
+    assert rules[0].most(64) == rules[1].most(64)
+    assert MaskRule(0.3, span_max_words=10**12).longest_span(8192) == 8192
+
+
 def test_the_rate_follows_the_step() -> None:
     constant, falling = Masking(rate=0.2), Masking(rate=0.3, final_rate=0.1)
     assert [rate_at(constant, None, step, 5) for step in range(5)] == [0.2] * 5

@@ -101,6 +101,13 @@ def test_only_the_proportions_of_the_weights_count(
     assert corpus_of_rows(scaled, *lane, 0, ROWS).tolist() == corpus_of_rows(weights, *lane, 0, ROWS).tolist()
 
 
+@pytest.mark.parametrize("largest", [1.0, 1e308, 5e-324])
+def test_no_weights_overflow(largest: float) -> None:
+    for lane in range(4):
+        chosen = corpus_of_rows((largest, largest, 0.0), 4, lane, 0, 10).tolist()
+        assert chosen in ([0, 1] * 5, [1, 0] * 5)
+
+
 def test_two_equal_corpora_take_turns() -> None:
     for lane in range(4):
         chosen = corpus_of_rows((1.0, 1.0), 4, lane, 0, 10).tolist()

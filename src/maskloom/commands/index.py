@@ -20,13 +20,14 @@ from __future__ import annotations
 import argparse
 import functools
 import io
+import json
 import re
 from pathlib import Path
 
 import numpy as np
 
 from maskloom.commands.arguments import byte_count, cores, fraction, positive
-from maskloom.commands.shards import describe
+from maskloom.commands.shards import describe, local_folder
 from maskloom.config import Storage
 from maskloom.data.index import Index, load_index
 from maskloom.data.indexing import BLOCK_BYTES, check_shard, index_tars, merge_indexes
@@ -34,8 +35,9 @@ from maskloom.data.samples import read_documents
 from maskloom.data.storage import is_remote, list_tars, local_path
 from maskloom.data.writing.shards import finish
 from maskloom.errors import DataFault, UserError
+from maskloom.files import naming
 from maskloom.processes import Pool
-from maskloom.progress import Progress, say
+from maskloom.progress import Progress, say, warn
 
 MIB = 1 << 20
 COMPRESSED = re.compile(r"\.(tar\.\w+|tgz|tbz2?|txz|tzst|tlz)$")
@@ -45,7 +47,7 @@ FAULTS_SHOWN = 100
 def configure(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("tars", nargs="+", metavar="TAR")
-    add("--out", type=Path, help="folder of the index (default: the folder of the tars)")
+    add("--out", type=local_folder, help="folder of the index (default: the folder of the tars)")
     add("--text-key", help="where the text stands in a JSON object (default: text)")
     add("--val-fraction", type=fraction, help="share of documents held out, by text hash (default: 0)")
     add("--block-bytes", type=byte_count, help="text a block, the unit of shuffling (default: 128K)")
@@ -81,14 +83,17 @@ def _index(options: argparse.Namespace) -> int:
     first = options.tars[0]
     if is_remote(first) and not options.out:
         raise UserError(f"{first} is remote: name the folder of the index with --out")
-    folder = options.out or (Path(first) if Path(first).is_dir() else Path(first).parent)
+    given = local_path(first) if not options.out else options.out
+    folder = given if options.out or given.is_dir() else given.parent
+    for known in dict.fromkeys([folder, *(Path(tar).parent for tar in tars if not is_remote(tar))]):
+        _respect_split(known, is_out=known.absolute() == folder.absolute())
     # The size of what is remote is known when it was read: then shards are counted.
     count = any(map(is_remote, tars))
     total = len(tars) if count else sum(Path(tar).stat().st_size for tar in tars)
-    with Progress("indexing", total, *(("shards", 1) if count else ("MiB", MIB))) as progress:
+    with naming(folder), Progress("indexing", total, *(("shards", 1) if count else ("MiB", MIB))) as progress:
         index = index_tars(
             tars,
-            folder,
+            folder.absolute(),
             block_bytes=options.block_bytes or BLOCK_BYTES,
             text_key=options.text_key or "text",
             fraction=options.val_fraction or 0.0,
@@ -101,6 +106,26 @@ def _index(options: argparse.Namespace) -> int:
         bad, good = index.header["bad_documents"], index.header["documents"] + index.header["held_out_documents"]
         say(f"{bad:,} of {bad + good:,} documents cannot be read and are left out")
     return 0
+
+
+def _respect_split(folder: Path, is_out: bool) -> None:
+    """See to it that no text which `maskloom shards` held out becomes training text without a word.
+
+    Raises:
+        UserError: the index would replace one that `maskloom shards` wrote, which says what is held out, or what tokens are.
+    """
+    try:
+        header = json.loads((folder / "index.json").read_bytes())
+        kept = bool(header["tokens"]) or any(shard["split"] == "validation" for shard in header["shards"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return  # none, or none that says anything
+    if kept and is_out:
+        raise UserError(
+            f"{folder / 'index.json'} was written by `maskloom shards` and says which shards are held out or tokenised; an "
+            "index of the tars alone would not: write the corpus again, remove index.json first, or use --out elsewhere"
+        )
+    if kept:
+        warn(f"{folder / 'index.json'} says which shards are held out or tokenised: this index does not follow it")
 
 
 def _merge(options: argparse.Namespace) -> int:
@@ -118,7 +143,9 @@ def _merge(options: argparse.Namespace) -> int:
             raise UserError(f"{options.tars[place]} is given twice: its documents would be read twice an epoch")
     if (options.out / "index.json").exists():
         raise UserError(f"{options.out} holds an index already: name another folder")
-    describe(options.out / "index.json", merge_indexes(corpora, options.out), None)
+    with naming(options.out):
+        merged = merge_indexes(corpora, options.out.absolute())
+    describe(options.out / "index.json", merged, None)
     return 0
 
 
@@ -187,10 +214,10 @@ def _tars(given: str) -> list[str]:
         raise UserError(f"no file or folder {given}")
     if not path.is_dir():
         _refuse_compressed(given)
-        return [str(path)]
+        return [str(path.absolute())]  # "10:00.tar" would read as a URL
     for file in sorted(path.iterdir()):
         _refuse_compressed(str(file))
-    found = sorted(str(file) for file in path.glob("*.tar"))
+    found = sorted(str(file.absolute()) for file in path.glob("*.tar"))
     if not found:
         raise UserError(f"no .tar file in {given}")
     return found

@@ -31,9 +31,9 @@ from pathlib import Path
 
 from maskloom.commands.arguments import byte_count, cores, fraction, positive
 from maskloom.data.index import Index, load_index
-from maskloom.data.storage import is_remote
+from maskloom.data.storage import is_remote, local_path
 from maskloom.data.writing.report import Report
-from maskloom.data.writing.shards import Options, finish, write_part, write_shards
+from maskloom.data.writing.shards import Options, finish_or_open, write_part, write_shards
 from maskloom.data.writing.token_shards import tokenize_corpus
 from maskloom.data.writing.work import Part, work_folder
 from maskloom.errors import UserError
@@ -56,7 +56,7 @@ TEXT_OPTIONS = {  # their names in `Options`; those that are not given have the 
 def configure(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("inputs", nargs="+", metavar="INPUT")
-    add("out", type=Path, metavar="OUT", help="folder to write; it must not exist")
+    add("out", type=local_folder, metavar="OUT", help="folder to write; it must not exist")
     add("--text-key", help="where the text stands in a JSON object, or the column of a table (default: text)")
     add(
         "--blank-line",
@@ -86,6 +86,14 @@ def run(options: argparse.Namespace) -> int:
         if folder.exists():
             warn(f"what is done stands in {folder}: the same command goes on from there")
         raise
+
+
+def local_folder(text: str) -> Path:
+    """A folder on this machine to write into, from a path or a file:// URL."""
+    try:
+        return local_path(text) if "://" in text else Path(text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def describe(out: Path, index: Index, report: Report | None) -> None:
@@ -127,6 +135,9 @@ def _write(options: argparse.Namespace) -> int:
             )
     if not options.part:
         describe(options.out, index, report)
+    elif options.out.exists():
+        describe(options.out, *finish_or_open(options.out))
+        say(f"{options.out} is complete: another process finished it")
     elif late:
         say(
             f"part {options.part} has read its input. Its shards wait for {_named(late, options.part)} to read: run this "
@@ -138,26 +149,25 @@ def _write(options: argparse.Namespace) -> int:
 
 
 def _tokenize(options: argparse.Namespace) -> int:
+    given = options.inputs[0]
     if len(options.inputs) > 1:
-        raise UserError(f"{options.inputs[0]} is a corpus: token shards are made of one at a time")
+        raise UserError(f"{given} is a corpus: token shards are made of one at a time")
     unfit = [f"--{name.replace('_', '-')}" for name in _given(options)]
     if unfit:
-        raise UserError(
-            f"{options.inputs[0]} is a corpus, whose blocks are tokenised as they are: leave out {unfit[0]}"
-        )
+        raise UserError(f"{given} is a corpus, whose blocks are tokenised as they are: leave out {unfit[0]}")
     with Stages() as stages:
         tokenize_corpus(
-            load_index(options.inputs[0]),
+            load_index(given if "://" in given else Path(given).absolute()),
             options.out,
             load_tokenizer(options.tokenizer),
             options.part or Part(),
             options.processes,
             stages,
         )
-    if options.part:
+    if options.part and not options.out.exists():
         _say_written(options)
     else:
-        describe(options.out, *finish(options.out))
+        describe(options.out, *finish_or_open(options.out))
     return 0
 
 
@@ -186,7 +196,10 @@ class Stages:
 
 
 def _is_corpus(given: str) -> bool:
-    return is_remote(given) or (Path(given) / "index.json").is_file()
+    """Whether an INPUT is a corpus, local or remote. Only `://` makes a URL: a path may hold a colon."""
+    if "://" not in given:
+        return (Path(given) / "index.json").is_file()
+    return is_remote(given) or (local_path(given) / "index.json").is_file()
 
 
 def _given(options: argparse.Namespace) -> list[str]:

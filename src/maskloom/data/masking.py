@@ -30,7 +30,9 @@ from __future__ import annotations
 
 import difflib
 import functools
+import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -52,6 +54,8 @@ LAST = np.uint64(0xFFFFFFFFFFFFFFFF)
 KEY_BITS = 63
 NO_UNIT = np.uint64(1 << KEY_BITS)  # above every unit's key
 CLIPPED_EXPONENT = 20.0  # e^-20: about one row in 5 * 10^8 reaches its cap
+LONGEST_SPAN_WORDS = 4096  # longer spans are cut there, but where a row has more slots
+EXACT = 1 << 1074  # every float is an integer in units of its inverse
 WORD_TOKENS = (
     2.0  # tokens of the word that a token belongs to, on average, for the cap: 1.4 in English by BERT's vocabulary
 )
@@ -73,7 +77,17 @@ class MaskRule:
 
     @staticmethod
     def of(masking: Masking, tokenizer: Tokenizer) -> MaskRule:
-        """The rule of a configuration, at `masking.rate`. Raises UserError for protected tokens that do not exist."""
+        """The rule of a configuration, at `masking.rate`.
+
+        Raises:
+            UserError: protected tokens that do not exist, or so many that no token of the vocabulary can be predicted.
+        """
+        protected = _ids_of(masking.protected, tokenizer)
+        if protected and not np.delete(tokenizer.is_maskable, protected).any():
+            raise UserError(
+                f"masking.protected: no token is left in the vocabulary of {tokenizer.source} that could be predicted: "
+                "remove some of them"
+            )
         return MaskRule(
             masking.rate,
             masking.mask_share,
@@ -83,7 +97,7 @@ class MaskRule:
             masking.span_p,
             masking.span_max_words,
             masking.replace_unit,
-            _ids_of(masking.protected, tokenizer),
+            protected,
         )
 
     def at_rate(self, rate: float) -> MaskRule:
@@ -105,19 +119,23 @@ class MaskRule:
         maskable = max(seq_len - 2, 0)
         if self.draw == "exact":
             return int(self.count(np.asarray(maskable)))
-        size = self._unit_tokens()
+        size = self._unit_tokens(seq_len)
         variance = self.rate * (1.0 - self.rate) * size * maskable
         third = CLIPPED_EXPONENT * size / 3.0
         excess = third + math.sqrt(third * third + 2.0 * CLIPPED_EXPONENT * variance)
         return min(maskable, math.ceil(self.rate * maskable + excess))
 
-    def _unit_tokens(self) -> float:
+    def longest_span(self, seq_len: int) -> int:
+        """Words of the longest span: what is asked for, as far as a row can tell it from a shorter one."""
+        return min(self.span_max_words, max(seq_len, LONGEST_SPAN_WORDS))
+
+    def _unit_tokens(self, seq_len: int) -> float:
         """Tokens of the unit that a token belongs to, on average over the tokens."""
         if self.unit == "token":
             return 1.0
         if self.unit == "whole_word":
             return WORD_TOKENS
-        shares = length_shares(self.span_p, self.span_max_words)
+        shares = length_shares(self.span_p, self.longest_span(seq_len))
         words = math.fsum(share * n for n, share in enumerate(shares, 1))
         return WORD_TOKENS * math.fsum(share * n * n for n, share in enumerate(shares, 1)) / words
 
@@ -207,7 +225,8 @@ def _choose_words(
     keys = _order_keys(row_keys, seq_len)
     if rule.unit == "span":
         draws = hash64(row_keys[:, None], _slots(seq_len) * DRAWS + LENGTH).reshape(-1)[words]
-        leads = words[span_leads(~goes_on.reshape(-1)[words], draws, rule.span_p, rule.span_max_words)]
+        most = rule.longest_span(seq_len)
+        leads = words[span_leads(~goes_on.reshape(-1)[words], draws, rule.span_p, most)]
         # The lowest bits of a key hold the slot, so that this is the span's draw with the word's own slot.
         keys.reshape(-1)[words] = keys.reshape(-1)[leads] + (words - leads).astype(np.uint64)
     if rule.draw == "exact":
@@ -257,8 +276,8 @@ def _take_in_order(keys: UInt64s, size_at: Int64s, budget: Int64s) -> Bools:
 def fill(sizes: Int64s, budget: Int64s) -> Bools:
     """Take units of each row in order while they fit; those that do not are passed over.
 
-    Each turn takes all that fit up to the first that does not, which then is too large for ever: no more turns than the
-    largest unit has tokens, and most rows are full after two.
+    Each turn takes all that fit up to the first that does not, which then is too large for ever, as all others of its size
+    are: no more turns than there are sizes in a row (at most 1 + sqrt(2 S)), and most rows are full after two.
 
     Args:
         sizes: int64 [R, W]; tokens of each unit in order; 0 is no unit.
@@ -320,7 +339,7 @@ def length_shares(p: float, most: int) -> tuple[float, ...]:
 
 def rest_shares(shares: tuple[float, ...]) -> tuple[float, ...]:
     """Probability that 1, 2, ... words of a span are left at a word that is chosen at random."""
-    longer = [math.fsum(shares[n:]) for n in range(len(shares))]
+    longer = _sums(shares[::-1])[::-1]
     total = math.fsum(longer)
     return tuple(share / total for share in longer)
 
@@ -328,7 +347,13 @@ def rest_shares(shares: tuple[float, ...]) -> tuple[float, ...]:
 @functools.lru_cache(maxsize=16)
 def _thresholds(shares: tuple[float, ...]) -> UInt64s:
     """Integers between which a uniform 64-bit draw falls with these probabilities, uint64 [len(shares) - 1]."""
-    return np.asarray([_threshold(math.fsum(shares[:n])) for n in range(1, len(shares))], dtype=np.uint64)
+    return np.asarray([_threshold(total) for total in _sums(shares)[:-1]], dtype=np.uint64)
+
+
+def _sums(values: Sequence[float]) -> list[float]:
+    """The sum of the first 1, 2, ... values, each rounded once, as `math.fsum` does it."""
+    ratios = (value.as_integer_ratio() for value in values)
+    return [total / EXACT for total in itertools.accumulate(above * (EXACT // below) for above, below in ratios)]
 
 
 def _threshold(share: float) -> np.uint64:

@@ -11,6 +11,7 @@ moment, for floor(x) + floor(x + 1/V) + ... + floor(x + (V-1)/V) = floor(V x) (H
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -39,6 +40,9 @@ def corpus_of_rows(weights: Sequence[float], lanes: int, lane: int, first: int, 
 def _split(weights: Sequence[float], lanes: int, lane: int, rows: Int64s) -> Int64s:
     """For each number of rows, how many of them come from each corpus, int64 [corpora, len(rows)]."""
     counts = np.zeros((len(weights), len(rows)), dtype=np.int64)
+    # A power of two rounds nothing, and no sum overflows.
+    largest = math.frexp(max(weights))[1]
+    weights = [math.ldexp(weight, -largest) for weight in weights]
     left = rows
     for corpus in range(len(weights) - 1):
         rest = sum(weights[corpus:])

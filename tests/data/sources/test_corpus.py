@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import gzip
 import json
 import os
@@ -123,7 +124,7 @@ def test_a_folder_is_searched_in_the_order_of_names(tmp_path: Path) -> None:
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(jsonl([name]) if name.endswith("jsonl") else name.encode())
     assert texts(tmp_path) == ["a.txt", "b/1.txt", "b/2.txt", "c.jsonl"]
-    numbers = [number for number, _, _ in read(tmp_path, tmp_path / "a.txt")]
+    numbers = [number for number, _, _ in read(tmp_path / "b", tmp_path / "a.txt")]
     assert len(set(numbers)) == len(numbers)
 
 
@@ -257,6 +258,69 @@ def test_links_are_followed_and_loops_end(tmp_path: Path) -> None:
     (tmp_path / "in" / "x").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "in" / "y").symlink_to(tmp_path / "elsewhere")
     assert sorted(texts(tmp_path / "in")) == ["a", "b", "c"]
+
+
+def test_a_file_that_is_given_twice_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.jsonl").write_bytes(jsonl(["text"]))
+    (tmp_path / "link.jsonl").symlink_to("in/a.jsonl")
+    for inputs in (["in/a.jsonl", "./in/a.jsonl"], ["in", "in/a.jsonl"], ["in", "in"]):
+        with pytest.raises(UserError, match=r"in/a\.jsonl is given twice: .* Name it once"):
+            read(*inputs)
+    with pytest.raises(UserError, match=r"link\.jsonl is given twice, also as in/a\.jsonl"):
+        read("in", "link.jsonl")
+
+
+def test_a_folder_that_cannot_be_listed_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "closed").mkdir()
+    (tmp_path / "a.txt").write_text("a")
+    listed = os.scandir
+
+    def scandir(folder: os.PathLike[str]) -> object:
+        if str(folder).endswith("closed"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(folder))
+        return listed(folder)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(UserError, match=r"the folder .*closed cannot be listed \(Permission denied\)"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+@pytest.mark.parametrize("content", [b"", b"\0" * 600])
+def test_a_compressed_file_without_a_frame_is_refused(tmp_path: Path, suffix: str, content: bytes) -> None:
+    path = tmp_path / f"a.jsonl{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"a\.jsonl\.\w+ is damaged or cut off"):
+        texts(path)
+    path.write_bytes(packed(b"", suffix))
+    assert texts(path) == []
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.txt"])
+def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(jsonl(["one", "two"]))
+    (source,) = find_sources([str(path)])
+    path.write_bytes(jsonl(["one"]))  # cut at a line's end: nothing in it is wrong
+    with pytest.raises(UserError, match=rf"{name} changed while it was read: \d+ bytes of .* then \d+ bytes of"):
+        list(read_source(source, "text", "file"))
+    path.write_bytes(jsonl(["one"])[:-3] + b"\xff")  # what is wrong is that somebody writes to it
+    with pytest.raises(UserError, match="changed while it was read"):
+        list(read_source(source, "text", "file"))
+
+
+def test_documentation_that_changes_while_it_is_read_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "c.py").write_text(f'"""{ENGLISH}"""')
+    monkeypatch.setattr(sysconfig, "get_paths", lambda: {"purelib": str(tmp_path)})
+    (source,) = find_sources([DOCUMENTATION])
+    assert len(list(read_source(source, "text", "file"))) == 1
+    (tmp_path / "c.py").write_text("")
+    with pytest.raises(UserError, match=r"changed while it was read: .* then 0 bytes of Python"):
+        list(read_source(source, "text", "file"))
 
 
 def test_stamps_tell_a_file_that_changed(tmp_path: Path) -> None:

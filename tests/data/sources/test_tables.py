@@ -108,7 +108,13 @@ def test_a_shuffled_or_chosen_dataset_is_read_as_it_was_saved(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    "kind", [pyarrow.string(), pyarrow.large_string(), pyarrow.dictionary(pyarrow.int32(), pyarrow.string())]
+    "kind",
+    [
+        pyarrow.string(),
+        pyarrow.large_string(),
+        pyarrow.string_view(),
+        pyarrow.dictionary(pyarrow.int32(), pyarrow.string()),
+    ],
 )
 def test_all_types_of_text(tmp_path: Path, kind: Any) -> None:
     assert texts(write_parquet(tmp_path / "a.parquet", ["b", None, "a", "b"], kind)) == ["b", "", "a", "b"]
@@ -133,6 +139,21 @@ def test_nested_columns_do_not_mix_with_the_text(tmp_path: Path) -> None:
     table = pyarrow.table({"meta": [{"text": "no", "id": 1}], "text": ["yes"], "more": [["a", "b"]]})
     pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
     assert texts(tmp_path / "a.parquet") == ["yes"]
+
+
+def test_a_name_with_a_dot_is_a_column(tmp_path: Path) -> None:
+    inner = pyarrow.array([{"b": "inside"}] * 2)
+    for place, columns in enumerate(
+        ({"a.b": ["x", "y"]}, {"a.b": ["x", "y"], "a": inner}, {"a": inner, "a.b": ["x", "y"]})
+    ):
+        pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / f"{place}.parquet")
+        assert texts(tmp_path / f"{place}.parquet", "a.b") == ["x", "y"]
+
+
+def test_a_saved_dataset_without_rows_is_named(tmp_path: Path) -> None:
+    datasets.Dataset.from_dict({"text": []}).save_to_disk(tmp_path / "empty")
+    with pytest.raises(UserError, match="empty is a dataset without rows"):
+        read(tmp_path / "empty")
 
 
 def test_a_damaged_table_is_refused_by_name(tmp_path: Path) -> None:

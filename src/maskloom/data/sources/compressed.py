@@ -44,7 +44,7 @@ class _Decompressed(io.RawIOBase):
         self.frame: Any = None  # the decompressor of the frame that is open
         self.unread = b""
         self.text = memoryview(b"")
-        self.read_bytes = self.text_bytes = 0
+        self.read_bytes = self.text_bytes = self.frames = 0
 
     def readable(self) -> bool:
         return True
@@ -53,8 +53,11 @@ class _Decompressed(io.RawIOBase):
         while not self.text:
             data = self.unread or self.file.read(FEED_BYTES)
             if not data:
+                what = "gzip member" if self.is_gzip else "zstd frame"
                 if self.frame is not None:
-                    raise EOFError(f"the file ends inside a {'gzip member' if self.is_gzip else 'zstd frame'}")
+                    raise EOFError(f"the file ends inside a {what}")
+                if not self.frames:  # even the compressed form of no text has one
+                    raise EOFError(f"there is no {what} in it")
                 return 0
             self.read_bytes += 0 if self.unread else len(data)
             self._decompress(data)
@@ -71,6 +74,7 @@ class _Decompressed(io.RawIOBase):
             if not data:
                 return
             self.frame = zlib.decompressobj(31) if self.is_gzip else _zstd_frame()
+            self.frames += 1
         self.text = memoryview(self.frame.decompress(data))
         if self.frame.eof:
             self.unread = self.frame.unused_data

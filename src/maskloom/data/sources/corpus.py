@@ -19,7 +19,7 @@ from pathlib import Path
 from maskloom.data.sources.compressed import SUFFIXES
 from maskloom.data.sources.documentation import DOCUMENTATION, documentation_sources, read_documentation
 from maskloom.data.sources.lines import line_sources, read_jsonl, read_text
-from maskloom.data.sources.source import Kind, Source, TextLayout
+from maskloom.data.sources.source import Kind, Source, TextLayout, check_unchanged
 from maskloom.data.sources.tables import (
     HUB,
     hub_sources,
@@ -40,24 +40,49 @@ def find_sources(inputs: Sequence[str], text_key: str = "text") -> list[Source]:
     depend on the file system.
 
     Raises:
-        UserError: an input does not exist, holds no text, is of a kind that is not read, or has no column `text_key`.
+        UserError: an input does not exist, is given twice, cannot be listed, holds no text, is of a kind that is not read,
+            or has no column `text_key`.
     """
     sources: list[Source] = []
+    taken: dict[str, str] = {}
+
+    def take(found: list[Source]) -> None:
+        for name, title in {source.name: source.title for source in found}.items():
+            path = os.path.realpath(name)
+            if path in taken:
+                also = f", also as {taken[path]}" if taken[path] != title else ""
+                raise UserError(f"{title} is given twice{also}: its documents would be taken twice. Name it once")
+            taken[path] = title
+        sources.extend(found)
+
     for given in inputs:
         if given == DOCUMENTATION:
-            sources += documentation_sources(len(sources))
+            take(documentation_sources(len(sources)))
         elif given.startswith(HUB):
-            sources += hub_sources(given, text_key, len(sources))
+            take(hub_sources(given, text_key, len(sources)))
         elif is_saved_dataset(Path(given)):
-            sources += saved_sources(Path(given), text_key, len(sources))
+            take(saved_sources(Path(given), text_key, len(sources)))
         else:
             for file in _find_files(given):
-                sources += _file_sources(file, text_key, len(sources))
+                take(_file_sources(file, text_key, len(sources)))
     return sources
 
 
 def read_source(source: Source, text_key: str, layout: TextLayout) -> Iterator[tuple[int, str]]:
-    """(ordinal, text) of each document of a source. Raises UserError naming file and place for bad input."""
+    """(ordinal, text) of each document of a source.
+
+    Raises:
+        UserError: bad input (naming file and place), or a file that changed since its source was listed.
+    """
+    try:
+        yield from _documents(source, text_key, layout)
+    except UserError:
+        check_unchanged(source)  # a file that is being written ends anywhere: then that is what to say
+        raise
+    check_unchanged(source)
+
+
+def _documents(source: Source, text_key: str, layout: TextLayout) -> Iterator[tuple[int, str]]:
     if source.kind == "documentation":
         return read_documentation(source)
     if source.kind == "parquet":
@@ -85,7 +110,7 @@ def _walk(root: Path) -> Iterator[Path]:
     """All files below a folder, through links as well; a folder that several links lead to is read once, which also
     ends loops."""
     seen: set[tuple[int, int]] = set()
-    for folder, folders, files in os.walk(root, followlinks=True):
+    for folder, folders, files in os.walk(root, onerror=_refuse_unlisted, followlinks=True):
         folders.sort()  # of two links to one folder the first by name is followed, on every file system
         status = Path(folder).stat()
         if (status.st_dev, status.st_ino) in seen:
@@ -93,6 +118,13 @@ def _walk(root: Path) -> Iterator[Path]:
             continue
         seen.add((status.st_dev, status.st_ino))
         yield from (file for name in files if (file := Path(folder, name)).is_file())
+
+
+def _refuse_unlisted(error: OSError) -> None:
+    raise UserError(
+        f"the folder {error.filename} cannot be listed ({error.strerror}), so that its text would be missing: make it "
+        "readable, or name the files and folders beside it"
+    )
 
 
 def _kind(file: Path) -> Kind | None:

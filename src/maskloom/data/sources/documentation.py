@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from maskloom.data.order import make_key
-from maskloom.data.sources.source import Source
+from maskloom.data.sources.source import Source, group_stamp
 from maskloom.errors import UserError
 
 DOCUMENTATION = "documentation:"
@@ -49,7 +49,7 @@ def documentation_sources(number: int) -> list[Source]:
                 group[0],
                 number + place,
                 estimate,
-                f"{size} bytes of Python",
+                group_stamp(group),
                 files=group,
                 input_bytes=size,
             )

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from maskloom.errors import UserError
+
 RANGE_BYTES = 32 << 20  # of text; bigger files are read in parts of about this size, by several processes
 LONGEST_TEXT_BYTES = 1 << 30  # one line or document; more is a file without line ends, or an attack
+
+FINGERPRINT = "fingerprint "  # begins the stamp of a file in a cache, which has other times on every machine
 
 Kind = Literal["jsonl", "txt", "parquet", "arrow", "documentation"]
 TextLayout = Literal["file", "blank-line"]
@@ -56,6 +61,27 @@ def file_stamp(file: Path) -> str:
     """Size and time of a file, which tell whether it changed."""
     status = file.stat()
     return f"{status.st_size} bytes of {status.st_mtime_ns / 1e9:.6f}"
+
+
+def group_stamp(files: Sequence[str]) -> str:
+    """What tells whether a group of Python files changed: packages are installed at other times on every machine."""
+    return f"{sum(Path(file).stat().st_size for file in files)} bytes of Python"
+
+
+def check_unchanged(source: Source) -> None:
+    """Raises UserError where a file is no longer what it was when the sources were listed: the documents of two states
+    would be mixed, and some be missing."""
+    if source.stamp.startswith(FINGERPRINT):
+        return
+    try:
+        found = group_stamp(source.files) if source.files else file_stamp(Path(source.name))
+    except FileNotFoundError:
+        found = "not there any more"
+    if found != source.stamp:
+        raise UserError(
+            f"{source.title} changed while it was read: {source.stamp} at first, then {found}. Start again when nothing "
+            "writes to the input"
+        )
 
 
 def place_of(source: Source, ordinal: int) -> str:

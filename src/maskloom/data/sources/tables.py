@@ -16,7 +16,14 @@ import pyarrow
 import pyarrow.compute
 import pyarrow.parquet
 
-from maskloom.data.sources.source import LONGEST_TEXT_BYTES, RANGE_BYTES, Source, file_stamp, place_of
+from maskloom.data.sources.source import (
+    FINGERPRINT,
+    LONGEST_TEXT_BYTES,
+    RANGE_BYTES,
+    Source,
+    file_stamp,
+    place_of,
+)
 from maskloom.errors import UserError
 
 HUB = "hf:"
@@ -35,8 +42,9 @@ def parquet_sources(file: Path, text_key: str, number: int) -> list[Source]:
     except (pyarrow.ArrowException, OSError) as error:
         raise _damaged(str(file), error) from None
     _check_column(schema, text_key, str(file))
-    places = [metadata.schema.column(place).path.split(".")[0] for place in range(metadata.num_columns)]
-    column = places.index(text_key)
+    leaves = [metadata.schema.column(place) for place in range(metadata.num_columns)]
+    # By both: of a struct `a` with a field `b` the path is "a.b", as of a column of that name.
+    column = next(place for place, leaf in enumerate(leaves) if leaf.name == leaf.path == text_key)
     groups = [metadata.row_group(place) for place in range(metadata.num_row_groups)]
     sizes = [(group.num_rows, group.column(column).total_uncompressed_size) for group in groups]
     stamp = file_stamp(file)
@@ -52,7 +60,7 @@ def read_parquet(source: Source, text_key: str) -> Iterator[tuple[int, str]]:
         with pyarrow.parquet.ParquetFile(source.name, page_checksum_verification=True) as table:
             groups = list(range(source.start, source.end))
             batches = table.iter_batches(ROWS_AT_ONCE, row_groups=groups, columns=[text_key], use_threads=False)
-            yield from _texts((batch.column(0) for batch in batches), source, text_key)
+            yield from _texts((batch.column(text_key) for batch in batches), source, text_key)
     except (pyarrow.ArrowException, OSError) as error:
         raise _damaged(source.name, error) from None
 
@@ -74,6 +82,8 @@ def saved_sources(folder: Path, text_key: str, number: int) -> list[Source]:
 
     try:
         found = datasets.load_from_disk(str(folder))
+    except IndexError:  # what `datasets` raises where no rows were saved
+        raise UserError(f"{folder} is a dataset without rows: leave it out") from None
     except (ValueError, OSError, KeyError, pyarrow.ArrowException) as error:
         raise UserError(f"{folder} is no dataset that can be opened: {_first_line(error)}") from None
     if isinstance(found, datasets.DatasetDict):
@@ -113,7 +123,7 @@ def hub_sources(given: str, text_key: str, number: int) -> list[Source]:
         raise UserError(f"{given}: {_first_line(error)}") from None
     files = [Path(entry["filename"]) for entry in found.cache_files]
     # A cache stands elsewhere on every machine, with times of its own.
-    stamp = f"fingerprint {found._fingerprint}"
+    stamp = f"{FINGERPRINT}{found._fingerprint}"
     return _arrow_sources([(file, given, stamp) for file in files], found.num_rows, given, text_key, number)
 
 
@@ -187,10 +197,12 @@ def _texts(columns: Iterable[Any], source: Source, text_key: str) -> Iterator[tu
 
 
 def _plain(column: Any) -> Any:
-    """As plain text: of a column in which every row is null the type may be lost."""
-    if pyarrow.types.is_null(column.type):
-        return column.cast(pyarrow.string())
-    return column.dictionary_decode() if pyarrow.types.is_dictionary(column.type) else column
+    """As plain text: of a column in which every row is null the type may be lost, and of views no length is told."""
+    if pyarrow.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    if pyarrow.types.is_null(column.type) or pyarrow.types.is_string_view(column.type):
+        return column.cast(pyarrow.large_string())
+    return column
 
 
 def _decode(value: Any, where: str) -> str:

@@ -33,12 +33,24 @@ from maskloom.data.indexing import BLOCK_BYTES, IndexedShard, index_shard, write
 from maskloom.data.order import make_key
 from maskloom.data.sources.corpus import find_sources, read_source
 from maskloom.data.sources.documentation import DOCUMENTATION
-from maskloom.data.sources.source import Source, TextLayout, place_of
+from maskloom.data.sources.source import Source, TextLayout, check_unchanged, place_of
 from maskloom.data.writing.report import SAMPLED_ONE_IN, WHOLE_BYTES, Report, Tally
 from maskloom.data.writing.spill import Record, SpillWriter, read_bucket, read_notes, text_digest
 from maskloom.data.writing.token_shards import index_of_tokens, text_digest_of, write_token_shard
-from maskloom.data.writing.work import Entry, Part, Plan, Work, begin, open_work, remove_finished, shard_names
+from maskloom.data.writing.work import (
+    Entry,
+    Part,
+    Plan,
+    Work,
+    begin,
+    is_finished,
+    open_work,
+    remove_finished,
+    shard_names,
+    work_folder,
+)
 from maskloom.errors import UserError
+from maskloom.files import naming, refuse_existing
 from maskloom.processes import Pool
 from maskloom.tokenizer import Tokenizer
 
@@ -110,7 +122,7 @@ def write_shards(
         if not error.work.is_shared:
             shutil.rmtree(error.work.folder)
         raise
-    index, report = finish(out)
+    index, report = finish_or_open(out)
     assert report is not None
     return index, report
 
@@ -147,11 +159,14 @@ def write_part(
 
     Returns:
         Numbers of the parts that have not read all of their input: this part's shards can be written when they have. Empty:
-        they are written.
+        they are written, or `out` is complete already: made by the same plan, and another process finished it meanwhile
+        or was killed when it did.
 
     Raises:
         UserError: `out` exists, bad input, other work on `out` was begun, or another process works on this part.
     """
+    if not work_folder(out).exists():
+        refuse_existing(out)  # before anything is downloaded
     sources = find_sources(inputs, options.text_key)
     if DOCUMENTATION in inputs:
         options = replace(options, deduplicate=True)  # the same text is vendored in many packages
@@ -160,22 +175,23 @@ def write_part(
     names = shard_names(list(reading.shards.items()))
     fingerprint = tokenizer.fingerprint if tokenizer else ""
     plan = Plan(tuple(inputs), asdict(options), fingerprint, "", len(batches), names, tuple(files))
+    if is_finished(out, plan):
+        return []
     work = begin(out, plan, part)
-    with work.locked(), Pool(processes, __name__) as pool:
-        mine = [number for number in work.unread() if part.takes(number)]
-        advance = on_stage("reading", sum(source.work_bytes for number in mine for source in batches[number]))
-        job = functools.partial(_read_batch, work=work, reading=reading)
-        try:
-            for size in pool.map(job, mine, [batches[number] for number in mine]):
-                advance(size)
-        except UserError as error:
-            raise BadInput(str(error), work) from error
-        late = _wait_for_readers(work, wait, on_wait)
-        if not late:
-            mine = [number for number in work.unwritten() if part.takes(number)]
-            advance = on_stage("writing", len(mine))
-            for _ in pool.map(functools.partial(_write_shard, work=work, reading=reading, tokenizer=tokenizer), mine):
-                advance(1)
+    try:
+        with work.locked(), Pool(processes, __name__) as pool:
+            _read_share(work, reading, batches, pool, on_stage)
+            late = _wait_for_readers(work, wait, on_wait)
+            if not late:
+                mine = [number for number in work.unwritten() if part.takes(number)]
+                advance = on_stage("writing", len(mine))
+                job = functools.partial(_write_shard, work=work, reading=reading, tokenizer=tokenizer)
+                for _ in pool.map(job, mine):
+                    advance(1)
+    except FileNotFoundError:
+        if out.exists() and not (work.folder / "corpus").exists():  # another process finished it
+            return []
+        raise
     return late
 
 
@@ -189,23 +205,29 @@ def finish(out: Path) -> tuple[Index, Report | None]:
         UserError: no work on `out`, a part that is not done (named), or no text at all.
     """
     if remove_finished(out):
-        return load_index(out), read_report(out)
+        return _open(out)
     if out.exists():
         raise UserError(f"{out} exists: there is nothing left to finish")
     work = open_work(out)
     try:
         with work.finishing():
             _check_done(work, out)
-            if work.plan.corpus:
-                index_of_tokens(work)
-            else:
-                _finish_text(work)
+            with naming(work.folder / "corpus"):
+                if work.plan.corpus:
+                    index_of_tokens(work)
+                else:
+                    _finish_text(work)
             work.complete(out)
     except BadInput:
         shutil.rmtree(work.folder)
         raise
     remove_finished(out)  # with the lock released: NFS keeps a file that is open, and then its folder
-    return load_index(out), read_report(out)
+    return _open(out)
+
+
+def finish_or_open(out: Path) -> tuple[Index, Report | None]:
+    """As `finish`; an `out` that another process finished meanwhile is opened."""
+    return _open(out) if out.exists() and not work_folder(out).exists() else finish(out)
 
 
 def read_report(out: Path) -> Report | None:
@@ -252,6 +274,25 @@ def split_document(text: str, longest_bytes: int) -> list[str]:
         start += cut
         while start < len(text) and text[start].isspace():
             start += 1
+
+
+def _open(out: Path) -> tuple[Index, Report | None]:
+    return load_index(out.absolute()), read_report(out)  # absolute: a name such as "a:b" would read as a URL
+
+
+def _read_share(work: Work, reading: Reading, batches: list[list[Source]], pool: Pool, on_stage: OnStage) -> None:
+    """Pass 1 of the batches that are this part's and were not read yet. Raises BadInput."""
+    mine = [number for number in work.unread() if work.part.takes(number)]
+    advance = on_stage("reading", sum(source.work_bytes for number in mine for source in batches[number]))
+    job = functools.partial(_read_batch, work=work, reading=reading)
+    try:
+        for size in pool.map(job, mine, [batches[number] for number in mine]):
+            advance(size)
+        # Once more, though each was looked at when it was read: a network file system tells of a change late.
+        for source in {source.name: source for number in mine for source in batches[number]}.values():
+            check_unchanged(source)
+    except UserError as error:
+        raise BadInput(str(error), work) from error
 
 
 def _read_batch(number: int, sources: Sequence[Source], work: Work, reading: Reading) -> float:

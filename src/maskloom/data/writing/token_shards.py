@@ -23,7 +23,7 @@ from webdataset.tariterators import base_plus_ext
 from maskloom.data.index import BLOCK, COLUMNS, Index, Shard, Tokens, corpus_digest, text_hash
 from maskloom.data.indexing import META_MEMBER, IndexedShard, write_index
 from maskloom.data.samples import TOKENS, OnBad, read_documents, tokens_member
-from maskloom.data.writing.work import Entry, Part, Plan, Work, begin
+from maskloom.data.writing.work import Entry, Part, Plan, Work, begin, is_finished
 from maskloom.errors import DataFault, UserError
 from maskloom.processes import Pool
 from maskloom.tokenizer import Tokenizer
@@ -39,7 +39,7 @@ def tokenize_corpus(
     processes: int,
     on_stage: Callable[[str, float], Callable[[float], None]],
 ) -> None:
-    """Write one part's share of the token shards of a corpus that exists.
+    """Write one part's share of the token shards of a corpus that exists; nothing where `out` is what they make.
 
     Raises:
         UserError: `out` exists, other work on it was begun, or `corpus` holds token shards already.
@@ -53,6 +53,8 @@ def tokenize_corpus(
     options = {name: header[name] for name in kept}
     files = (("index.json", header["table_digest"]),)
     plan = Plan((corpus.folder,), options, tokenizer.fingerprint, corpus.digest, 0, names, files)
+    if is_finished(out, plan):
+        return
     work = begin(out, plan, part)
     with work.locked(), Pool(processes, __name__) as pool:
         mine = [number for number in work.unwritten() if part.takes(number)]

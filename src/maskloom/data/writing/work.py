@@ -17,8 +17,10 @@ follows from the plan, so that two processes that did the same piece by chance w
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
 import os
+import re
 import shutil
 import socket
 from collections.abc import Iterator, Sequence
@@ -31,7 +33,7 @@ import numpy as np
 from maskloom.data.index import BLOCK, Shard, Split
 from maskloom.data.indexing import IndexedShard
 from maskloom.errors import UserError
-from maskloom.files import only_one, sync_folder, whole_file
+from maskloom.files import only_one, refuse_existing, sync_folder, whole_file
 
 VERSION = 1
 DIFFERENCES_SHOWN = 5
@@ -200,8 +202,8 @@ class Work:
 
 
 def work_folder(out: Path) -> Path:
-    """Where `out` is made."""
-    return out.parent / f".{out.name}.work"
+    """Where `out` is made, as an absolute path: a name such as "a:b" would read as a URL."""
+    return out.absolute().parent / f".{out.name}.work"
 
 
 def begin(out: Path, plan: Plan, part: Part) -> Work:
@@ -211,11 +213,13 @@ def begin(out: Path, plan: Plan, part: Part) -> Work:
         UserError: `out` exists, or work with another plan was begun.
     """
     folder = work_folder(out)
-    if out.exists():
-        raise UserError(f"{out} exists: choose another folder, or remove it first")
-    out.parent.mkdir(parents=True, exist_ok=True)
+    refuse_existing(out)
     if not folder.exists():
-        _create(folder, plan)
+        try:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            _create(folder, plan)
+        except OSError as error:
+            raise UserError(f"{out} cannot be written: {error.strerror} ({error.filename or folder})") from None
     work = open_work(out)
     if work.plan != plan:
         found = work.plan.differences(plan)
@@ -253,9 +257,25 @@ def remove_finished(out: Path) -> bool:
     folder = work_folder(out)
     if not out.exists() or not folder.exists() or (folder / "corpus").exists():
         return False
-    for left in out.parent.glob(f"{folder.name}*"):  # also what was killed while it made the folder
-        shutil.rmtree(left)
+    with contextlib.suppress(FileNotFoundError):  # another process does the same
+        for left in list(folder.parent.glob(f"{glob.escape(folder.name)}.*")):
+            # What was killed while it made the folder: HOST and PID follow. The work on an OUT whose name goes on with
+            # ".work." would read the same, so that a host of such a name cleans up by hand.
+            is_left = re.fullmatch(r"\.(?!(.*\.)?work\.).+\.\d+", left.name.removeprefix(folder.name))
+            if is_left and left.is_dir() and not left.is_symlink():
+                shutil.rmtree(left)
+        for name in FOLDERS:  # the plan last: it says whose work this was
+            shutil.rmtree(folder / name, ignore_errors=True)
+        shutil.rmtree(folder)
     return True
+
+
+def is_finished(out: Path, plan: Plan) -> bool:
+    """Whether `out` is what this plan makes, and only a kill at the very end left its work folder."""
+    folder = work_folder(out)
+    if not out.exists() or not (folder / "plan.json").exists() or (folder / "corpus").exists():
+        return False
+    return open_work(out).plan == plan
 
 
 def shard_names(counts: Sequence[tuple[Split, int]]) -> tuple[str, ...]:
