@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import gzip
 import http.server
 import io
+import json
 import os
+import shutil
 import tarfile
 import threading
 from collections.abc import Iterator
@@ -270,6 +273,63 @@ def test_a_check_goes_on_after_shards_that_are_missing_or_cut_off(
     assert all(line.startswith("shard 0, block ") and ": truncated: " in line for line in lines[1:-1])
     assert lines[-1].startswith(f"shard 1: missing: shard {tars / 'part-1.tar'}")
     assert f"{cut + 2} fault(s) in 2 of 2 shard(s)" in captured.err
+
+
+def test_names_with_a_colon_are_paths(tars: Path, monkeypatch: pytest.MonkeyPatch, succeeds: Command) -> None:
+    (tars / "part-0.tar").rename(tars / "10:00.tar")
+    (tars / "part-1.tar").unlink()
+    folder = tars.rename(tars.with_name("a:b"))
+    monkeypatch.chdir(folder)
+    options = ("--text-key", "content", "--processes", 1)
+    for given, *out in ((".",), ("./10:00.tar",), ("./10:00.tar", "--out", "c:d")):
+        succeeds("index", given, *out, *options)
+        assert len(held(folder / (out or ".")[-1])[0]) == 100
+        (folder / (out or ".")[-1] / "index.json").unlink()
+    monkeypatch.chdir(folder.parent)
+    succeeds("index", "./a:b", *options)
+    succeeds("index", "--check", "./a:b")
+    assert [shard.url for shard in load_index("./a:b").shards] == ["./10:00.tar"]
+
+
+def test_a_file_url_names_a_folder(tars: Path, monkeypatch: pytest.MonkeyPatch, succeeds: Command) -> None:
+    options = ("--text-key", "content", "--processes", 1)
+    monkeypatch.chdir(tars)
+    for given in (f"file://{tars}", f"file://{tars}/part-0.tar"):
+        succeeds("index", given, *options)
+        assert load_index(tars)
+        (tars / "index.json").unlink()
+    succeeds("index", tars, "--out", f"file://{tars}/other", *options)
+    assert load_index(tars / "other")
+    assert not (tars / "file:").exists()
+
+
+def test_held_out_text_does_not_become_training_text(
+    corpus_dir: Path, tmp_path: Path, succeeds: Command, fails: Command
+) -> None:
+    folder = tmp_path / "corpus"
+    shutil.copytree(corpus_dir, folder)
+    before = (folder / "index.json").read_bytes()
+    for given in (folder, folder / "train-000000.tar", folder / "validation-000000.tar"):
+        message = fails("index", given, "--processes", 1)
+        assert f"{folder / 'index.json'} was written by `maskloom shards`" in message
+        assert "write the corpus again, remove index.json first, or use --out elsewhere" in message
+    assert (folder / "index.json").read_bytes() == before
+    succeeds("index", folder, "--out", tmp_path / "elsewhere", "--processes", 1)
+    header = json.loads(before)
+    header["tokens"], header["shards"] = {"tokenizer": "x"}, header["shards"][:1]
+    (folder / "index.json").write_text(json.dumps(header))
+    assert "held out or tokenised" in fails("index", folder, "--processes", 1)
+    (folder / "index.json").unlink()
+    succeeds("index", folder, "--processes", 1)
+    succeeds("index", folder, "--processes", 1)  # its own index is replaced
+
+
+def test_a_full_disk_is_told_with_the_folder(tars: Path, monkeypatch: pytest.MonkeyPatch, fails: Command) -> None:
+    def full(*arguments: object, **options: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(command, "index_tars", full)
+    assert f"No space left on device: '{tars}'" in fails("index", tars, "--text-key", "content")
 
 
 def test_a_tar_that_is_cut_off_is_refused(tars: Path, fails: Command) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sysconfig
 from pathlib import Path
 
 import datasets
@@ -169,6 +170,59 @@ def test_a_failure_says_that_the_work_can_go_on(
     succeeds("shards", source, out, "--text-key", "body", "--processes", 1)
     assert load_index(out)
     assert not (tmp_path / ".out.work").exists()
+
+
+def test_names_with_a_colon_are_paths(
+    source: Path, tmp_path: Path, tokenizer_dir: Path, monkeypatch: pytest.MonkeyPatch, succeeds: Command
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = ("--text-key", "body", "--processes", 1)
+    assert "a:b: " in succeeds("shards", source, "a:b", *options)
+    succeeds("shards", "a:b", "./c:d", "--tokenizer", tokenizer_dir, "--processes", 1)
+    assert load_index("./c:d").digest == load_index("./a:b").digest
+    (tmp_path / "e:f.jsonl").write_bytes(source.read_bytes())
+    succeeds("shards", "e:f.jsonl", "g", *options, "--tokenizer", tokenizer_dir)
+    assert load_index("g").digest == load_index("./a:b").digest
+    assert not list(tmp_path.glob(".*.work"))
+
+
+def test_a_tokenizer_goes_with_every_input(
+    documents: list[str], tmp_path: Path, tokenizer_dir: Path, monkeypatch: pytest.MonkeyPatch, succeeds: Command
+) -> None:
+    datasets.disable_progress_bars()
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "in").mkdir()
+    datasets.Dataset.from_dict({"text": documents}).to_parquet(tmp_path / "in" / "train.parquet")
+    options = ("--tokenizer", tokenizer_dir, "--processes", 1)
+    succeeds("shards", f"hf:{tmp_path / 'in'}:train", tmp_path / "tokens", *options)
+    assert load_index(tmp_path / "tokens").tokenizer_fingerprint
+    (tmp_path / "c.py").write_text('"""' + "This is the text of it, and it is as long as it is. " * 9 + '"""')
+    monkeypatch.setattr(sysconfig, "get_paths", lambda: {"purelib": str(tmp_path)})
+    succeeds("shards", "documentation:", tmp_path / "docs", *options, "--val-fraction", 0)
+    assert load_index(tmp_path / "docs").header["documents"] == 1
+
+
+def test_out_is_a_folder_on_this_machine(source: Path, tmp_path: Path, succeeds: Command) -> None:
+    options = ("--text-key", "body", "--processes", 1)
+    succeeds("shards", source, f"file://{tmp_path}/out", *options)
+    assert load_index(tmp_path / "out")
+    with pytest.raises(SystemExit, match="2"):
+        succeeds("shards", source, "s3://bucket/out", *options)
+
+
+def test_a_part_of_a_corpus_that_is_complete_says_so(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, succeeds: Command, fails: Command
+) -> None:
+    out, options = tmp_path / "out", ("--text-key", "body", "--processes", 1)
+    with monkeypatch.context() as broken:
+        broken.setattr(shards, "remove_finished", lambda out: False)
+        succeeds("shards", source, out, *options, "--part", "1/1")
+        succeeds("index", "--merge", out)
+    assert (tmp_path / ".out.work").exists()
+    said = succeeds("shards", source, out, *options, "--part", "1/1", "--wait")
+    assert f"{out} is complete: another process finished it" in said
+    assert not (tmp_path / ".out.work").exists()
+    assert "exists: choose another folder" in fails("shards", source, out, *options, "--part", "1/1")
 
 
 def test_waiting_is_for_parts(source: Path, tmp_path: Path, fails: Command) -> None:

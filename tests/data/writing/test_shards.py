@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import random
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from maskloom.data.index import Index, held_out_threshold, text_hash
 from maskloom.data.indexing import check_shard, index_tars
 from maskloom.data.writing import shards as module
-from maskloom.data.writing.shards import Options, finish, split_document, write_part, write_shards
+from maskloom.data.writing.shards import Options, finish, finish_or_open, split_document, write_part, write_shards
 from maskloom.data.writing.token_shards import tokenize_corpus
 from maskloom.data.writing.work import Part, open_work
 from maskloom.errors import UserError
@@ -338,6 +339,115 @@ def test_a_kill_after_the_last_rename_leaves_a_corpus(tmp_path: Path, many_files
     found, again = finish(out)
     assert (found.digest, again) == (index.digest, report)
     assert not (tmp_path / ".out.work").exists()
+
+
+def killed_at_the_end(monkeypatch: pytest.MonkeyPatch, make: Callable[[], Any]) -> None:
+    """Make a corpus, killed between the rename to OUT and the clean-up."""
+
+    def kill(out: Path) -> bool:
+        if out.exists():
+            raise KeyboardInterrupt
+        return False
+
+    with monkeypatch.context() as broken:
+        broken.setattr(module, "remove_finished", kill)
+        with pytest.raises(KeyboardInterrupt):
+            make()
+
+
+def test_after_a_kill_at_the_very_end_the_same_call_is_done(
+    tmp_path: Path, many_files: list[str], monkeypatch: pytest.MonkeyPatch, tokenizer: Tokenizer
+) -> None:
+    out, work = tmp_path / "out", tmp_path / ".out.work"
+    killed_at_the_end(monkeypatch, lambda: write_shards(many_files, out, SMALL))
+    before = files_of(out)
+    with pytest.raises(UserError, match="out exists"):  # other work is not taken for this
+        write_shards(many_files, out, replace(SMALL, seed=1))
+    assert work.exists()
+    assert write_part(many_files, out, SMALL, Part(2, 3)) == []
+    index, report = write_shards(many_files, out, SMALL)
+    assert (index.digest, report.documents) == (finish_or_open(out)[0].digest, 102)
+    assert not work.exists()
+    assert files_of(out) == before
+    with pytest.raises(UserError, match="out exists"):
+        write_shards(many_files, out, SMALL)
+    tokens = tmp_path / "tokens"
+
+    def tokenize() -> Index:
+        tokenize_corpus(index, tokens, tokenizer, Part(), 1, lambda name, total: lambda amount: None)
+        return finish_or_open(tokens)[0]
+
+    killed_at_the_end(monkeypatch, tokenize)
+    assert tokenize().digest == index.digest
+    assert not (tmp_path / ".tokens.work").exists()
+
+
+@pytest.mark.parametrize("name", ["out", "o[1]", "o*"])
+def test_only_work_of_the_very_name_is_removed(tmp_path: Path, many_files: list[str], name: str) -> None:
+    others = [
+        f".{name}.workshop.work",
+        f".{name}.work.work",
+        f".{name}.work.x.work.host.12",
+        f".{name}.work.txt",
+        ".o1.work",
+    ]
+    for other in others:
+        (tmp_path / other).mkdir()
+    (tmp_path / f".{name}.work.md").write_text("notes")
+    (tmp_path / f".{name}.work.node-1.cluster.4711").mkdir()  # killed while it made the folder
+    write_shards(many_files, tmp_path / name, SMALL)
+    expected = {*others, f".{name}.work.md", name, *(Path(file).name for file in many_files)}
+    assert {path.name for path in tmp_path.iterdir()} == expected
+
+
+def test_input_that_changes_while_it_is_read_is_refused(
+    tmp_path: Path, many_files: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cut at a line's end after its batch was read: only its size and time tell."""
+    last = Path(many_files[-1])
+
+    def on_stage(name: str, total: float) -> Callable[[float], None]:
+        def advance(amount: float) -> None:
+            if name == "reading":
+                last.write_text(last.read_text().split("\n", 1)[0] + "\n")
+
+        return advance
+
+    monkeypatch.setattr(module, "SMALLEST_BATCH_BYTES", 1 << 30)  # one batch, which is done when it is told
+    with pytest.raises(UserError, match=r"4\.jsonl changed while it was read: .* Start again"):
+        write_shards(many_files, tmp_path / "out", SMALL, on_stage=on_stage)
+    assert not list(tmp_path.glob("*out*"))
+
+
+def test_a_part_that_waits_while_another_finishes_is_done(
+    tmp_path: Path, many_files: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "SMALLEST_BATCH_BYTES", 1)
+    monkeypatch.setattr(module, "POLL_S", 0.0)
+    out = tmp_path / "out"
+
+    def finish_all(late: list[int]) -> None:
+        write_shards(many_files, out, SMALL)
+
+    assert write_part(many_files, out, SMALL, Part(1, 3), wait=True, on_wait=finish_all) == []
+    assert finish_or_open(out)[0].header["documents"] > 0
+
+
+def test_a_link_that_leads_nowhere_is_refused_before_any_work(tmp_path: Path) -> None:
+    (tmp_path / "out").symlink_to("nowhere")
+    with pytest.raises(UserError, match="out is a link that leads nowhere"):
+        write_shards(["hf:there/is/no/such:thing"], tmp_path / "out", Options())
+
+
+def test_what_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", ["text"])
+
+    def refuse(self: Path, *arguments: Any, **options: Any) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(self))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(UserError, match=r"/x/out cannot be written: Read-only file system \(.*/x\)"):
+        write_shards([str(path)], tmp_path / "x" / "out", Options())
 
 
 def test_little_memory_gives_the_same_shards(
