@@ -132,6 +132,18 @@ def test_splitting_prefers_paragraphs_then_lines_then_words() -> None:
     assert split_document("aaaaaaaaaa", 4) == ["aaaa", "aaaa", "aa"]
 
 
+@pytest.mark.parametrize("block_bytes", [1, 1000, 5000])
+def test_blocks_are_of_the_size_that_was_asked_for(tmp_path: Path, block_bytes: int) -> None:
+    rng = random.Random(8)
+    documents = [sentences(rng, 50) for _ in range(60)]
+    longest = max(len(json.dumps({"text": text})) for text in documents)
+    path = write_jsonl(tmp_path / "a.jsonl", documents)
+    index, _ = write_shards([str(path)], tmp_path / "out", Options(val_fraction=0, block_bytes=block_bytes))
+    for block in range(index.header["blocks"]):
+        size = sum(len(json.dumps({"text": text})) + 1 for text in index.documents(block, "train"))
+        assert size < block_bytes + 2 * longest  # a member and a block end after the document that reaches the size
+
+
 def test_the_parts_of_a_document_stand_on_one_side(tmp_path: Path) -> None:
     rng = random.Random(6)
     documents = [f"d{number} " + f"w{number} " * 40 for number in range(40)]

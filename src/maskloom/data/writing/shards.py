@@ -54,7 +54,7 @@ from maskloom.files import naming, refuse_existing
 from maskloom.processes import Pool
 from maskloom.tokenizer import Tokenizer
 
-MEMBER_BYTES = 32 * 1024
+MEMBER_BYTES = 32 * 1024  # or a block's, where that is less
 SHARD_BYTES = 64 << 20
 BATCH_BYTES = 64 << 20  # of text, about; with many shards more, so that a batch holds some records for each
 SMALLEST_BATCH_BYTES = 256 << 10
@@ -376,7 +376,7 @@ def _write_tar(
     split, _, bucket = path.stem.partition("-")
     text_path = work.temporary(f"text-{path.name}") if tokenizer else path
     with work.writing(text_path) as file, webdataset.TarWriter(file, mtime=0) as tar:
-        for member, lines in enumerate(_members(documents)):
+        for member, lines in enumerate(_members(documents, min(MEMBER_BYTES, options.block_bytes))):
             tar.write({"__key__": f"{bucket}-{member:06d}", "jsonl": lines})
     indexed = index_shard(text_path, options.block_bytes, "text", "train" if split == "train" else "validation")
     if not tokenizer:
@@ -393,13 +393,14 @@ def _write_tar(
     return tokens, indexed
 
 
-def _members(documents: Iterable[bytes]) -> Iterator[bytes]:
+def _members(documents: Iterable[bytes], member_bytes: int) -> Iterator[bytes]:
+    """Lines of JSON, in members of about so many characters: a block holds at least one."""
     lines: list[str] = []
     size = 0
     for text in documents:
         lines.append(f'{{"text": {QUOTE(text.decode())}}}')  # as `json.dumps` writes it, twice as fast
         size += len(lines[-1])
-        if size >= MEMBER_BYTES:
+        if size >= member_bytes:
             yield ("\n".join(lines) + "\n").encode()
             lines, size = [], 0
     if lines:
