@@ -324,6 +324,12 @@ def test_held_out_text_does_not_become_training_text(
     succeeds("index", folder, "--processes", 1)  # its own index is replaced
 
 
+def test_a_link_that_leads_nowhere_is_refused(tars: Path, tmp_path: Path, fails: Command) -> None:
+    (tmp_path / "out").symlink_to("nowhere")
+    message = fails("index", tars, "--out", tmp_path / "out")  # before it sees that the tars have no 'text'
+    assert "out is a link that leads nowhere" in message
+
+
 def test_a_full_disk_is_told_with_the_folder(tars: Path, monkeypatch: pytest.MonkeyPatch, fails: Command) -> None:
     def full(*arguments: object, **options: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")

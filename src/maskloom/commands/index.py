@@ -35,7 +35,7 @@ from maskloom.data.samples import read_documents
 from maskloom.data.storage import is_remote, list_tars, local_path
 from maskloom.data.writing.shards import finish
 from maskloom.errors import DataFault, UserError
-from maskloom.files import naming
+from maskloom.files import naming, refuse_existing
 from maskloom.processes import Pool
 from maskloom.progress import Progress, say, warn
 
@@ -85,6 +85,8 @@ def _index(options: argparse.Namespace) -> int:
         raise UserError(f"{first} is remote: name the folder of the index with --out")
     given = local_path(first) if not options.out else options.out
     folder = given if options.out or given.is_dir() else given.parent
+    if not folder.exists():
+        refuse_existing(folder)  # a link that leads nowhere: before the tars are read
     for known in dict.fromkeys([folder, *(Path(tar).parent for tar in tars if not is_remote(tar))]):
         _respect_split(known, is_out=known.absolute() == folder.absolute())
     # The size of what is remote is known when it was read: then shards are counted.
