@@ -205,7 +205,7 @@ def test_corpora_are_joined_where_they_are(tars: Path, documents: list[str], suc
     assert "leave out --text-key" in fails("index", "--merge", moved / "0", "--text-key", "content")
     succeeds("index", moved / "1", *options, "--val-fraction", 0.5)
     message = fails("index", "--merge", moved / "0", moved / "1", "--out", tars / "new")
-    assert "cannot be joined: held_out_threshold is " in message
+    assert "cannot be joined: --val-fraction 0.5 in the one and --val-fraction 0" in message
     assert not (tars / "new").exists()
 
 

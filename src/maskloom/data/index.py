@@ -388,8 +388,8 @@ def _check_shards(index: Index, where: str) -> None:
             continue
         file = local_path(url)
         if not file.is_file():
-            raise UserError(f"shard {file}, listed in {where}, is missing: restore it, or index again")
+            raise UserError(f"shard {file}, listed in {where}, is missing: restore it, or make the corpus again")
         if file.stat().st_size != shard.bytes:
             raise UserError(
-                f"shard {file} has {file.stat().st_size} bytes, {where} says {shard.bytes}: restore it, or index again"
+                f"shard {file} has {file.stat().st_size} bytes, {where} says {shard.bytes}: restore it, or make the corpus again"
             )

@@ -220,9 +220,10 @@ def merge_indexes(parts: Sequence[Index], folder: Path) -> Index:
     for part in parts[1:]:
         for key in ("text_key", "held_out_threshold", "tokens"):
             if part.header[key] != first[key]:
+                one, other = (_in_words(key, header[key]) for header in (part.header, first))
                 raise UserError(
-                    f"{part.folder} and {parts[0].folder} cannot be joined: {key} is {part.header[key]!r} in the one and "
-                    f"{first[key]!r} in the other. Mix them in data.train, or write one of them again"
+                    f"{part.folder} and {parts[0].folder} cannot be joined: {one} in the one and {other} in the other. Mix "
+                    "them in data.train, or make one of them again"
                 )
     indexed = [
         IndexedShard(replace(shard, url=part.url(shard)), blocks, 0)
@@ -240,6 +241,15 @@ def merge_indexes(parts: Sequence[Index], folder: Path) -> Index:
         tokens=Tokens(**first["tokens"]) if first["tokens"] else None,
         digest=merged_digest([part.digest for part in parts]),
     )
+
+
+def _in_words(key: str, value: Any) -> str:
+    """A setting of an index as the option that made it."""
+    if key == "held_out_threshold":
+        return f"--val-fraction {value / 2**32:.6g}"
+    if key == "text_key":
+        return f"--text-key {value}"
+    return f"token shards (tokenizer {value['tokenizer'][:16]})" if value else "text shards"
 
 
 def check_shard(index: Index, number: int) -> list[DataFault]:

@@ -351,7 +351,7 @@ def _refusal(url: str, response: urllib3.BaseHTTPResponse, at: int, settings: St
         return _Broken(f"the server answers {said}", wait_s=wait_s)
     if response.status in (404, 410):
         return DataFault(
-            f"{shown(url)}: the server has no such object ({said}). Restore it, or index again",
+            f"{shown(url)}: the server has no such object ({said}). Restore it, or make the corpus again",
             kind="missing",
             shard=shown(url),
             offset=at,
@@ -367,7 +367,7 @@ def _too_short(url: str, at: int, stop: int, total: int | None) -> DataFault:
     size = "fewer" if total is None else f"{total}"
     return DataFault(
         f"{shown(url)} has {size} bytes, and those up to {stop} are needed: it is shorter than when it was indexed. "
-        "Restore it, or index again",
+        "Restore it, or make the corpus again",
         kind="truncated",
         shard=shown(url),
         offset=at,

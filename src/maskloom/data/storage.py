@@ -29,7 +29,7 @@ from maskloom.progress import warn
 
 REMOTE_SCHEMES = ("http", "https", "s3")
 SCHEMES = ("file", *REMOTE_SCHEMES)
-RESTORE = "Restore it, or index again"
+RESTORE = "Restore it, or make the corpus again"
 
 _first_versions: dict[str, str] = {}
 _warned: set[str] = set()

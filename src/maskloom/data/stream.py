@@ -81,6 +81,14 @@ class LaneReader(IterableDataset[Any]):
                     rows = rows_of_step(lanes, step)
                     skips = tuple(skip for lane in lanes for skip in lane.skipped()) if self.plan.skips_bad else ()
                     yield Step(step, rows, {lane.number: lane.cursors for lane in lanes}, skips)
+            except DataFault as fault:
+                yield DataFault(
+                    f"{fault} (kind of fault: {fault.kind}; data.on_bad_data: skip passes over such data)",
+                    kind=fault.kind,
+                    shard=fault.shard,
+                    offset=fault.offset,
+                    key=fault.key,
+                )
             except UserError as error:
                 yield error
 

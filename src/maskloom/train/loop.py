@@ -98,6 +98,10 @@ def prepare(config: RunConfig, world: World) -> tuple[RunConfig, DataPlan]:
     tokenizer = load_tokenizer(config.tokenizer)
     plan = DataPlan.of(config, open_corpora(config.data), tokenizer)
     plan.check_world(world)
+    if config.evaluation.every_steps and world.is_first:
+        for index in plan.corpora:
+            if not len(index.held_out_blocks) and len(plan.corpora) > 1:
+                warn(f"no held-out documents in {index.folder}: the evaluation says nothing about it")
     if config.evaluation.every_steps and not any(len(index.held_out_blocks) for index in plan.corpora):
         if world.is_first:
             folders = ", ".join(index.folder for index in plan.corpora)

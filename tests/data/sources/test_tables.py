@@ -212,3 +212,10 @@ def test_datasets_that_cannot_be_had_are_named(tmp_path: Path) -> None:
     (folder / "dataset_dict.json").write_text("{")
     with pytest.raises(UserError, match="hub is no dataset that can be opened"):
         texts(folder)
+
+
+def test_a_saved_dataset_among_other_files_is_never_left_out(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("text")
+    datasets.Dataset.from_dict({"text": ROWS}).save_to_disk(tmp_path / "deep" / "saved")
+    with pytest.raises(UserError, match=r"deep/saved is a dataset .* name it as an INPUT of its own"):
+        find_sources([str(tmp_path)])

@@ -32,6 +32,7 @@ from maskloom.data.sources.tables import (
 from maskloom.errors import UserError
 from maskloom.progress import warn
 
+SAVED_MARKS = ("dataset_dict.json", "state.json")  # files of a folder that `save_to_disk` wrote
 KINDS: dict[str, Kind] = {".jsonl": "jsonl", ".txt": "txt", ".parquet": "parquet"}
 
 
@@ -97,6 +98,11 @@ def _find_files(given: str) -> list[Path]:
     if not path.exists():
         raise UserError(f"no file or folder {given}")
     files = sorted(_walk(path)) if path.is_dir() else [path]
+    for folder in sorted({file.parent for file in files if file.name in SAVED_MARKS}):
+        if is_saved_dataset(folder):
+            raise UserError(
+                f"{folder} is a dataset that `datasets` saved, inside {given}: name it as an INPUT of its own"
+            )
     known = [file for file in files if _kind(file)]
     if not known:
         raise UserError(f"{given}: no .txt, .jsonl or .parquet file there (.txt and .jsonl also as .gz or .zst)")
