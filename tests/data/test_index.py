@@ -710,7 +710,7 @@ class TestMerge:
         with pytest.raises(UserError, match=r"c and .*a cannot be joined: --val-fraction 0\.5 .* --val-fraction 0 "):
             merge_indexes([one, held_out], tmp_path / "merged")
         other.header["tokens"] = {"tokenizer": "f"}
-        with pytest.raises(UserError, match="token shards .* text shards"):
+        with pytest.raises(UserError, match=r"token shards .* text shards"):
             merge_indexes([one, other], tmp_path / "merged")
         assert not (tmp_path / "merged").exists()
 
