@@ -21,7 +21,7 @@ from maskloom.data.order import VERSIONS, Cursor, LaneCursors
 from maskloom.data.plan import DataPlan
 from maskloom.distributed import World, barrier, gather_objects
 from maskloom.errors import UserError
-from maskloom.files import write_atomically
+from maskloom.files import sync_folder, write_atomically
 from maskloom.progress import say, warn
 from maskloom.train.engine import convert_to_universal, load_engine
 
@@ -82,7 +82,7 @@ def save(engine: Any, run: Path, state: State, keep_last: int, world: World) -> 
         write_atomically(partial / "manifest.json", json.dumps({"step": state.step, "files": files}, indent=1))
         shutil.rmtree(folder / name, ignore_errors=True)
         partial.rename(folder / name)
-        _sync_folder(folder)
+        sync_folder(folder)
         write_atomically(folder / "latest.json", json.dumps({"name": name, "step": state.step}))
         for old in _saved(run)[keep_last:]:
             shutil.rmtree(old)
@@ -256,11 +256,3 @@ def _digest(file: Path) -> dict[str, Any]:
             digest.update(chunk)
         os.fsync(stream.fileno())
     return {"bytes": file.stat().st_size, "sha256": digest.hexdigest()}
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
