@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import pkgutil
+import re
 import shlex
 import subprocess
 import sys
@@ -44,12 +45,17 @@ def test_help_of_a_command_shows_an_example_that_it_takes(name: str, capsys: pyt
     leaves_with(0, name, "--help")
     printed = capsys.readouterr().out
     assert printed.startswith(f"usage: maskloom {name} ")
-    _, _, after = printed.partition("example:\n")
-    example = shlex.split(after.splitlines()[0])
-    assert example[:2] == ["maskloom", name]
-    parser = argparse.ArgumentParser(exit_on_error=False)
-    importlib.import_module(f"maskloom.commands.{name}").configure(parser)
-    parser.parse_intermixed_args(example[2:])  # leaves with SystemExit where it does not fit
+    _, after = re.split(r"examples?:\n", printed)
+    examples = [line for line in after.split("\n\n")[0].splitlines() if line.strip()]
+    assert examples
+    for line in examples:
+        example = shlex.split(line.replace("$SLURM_ARRAY_TASK_ID", "1"), comments=True)
+        if example[0] == "sbatch":
+            example = shlex.split(example[-1])
+        assert example[:2] == ["maskloom", name]
+        parser = argparse.ArgumentParser(exit_on_error=False)
+        importlib.import_module(f"maskloom.commands.{name}").configure(parser)
+        parser.parse_intermixed_args(example[2:])  # leaves with SystemExit where it does not fit
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
