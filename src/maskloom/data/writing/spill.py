@@ -26,7 +26,6 @@ MAGIC = b"MLSPILL1"
 TAIL = struct.Struct("<8sQQQ")  # magic, where the table begins, where the JSON begins, size of the file
 RECORD = struct.Struct("<I16sQI")  # CRC-32 of all that follows; digest of the text, order key, bytes of the text
 RECORD_OVERHEAD_BYTES = 160  # of a record in memory, beside its text
-WRITE_BYTES = 1 << 20
 
 
 class Record(NamedTuple):
