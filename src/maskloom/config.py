@@ -241,16 +241,11 @@ class Engine(Section):
     zero_stage: Literal[0, 1, 2, 3] = 1
     """DeepSpeed ZeRO stage: what is spread over the ranks (1 optimizer state, 2 and gradients, 3 and parameters)."""
     kernels: Literal["eager", "compile"] = "eager"
-    """`compile` compiles the whole forward with torch.compile (stages 0 to 2)."""
-
-    @pydantic.model_validator(mode="after")
-    def _compiled(self) -> Engine:
-        if self.kernels == "compile" and self.zero_stage == 3:
-            raise ValueError(
-                "kernels compile needs zero_stage 0, 1 or 2: under stage 3 parameters are gathered between layers, which a "
-                "compiled forward cannot do. Set engine.kernels=eager"
-            )
-        return self
+    """`compile` lets torch.compile fuse the forward and backward: the whole model, or at stage 3 layer by layer. It takes
+    a minute at each start, and a C++ compiler on CPUs."""
+    activation_checkpointing: bool = False
+    """Keep only the input of each layer and compute the layer once more in the backward: less memory for a third more
+    arithmetic."""
 
 
 class RunConfig(Section):

@@ -80,21 +80,10 @@ def test_half_precision_follows_full(
         assert lines(tmp_path / "half")[-1]["loss_scale"] == 256
 
 
-def test_compiled_forward_follows_eager(
-    settings: dict, write_config: Callable[..., Path], run_ranks: Callable[..., str], tmp_path: Path
-) -> None:
-    run_ranks(write_config({**settings, "run_dir": str(tmp_path / "eager")}))
-    run_ranks(write_config({**settings, "run_dir": str(tmp_path / "compiled"), "engine": {"kernels": "compile"}}))
-    for one, other in zip(lines(tmp_path / "eager"), lines(tmp_path / "compiled"), strict=True):
-        assert other["loss"] == pytest.approx(one["loss"], abs=2e-6)
-        assert other["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-4)
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"engine": {"precision": "bf16", "zero_stage": 0}}, "set engine.zero_stage=1"),
-        ({"engine": {"kernels": "compile", "zero_stage": 3}}, "engine: kernels compile needs zero_stage 0, 1 or 2"),
         ({"deepspeed": {"bf16": {"enabled": True}}}, "the deepspeed: block sets what maskloom derives: bf16"),
         (
             {"deepspeed": {"zero_optimization": {"stage": 2}, "train_batch_size": 4}},

@@ -1,6 +1,6 @@
 """Rows to the model's micro-batches: flat buckets of static shape.
 
-Shapes: R rows, S slots a row, T = R*S slots, N pieces (paddings included), K predicted tokens at most.
+Shapes: R rows, S slots a row, T = R*S slots, N pieces (paddings and empty ones included), K predicted tokens at most.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ class MicroBatch:
         input_ids: int64 [T].
         positions: int64 [T]; they restart with every piece.
         pieces: int32 [T]; number of the piece within its row; padding is a piece of its own.
-        cu_seqlens: int32 [N + 1]; where the pieces begin in the bucket, and T.
+        cu_seqlens: int32 [N + 1]; where the pieces begin in the bucket, and T; repeated for the empty pieces that fill N up to
+            a multiple of R.
         masked_index: int64 [K]; slots that are predicted; 0 where `weights` is 0.
         targets: int64 [K].
         weights: float32 [K]; 1 for a predicted token, 0 for what fills the shape.
@@ -93,6 +94,7 @@ def make_micro_batch(rows: Rows, size: int, capacity: int, tokenizer: Tokenizer)
     slots = np.arange(seq_len)
     piece_starts = np.maximum.accumulate(np.where(rows.starts, slots, 0), axis=1)
     begins = np.flatnonzero(rows.starts)
+    empty = -len(begins) % size  # buckets of one size then have few different shapes: none is compiled or captured twice
     chosen = np.flatnonzero(rows.chosen)
     masked_index, targets = np.zeros(size * capacity, np.int64), np.zeros(size * capacity, np.int64)
     masked_index[: len(chosen)] = chosen
@@ -102,7 +104,7 @@ def make_micro_batch(rows: Rows, size: int, capacity: int, tokenizer: Tokenizer)
         input_ids=torch.from_numpy(rows.input_ids.reshape(-1).astype(np.int64)),
         positions=torch.from_numpy((slots - piece_starts).reshape(-1)),
         pieces=torch.from_numpy((np.cumsum(rows.starts, axis=1, dtype=np.int32) - 1).reshape(-1)),
-        cu_seqlens=torch.from_numpy(np.append(begins, size * seq_len).astype(np.int32)),
+        cu_seqlens=torch.from_numpy(np.append(begins, [size * seq_len] * (empty + 1)).astype(np.int32)),
         masked_index=torch.from_numpy(masked_index),
         targets=torch.from_numpy(targets),
         weights=torch.from_numpy(weights),

@@ -6,21 +6,23 @@
 - rows hold several pieces of documents; attention stays within a piece and positions restart with it;
 - a micro-batch is one flat bucket of T slots of a shape that never changes;
 - the head runs on the K predicted slots only, a sixth of the bucket: most of a small model's arithmetic is there;
-- query, key and value come from one matrix product.
-
-Layers keep their own `__call__`, because ZeRO-3 gathers a layer's parameters around it.
+- query, key and value come from one matrix product (`layer.py`);
+- dropout and cross-entropy are chosen by name (`kernels/`).
 
 Shapes: T slots, K predicted tokens, D hidden size, H heads, V vocabulary.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 from transformers import BertConfig, BertForMaskedLM
 from transformers.models.bert.modeling_bert import BertLayer
 from transformers.utils import logging
@@ -28,37 +30,58 @@ from transformers.utils import logging
 from maskloom.config import Model
 from maskloom.data.batch import MicroBatch
 from maskloom.errors import UserError
-from maskloom.model.attention import attend, needs_mask, piece_mask
+from maskloom.model.attention import needs_mask, piece_mask
+from maskloom.model.kernels import KERNELS, Kernels
+from maskloom.model.layer import LayerSettings, LayerWeights, Pieces, encoder_layer
 from maskloom.tokenizer import Tokenizer
 
 
 class PackedBertLayer(BertLayer):
-    """A `BertLayer` over a flat bucket: post-LayerNorm, as in Devlin et al. (2019)."""
+    """A `BertLayer` over a flat bucket; its own `__call__` is where ZeRO-3 gathers its parameters."""
 
-    def forward(
-        self, hidden: torch.Tensor, cu_seqlens: torch.Tensor, mask: torch.Tensor | None, seq_len: int
-    ) -> torch.Tensor:
-        """[T, D] -> [T, D]; see `attention.attend` for the other arguments."""
-        projection, output = self.attention.self, self.attention.output
-        parts = (projection.query, projection.key, projection.value)
-        qkv = F.linear(hidden, torch.cat([part.weight for part in parts]), torch.cat([part.bias for part in parts]))
-        heads = (-1, projection.num_attention_heads, projection.attention_head_size)
-        query, key, value = (part.reshape(heads) for part in qkv.chunk(3, dim=-1))
-        dropout = projection.dropout.p if self.training else 0.0
-        context = attend(query, key, value, cu_seqlens, mask, seq_len, dropout).flatten(1)
-        hidden = output.LayerNorm(hidden + output.dropout(output.dense(context)))
-        wide = self.intermediate.intermediate_act_fn(self.intermediate.dense(hidden))
-        normed: torch.Tensor = self.output.LayerNorm(hidden + self.output.dropout(self.output.dense(wide)))
-        return normed
+    run: Callable[..., torch.Tensor] = staticmethod(encoder_layer)
+    """`layer.encoder_layer`, or under ZeRO-3 its compiled form: a compiled forward cannot wait for parameters."""
+
+    def forward(self, hidden: torch.Tensor, pieces: Pieces, settings: LayerSettings) -> torch.Tensor:
+        """[T, D] -> [T, D]."""
+        return self.run(hidden, LayerWeights.of(self), pieces, settings)
+
+
+class PaddedDecoder(nn.Linear):
+    """The projection to the vocabulary, padded where the device's matrix products need aligned shapes.
+
+    A vocabulary of 30522 rows of 2 bytes is aligned to 4 bytes, and tensor cores want 16: cuBLAS would take a kernel
+    several times slower. The padding tokens have logits of -inf: they take no part in the softmax and are never likeliest.
+    """
+
+    alignment: int | None = None
+    """Multiple that the vocabulary is padded to; None: 64 on a GPU, no padding on a CPU."""
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[K, D] -> [K, V'], V' >= V."""
+        multiple = self.alignment or (64 if hidden.device.type == "cuda" else 1)
+        missing = -self.out_features % multiple
+        if not missing:
+            return F.linear(hidden, self.weight, self.bias)
+        return F.linear(hidden, F.pad(self.weight, (0, 0, 0, missing)), F.pad(self.bias, (0, missing), value=-math.inf))
 
 
 class MaskedLM(BertForMaskedLM):
-    """`BertForMaskedLM` whose forward takes a `MicroBatch` and returns sums, not means."""
+    """`BertForMaskedLM` whose forward takes a `MicroBatch` and returns sums, not means.
+
+    Attributes:
+        kernels: implementations of the parts that are fused.
+        checkpoints_activations: keep of a layer its input alone, and compute it once more in the backward.
+    """
+
+    kernels: Kernels = KERNELS["eager"]
+    checkpoints_activations: bool = False
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__(config)
         layers = [PackedBertLayer(config, layer_idx=number) for number in range(config.num_hidden_layers)]
         self.bert.encoder.layer = nn.ModuleList(layers)
+        self.cls.predictions.decoder.__class__ = PaddedDecoder
         self.post_init()
 
     def forward(self, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
@@ -68,30 +91,35 @@ class MaskedLM(BertForMaskedLM):
             fp32 sum of the cross-entropies (nats) of the predicted tokens, and int64 number of those that the most
             likely token hits.
         """
-        logits = self.masked_logits(batch).float()
-        losses = F.cross_entropy(logits, batch.targets, reduction="none")
-        hits = (logits.detach().argmax(-1) == batch.targets) & (batch.weights > 0)
-        return (losses * batch.weights).sum(), hits.sum()
+        head = self.cls.predictions
+        # index_select and not indexing: its gradient is one addition, and no sort of the indices
+        logits = head.decoder(head.transform(self.encode(batch).index_select(0, batch.masked_index)))
+        return self.kernels.cross_entropy(logits, batch.targets, batch.weights)
 
     def masked_logits(self, batch: MicroBatch) -> torch.Tensor:
         """Logits [K, V] of the predicted slots."""
-        hidden = self.encode(batch)[batch.masked_index]
-        logits: torch.Tensor = self.cls.predictions(hidden)
-        return logits
+        logits: torch.Tensor = self.cls.predictions(self.encode(batch)[batch.masked_index])
+        return logits[:, : self.config.vocab_size]
 
     def encode(self, batch: MicroBatch) -> torch.Tensor:
         """Hidden states [T, D] of the last layer."""
+        settings = LayerSettings.of(self.config, self.kernels, self.training)
+        hidden = self._embed(batch, settings)
+        masked = needs_mask(hidden.device, hidden.dtype, settings.attention_dropout)
+        mask = piece_mask(batch.pieces, batch.seq_len) if masked else None
+        pieces = Pieces(batch.cu_seqlens, mask, batch.seq_len)
+        for layer in self.bert.encoder.layer:
+            if self.checkpoints_activations and self.training:
+                hidden = checkpoint(layer, hidden, pieces, settings, use_reentrant=False)
+            else:
+                hidden = layer(hidden, pieces, settings)
+        return hidden
+
+    def _embed(self, batch: MicroBatch, settings: LayerSettings) -> torch.Tensor:
         embeddings = self.bert.embeddings
         hidden = embeddings.word_embeddings(batch.input_ids) + embeddings.position_embeddings(batch.positions)
-        hidden = hidden + embeddings.token_type_embeddings.weight[0]
-        hidden = embeddings.dropout(embeddings.LayerNorm(hidden))
-        dropout = self.config.attention_probs_dropout_prob if self.training else 0.0
-        masked = needs_mask(hidden.device, hidden.dtype, dropout)
-        mask = piece_mask(batch.pieces, batch.seq_len) if masked else None
-        for layer in self.bert.encoder.layer:
-            hidden = layer(hidden, batch.cu_seqlens, mask, batch.seq_len)
-        result: torch.Tensor = hidden
-        return result
+        hidden = embeddings.LayerNorm(hidden + embeddings.token_type_embeddings.weight[0])
+        return settings.kernels.dropout(hidden, settings.hidden_dropout) if settings.hidden_dropout else hidden
 
 
 def build_model(settings: Model, tokenizer: Tokenizer, seed: int) -> tuple[MaskedLM, str]:

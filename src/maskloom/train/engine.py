@@ -24,15 +24,18 @@ from unittest import mock
 
 import torch
 
-from maskloom.config import RunConfig
+from maskloom.config import Engine, RunConfig
 from maskloom.distributed import World
 from maskloom.errors import UserError
-from maskloom.model.bert import MaskedLM
+from maskloom.model.bert import MaskedLM, PackedBertLayer
+from maskloom.model.kernels import KERNELS
+from maskloom.model.layer import encoder_layer
 from maskloom.train.optim import build_optimizer
 
 logging.disable(logging.WARNING)  # importing it announces, as a warning, that there is no GPU
 import deepspeed  # noqa: E402
 from deepspeed.accelerator import get_accelerator  # noqa: E402
+from deepspeed.utils import set_z3_leaf_modules  # noqa: E402
 
 get_accelerator()
 logging.disable(logging.NOTSET)
@@ -134,12 +137,34 @@ def start_distributed(world: World) -> None:
 
 def build_engine(config: RunConfig, model: MaskedLM, settings: dict[str, Any]) -> Any:
     """Wrap the model and its optimizer. `settings` is what `deepspeed_config` gives."""
-    if config.engine.kernels == "compile":
-        model.compile(dynamic=False)
+    prepare_forward(model, config.engine)
     engine, *_ = deepspeed.initialize(
         model=model, optimizer=build_optimizer(model, config.optimizer), config=settings, dist_init_required=False
     )
     return engine
+
+
+def prepare_forward(model: MaskedLM, settings: Engine) -> None:
+    """Choose the kernels, and compile where that is asked for: before DeepSpeed puts its hooks around the modules.
+
+    Under ZeRO-3 a layer's parameters are there only within its `__call__`, and compiled code cannot gather them. So DeepSpeed
+    gathers a layer at once (a leaf), and what is compiled is the pure function within. Embeddings and head cannot be leaves:
+    they share a weight.
+    """
+    compiles = settings.kernels == "compile"
+    model.kernels = KERNELS[settings.kernels]
+    model.checkpoints_activations = settings.activation_checkpointing
+    if settings.zero_stage < 3:
+        if compiles:
+            model.compile(dynamic=False)
+        return
+    set_z3_leaf_modules(model, [PackedBertLayer])
+    if compiles:
+        loss = torch.compile(model.kernels.cross_entropy, fullgraph=True, dynamic=False)
+        model.kernels = model.kernels._replace(cross_entropy=loss)
+        run = torch.compile(encoder_layer, fullgraph=True, dynamic=False)
+        for layer in model.bert.encoder.layer:
+            layer.run = run
 
 
 def accumulate(engine: Any, loss: torch.Tensor, is_last: bool) -> None:

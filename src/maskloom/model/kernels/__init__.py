@@ -1,0 +1,28 @@
+"""The parts of the forward that gain from fusing, each with a plain `reference` and a `fused` form of the same function.
+
+`eager` runs the fused forms. `compile` hands the references to Inductor, which fuses them with what surrounds them; a form
+of ours in between would only be a wall to it. A third choice is one more row of the table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+
+from maskloom.model.kernels import cross_entropy, dropout
+
+
+class Kernels(NamedTuple):
+    """One implementation of each part; see the modules of the same names for shapes."""
+
+    dropout: Callable[[torch.Tensor, float], torch.Tensor]
+    cross_entropy: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+
+
+KERNELS = {
+    "eager": Kernels(dropout.fused, cross_entropy.fused),
+    "compile": Kernels(dropout.reference, cross_entropy.reference),
+}
+"""By the names of `engine.kernels`."""

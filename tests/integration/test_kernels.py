@@ -1,0 +1,61 @@
+"""Every choice of kernels trains as every other, at every ZeRO stage."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from .conftest import lines, losses
+
+
+@pytest.fixture
+def settings(run_config: dict) -> dict:
+    """Four steps of 12 rows without dropout, on two sequence lengths."""
+    phase = {"steps": 2, "seq_len": 32, "global_batch_rows": 12, "micro_batch_rows": 3}
+    return {
+        **run_config,
+        "model": {**run_config["model"], "hidden_dropout_prob": 0.0},
+        "phases": [phase, {**phase, "seq_len": 64}],
+        "checkpoint": {"every_steps": 0},
+    }
+
+
+def test_compiled_follows_eager(
+    settings: dict, write_config: Callable[..., Path], run_ranks: Callable[..., str], tmp_path: Path
+) -> None:
+    """Two ranks of two micro-batches each, over a change of the sequence length."""
+
+    def train(name: str, **engine: object) -> list[dict]:
+        run_ranks(write_config({**settings, "run_dir": str(tmp_path / name), "engine": engine}), 2)
+        return lines(tmp_path / name)
+
+    eager = train("eager")
+    for stage in (0, 1, 2, 3):
+        for one, other in zip(eager, train(f"stage {stage}", kernels="compile", zero_stage=stage), strict=True):
+            assert other["loss"] == pytest.approx(one["loss"], abs=2e-6), f"stage {stage}"
+            assert other["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-4), f"stage {stage}"
+
+
+@pytest.mark.parametrize(("stage", "kernels"), [(1, "eager"), (3, "eager"), (1, "compile"), (3, "compile")])
+def test_activation_checkpointing_changes_nothing(
+    stage: int,
+    kernels: str,
+    settings: dict,
+    write_config: Callable[..., Path],
+    run_ranks: Callable[..., str],
+    tmp_path: Path,
+) -> None:
+    """With dropout: the layer that is computed once more drops the same elements."""
+    tree = {
+        **settings,
+        "model": {**settings["model"], "hidden_dropout_prob": 0.3},
+        "phases": [{**settings["phases"][0], "micro_batch_rows": 6, "steps": 3}],
+    }
+    for checkpoints in (False, True):
+        engine = {"zero_stage": stage, "kernels": kernels, "activation_checkpointing": checkpoints}
+        run_ranks(write_config({**tree, "run_dir": str(tmp_path / str(checkpoints)), "engine": engine}))
+    expected = losses(tmp_path / "False")
+    assert len(set(expected.values())) == 3
+    assert losses(tmp_path / "True") == pytest.approx(expected, abs=2e-6)
