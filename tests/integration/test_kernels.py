@@ -6,6 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import BertConfig, BertForMaskedLM
+
+from maskloom.tokenizer import load_tokenizer
 
 from .conftest import lines, losses
 
@@ -59,3 +63,33 @@ def test_activation_checkpointing_changes_nothing(
     expected = losses(tmp_path / "False")
     assert len(set(expected.values())) == 3
     assert losses(tmp_path / "True") == pytest.approx(expected, abs=2e-6)
+
+
+@pytest.mark.parametrize(("stage", "ranks"), [(0, 1), (1, 2), (3, 1)])
+def test_a_collapse_of_fp16_names_the_layer(
+    stage: int,
+    ranks: int,
+    settings: dict,
+    write_config: Callable[..., Path],
+    run_ranks: Callable[..., str],
+    tmp_path: Path,
+) -> None:
+    """A second layer whose output fp16 has no numbers for: no loss scale helps."""
+    shape = {name: value for name, value in settings["model"].items() if not name.endswith("prob")}
+    model = BertForMaskedLM(BertConfig(vocab_size=load_tokenizer(settings["tokenizer"]).vocab_size, **shape))
+    with torch.no_grad():
+        model.bert.encoder.layer[1].intermediate.dense.weight.fill_(1e4)
+        model.bert.encoder.layer[1].output.dense.weight.fill_(1e4)
+    model.save_pretrained(tmp_path / "start")
+    tree = {
+        **settings,
+        "model": {"init": str(tmp_path / "start")},
+        "phases": [{**settings["phases"][0], "micro_batch_rows": 12, "steps": 30}],
+        "engine": {"precision": "fp16", "zero_stage": stage},
+        "deepspeed": {"fp16": {"initial_scale_power": 2, "hysteresis": 1}},
+        "logging": {"every_steps": 1000},
+    }
+    output = run_ranks(write_config(tree), ranks, fake_fp16=True, expect=1)
+    assert "fp16 collapsed at step 3" in output  # after scales of 4 and 2, the minimum of 1
+    for rank in range(ranks):
+        assert f"rank {rank}: the output of layer 1 (bert.encoder.layer.1)" in output

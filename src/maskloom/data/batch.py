@@ -94,7 +94,9 @@ def make_micro_batch(rows: Rows, size: int, capacity: int, tokenizer: Tokenizer)
     slots = np.arange(seq_len)
     piece_starts = np.maximum.accumulate(np.where(rows.starts, slots, 0), axis=1)
     begins = np.flatnonzero(rows.starts)
-    empty = -len(begins) % size  # buckets of one size then have few different shapes: none is compiled or captured twice
+    empty = (
+        -len(begins) % size
+    )  # buckets of one size then have few different shapes: none is compiled or captured twice
     chosen = np.flatnonzero(rows.chosen)
     masked_index, targets = np.zeros(size * capacity, np.int64), np.zeros(size * capacity, np.int64)
     masked_index[: len(chosen)] = chosen

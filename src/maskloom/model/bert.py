@@ -59,7 +59,7 @@ class PaddedDecoder(nn.Linear):
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """[K, D] -> [K, V'], V' >= V."""
-        multiple = self.alignment or (64 if hidden.device.type == "cuda" else 1)
+        multiple = self.alignment or (1 if hidden.device.type == "cpu" else 64)
         missing = -self.out_features % multiple
         if not missing:
             return F.linear(hidden, self.weight, self.bias)

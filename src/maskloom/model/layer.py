@@ -100,13 +100,13 @@ class Pieces(NamedTuple):
     seq_len: int
 
 
-def encoder_layer(
-    hidden: torch.Tensor, weights: LayerWeights, pieces: Pieces, settings: LayerSettings
-) -> torch.Tensor:
+def encoder_layer(hidden: torch.Tensor, weights: LayerWeights, pieces: Pieces, settings: LayerSettings) -> torch.Tensor:
     """One layer: [T, D] -> [T, D]."""
     projections = weights[:3]
-    qkv = F.linear(hidden, torch.cat([part.weight for part in projections]), torch.cat([part.bias for part in projections]))
-    query, key, value = (part.unflatten(-1, (settings.heads, -1)) for part in qkv.chunk(3, dim=-1))
+    qkv = F.linear(
+        hidden, torch.cat([part.weight for part in projections]), torch.cat([part.bias for part in projections])
+    )
+    query, key, value = qkv.view(len(hidden), 3, settings.heads, -1).unbind(1)
     context = attend(query, key, value, pieces.cu_seqlens, pieces.mask, pieces.seq_len, settings.attention_dropout)
     attended = F.linear(context.flatten(1), *weights.attention_output)
     hidden = dropout_add_norm(attended, hidden, weights.attention_norm, settings)
@@ -114,9 +114,7 @@ def encoder_layer(
     return dropout_add_norm(F.linear(wide, *weights.output), hidden, weights.output_norm, settings)
 
 
-def dropout_add_norm(
-    update: torch.Tensor, hidden: torch.Tensor, norm: Dense, settings: LayerSettings
-) -> torch.Tensor:
+def dropout_add_norm(update: torch.Tensor, hidden: torch.Tensor, norm: Dense, settings: LayerSettings) -> torch.Tensor:
     """LayerNorm(hidden + dropout(update)): [T, D] -> [T, D]."""
     if settings.hidden_dropout:
         update = settings.kernels.dropout(update, settings.hidden_dropout)

@@ -96,10 +96,10 @@ def deepspeed_config(
     """
     precision = resolve_precision(config.engine.precision)
     stage = config.engine.zero_stage
-    if precision == "bf16" and stage == 0 and accumulates:
+    if precision != "fp32" and stage == 0 and accumulates:
         raise UserError(
-            "engine.zero_stage 0 with bf16 would accumulate gradients in bf16 and lose precision: set engine.zero_stage=1, "
-            "or raise phases.N.micro_batch_rows until a step is one micro-batch"
+            f"engine.zero_stage 0 with {precision} would accumulate gradients in {precision} and lose precision: set "
+            "engine.zero_stage=1, or raise phases.N.micro_batch_rows until a step is one micro-batch"
         )
     derived: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": micro_batch_rows,
@@ -173,8 +173,16 @@ def accumulate(engine: Any, loss: torch.Tensor, is_last: bool) -> None:
     engine.backward(loss, scale_wrt_gas=False)
 
 
+class LossScaleCollapsed(Exception):
+    """fp16 gradients overflow although the loss scale is at its minimum."""
+
+
 def apply_gradients(engine: Any, lr: float) -> float:
-    """The optimizer step at learning rate `lr`; returns the global gradient norm before clipping."""
+    """The optimizer step at learning rate `lr`; returns the global gradient norm before clipping.
+
+    Raises:
+        LossScaleCollapsed: the step was skipped, and so would every step to come.
+    """
     for group in engine.optimizer.param_groups:
         group["lr"] = lr
     norm: Any = None
@@ -183,14 +191,36 @@ def apply_gradients(engine: Any, lr: float) -> float:
         # the other, and is off by 1e-4 for an embedding.
         gradients = (parameter.grad for parameter in engine.module.parameters())
         norm = torch.stack([torch.linalg.vector_norm(part.float()) for part in gradients if part is not None]).norm()
-    engine.step()
+    with _collapse_is_told(engine):
+        engine.step()
     kept = engine.get_global_grad_norm()
     return float(kept if kept is not None else norm)
 
 
+@contextlib.contextmanager
+def _collapse_is_told(engine: Any) -> Iterator[None]:
+    """ZeRO's loss scaler raises a bare Exception at its minimum; that of stage 0 goes on skipping every step."""
+    at_minimum = False
+    scaling = getattr(engine.optimizer, "loss_scale_config", None)
+    if engine.fp16_enabled() and scaling is not None and scaling.dynamic_loss_scale:
+        at_minimum = scaling.cur_scale <= scaling.min_loss_scale
+    skipped = engine.skipped_steps
+    try:
+        yield
+    except Exception as error:
+        if "loss scale already at minimum" not in str(error):
+            raise
+        raise LossScaleCollapsed from None
+    if at_minimum and engine.skipped_steps > skipped:
+        raise LossScaleCollapsed
+
+
 def loss_scale(engine: Any) -> float | None:
     """The dynamic loss scale of fp16, None in other precisions."""
-    return float(engine.optimizer.cur_scale) if engine.fp16_enabled() else None
+    if not engine.fp16_enabled():
+        return None
+    keeper = getattr(engine.optimizer, "loss_scale_config", engine.optimizer)  # stage 0, and the others
+    return float(keeper.cur_scale)
 
 
 @contextlib.contextmanager

@@ -23,10 +23,12 @@ from maskloom.data.stream import Step, read_steps
 from maskloom.distributed import World, gather_objects, sum_over_ranks
 from maskloom.errors import UserError
 from maskloom.model.bert import build_defined, build_model
+from maskloom.model.overflow import find_overflow
 from maskloom.progress import say, warn
 from maskloom.tokenizer import load_tokenizer
 from maskloom.train import checkpoint
 from maskloom.train.engine import (
+    LossScaleCollapsed,
     accumulate,
     apply_gradients,
     build_engine,
@@ -202,7 +204,7 @@ class Trainer:
         scale = self.world.size / counts[0].clamp(min=1)
         sums = torch.zeros(2, dtype=torch.float64, device=self.device)
         for number, bucket in enumerate(buckets):
-            torch.manual_seed(make_key(self.config.seed, "dropout", batch.number, number, self.world.rank) >> 1)
+            self._seed_dropout(batch.number, number)
             loss, hits = self.engine(bucket)
             accumulate(self.engine, loss * scale, is_last=number == len(buckets) - 1)
             sums += torch.stack([loss.detach().double(), hits.double()])
@@ -210,7 +212,10 @@ class Trainer:
         lr = learning_rate(
             batch.number + 1, self.config.optimizer.lr, self.config.optimizer.warmup_steps, self.plan.total_steps
         )
-        norm = apply_gradients(self.engine, lr)
+        try:
+            norm = apply_gradients(self.engine, lr)
+        except LossScaleCollapsed:
+            raise self._collapsed(batch.number, buckets, float(scale)) from None
         self.step = batch.number + 1
         self._tokens += counts[1]
         for lane, cursors in batch.cursors.items():
@@ -282,6 +287,23 @@ class Trainer:
         return UserError(
             f"the run diverged: {what} after step {self.step}, which was not saved. Start anew in another run_dir with a lower "
             f"optimizer.lr (now {self.config.optimizer.lr}) or a longer optimizer.warmup_steps"
+        )
+
+    def _seed_dropout(self, step: int, micro_batch: int) -> None:
+        torch.manual_seed(make_key(self.config.seed, "dropout", step, micro_batch, self.world.rank) >> 1)
+
+    def _collapsed(self, step: int, buckets: list[MicroBatch], scale: float) -> UserError:
+        """The error that names the layer, on every rank alike; `step` counts from 0."""
+        found: str | None = None
+        for number, bucket in enumerate(buckets):
+            self._seed_dropout(step, number)
+            found = found or find_overflow(self.engine.module, bucket, scale * (loss_scale(self.engine) or 1.0))
+        places = gather_objects(found, self.world)
+        where = "; ".join(f"rank {rank}: {place}" for rank, place in enumerate(places) if place)
+        return UserError(
+            f"fp16 collapsed at step {step + 1}: gradients overflow although the loss scale is at its minimum. Not finite: "
+            f"{where or 'the sum of the gradients'}. Export the last checkpoint (maskloom export) and start from it, with "
+            f"model.init, in another run_dir with engine.precision=bf16 or a lower optimizer.lr (now {self.config.optimizer.lr})"
         )
 
     def _check_positions(self, most: int) -> None:

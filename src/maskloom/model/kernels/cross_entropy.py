@@ -9,6 +9,7 @@ Shapes: K predicted tokens, V vocabulary, possibly padded with logits of -inf.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -20,9 +21,7 @@ GPU_BLOCK_BYTES = 1 << 30
 """Elsewhere few launches count more; bounds the fp32 copy of half-precision logits."""
 
 
-def reference(
-    logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
+def reference(logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Weighted sum of the cross-entropies, and hits.
 
     Args:
@@ -40,14 +39,14 @@ def reference(
 
 def fused(logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """What `reference` gives. Overwrites `logits`: nothing else may read them afterwards."""
-    return cast(tuple[torch.Tensor, torch.Tensor], _CrossEntropy.apply(logits, targets, weights))
+    return cast(tuple[torch.Tensor, torch.Tensor], _CrossEntropy.apply(logits, targets, weights))  # type: ignore[no-untyped-call]
 
 
 class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> Any:
         losses, sums, hits = [], [], []
-        for block, target in zip(_blocks(logits), targets.split(_block_rows(logits)), strict=True):
+        for block, target in zip(_blocks(logits, logits), _blocks(targets, logits), strict=True):
             largest, likeliest = block.max(-1)
             aimed = block.gather(-1, target[:, None]).squeeze(-1).float()
             # The difference is taken in fp32: rounded to bf16, one of 10 would be off by 4 % after the exponential.
@@ -67,17 +66,13 @@ class _CrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
         logits, targets, weights, sums = ctx.saved_tensors
         scale = weights * gradients[0]
-        each = (scale / sums).to(logits.dtype)
-        for block, factor in zip(_blocks(logits), each.split(_block_rows(logits)), strict=True):
+        for block, factor in zip(_blocks(logits, logits), _blocks(scale / sums, logits), strict=True):
             block.mul_(factor[:, None])
         logits.scatter_add_(-1, targets[:, None], -scale.to(logits.dtype)[:, None])
         return logits, None, None
 
 
-def _block_rows(logits: torch.Tensor) -> int:
+def _blocks(tensor: torch.Tensor, logits: torch.Tensor) -> Sequence[torch.Tensor]:
+    """`tensor` [K, ...] in the blocks of rows in which logits [K, V] are worked on."""
     size = CPU_BLOCK_BYTES if logits.device.type == "cpu" else GPU_BLOCK_BYTES
-    return max(1, size // (logits.shape[-1] * 4))
-
-
-def _blocks(logits: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    return logits.split(_block_rows(logits))
+    return torch.split(tensor, max(1, size // (4 * logits.shape[-1])))

@@ -25,7 +25,7 @@ def fused(hidden: torch.Tensor, probability: float) -> torch.Tensor:
     dropped = round(probability * LEVELS)
     if hidden.device.type != "cpu" or not 0 < dropped < LEVELS:
         return reference(hidden, probability)
-    return cast(torch.Tensor, _Dropout.apply(hidden, dropped))
+    return cast(torch.Tensor, _Dropout.apply(hidden, dropped))  # type: ignore[no-untyped-call]
 
 
 class _Dropout(torch.autograd.Function):
