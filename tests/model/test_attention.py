@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from maskloom.model.attention import attend, needs_mask, piece_mask
+from maskloom.model.attention import attend, choose_flash_kernel, needs_mask, piece_mask
 
 HEADS, SIZE = 2, 8
 
@@ -94,3 +94,18 @@ def test_the_kernel_over_pieces_is_the_masked_attention(dtype: torch.dtype) -> N
     torch.testing.assert_close(kernel, masked, atol=8 * unit, rtol=8 * unit)
     for ours, theirs in zip(gradients, expected, strict=True):
         torch.testing.assert_close(ours, theirs, atol=16 * unit * float(theirs.abs().max()), rtol=0)
+
+
+def test_flash_attention_3_is_taken_where_it_is_installed_on_a_hopper(monkeypatch: pytest.MonkeyPatch) -> None:
+    activated: list[str] = []
+    monkeypatch.setattr("torch.nn.attention.activate_flash_attention_impl", activated.append)
+    names = {}
+    for installed in (False, True):
+        for capability in ((8, 0), (9, 0)):
+            monkeypatch.setattr("importlib.util.find_spec", lambda name, found=installed: found or None)
+            monkeypatch.setattr("torch.cuda.get_device_capability", lambda device, found=capability: found)
+            names[installed, capability] = choose_flash_kernel(torch.device("cuda"))
+    assert names.pop((True, (9, 0))) == "FlashAttention 3"
+    assert activated == ["FA3"]
+    assert set(names.values()) == {"FlashAttention 2"}
+    assert choose_flash_kernel(torch.device("cpu")) == "SDPA"

@@ -27,6 +27,7 @@ from maskloom.data.masking import MaskRule
 from maskloom.data.rows import Rows
 from maskloom.errors import UserError
 from maskloom.model.bert import MaskedLM, build_model, count_parameters
+from maskloom.model.kernels import KERNELS
 from maskloom.tokenizer import Tokenizer, load_tokenizer
 
 RULE = MaskRule(0.15)
@@ -173,6 +174,23 @@ def test_filling_weighs_nothing(tokenizer: Tokenizer) -> None:
     torch.testing.assert_close(padded_loss, loss, atol=1e-5, rtol=1e-6)
     assert padded_hits == hits
     torch.testing.assert_close(padded_gradients, gradients, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_a_padded_vocabulary_changes_nothing(kernels: str, tokenizer: Tokenizer) -> None:
+    ours, theirs = pair(tiny_config(tokenizer.vocab_size))
+    rows = make_rows([[32], [7, 25], [12]], tokenizer)
+    ours.kernels = KERNELS[kernels]
+    results = []
+    for alignment in (1, 64):
+        ours.zero_grad()
+        ours.cls.predictions.decoder.alignment = alignment
+        loss, hits = ours(bucket(rows, tokenizer))
+        loss.backward()
+        results.append((loss.detach(), hits, [parameter.grad.clone() for parameter in ours.parameters()]))
+    torch.testing.assert_close(results[1], results[0], atol=1e-5, rtol=1e-6)
+    assert ours.state_dict().keys() == theirs.state_dict().keys()
+    assert ours.masked_logits(bucket(rows, tokenizer)).shape[1] == tokenizer.vocab_size
 
 
 def test_filling_is_never_hit(tokenizer: Tokenizer) -> None:

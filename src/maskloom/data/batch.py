@@ -43,10 +43,15 @@ class MicroBatch:
     seq_len: int
 
     def to(self, device: torch.device) -> MicroBatch:
+        """On `device`. There N, the one size that differs between buckets, is marked so that compiled code takes any."""
         moved: dict[str, Any] = {
             name: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
             for name, value in vars(self).items()
         }
+        if device.type != "cpu":  # where attention goes by pieces
+            from torch._dynamo import mark_dynamic  # a second to import
+
+            mark_dynamic(moved["cu_seqlens"], 0)
         return MicroBatch(**moved)
 
 

@@ -5,6 +5,7 @@ Shapes: T slots in the bucket, S slots a row, R = T/S rows, H heads, D head size
 
 from __future__ import annotations
 
+import importlib.util
 from typing import cast
 
 import torch
@@ -58,3 +59,19 @@ def attend(
 def needs_mask(query_device: torch.device, dtype: torch.dtype, dropout: float) -> bool:
     """Whether `attend` goes over padded rows with a mask: on CPUs, in fp32, and with attention dropout."""
     return query_device.type == "cpu" or dtype == torch.float32 or dropout > 0
+
+
+def choose_flash_kernel(device: torch.device) -> str:
+    """Let the variable-length kernel be FlashAttention 3 where it is installed and the GPU is a Hopper, and say which it is.
+
+    torch's own is FlashAttention 2. FlashAttention 3 (Shah et al., 2024) is the package that has `flash_attn_interface`.
+    """
+    if device.type != "cuda":
+        return "SDPA"
+    from torch.nn import attention
+
+    is_hopper = torch.cuda.get_device_capability(device)[0] == 9
+    if is_hopper and importlib.util.find_spec("flash_attn_interface"):
+        attention.activate_flash_attention_impl("FA3")
+        return "FlashAttention 3"
+    return "FlashAttention 2"

@@ -152,6 +152,11 @@ def prepare_forward(model: MaskedLM, settings: Engine) -> None:
     they share a weight.
     """
     compiles = settings.kernels == "compile"
+    if compiles:
+        # One compilation for each shape of micro-batch, with and without gradients; beyond torch's limit of 8 it would go
+        # on uncompiled without a word.
+        torch._dynamo.config.recompile_limit = 64
+        torch._dynamo.config.fail_on_recompile_limit_hit = True
     model.kernels = KERNELS[settings.kernels]
     model.checkpoints_activations = settings.activation_checkpointing
     if settings.zero_stage < 3:

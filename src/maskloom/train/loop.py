@@ -22,6 +22,7 @@ from maskloom.data.rows import count_text_tokens
 from maskloom.data.stream import Step, read_steps
 from maskloom.distributed import World, gather_objects, sum_over_ranks
 from maskloom.errors import UserError
+from maskloom.model.attention import choose_flash_kernel
 from maskloom.model.bert import build_defined, build_model
 from maskloom.model.overflow import find_overflow
 from maskloom.progress import say, warn
@@ -159,6 +160,7 @@ class Trainer:
     def __init__(self, config: RunConfig, plan: DataPlan, world: World) -> None:
         self.config, self.plan, self.world = config, plan, world
         self.device = device_of(world)
+        self.attention = choose_flash_kernel(self.device)
         self.layouts = phase_layouts(config, plan, world)
         self.capacities = [plan.capacity(phase) for phase in range(len(plan.phases))]
         run = Path(config.run_dir)
@@ -323,7 +325,7 @@ class Trainer:
         say(f"lanes: {self.plan.lanes}")
         say(
             f"engine: {self.world.size} rank(s) on {self.device.type}, {engine.precision}, ZeRO {engine.zero_stage}, "
-            f"{engine.kernels}, {torch.get_num_threads()} thread(s) a rank"
+            f"{engine.kernels}, attention by {self.attention}, {torch.get_num_threads()} thread(s) a rank"
         )
         for number, (phase, layout) in enumerate(zip(self.config.phases, self.layouts, strict=True)):
             waste = f", {layout.waste:.1%} of the rows are filling" if layout.waste else ""
