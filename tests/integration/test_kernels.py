@@ -29,20 +29,24 @@ def settings(run_config: dict) -> dict:
 def test_compiled_follows_eager(
     settings: dict, write_config: Callable[..., Path], run_ranks: Callable[..., str], tmp_path: Path
 ) -> None:
-    """Two ranks of two micro-batches each, over a change of the sequence length."""
+    """Two ranks of two micro-batches each, once over a change of the sequence length; at stage 3 with layers that are
+    computed once more in the backward."""
 
-    def train(name: str, **engine: object) -> list[dict]:
-        run_ranks(write_config({**settings, "run_dir": str(tmp_path / name), "engine": engine}), 2)
+    def train(name: str, phases: int, **engine: object) -> list[dict]:
+        tree = {**settings, "run_dir": str(tmp_path / name), "engine": engine, "phases": settings["phases"][:phases]}
+        run_ranks(write_config(tree), 2)
         return lines(tmp_path / name)
 
-    eager = train("eager")
-    for stage in (0, 1, 2, 3):
-        for one, other in zip(eager, train(f"stage {stage}", kernels="compile", zero_stage=stage), strict=True):
+    # The learning rate follows the length of the run: so does the reference.
+    eager = {phases: train(f"eager {phases}", phases) for phases in (1, 2)}
+    for stage, phases in ((0, 1), (1, 2), (2, 1), (3, 1)):
+        engine = {"kernels": "compile", "zero_stage": stage, "activation_checkpointing": stage == 3}
+        for one, other in zip(eager[phases], train(f"stage {stage}", phases, **engine), strict=True):
             assert other["loss"] == pytest.approx(one["loss"], abs=2e-6), f"stage {stage}"
             assert other["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-4), f"stage {stage}"
 
 
-@pytest.mark.parametrize(("stage", "kernels"), [(1, "eager"), (3, "eager"), (1, "compile"), (3, "compile")])
+@pytest.mark.parametrize(("stage", "kernels"), [(1, "eager"), (3, "eager"), (1, "compile")])
 def test_activation_checkpointing_changes_nothing(
     stage: int,
     kernels: str,

@@ -28,12 +28,24 @@ def fused(hidden: torch.Tensor, probability: float) -> torch.Tensor:
     return cast(torch.Tensor, _Dropout.apply(hidden, dropped))  # type: ignore[no-untyped-call]
 
 
+@torch.library.custom_op("maskloom::keep", mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,))
+def _keep(hidden: torch.Tensor, dropped: int) -> torch.Tensor:
+    """bool, of the shape of `hidden`: False with probability dropped / LEVELS. An operator, so that compiled code calls it as
+    it is: taken apart, its draws would be slower than torch's own."""
+    size = hidden.numel()
+    words = torch.empty(-(-size // 4), dtype=torch.int64).random_(-(2**63), None)
+    return (words.view(torch.int16)[:size] >= dropped - LEVELS // 2).view(hidden.shape)
+
+
+@_keep.register_fake
+def _(hidden: torch.Tensor, dropped: int) -> torch.Tensor:
+    return torch.empty(hidden.shape, dtype=torch.bool, device=hidden.device)
+
+
 class _Dropout(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: torch.Tensor, dropped: int) -> torch.Tensor:
-        size = hidden.numel()
-        words = torch.empty(-(-size // 4), dtype=torch.int64).random_(-(2**63), None)
-        kept = (words.view(torch.int16)[:size] >= dropped - LEVELS // 2).view(hidden.shape)
+        kept = _keep(hidden, dropped)
         ctx.save_for_backward(kept)
         ctx.scale = LEVELS / (LEVELS - dropped)
         return torch.where(kept, hidden * ctx.scale, 0)
