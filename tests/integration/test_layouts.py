@@ -94,6 +94,12 @@ def test_compiled_forward_follows_eager(
     ("change", "message"),
     [
         ({"engine": {"precision": "bf16", "zero_stage": 0}}, "set engine.zero_stage=1"),
+        (
+            {"engine": {"precision": "bf16", "zero_stage": 1, "overlap": True}},
+            "engine.overlap cannot be had at zero_stage 1 in bf16 with accumulation",
+        ),
+        ({"engine": {"reduce_precision": "fp16"}}, "engine.reduce_precision fp16 with precision fp32"),
+        ({"deepspeed": {"communication_data_type": "bf16"}}, "maskloom derives: communication_data_type"),
         ({"engine": {"kernels": "compile", "zero_stage": 3}}, "engine: kernels compile needs zero_stage 0, 1 or 2"),
         ({"deepspeed": {"bf16": {"enabled": True}}}, "the deepspeed: block sets what maskloom derives: bf16"),
         (

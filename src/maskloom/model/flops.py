@@ -145,7 +145,7 @@ def measured_flops(device: torch.device, precision: Precision) -> float:
         matrix = torch.randn(side, side, generator=generator).to(device, DTYPES[precision])
         _seconds_of_product(matrix)  # the first of a shape chooses a kernel
         taken_s = _seconds_of_product(matrix)
-    best_s = min(_seconds_of_product(matrix) for _ in range(5))
+    best_s = min(_seconds_of_product(matrix) for _ in range(3))
     return 2 * side**3 / min(best_s, taken_s)
 
 

@@ -102,6 +102,11 @@ def deepspeed_config(
     """
     precision = resolve_precision(config.engine.precision)
     stage = config.engine.zero_stage
+    if precision == "fp16" and stage == 0:
+        raise UserError(
+            "engine.zero_stage 0 with fp16 does not scale the loss: DeepSpeed 0.19 divides gradients by a loss scale that it "
+            "did not multiply them with. Set engine.zero_stage=1"
+        )
     if precision == "bf16" and stage == 0 and accumulates:
         raise UserError(
             "engine.zero_stage 0 with bf16 would accumulate gradients in bf16 and lose precision: set engine.zero_stage=1, "
@@ -178,6 +183,10 @@ def build_engine(config: RunConfig, model: MaskedLM, settings: dict[str, Any]) -
     engine, *_ = deepspeed.initialize(
         model=model, optimizer=build_optimizer(model, config.optimizer), config=settings, dist_init_required=False
     )
+    if engine.bfloat16_enabled() and config.engine.zero_stage == 0:
+        # There DeepSpeed has made the optimizer's states by a step on gradients of 0: Adam would correct its bias for one
+        # step too many. They are made anew at the first step.
+        engine.optimizer.optimizer.state.clear()
     return engine
 
 
@@ -251,7 +260,7 @@ def apply_gradients(engine: Any, lr: float) -> torch.Tensor | float:
 
 def loss_scale(engine: Any) -> float | None:
     """The dynamic loss scale of fp16, None in other precisions."""
-    return float(engine.optimizer.cur_scale) if engine.fp16_enabled() else None
+    return float(engine.optimizer.loss_scale) if engine.fp16_enabled() else None
 
 
 @contextlib.contextmanager
