@@ -175,6 +175,18 @@ def test_every_choice_learns_what_one_big_batch_learns(case: Case, trained: Path
                 assert (weight - expected[name]).abs().max() < 2e-6, name
 
 
+def test_full_weights_are_those_that_were_trained(trained: Path) -> None:
+    """bf16 at stage 1, which is kept by another optimizer of DeepSpeed's than at stage 2: the fp32 weights behind what the
+    model computes with, the same as there within a few steps of Adam."""
+    one, other = (final_weights(trained / f"zero {stage} in bf16") for stage in (1, 2))
+    assert one.keys() == other.keys()
+    for name, weight in one.items():
+        assert weight.dtype == torch.float32
+        assert weight.shape == other[name].shape
+        assert (weight - other[name]).abs().max() <= 2 * STEPS * 1e-3, name  # each step of Adam is at most lr = 1e-3
+    assert any((weight != weight.bfloat16()).any() for weight in one.values())
+
+
 def flops(line: dict, ranks: int) -> float:
     return line["tflops_per_s"] * 1e12 * line["step_time_s"] * ranks
 

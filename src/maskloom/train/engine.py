@@ -17,6 +17,7 @@ import functools
 import io
 import logging
 import pickle
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -317,6 +318,13 @@ def full_precision_weights(folder: Path) -> dict[str, torch.Tensor]:
     """The weights of a checkpoint of any ZeRO stage, in fp32, on the CPU."""
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
+    if any(folder.glob("bf16_zero_pp_rank_*optim_states.pt")):  # of BF16_Optimizer: that function does not know them
+        with tempfile.TemporaryDirectory() as universal:
+            convert_to_universal(folder, Path(universal))
+            files = Path(universal, "zero").glob("*/fp32.pt")
+            flat = {file.parent.name: torch.load(file, weights_only=True)["param"] for file in files}
+        shapes = torch.load(folder / "mp_rank_00_model_states.pt", map_location="cpu", weights_only=True)["module"]
+        return {name: flat[name].view(tensor.shape).contiguous() for name, tensor in shapes.items()}
     with safe_loading(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         if any(folder.glob("*zero_pp_rank_*optim_states.pt")):
             weights = get_fp32_state_dict_from_zero_checkpoint(str(folder.parent), folder.name)
