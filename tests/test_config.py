@@ -131,6 +131,20 @@ def test_all_faults_are_named_at_once() -> None:
     assert len(text.splitlines()) == 1 + 7
 
 
+@pytest.mark.parametrize("stage", [0, 1])
+def test_whole_gradients_are_not_reduced_each_micro_batch(stage: int) -> None:
+    for chosen in (2, 3):
+        assert parse_config(tree_with(engine={"zero_stage": chosen, "reduce": "micro_batch"}), "here")
+    with pytest.raises(UserError, match=f"stage {stage} holds whole gradients.*Set engine.reduce=step"):
+        parse_config(tree_with(engine={"zero_stage": stage, "reduce": "micro_batch"}), "here")
+
+
+def test_stage_0_does_not_overlap() -> None:
+    assert parse_config(tree_with(engine={"zero_stage": 0, "overlap": False}), "here")
+    with pytest.raises(UserError, match=r"stage 0 sends gradients after the backward\. Set engine\.overlap=false"):
+        parse_config(tree_with(engine={"zero_stage": 0, "overlap": True}), "here")
+
+
 def test_faults_across_sections_are_named_at_once() -> None:
     tree = tree_with(
         phases=[{"steps": 2, "seq_len": 640, "global_batch_rows": 10}, {"steps": 3, "global_batch_rows": 9}],

@@ -233,6 +233,8 @@ class Checkpoint(Section):
 class Logging(Section):
     every_steps: PositiveInt = 10
     """Steps between lines in metrics.jsonl, TensorBoard and the terminal."""
+    peak_tflops: PositiveFloat | None = None
+    """TFLOP/s of a rank's device that `mfu` is a share of. Left out: its data sheet's, or measured at the start."""
 
 
 class Engine(Section):
@@ -246,6 +248,30 @@ class Engine(Section):
     activation_checkpointing: bool = False
     """Keep only the input of each layer and compute the layer once more in the backward: less memory for a third more
     arithmetic."""
+    reduce: Literal["step", "micro_batch"] = "step"
+    """When gradients are summed over the ranks: once a step, or after every micro-batch. Stages 0 and 1 do it once a step.
+    At stages 2 and 3 once a step sends an Ath part for A micro-batches, and holds whole gradients meanwhile; after every
+    micro-batch they are held in parts, and sent while the backward goes on (`overlap`)."""
+    reduce_precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Numbers that gradients are sent and summed over the ranks in; `auto` is `precision`. fp16 needs precision fp16."""
+    overlap: bool | None = None
+    """Send gradients while the backward goes on (stages 1 to 3). Left out: on several GPUs, where the stage can."""
+
+    @pydantic.model_validator(mode="after")
+    def _communication(self) -> Engine:
+        wrong = []
+        if self.reduce == "micro_batch" and self.zero_stage < 2:
+            wrong.append(
+                f"reduce micro_batch needs zero_stage 2 or 3: stage {self.zero_stage} holds whole gradients, and sums them over "
+                "the ranks once a step. Set engine.reduce=step"
+            )
+        if self.overlap and self.zero_stage == 0:
+            wrong.append(
+                "overlap needs zero_stage 1, 2 or 3: stage 0 sends gradients after the backward. Set engine.overlap=false"
+            )
+        if wrong:
+            raise ValueError("\n".join(wrong))
+        return self
 
 
 class RunConfig(Section):

@@ -30,7 +30,7 @@ def test_the_deepspeed_configuration_is_shown_and_nothing_written(
 def test_what_is_passed_through_stands_beside_what_is_derived(config: Path, succeeds: Command) -> None:
     given = "deepspeed={zero_optimization: {reduce_bucket_size: 1000}, wall_clock_breakdown: true}"
     shown = json.loads(succeeds("train", config, given, "--show-deepspeed"))
-    assert shown["zero_optimization"] == {"stage": 1, "reduce_bucket_size": 1000}
+    assert shown["zero_optimization"] == {"stage": 1, "overlap_comm": False, "reduce_bucket_size": 1000}
     assert shown["wall_clock_breakdown"] is True
 
 

@@ -147,6 +147,29 @@ def test_moving_keeps_every_field(plan: DataPlan) -> None:
             assert one == other
 
 
+def test_nothing_is_copied_on_a_cpu(plan: DataPlan) -> None:
+    batch = make_micro_batch(rows_of(plan, World()), 12, CAPACITY, plan.tokenizer)
+    moved = batch.to(torch.device("cpu"))
+    for field in fields(MicroBatch):
+        assert getattr(moved, field.name) is getattr(batch, field.name)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device: a CPU copies nothing")
+def test_a_gpu_is_not_waited_for(plan: DataPlan) -> None:
+    """torch raises where a call would wait for the device."""
+    batch = make_micro_batch(rows_of(plan, World()), 12, CAPACITY, plan.tokenizer)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        moved = batch.to(torch.device("cuda"))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    for field in fields(MicroBatch):
+        value = getattr(batch, field.name)
+        if isinstance(value, torch.Tensor):
+            assert torch.equal(getattr(moved, field.name).cpu(), value)
+
+
 def test_the_shape_is_that_of_the_phases_richest_step(index: Index, tokenizer: Tokenizer) -> None:
     """While the rate falls, what is not predicted any more becomes filling; nothing of a step is cut off."""
     masking = Masking(rate=0.4, final_rate=0.1)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from maskloom.data.index import Index
 from maskloom.data.packing import pack
-from maskloom.data.rows import FIELDS, Part, Rows, count_text_tokens
+from maskloom.data.rows import FIELDS, Part, Rows, count_slots, count_text_tokens
 from maskloom.tokenizer import Tokenizer
 
 from .reading import digest_of
@@ -83,3 +83,17 @@ def test_text_tokens_are_those_of_the_documents(index: Index, tokenizer: Tokeniz
     packed = pack(documents, 32, 1, tokenizer)
     rows = Rows(packed.tokens, packed.tokens, packed.starts, np.zeros_like(packed.starts))
     assert count_text_tokens(rows, tokenizer) == len(documents.ids)
+
+
+def test_slots_are_counted_by_piece(index: Index, tokenizer: Tokenizer) -> None:
+    """Each row by hand: the pieces begin with [CLS], padding is none, and its squares are not counted."""
+    packed = pack(tokenizer.encode(index.documents(int(index.train_blocks[0]), "train")), 32, 1, tokenizer)
+    rows = Rows(packed.tokens, packed.tokens, packed.starts, np.zeros_like(packed.starts))
+    lengths = []
+    for row, starts in zip(rows.tokens, rows.starts, strict=True):
+        begins = [*np.flatnonzero(starts), len(row)]
+        lengths += [last - first for first, last in itertools.pairwise(begins) if row[first] == tokenizer.cls_id]
+    slots, squares = count_slots(rows, tokenizer)
+    assert slots == sum(lengths) == np.count_nonzero(rows.tokens != tokenizer.pad_id) < rows.tokens.size
+    assert squares == sum(length**2 for length in lengths)
+    assert count_slots(Rows.none(32), tokenizer) == (0, 0)

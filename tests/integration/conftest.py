@@ -6,7 +6,7 @@ import json
 import multiprocessing
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -22,7 +22,7 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def _rank(config: str, rank: int, size: int, port: int, log: str, fake_fp16: bool) -> None:
+def _rank(configs: list[str], rank: int, size: int, port: int, log: str, fake_fp16: bool) -> None:
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(output, 1)
     os.dup2(output, 2)
@@ -42,34 +42,40 @@ def _rank(config: str, rank: int, size: int, port: int, log: str, fake_fp16: boo
         CPU_Accelerator.is_fp16_supported = lambda self: True
     from maskloom.train.__main__ import main
 
-    os._exit(main([config]))
+    codes = (main([config]) for config in configs)
+    os._exit(next((code for code in codes if code), 0))
+
+
+def train_in_ranks(
+    configs: Sequence[Path], size: int, log: Path, fake_fp16: bool = False, expect: int = 0, timeout_s: float = 240
+) -> str:
+    """Train configuration files one after the other, in the same `size` processes; returns their output, and fails where
+    one of them fails.
+
+    The ranks fork from a server that has imported everything already: what costs ten seconds otherwise.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["maskloom.train.loop", "torch.utils.tensorboard"])
+    log.unlink(missing_ok=True)
+    port, names = free_port(), [str(config) for config in configs]
+    ranks = [context.Process(target=_rank, args=(names, rank, size, port, str(log), fake_fp16)) for rank in range(size)]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join(timeout_s)
+    codes = [rank.exitcode for rank in ranks]
+    for rank in ranks:
+        rank.kill()
+    assert codes == [expect] * size, f"exit codes {codes}:\n{log.read_text()}"
+    return log.read_text()
 
 
 @pytest.fixture
 def run_ranks(tmp_path: Path) -> Callable[..., str]:
-    """Train a configuration file with `size` ranks; returns their output, and fails where one of them fails.
-
-    The ranks fork from a server that has imported everything already: what costs ten seconds otherwise.
-    """
+    """Train a configuration file with `size` ranks: see `train_in_ranks`."""
 
     def run(config: Path, size: int = 1, fake_fp16: bool = False, expect: int = 0) -> str:
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["maskloom.train.loop", "torch.utils.tensorboard"])
-        log, port = tmp_path / "output.log", free_port()
-        log.unlink(missing_ok=True)
-        ranks = [
-            context.Process(target=_rank, args=(str(config), rank, size, port, str(log), fake_fp16))
-            for rank in range(size)
-        ]
-        for rank in ranks:
-            rank.start()
-        for rank in ranks:
-            rank.join(240)
-        codes = [rank.exitcode for rank in ranks]
-        for rank in ranks:
-            rank.kill()
-        assert codes == [expect] * size, f"exit codes {codes}:\n{log.read_text()}"
-        return log.read_text()
+        return train_in_ranks([config], size, tmp_path / "output.log", fake_fp16, expect)
 
     return run
 

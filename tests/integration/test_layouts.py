@@ -84,6 +84,12 @@ def test_half_precision_follows_full(
     ("change", "message"),
     [
         ({"engine": {"precision": "bf16", "zero_stage": 0}}, "set engine.zero_stage=1"),
+        (
+            {"engine": {"precision": "bf16", "zero_stage": 1, "overlap": True}},
+            "engine.overlap cannot be had at zero_stage 1 in bf16 with accumulation",
+        ),
+        ({"engine": {"reduce_precision": "fp16"}}, "engine.reduce_precision fp16 with precision fp32"),
+        ({"deepspeed": {"communication_data_type": "bf16"}}, "maskloom derives: communication_data_type"),
         ({"deepspeed": {"bf16": {"enabled": True}}}, "the deepspeed: block sets what maskloom derives: bf16"),
         (
             {"deepspeed": {"zero_optimization": {"stage": 2}, "train_batch_size": 4}},

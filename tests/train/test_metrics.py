@@ -7,21 +7,25 @@ import math
 from pathlib import Path
 
 import pytest
+import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from maskloom.distributed import World
-from maskloom.train.metrics import Metrics, read_metrics
+from maskloom.train.metrics import Metrics, Work, memory_peaks, read_metrics
 
 VALUES = {"loss": 3.5, "loss_mean": 3.75, "lr": 1e-3, "grad_norm": 0.7, "accuracy": 0.25}
+# A step of 4 rows of 32, of which 6 slots are padding.
+WORK = Work(slots=122, computed_slots=128, flops=3 * 10**9)
+PEAK_FLOPS = 12e9
 EVALUATION = {"evaluation_loss": 2.0, "evaluation_perplexity": math.exp(2.0), "evaluation_accuracy": 0.5}
 
 
 def log(run: Path, first: int, last: int, tokens_a_step: int = 100, world: World | None = None) -> None:
     """Log the steps from `first` on to before `last`, as a run that stood before `first`."""
-    metrics = Metrics(run, first - 1, 10, (first - 1) * tokens_a_step, world or World())
+    metrics = Metrics(run, first - 1, 10, (first - 1) * tokens_a_step, world or World(), PEAK_FLOPS)
     for step in range(first, last):
         metrics.waited(0.0, 4)
-        metrics.log_step(step, step * tokens_a_step, VALUES)
+        metrics.log_step(step, step * tokens_a_step, VALUES, WORK)
     metrics.close()
 
 
@@ -40,14 +44,34 @@ def test_a_line_holds_what_is_known_of_a_step(tmp_path: Path, capsys: pytest.Cap
 
 
 def test_rates_cover_the_steps_since_the_line_before(tmp_path: Path) -> None:
-    metrics = Metrics(tmp_path, 0, 10, 0, World())
+    metrics = Metrics(tmp_path, 0, 10, 0, World(), PEAK_FLOPS)
     for _ in range(5):
         metrics.waited(0.0, 4)
-    metrics.log_step(5, 500, VALUES)
+    metrics.log_step(5, 500, VALUES, WORK)
     metrics.close()
     (line,) = read_metrics(tmp_path)
     assert line["tokens_per_s"] * line["step_time_s"] == pytest.approx(100)
     assert line["tokens_per_s"] / line["sequences_per_s"] == pytest.approx(500 / 20)
+
+
+def test_what_was_computed_stands_beside_what_it_was_for(tmp_path: Path) -> None:
+    """Of two ranks: a rank's FLOP/s, and the share of what both devices could have done."""
+    metrics = Metrics(tmp_path, 0, 10, 0, World(0, 2), PEAK_FLOPS)
+    metrics.log_step(5, 500, VALUES, WORK)
+    metrics.close()
+    (line,) = read_metrics(tmp_path)
+    seconds = 5 * line["step_time_s"]
+    assert line["packing_density"] == 122 / 128
+    assert line["padded_tokens_per_s"] * seconds == pytest.approx(128)
+    assert line["tflops_per_s"] * seconds == pytest.approx(3e9 / 2 / 1e12)
+    assert line["mfu"] * seconds == pytest.approx(3e9 / 12e9)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc, to compare with")
+def test_the_memory_peak_of_a_cpu_is_the_largest_resident_set() -> None:
+    peak = memory_peaks(torch.device("cpu"))["memory_peak_bytes"]
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    assert peak == pytest.approx(int(status["VmHWM"].split()[0]) * 1024, rel=0.01)
 
 
 def test_lines_beyond_the_resume_are_dropped(tmp_path: Path) -> None:
@@ -70,7 +94,7 @@ def test_a_line_that_a_kill_cut_off_is_left_out(tmp_path: Path) -> None:
 
 
 def test_evaluation_lines_stand_beside_the_steps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    metrics = Metrics(tmp_path, 0, 10, 0, World())
+    metrics = Metrics(tmp_path, 0, 10, 0, World(), PEAK_FLOPS)
     metrics.log_evaluation(2, EVALUATION)
     metrics.close()
     assert read_metrics(tmp_path) == [{"step": 2, **EVALUATION}]

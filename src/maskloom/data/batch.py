@@ -45,7 +45,7 @@ class MicroBatch:
     def to(self, device: torch.device) -> MicroBatch:
         """On `device`. There N, the one size that differs between buckets, is marked so that compiled code takes any."""
         moved: dict[str, Any] = {
-            name: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
+            name: to_device(value, device) if isinstance(value, torch.Tensor) else value
             for name, value in vars(self).items()
         }
         if device.type != "cpu":  # where attention goes by pieces
@@ -53,6 +53,14 @@ class MicroBatch:
 
             mark_dynamic(moved["cu_seqlens"], 0)
         return MicroBatch(**moved)
+
+
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """The tensor on `device`. CUDA copies it from pinned memory while this process goes on: from other memory, the copy waits
+    for all the work that the GPU was given before."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 @dataclass(frozen=True)

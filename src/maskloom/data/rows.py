@@ -79,3 +79,13 @@ def count_text_tokens(rows: Rows, tokenizer: Tokenizer) -> int:
     tokens = rows.tokens
     added = (tokens == tokenizer.pad_id) | (tokens == tokenizer.cls_id) | (tokens == tokenizer.sep_id)
     return int(tokens.size - np.count_nonzero(added))
+
+
+def count_slots(rows: Rows, tokenizer: Tokenizer) -> tuple[int, int]:
+    """Slots that are no padding ([CLS] and [SEP] are none), and the sum over pieces of the square of their slots: what the
+    encoder and its attention have to compute."""
+    tokens = rows.tokens.reshape(-1)
+    begins = np.flatnonzero(rows.starts)
+    lengths = np.diff(np.append(begins, tokens.size))
+    lengths = lengths[tokens[begins] != tokenizer.pad_id]
+    return int(lengths.sum()), int((lengths**2).sum())

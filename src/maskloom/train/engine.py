@@ -5,6 +5,7 @@ What is done by hand here, each because DeepSpeed 0.19 does otherwise by default
 - only the micro-batch is configured, never the global batch: accumulation is set before each micro-batch, so that the
   number of micro-batches can change between phases and the loss can be weighted over the global batch;
 - half precision accumulates gradients in fp32 (in half, 256 micro-batches cost 4 % of the gradient);
+- gradients are reduced once a step, also at stages 2 and 3 (`engine.reduce`), in buckets small enough to overlap;
 - the shared-memory collective is declared absent: nothing here uses it, and building it takes minutes at every first start;
 - checkpoints are unpickled with an allow-list of four classes, and nothing else.
 """
@@ -16,8 +17,9 @@ import functools
 import io
 import logging
 import pickle
+import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 from unittest import mock
@@ -31,6 +33,7 @@ from maskloom.model.bert import MaskedLM, PackedBertLayer
 from maskloom.model.kernels import KERNELS
 from maskloom.model.layer import encoder_layer
 from maskloom.train.optim import build_optimizer
+from maskloom.train.traffic import Traffic
 
 logging.disable(logging.WARNING)  # importing it announces, as a warning, that there is no GPU
 import deepspeed  # noqa: E402
@@ -49,9 +52,15 @@ RESERVED = {
     "torch_autocast",
     "data_types",
     "checkpoint",
+    "communication_data_type",
+    "managed_gradient_accumulation",
 }
 """What maskloom decides, also where it does not write it into DeepSpeed's configuration."""
 Precision = Literal["fp32", "bf16", "fp16"]
+Backward = Callable[[torch.Tensor], None]
+BUCKET_ELEMENTS = 2**24
+"""Gradients that are reduced at once, unless `deepspeed.zero_optimization.reduce_bucket_size` says otherwise. DeepSpeed's own
+5e8 is more than BERT-large has: the only bucket would be full when the backward is over, and nothing would overlap."""
 
 
 def device_of(world: World) -> torch.device:
@@ -82,7 +91,7 @@ def resolve_precision(wanted: Literal["auto", "fp32", "bf16", "fp16"]) -> Precis
 
 
 def deepspeed_config(
-    config: RunConfig, micro_batch_rows: int, accumulates: bool, universal: bool = False
+    config: RunConfig, micro_batch_rows: int, accumulates: bool, universal: bool = False, ranks: int = 1
 ) -> dict[str, Any]:
     """The DeepSpeed configuration: what is derived, and what the run passes through.
 
@@ -90,13 +99,19 @@ def deepspeed_config(
         micro_batch_rows: rows of the first phase's micro-batches.
         accumulates: whether any phase runs more than one micro-batch a step.
         universal: load a checkpoint in the universal format.
+        ranks: size of the world; one alone has nothing to overlap.
 
     Raises:
         UserError: the `deepspeed:` block sets what is derived (every clash is named), or settings that do not go together.
     """
     precision = resolve_precision(config.engine.precision)
     stage = config.engine.zero_stage
-    if precision != "fp32" and stage == 0 and accumulates:
+    if precision == "fp16" and stage == 0:
+        raise UserError(
+            "engine.zero_stage 0 with fp16 does not scale the loss: DeepSpeed 0.19 divides gradients by a loss scale that it "
+            "did not multiply them with. Set engine.zero_stage=1"
+        )
+    if precision == "bf16" and stage == 0 and accumulates:
         raise UserError(
             f"engine.zero_stage 0 with {precision} would accumulate gradients in {precision} and lose precision: set "
             "engine.zero_stage=1, or raise phases.N.micro_batch_rows until a step is one micro-batch"
@@ -105,7 +120,7 @@ def deepspeed_config(
         "train_micro_batch_size_per_gpu": micro_batch_rows,
         "gradient_accumulation_steps": 1,
         "gradient_clipping": config.optimizer.gradient_clipping,
-        "zero_optimization": {"stage": stage},
+        "zero_optimization": _zero_config(config, precision, accumulates, ranks),
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 10**9,
     }
@@ -113,6 +128,13 @@ def deepspeed_config(
         derived[precision] = {"enabled": True}
         if accumulates:
             derived["data_types"] = {"grad_accum_dtype": "fp32"}
+    if config.engine.reduce_precision != "auto":
+        derived["communication_data_type"] = config.engine.reduce_precision
+    if config.engine.reduce_precision == "fp16" != precision:
+        raise UserError(
+            f"engine.reduce_precision fp16 with precision {precision}: without fp16's loss scale small gradients become 0 on "
+            "their way. Set engine.reduce_precision=bf16 or fp32"
+        )
     if universal:
         derived["checkpoint"] = {"load_universal": True}
     reserved = RESERVED | ({"fp16", "bf16"} - {precision})
@@ -125,14 +147,37 @@ def deepspeed_config(
     return _merged(derived, config.deepspeed)
 
 
-def start_distributed(world: World) -> None:
-    """Join the other ranks."""
+def _zero_config(config: RunConfig, precision: Precision, accumulates: bool, ranks: int) -> dict[str, Any]:
+    stage, overlap = config.engine.zero_stage, config.engine.overlap
+    if stage == 0:
+        return {"stage": 0}
+    # DeepSpeed's BF16_Optimizer, which it takes for this combination, reduces after the backward.
+    after = stage == 1 and precision == "bf16" and accumulates
+    if overlap and after:
+        raise UserError(
+            "engine.overlap cannot be had at zero_stage 1 in bf16 with accumulation: there DeepSpeed sends gradients after "
+            "the backward. Set engine.overlap=false, or engine.zero_stage=2"
+        )
+    if overlap is None:
+        overlap = ranks > 1 and not after and get_accelerator().device_name() != "cpu"
+    given = config.deepspeed.get("zero_optimization")
+    sized = isinstance(given, dict) and "reduce_bucket_size" in given
+    return {"stage": stage, "overlap_comm": overlap, **({} if sized else {"reduce_bucket_size": BUCKET_ELEMENTS})}
+
+
+def start_distributed(world: World) -> Traffic:
+    """Join the other ranks; returns the meter of what DeepSpeed sends, which stays at 0 where there are no others."""
     warnings.filterwarnings("ignore", "`torch.distributed.* is deprecated|.*_tensor. is deprecated", FutureWarning)
     world.export()
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
     if get_accelerator().device_name() != "cpu":
         get_accelerator().set_device(world.local_rank)
+    on_cuda = get_accelerator().device_name() == "cuda"
+    traffic = Traffic(functools.partial(torch.cuda.Event, enable_timing=True) if on_cuda else None)
+    if world.size > 1:
+        traffic.install(deepspeed.comm.comm.cdb)
+    return traffic
 
 
 def build_engine(config: RunConfig, model: MaskedLM, settings: dict[str, Any]) -> Any:
@@ -141,6 +186,10 @@ def build_engine(config: RunConfig, model: MaskedLM, settings: dict[str, Any]) -
     engine, *_ = deepspeed.initialize(
         model=model, optimizer=build_optimizer(model, config.optimizer), config=settings, dist_init_required=False
     )
+    if engine.bfloat16_enabled() and config.engine.zero_stage == 0:
+        # There DeepSpeed has made the optimizer's states by a step on gradients of 0: Adam would correct its bias for one
+        # step too many. They are made anew at the first step.
+        engine.optimizer.optimizer.state.clear()
     return engine
 
 
@@ -172,6 +221,49 @@ def prepare_forward(model: MaskedLM, settings: Engine) -> None:
             layer.run = run
 
 
+@contextlib.contextmanager
+def reduction(engine: Any, reduce: Literal["step", "micro_batch"], micro_batches: int) -> Iterator[Backward]:
+    """The backward passes of one optimizer step; when it is left, gradients are averaged over the ranks.
+
+    With `reduce` "step" stages 2 and 3 reduce at the end, once. DeepSpeed then adds micro-batches up in the parameters'
+    `grad`, which in half precision is half: here they are added up in fp32, and rounded to half once, as at stage 1.
+    A single micro-batch is reduced during its backward in any case.
+
+    Yields:
+        the backward of the next micro-batch, given its loss.
+    """
+    once = reduce == "step" and micro_batches > 1 and engine.zero_optimization_stage() >= 2
+    is_half = engine.fp16_enabled() or engine.bfloat16_enabled()
+    sums: dict[torch.nn.Parameter, torch.Tensor] = {}
+    losses = 0
+
+    def backward(loss: torch.Tensor) -> None:
+        nonlocal losses
+        losses += 1
+        accumulate(engine, loss, is_last=losses == micro_batches)
+        if once and is_half:
+            _move_gradients(engine.module, sums, is_last=losses == micro_batches)
+
+    with engine.coalesce_grad_reduction() if once else contextlib.nullcontext():
+        yield backward
+    engine.set_gradient_accumulation_boundary(True)
+
+
+def _move_gradients(module: torch.nn.Module, sums: dict[torch.nn.Parameter, torch.Tensor], is_last: bool) -> None:
+    """Add `grad` to fp32 sums and clear it; after the last micro-batch put the sums into it."""
+    for parameter in module.parameters():
+        if parameter.grad is None:
+            continue
+        if parameter in sums:
+            sums[parameter].add_(parameter.grad)
+        else:
+            sums[parameter] = parameter.grad.float()
+        if is_last:  # in place: under stage 3 a parameter has no elements here, and takes no other gradient
+            parameter.grad.copy_(sums.pop(parameter))
+        else:
+            parameter.grad = None
+
+
 def accumulate(engine: Any, loss: torch.Tensor, is_last: bool) -> None:
     """Backward of one micro-batch; gradients are reduced over ranks where the ZeRO stage asks for it."""
     engine.set_gradient_accumulation_boundary(is_last)
@@ -182,8 +274,11 @@ class LossScaleCollapsed(Exception):
     """fp16 gradients overflow although the loss scale is at its minimum."""
 
 
-def apply_gradients(engine: Any, lr: float) -> float:
-    """The optimizer step at learning rate `lr`; returns the global gradient norm before clipping.
+def apply_gradients(engine: Any, lr: float) -> torch.Tensor | float:
+    """The optimizer step at learning rate `lr`.
+
+    Returns:
+        the global gradient norm before clipping: on a GPU still on the device, for whoever needs it to wait for.
 
     Raises:
         LossScaleCollapsed: the step was skipped, and so would every step to come.
@@ -196,36 +291,19 @@ def apply_gradients(engine: Any, lr: float) -> float:
         # the other, and is off by 1e-4 for an embedding.
         gradients = (parameter.grad for parameter in engine.module.parameters())
         norm = torch.stack([torch.linalg.vector_norm(part.float()) for part in gradients if part is not None]).norm()
-    with _collapse_is_told(engine):
-        engine.step()
-    kept = engine.get_global_grad_norm()
-    return float(kept if kept is not None else norm)
-
-
-@contextlib.contextmanager
-def _collapse_is_told(engine: Any) -> Iterator[None]:
-    """ZeRO's loss scaler raises a bare Exception at its minimum; that of stage 0 goes on skipping every step."""
-    at_minimum = False
-    scaling = getattr(engine.optimizer, "loss_scale_config", None)
-    if engine.fp16_enabled() and scaling is not None and scaling.dynamic_loss_scale:
-        at_minimum = scaling.cur_scale <= scaling.min_loss_scale
-    skipped = engine.skipped_steps
     try:
-        yield
+        engine.step()
     except Exception as error:
         if "loss scale already at minimum" not in str(error):
             raise
         raise LossScaleCollapsed from None
-    if at_minimum and engine.skipped_steps > skipped:
-        raise LossScaleCollapsed
+    kept: torch.Tensor | float | None = engine.get_global_grad_norm()
+    return kept if kept is not None else norm
 
 
 def loss_scale(engine: Any) -> float | None:
     """The dynamic loss scale of fp16, None in other precisions."""
-    if not engine.fp16_enabled():
-        return None
-    keeper = getattr(engine.optimizer, "loss_scale_config", engine.optimizer)  # stage 0, and the others
-    return float(keeper.cur_scale)
+    return float(engine.optimizer.loss_scale) if engine.fp16_enabled() else None
 
 
 @contextlib.contextmanager
@@ -282,6 +360,13 @@ def full_precision_weights(folder: Path) -> dict[str, torch.Tensor]:
     """The weights of a checkpoint of any ZeRO stage, in fp32, on the CPU."""
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
+    if any(folder.glob("bf16_zero_pp_rank_*optim_states.pt")):  # of BF16_Optimizer: that function does not know them
+        with tempfile.TemporaryDirectory() as universal:
+            convert_to_universal(folder, Path(universal))
+            files = Path(universal, "zero").glob("*/fp32.pt")
+            flat = {file.parent.name: torch.load(file, weights_only=True)["param"] for file in files}
+        shapes = torch.load(folder / "mp_rank_00_model_states.pt", map_location="cpu", weights_only=True)["module"]
+        return {name: flat[name].view(tensor.shape).contiguous() for name, tensor in shapes.items()}
     with safe_loading(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         if any(folder.glob("*zero_pp_rank_*optim_states.pt")):
             weights = get_fp32_state_dict_from_zero_checkpoint(str(folder.parent), folder.name)

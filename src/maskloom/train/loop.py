@@ -12,38 +12,41 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from maskloom.config import RunConfig, rechecked
-from maskloom.data.batch import Layout, MicroBatch, micro_batches
+from maskloom.data.batch import Layout, MicroBatch, micro_batches, to_device
 from maskloom.data.order import LaneCursors, first_cursors, make_key
 from maskloom.data.plan import DataPlan, open_corpora
-from maskloom.data.rows import count_text_tokens
+from maskloom.data.rows import count_slots, count_text_tokens
 from maskloom.data.stream import Step, read_steps
-from maskloom.distributed import World, gather_objects, sum_over_ranks
+from maskloom.distributed import World, gather_objects, max_over_ranks, sum_over_ranks
 from maskloom.errors import UserError
 from maskloom.model.attention import choose_flash_kernel
 from maskloom.model.bert import build_defined, build_model
+from maskloom.model.flops import Shape, peak_of, training_flops
 from maskloom.model.overflow import find_overflow
 from maskloom.progress import say, warn
 from maskloom.tokenizer import load_tokenizer
 from maskloom.train import checkpoint
 from maskloom.train.engine import (
     LossScaleCollapsed,
-    accumulate,
     apply_gradients,
     build_engine,
     deepspeed_config,
     device_of,
     loss_scale,
+    reduction,
     resolve_precision,
     start_distributed,
 )
 from maskloom.train.evaluation import evaluate
-from maskloom.train.metrics import Metrics
+from maskloom.train.metrics import Metrics, Work, memory_peaks
 from maskloom.train.run_dir import RunDir, reconcile
 from maskloom.train.schedule import learning_rate
 from maskloom.train.skipped import Skipped
+from maskloom.train.traffic import Traffic
 
 
 def train(config: RunConfig, world: World) -> None:
@@ -56,15 +59,14 @@ def train(config: RunConfig, world: World) -> None:
     run = RunDir(config, world)
     torch.set_num_threads(run.threads(world, len(os.sched_getaffinity(0))))
     try:
-        start_distributed(world)
-        trainer = Trainer(config, plan, world)
+        trainer = Trainer(config, plan, world, start_distributed(world))
         run.begin(config, trainer.engine.module, plan.tokenizer, world, trainer.step)
         loop(
             config,
             plan,
             run,
             trainer,
-            Metrics(run.folder, trainer.step, plan.total_steps, trainer.tokens_seen(), world),
+            Metrics(run.folder, trainer.step, plan.total_steps, trainer.tokens_seen(), world, trainer.peak_flops),
         )
     except BaseException as error:
         run.fail(error)
@@ -80,7 +82,7 @@ def loop(config: RunConfig, plan: DataPlan, run: RunDir, trainer: Trainer, metri
         values = trainer.train_step(batch)
         step = trainer.step
         if is_due(step, config.logging.every_steps, plan.total_steps):
-            metrics.log_step(step, trainer.tokens_seen(), values())
+            metrics.log_step(step, trainer.tokens_seen(), *values())
         began_s = time.perf_counter()
         if config.evaluation.every_steps and is_due(step, config.evaluation.every_steps, plan.total_steps):
             metrics.log_evaluation(step, trainer.evaluate())
@@ -123,7 +125,7 @@ def deepspeed_settings(config: RunConfig, plan: DataPlan, world: World, universa
     """The DeepSpeed configuration of this run at this world size."""
     layouts = phase_layouts(config, plan, world)
     accumulates = any(layout.micro_batches > 1 for layout in layouts)
-    return deepspeed_config(config, layouts[0].micro_batch_rows, accumulates, universal)
+    return deepspeed_config(config, layouts[0].micro_batch_rows, accumulates, universal, world.size)
 
 
 def phase_layouts(config: RunConfig, plan: DataPlan, world: World) -> list[Layout]:
@@ -157,8 +159,8 @@ def timed(steps: Iterator[Step], metrics: Metrics, plan: DataPlan) -> Iterator[S
 class Trainer:
     """Engine, data position and counters of a run; every rank has one."""
 
-    def __init__(self, config: RunConfig, plan: DataPlan, world: World) -> None:
-        self.config, self.plan, self.world = config, plan, world
+    def __init__(self, config: RunConfig, plan: DataPlan, world: World, traffic: Traffic) -> None:
+        self.config, self.plan, self.world, self.traffic = config, plan, world, traffic
         self.device = device_of(world)
         self.attention = choose_flash_kernel(self.device)
         self.layouts = phase_layouts(config, plan, world)
@@ -183,10 +185,16 @@ class Trainer:
         count = state.skipped if found else 0
         self.skipped = Skipped(run, plan, self.step, count, config.data.max_bad_share, world)
         self._tokens = torch.tensor(state.tokens_seen if found else 0, dtype=torch.int64, device=self.device)
-        # This rank's losses and all ranks' predicted tokens since the last logged line.
-        self._since_logged = torch.zeros(2, dtype=torch.float64, device=self.device)
+        # Since the last logged line: this rank's losses, what `_count` counts on all ranks, and the slots they computed.
+        self._losses = torch.zeros((), dtype=torch.float64, device=self.device)
+        self._counts = torch.zeros(4, dtype=torch.int64, device=self.device)
+        self._computed_slots = 0
+        self.shape = Shape.of(model.config)
+        peak = peak_of(self.device, resolve_precision(config.engine.precision), config.logging.peak_tflops)
+        self.peak_flops = float(sum_over_ranks(torch.tensor(peak.flops, dtype=torch.float64, device=self.device)))
         if world.is_first:
             self._announce(origin)
+            say(f"peak: {self.peak_flops / world.size / 1e12:,.3g} TFLOP/s a rank ({peak.origin})")
 
     def steps(self) -> Iterator[Step]:
         """This rank's rows, from where the run stands to its end."""
@@ -198,19 +206,18 @@ class Trainer:
     def train_step(self, batch: Step) -> Any:
         """One optimizer step on this rank's rows; returns a function that reads the step's values (all ranks call it)."""
         self.engine.train()
+        self.traffic.begin_step()
         buckets = [bucket.to(self.device) for bucket in self._micro_batches(batch)]
-        masked = torch.stack([bucket.weights.sum() for bucket in buckets]).sum().long()
-        text_tokens = torch.tensor(count_text_tokens(batch.rows, self.plan.tokenizer), device=self.device)
-        counts = sum_over_ranks(torch.stack([masked, text_tokens]))
+        counts = sum_over_ranks(to_device(self._count(batch), self.device))
         # Ranks average their gradients: with world / N on each, the loss is the mean over the global batch's N tokens.
         scale = self.world.size / counts[0].clamp(min=1)
         sums = torch.zeros(2, dtype=torch.float64, device=self.device)
-        for number, bucket in enumerate(buckets):
-            self._seed_dropout(batch.number, number)
-            loss, hits = self.engine(bucket)
-            accumulate(self.engine, loss * scale, is_last=number == len(buckets) - 1)
-            sums += torch.stack([loss.detach().double(), hits.double()])
-        self._since_logged += torch.stack([sums[0], counts[0].double()])
+        with reduction(self.engine, self.config.engine.reduce, len(buckets)) as backward:
+            for number, bucket in enumerate(buckets):
+                self._seed_dropout(batch.number, number)
+                loss, hits = self.engine(bucket)
+                backward(loss * scale)
+                sums += torch.stack([loss.detach().double(), hits.double()])
         lr = learning_rate(
             batch.number + 1, self.config.optimizer.lr, self.config.optimizer.warmup_steps, self.plan.total_steps
         )
@@ -218,8 +225,12 @@ class Trainer:
             norm = apply_gradients(self.engine, lr)
         except LossScaleCollapsed:
             raise self._collapsed(batch.number, buckets, float(scale)) from None
+        self.traffic.end_step()
         self.step = batch.number + 1
         self._tokens += counts[1]
+        self._losses += sums[0]
+        self._counts += counts
+        self._computed_slots += self.world.size * sum(len(bucket.input_ids) for bucket in buckets)
         for lane, cursors in batch.cursors.items():
             self.cursors[lane] = cursors
         self.skipped.add(self.step, batch.skips)
@@ -262,19 +273,52 @@ class Trainer:
         phase = self.plan.phase_of(batch.number)
         return micro_batches(batch.rows, self.layouts[phase], self.capacities[phase], self.plan.tokenizer)
 
-    def _values(self, sums: torch.Tensor, masked: torch.Tensor, lr: float, norm: float) -> dict[str, float]:
-        loss_sum, hits, mean_sum = sum_over_ranks(torch.cat([sums, self._since_logged[:1]])).tolist()
+    def _count(self, batch: Step) -> torch.Tensor:
+        """int64 [4], of this rank's rows: predicted tokens, text tokens, real slots, squares of the pieces' slots."""
+        text_tokens = count_text_tokens(batch.rows, self.plan.tokenizer)
+        slots, squares = count_slots(batch.rows, self.plan.tokenizer)
+        return torch.tensor([np.count_nonzero(batch.rows.chosen), text_tokens, slots, squares], dtype=torch.int64)
+
+    def _values(
+        self, sums: torch.Tensor, masked: torch.Tensor, lr: float, norm: torch.Tensor | float
+    ) -> tuple[dict[str, float], Work]:
+        loss_sum, hits, mean_sum = sum_over_ranks(torch.cat([sums, self._losses[None]])).tolist()
         loss = loss_sum / max(int(masked), 1)
         if not math.isfinite(loss):
             raise self._diverged(f"the loss is {loss}")
-        mean = mean_sum / max(int(self._since_logged[1]), 1)
-        self._since_logged.zero_()
-        values = {"loss": loss, "loss_mean": mean, "accuracy": hits / max(int(masked), 1), "lr": lr, "grad_norm": norm}
+        predicted, _, slots, squares = self._counts.tolist()
+        mean = mean_sum / max(predicted, 1)
+        work = Work(slots, self._computed_slots, training_flops(self.shape, slots, squares, predicted))
+        self._losses.zero_()
+        self._counts.zero_()
+        self._computed_slots = 0
+        accuracy = hits / max(int(masked), 1)
+        values = {"loss": loss, "loss_mean": mean, "accuracy": accuracy, "lr": lr, "grad_norm": float(norm)}
         self.skipped.settle(self._my_cursors())
         if self.plan.skips_bad:
             values["skipped_blocks"] = self.skipped.count
         scale = loss_scale(self.engine)
-        return values if scale is None else {**values, "loss_scale": scale}
+        if scale is not None:
+            values["loss_scale"] = scale
+        return {**values, **self._memory(), **self._communication()}, work
+
+    def _memory(self) -> dict[str, float]:
+        """The largest peaks over ranks."""
+        peaks = memory_peaks(self.device)
+        largest = max_over_ranks(torch.tensor(list(peaks.values()), dtype=torch.int64, device=self.device))
+        return dict(zip(peaks, largest.tolist(), strict=True))
+
+    def _communication(self) -> dict[str, float]:
+        """A step's seconds of communication, the mean over ranks, and bytes, which are the same on every rank."""
+        totals = self.traffic.take()
+        steps = max(totals.steps, 1)
+        seconds = sum_over_ranks(torch.tensor(totals.seconds, dtype=torch.float64, device=self.device))
+        kinds = {f"communication_bytes_{kind}": sent / steps for kind, sent in sorted(totals.sent_bytes.items())}
+        return {
+            "communication_s": float(seconds) / self.world.size / steps,
+            "communication_bytes": sum(kinds.values()),
+            **kinds,
+        }
 
     def _check_weights(self) -> None:
         """Raises UserError on every rank where a weight of any rank is no number: such weights are never saved."""

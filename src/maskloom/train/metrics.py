@@ -1,17 +1,21 @@
 """Counters on the device to TensorBoard, metrics.jsonl and the terminal.
 
 A logged line describes the step that it names (loss, accuracy, gradient norm, learning rate); its rates and `loss_mean`,
-which the terminal shows, cover the steps since the line before. Tokens are text tokens: no padding, no [CLS], no [SEP].
+which the terminal shows, cover the steps since the line before. Tokens are text tokens: no padding, no [CLS], no [SEP];
+`padded_tokens_per_s` alone counts every slot that was computed, to say what the padding costs.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import resource
+import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from maskloom.distributed import World
@@ -19,14 +23,28 @@ from maskloom.files import write_atomically
 from maskloom.progress import duration, say, warn
 
 
+class Work(NamedTuple):
+    """What all ranks together did in the steps since the line before."""
+
+    slots: int
+    """Real ones: [CLS] and [SEP] among them, no padding."""
+    computed_slots: int
+    """All, padding and filling rows included."""
+    flops: int
+    """Model FLOPs, see `maskloom.model.flops`."""
+
+
 class Metrics:
     """Writes on the first rank, does nothing on the others.
 
-    Opened at step `step`, it drops what an earlier attempt logged beyond: every step is logged once.
+    Opened at step `step`, it drops what an earlier attempt logged beyond: every step is logged once. `peak_flops` is
+    FLOP/s of all ranks' devices together.
     """
 
-    def __init__(self, run: Path, step: int, total_steps: int, tokens_seen: int, world: World) -> None:
-        self.total_steps = total_steps
+    def __init__(
+        self, run: Path, step: int, total_steps: int, tokens_seen: int, world: World, peak_flops: float
+    ) -> None:
+        self.total_steps, self.ranks, self.peak_flops = total_steps, world.size, peak_flops
         self.started_at = step
         self.board: SummaryWriter | None = None
         self.mark(step, tokens_seen)
@@ -50,13 +68,17 @@ class Metrics:
         """Time spent on evaluation and checkpoints, which is no step's time."""
         self.idle_s += seconds
 
-    def log_step(self, step: int, tokens_seen: int, values: dict[str, float]) -> None:
+    def log_step(self, step: int, tokens_seen: int, values: dict[str, float], work: Work) -> None:
         """Log `values` of a step, with the rates since the last logged one."""
         elapsed_s = max(time.perf_counter() - self.marked_s - self.idle_s, 1e-9)
         steps = max(step - self.marked_step, 1)
         rates = {
             "tokens_per_s": (tokens_seen - self.marked_tokens) / elapsed_s,
+            "padded_tokens_per_s": work.computed_slots / elapsed_s,
+            "packing_density": work.slots / max(work.computed_slots, 1),
             "sequences_per_s": self.rows / elapsed_s,
+            "tflops_per_s": work.flops / elapsed_s / self.ranks / 1e12,
+            "mfu": work.flops / elapsed_s / self.peak_flops,
             "step_time_s": elapsed_s / steps,
             "data_wait_s": self.waited_s / steps,
         }
@@ -96,6 +118,24 @@ class Metrics:
         line: dict[str, Any] = {"step": step, **values}
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
+
+
+def memory_peaks(device: torch.device) -> dict[str, int]:
+    """The most memory that this rank held, in bytes.
+
+    On CUDA of the device since the last call: `memory_peak_bytes` in tensors, `memory_reserved_peak_bytes` with what
+    torch's allocator keeps beside them. Elsewhere `memory_peak_bytes` is the largest resident set of the process since it
+    started, which is all that the system remembers.
+    """
+    if device.type != "cuda":
+        unit = 1 if sys.platform == "darwin" else 1024
+        return {"memory_peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+    peaks = {
+        "memory_peak_bytes": torch.cuda.max_memory_allocated(device),
+        "memory_reserved_peak_bytes": torch.cuda.max_memory_reserved(device),
+    }
+    torch.cuda.reset_peak_memory_stats(device)
+    return peaks
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
