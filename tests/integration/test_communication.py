@@ -62,7 +62,8 @@ def cases() -> list[Case]:
     small = {
         "stage3_param_persistence_threshold": 0
     }  # by default every parameter of a model as small as this stays gathered
-    found += [Case("zero 3, all gathered", 3, zero=small)]
+    nothing = {**small, "stage3_max_reuse_distance": 0, "stage3_max_live_parameters": 0}
+    found += [Case("zero 3, all gathered", 3, zero=small), Case("zero 3, nothing kept", 3, zero=nothing)]
     found += [
         Case(f"zero {stage}, small buckets", stage, engine=each, zero={"reduce_bucket_size": 1000}) for stage in (2, 3)
     ]
@@ -127,8 +128,9 @@ def expected_bytes(case: Case, model: MaskedLM) -> tuple[int, int]:
 
     N parameters: stages 0 and 1 send N gradients a step, stage 2 that or N a micro-batch, stage 3 the same of parameters that
     are each filled up to equal parts. Stages 1 and 2 gather each group of parameters, filled up to 2 P, after the update.
-    Stage 3 gathers what stays gathered (here everything) after the update, and the rest once a micro-batch: for the forward;
-    it is kept until the backward, for which there is room (`stage3_max_live_parameters`).
+    Stage 3 gathers what stays gathered (here everything) after the update, once. What does not stay is gathered once a
+    micro-batch, and kept from forward to backward; what may not be kept, for the forward and for the backward of every module
+    that uses it: the embedding matrix has two.
     """
     sizes = [parameter.numel() for parameter in model.parameters()]
     groups = [sum(part.numel() for part in group["params"]) for group in parameter_groups(model, 0.01)]
@@ -136,10 +138,14 @@ def expected_bytes(case: Case, model: MaskedLM) -> tuple[int, int]:
     parts = sum(up_to(size, RANKS) for size in sizes)
     assert flat > sum(sizes) and parts > sum(sizes), "there is padding to be counted"
     reductions = case.accumulation if case.each_micro_batch else 1
-    gathers = case.accumulation if case.zero.get("stage3_param_persistence_threshold") == 0 else 1
+    gathered = parts
+    if "stage3_param_persistence_threshold" in case.zero:
+        matrix = up_to(model.bert.embeddings.word_embeddings.weight.numel(), RANKS)
+        kept = "stage3_max_reuse_distance" not in case.zero
+        gathered = case.accumulation * (parts if kept else 2 * parts + 2 * matrix)
     flattened = case.stage == 1 and case.precision == "bf16" and case.accumulation > 1  # by DeepSpeed's BF16_Optimizer
     gradients = parts if case.stage == 3 else flat if flattened else sum(sizes)
-    weights = {0: 0, 1: flat, 2: flat, 3: gathers * parts}[case.stage]
+    weights = {0: 0, 1: flat, 2: flat, 3: gathered}[case.stage]
     return reductions * gradients * case.wire_bytes, weights * BYTES[case.precision]
 
 

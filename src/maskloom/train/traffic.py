@@ -61,9 +61,7 @@ class Traffic:
     checkpoints send."""
 
     def __init__(self, new_event: Callable[[], Any] | None = None) -> None:
-        """Args:
-        new_event: makes a `torch.cuda.Event` that can be timed; None takes the time of the call.
-        """
+        """`new_event` makes a `torch.cuda.Event` that can be timed; None takes the time of the call."""
         self._new_event = new_event
         self._counts = False
         self._pending: deque[tuple[Any, Any]] = deque()
