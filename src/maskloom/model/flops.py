@@ -1,0 +1,162 @@
+"""Floating-point operations of training, and what the device could do: the two halves of MFU.
+
+What is counted, for real tokens only ([CLS] and [SEP] are computed and count; padding does not), is what the mathematics of
+the model asks for: *model* FLOPs, as in PaLM (Chowdhery et al. 2022, appendix B). What an implementation does beyond it
+counts for nothing: dense heads, padded rows, scores that a flash attention computes twice, layers that activation
+checkpointing runs again.
+
+Derivation. A product of [m, k] and [k, n] is 2 m k n operations. With L layers, width h, feed-forward width f, vocabulary V,
+s slots in pieces of s_i, and p predicted tokens, a forward pass multiplies
+
+    query, key, value, output    L * 4 * 2 h^2 s         = L *  8 h^2 s
+    feed-forward, in and out     L * 2 * 2 h f s         = L *  4 h f s
+    scores, weighted values      L * 2 * 2 h sum(s_i^2)  = L *  4 h sum(s_i^2)
+    head: transform, decoder     2 h^2 p + 2 h V p       =      2 p (h^2 + h V)
+
+The backward pass is two products of the same size for each, so that training costs three times the forward:
+
+    L (24 h^2 + 12 h f) s  +  12 L h sum(s_i^2)  +  6 p (h^2 + h V)
+
+whose first term is 72 L h^2 s at f = 4 h. Look-ups, LayerNorm, softmax, GELU, dropout, biases, the loss and the optimizer do
+no product of matrices and are left out: some 100 h operations a token and layer beside the forward's 24 h^2, 0.5 % at
+BERT-base's width (of the operations, not of the time).
+
+MFU = FLOPs / (seconds * peak of a rank * ranks). The peak is, in this order: `logging.peak_tflops`; the data sheet's figure for
+a GPU that is known; what a product of matrices reaches when it is measured at the start. A data sheet's figure is never
+reached (an H200, 989 TFLOP/s in bf16, multiplies at about 790), a measured one nearly is: the two MFUs do not compare, which is
+why a run says at its start which one it uses.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from typing import Literal, NamedTuple
+
+import torch
+from transformers import BertConfig
+
+Precision = Literal["fp32", "bf16", "fp16"]
+DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Shape(NamedTuple):
+    """What the cost of a BERT depends on."""
+
+    layers: int
+    hidden: int
+    intermediate: int
+    vocabulary: int
+
+    @staticmethod
+    def of(config: BertConfig) -> Shape:
+        return Shape(config.num_hidden_layers, config.hidden_size, config.intermediate_size, config.vocab_size)
+
+
+def training_flops(shape: Shape, slots: int, squares: int, predicted: int) -> int:
+    """Model FLOPs of a forward and a backward pass; linear in the three counts, so that sums of counts may be given.
+
+    Args:
+        slots: real tokens, [CLS] and [SEP] included, padding excluded.
+        squares: sum over pieces of the square of their slots; `slots * seq_len` where every row is one full piece.
+        predicted: tokens that are predicted.
+    """
+    layers, hidden, intermediate, vocabulary = shape
+    matrices = layers * (24 * hidden**2 + 12 * hidden * intermediate) * slots
+    attention = 12 * layers * hidden * squares
+    head = 6 * predicted * (hidden**2 + hidden * vocabulary)
+    return matrices + attention + head
+
+
+class Peak(NamedTuple):
+    flops: float
+    """Floating-point operations per second."""
+    origin: str
+    """Where the figure comes from, for people to read."""
+
+
+def peak_of(device: torch.device, precision: Precision, given_tflops: float | None = None) -> Peak:
+    """The peak of a rank's device: as given, as tabled, or else measured (which takes about a quarter of a second)."""
+    if given_tflops is not None:
+        return Peak(given_tflops * 1e12, "logging.peak_tflops")
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+        tabled = peak_flops(name, precision)
+        if tabled is not None:
+            return Peak(tabled, f"data sheet of {name}, dense {precision}")
+    return Peak(measured_flops(device, precision), f"measured: a product of matrices in {precision}")
+
+
+def peak_flops(device: str, precision: Precision) -> float | None:
+    """FLOP/s of a GPU by its data sheet; None where it is not tabled, is a part of one (MIG), or lacks the precision.
+
+    Args:
+        device: as `torch.cuda.get_device_name` spells it.
+    """
+    for pattern, fp32, fp16, bf16 in PEAK_TFLOPS:
+        if re.fullmatch(pattern, device):
+            tflops = {"fp32": fp32, "fp16": fp16, "bf16": bf16}[precision]
+            return tflops * 1e12 if tflops is not None else None
+    return None
+
+
+# Device, and TFLOP/s in fp32, fp16 and bf16: dense, at boost clock, accumulated in fp32 (GeForce cards are twice as fast with
+# fp16 sums, which torch does not use). fp32 is that of the plain units: torch does not use TF32 unless it is told to.
+# Sources: NVIDIA's data sheets of V100 (2020), T4, A100 (2021), A30, A10, A40, L4, L40, L40S, H100 (its sparse figures
+# halved), H200, GH200 and HGX B200 / GB200; its white papers on GA102 (RTX 3090, A6000), Ada (RTX 4090, 6000) and
+# Blackwell RTX (5090). V100 and T4 have no bf16 in their tensor cores.
+PEAK_TFLOPS: tuple[tuple[str, float, float, float | None], ...] = (
+    (r"(NVIDIA )?(Tesla )?V100-SXM[23]-\d+GB(-LS)?", 15.7, 125.0, None),
+    (r"(NVIDIA )?(Tesla )?V100-PCIE-\d+GB", 14.0, 112.0, None),
+    (r"(NVIDIA )?(Tesla )?V100S-PCIE-32GB", 16.4, 130.0, None),
+    (r"(NVIDIA )?(Tesla )?T4", 8.1, 65.0, None),
+    (r"(NVIDIA )?A100-(SXM4|SXM|PCIE|PCIe)-\d+GB|(NVIDIA )?A100 80GB PCIe", 19.5, 312.0, 312.0),
+    (r"(NVIDIA )?A30", 10.3, 165.0, 165.0),
+    (r"(NVIDIA )?A10", 31.2, 125.0, 125.0),
+    (r"(NVIDIA )?A40", 37.4, 149.7, 149.7),
+    (r"(NVIDIA )?RTX A6000", 38.7, 154.8, 154.8),
+    (r"(NVIDIA )?GeForce RTX 3090", 35.6, 71.0, 71.0),
+    (r"NVIDIA L4", 30.3, 121.0, 121.0),
+    (r"NVIDIA L40", 90.5, 181.05, 181.05),
+    (r"NVIDIA L40S", 91.6, 362.05, 362.05),
+    (r"NVIDIA RTX 6000 Ada Generation", 91.1, 364.2, 364.2),
+    (r"NVIDIA GeForce RTX 4090", 82.6, 165.2, 165.2),
+    (r"NVIDIA H100 80GB HBM3|NVIDIA GH200 .*HBM3e?|NVIDIA GH200 480GB", 66.9, 989.4, 989.4),
+    (r"NVIDIA H100 PCIe", 51.2, 756.0, 756.0),
+    (r"NVIDIA H100 NVL", 60.0, 835.0, 835.0),
+    (r"NVIDIA H200", 66.9, 989.4, 989.4),
+    (r"NVIDIA H200 NVL", 60.0, 835.5, 835.5),
+    (r"NVIDIA B200", 75.0, 2250.0, 2250.0),
+    (r"NVIDIA GB200", 80.0, 2500.0, 2500.0),
+    (r"NVIDIA GeForce RTX 5090", 104.8, 209.5, 209.5),
+)
+
+
+def measured_flops(device: torch.device, precision: Precision) -> float:
+    """FLOP/s of the best of several square products of matrices; leaves torch's random state as it was.
+
+    The side grows until a product takes 20 ms or is 8192 long, so that a slow CPU is not held up and a GPU is filled. A CPU
+    multiplies with the threads of this process.
+    """
+    generator = torch.Generator().manual_seed(0)
+    side, taken_s = 128, 0.0
+    while taken_s < 0.02 and side < 8192:
+        side *= 2
+        matrix = torch.randn(side, side, generator=generator).to(device, DTYPES[precision])
+        _seconds_of_product(matrix)  # the first of a shape chooses a kernel
+        taken_s = _seconds_of_product(matrix)
+    best_s = min(_seconds_of_product(matrix) for _ in range(5))
+    return 2 * side**3 / min(best_s, taken_s)
+
+
+def _seconds_of_product(matrix: torch.Tensor) -> float:
+    _wait(matrix.device)
+    began_s = time.perf_counter()
+    torch.mm(matrix, matrix)
+    _wait(matrix.device)
+    return time.perf_counter() - began_s
+
+
+def _wait(device: torch.device) -> None:
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
