@@ -220,11 +220,12 @@ def learning_table(measured: dict[str, Any], target: float | None = None) -> str
 
 def shown(spread: Spread, scale: float = 1.0) -> str:
     """`1,234 (1,200-1,260)`; one number where there is one round."""
-    middle, least, most = (_digits(scale * value) for value in (spread.median, spread.least, spread.most))
+    middle, least, most = (digits(scale * value) for value in (spread.median, spread.least, spread.most))
     return middle if least == most else f"{middle} ({least}-{most})"
 
 
-def _digits(value: float) -> str:
+def digits(value: float) -> str:
+    """Three of them, or all before the point."""
     if abs(value) >= 1000:
         return f"{value:,.0f}"
     return f"{value:.1f}" if abs(value) >= 100 else f"{value:.3g}"
