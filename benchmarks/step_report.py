@@ -42,24 +42,26 @@ INTRODUCTION = """
 maskloom beside plain Hugging Face on the same text, one machine, one run. This file is written by the tool (`python
 benchmarks/step.py --report`); how to run it stands in [benchmarks/README.md](../benchmarks/README.md).
 
-- **The step** is what the clock sees: a batch that lies in memory is moved to the device, forward and backward run, gradients
-  are clipped to a norm of 1, torch's fused AdamW steps (two parameter groups), gradients are cleared. maskloom also cuts its
-  rows into flat micro-batches within it, as in training; Hugging Face's batches are collated beforehand. Up to 16 different
-  batches take turns. On a GPU the time is that of events on its stream; compiling and warming up come before, and `graphs
-  compiled` while the clock ran is 0 or said below.
-- **maskloom** runs the engine of `maskloom train` (DeepSpeed: ZeRO 0 in fp32; ZeRO 1 with fp32 master weights in bf16) on
-  packed rows: pieces of documents, each with its `[CLS]` and `[SEP]`, attention within a piece, 15 % of the tokens predicted.
-- **Hugging Face** is `BertForMaskedLM` with `DataCollatorForLanguageModeling`, bf16 by `torch.autocast` over fp32 weights, as
-  its Trainer has it. Its rows are one stream of tokens cut every S slots (run_mlm's `group_texts`), so that none is padded,
-  attention goes across documents and no mask is given, for a mask costs the fastest kernels. `hf-lines` has a document a row,
-  cut and padded to S (`--line_by_line`), with its mask.
+- **The step** is what the clock sees: a batch that lies in memory is moved to the device, forward and backward run,
+  gradients are clipped to a norm of 1, torch's fused AdamW steps (two parameter groups), gradients are cleared.
+  maskloom also cuts its rows into flat micro-batches within it, as in training; Hugging Face's batches are collated
+  beforehand. Up to 16 different batches take turns. On a GPU the time is that of events on its stream; compiling and
+  warming up come before, and `graphs compiled` while the clock ran is 0 or said below.
+- **maskloom** runs the engine of `maskloom train` (DeepSpeed: ZeRO 0 in fp32; ZeRO 1 with fp32 master weights in
+  bf16) on packed rows: pieces of documents, each with its `[CLS]` and `[SEP]`, attention within a piece, 15 % of the
+  tokens predicted.
+- **Hugging Face** is `BertForMaskedLM` with `DataCollatorForLanguageModeling`, bf16 by `torch.autocast` over fp32
+  weights, as its Trainer has it. Its rows are one stream of tokens cut every S slots (run_mlm's `group_texts`), so
+  that none is padded, attention goes across documents and no mask is given, for a mask costs the fastest kernels.
+  `hf-lines` has a document a row, cut and padded to S (`--line_by_line`), with its mask.
 - Both: dropout 0.1 on hidden states, 0 on attention weights (the fast attention has none); a vocabulary of 30,522.
-- **Text tokens** carry text: `[CLS]`, `[SEP]` and padding do not count, for anybody. **FLOPs** are the model's: `72 L h^2 s +
-  12 L h sum(s_i^2) + 6 p (h^2 + h V)`, with s the real tokens (`[CLS]` and `[SEP]` are computed, and count), s_i the pieces
-  and p the predicted tokens; what a system computes beyond them (padding, the head on tokens that nobody predicts) counts for
-  nothing. **MFU** is their share of the device's best matrix product, measured in the same run.
-- **Memory** on a GPU is the most that torch's allocator handed out; on a CPU the most resident memory beyond what the process
-  had before there was a model.
+- **Text tokens** carry text: `[CLS]`, `[SEP]` and padding do not count, for anybody. **FLOPs** are the model's: `72 L
+  h^2 s + 12 L h sum(s_i^2) + 6 p (h^2 + h V)`, with s the real tokens (`[CLS]` and `[SEP]` are computed, and count),
+  s_i the pieces and p the predicted tokens; what a system computes beyond them (padding, the head on tokens that
+  nobody predicts) counts for nothing. **MFU** is their share of the device's best matrix product, measured in the
+  same run.
+- **Memory** on a GPU is the most that torch's allocator handed out; on a CPU the most resident memory beyond what the
+  process had before there was a model.
 - Figures are medians of the rounds (least to most); systems take turns, a process each.
 """
 
@@ -68,13 +70,13 @@ LEFT_OUT = """
 
 What else trains a BERT with masked tokens, and was looked for with pip for this Python and this torch:
 
-- **keras-hub** installs, with TensorFlow; its `BertMaskedLM` runs on torch and has a head on the masked positions. Another
-  framework around other weights: not measured.
-- **mosaicml** (MosaicBERT) does not build; **fairseq2** pins another torch; **intel-extension-for-pytorch** is made for torch
-  2.8.
+- **keras-hub** installs, with TensorFlow; its `BertMaskedLM` runs on torch and has a head on the masked positions.
+  Another framework around other weights: not measured.
+- **mosaicml** (MosaicBERT) does not build; **fairseq2** pins another torch; **intel-extension-for-pytorch** is made
+  for torch 2.8.
 - **megatron-core** installs; its BERT needs a GPU and its own launcher. **liger-kernel** has no BERT.
-- **lightning** and **accelerate** train the module that is measured here. **x-transformers** has an encoder of its own, not
-  BERT's.
+- **lightning** and **accelerate** train the module that is measured here. **x-transformers** has an encoder of its
+  own, not BERT's.
 """
 
 

@@ -36,4 +36,41 @@ def test_limits_come_from_the_fastest_product_and_copy(monkeypatch: pytest.Monke
     monkeypatch.setattr(clock, "COPIED_BYTES", {"cpu": 1000})
     copies = iter([0.5, 0.25, *[1.0] * 8])
     monkeypatch.setattr(clock, "_seconds", lambda device, do: next(copies))
-    assert clock.limits("cpu") == {"flops": 5e9, "bytes_per_s": 2 * 1000 / 0.25}
+    assert clock.measure_limits("cpu", threads=1) == {"flops": 5e9, "bytes_per_s": 2 * 1000 / 0.25}
+
+
+class Stream:
+    """Stands for the stream of a GPU: events take 5 ms each, and nothing is known before it is waited for."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now_ms, self.is_done, self.calls = 0.0, False, []
+        stream = self
+
+        class Event:
+            def __init__(self, enable_timing: bool) -> None:
+                assert enable_timing
+
+            def record(self) -> None:
+                self.at_ms, stream.is_done = stream.now_ms, False
+                stream.now_ms += 5.0
+
+            def elapsed_time(self, end: Event) -> float:
+                assert stream.is_done
+                return end.at_ms - self.at_ms
+
+        monkeypatch.setattr(torch.cuda, "Event", Event)
+        monkeypatch.setattr(torch.cuda, "synchronize", lambda: setattr(self, "is_done", True))
+        for name in ("reset_peak_memory_stats", "empty_cache"):
+            monkeypatch.setattr(torch.cuda, name, lambda name=name: self.calls.append(name))
+        monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 123)
+
+
+def test_on_a_gpu_time_is_that_of_events_and_memory_the_allocators(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = Stream(monkeypatch)
+    timer = clock.Clock("cuda")
+    timer.mark()
+    timer.mark()
+    assert timer.seconds() == [0.005, 0.005]
+    assert clock.Memory("cuda", baseline_bytes=1 << 40).peak_bytes() == 123
+    clock.release("cuda")
+    assert stream.calls == ["reset_peak_memory_stats", "empty_cache"]

@@ -20,7 +20,7 @@ def test_steps_are_measured_and_added_to_the_file(
     text = ("--corpus", corpus_dir, "--tokenizer", tokenizer_dir, "--device", "cpu", "--threads", 1, "--out", out)
     out.parent.mkdir()
     out.write_text(json.dumps({"device": "cpu", "cases": {"other": {}}}))
-    chosen = ("--cases", "tiny", "--systems", ",".join(SYSTEMS), "--steps", 2, "--rounds", 1, "--profile")
+    chosen = ("--cases", "tiny", "--systems", ",".join(SYSTEMS), "--steps", 2, "--rounds", 1)
     printed = succeeds("bench", "step", *chosen, *text)
     results = json.loads(out.read_text())
     assert results["cases"].keys() == {"other", "tiny"}
@@ -35,13 +35,10 @@ def test_steps_are_measured_and_added_to_the_file(
         assert turn["facts"]["all_slots"] == 2 * 8 * 32
         assert turn["facts"]["text_tokens"] < turn["facts"]["slots"] <= turn["facts"]["all_slots"]
         assert turn["graphs_compiled"] == 0
-        parts = system["profile"]["parts"]
-        assert all(parts[part] > 0 for part in ("gemm", "attention", "elementwise", "head", "optimizer"))
-        assert sum(parts.values()) == pytest.approx(system["profile"]["step_s"], rel=0.2)
     assert measured["stamp"]["command"].startswith("maskloom bench step --device cpu --cases tiny --systems")
     assert measured["limits"]["flops"] > 1e6
     out.write_text(json.dumps({"device": "nvidia-h200"}))
-    assert "holds results of another device, nvidia-h200" in fails("bench", "step", *chosen[:-1], *text)
+    assert "holds results of another device, nvidia-h200" in fails("bench", "step", *chosen, *text)
 
 
 @pytest.mark.parametrize(

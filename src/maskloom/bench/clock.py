@@ -80,17 +80,24 @@ def release(device: Device) -> None:
         torch.cuda.empty_cache()
 
 
-def limits(device: Device) -> dict[str, float]:
-    """What the device reaches at best: FLOP/s of a matrix product, bytes/s of a copy (read and written both counted)."""
-    size = COPIED_BYTES[device]
+def measure_limits(device: Device, threads: int) -> dict[str, float]:
+    """What the device reaches at best: FLOP/s of a matrix product, bytes/s of a copy (read and written both counted).
+
+    Args:
+        threads: of torch, on a CPU.
+    """
+    torch.set_num_threads(threads)
+    copied_bytes, copy_s = COPIED_BYTES[device], _copy_seconds(device, COPIED_BYTES[device])
+    flops = max(measured_flops(torch.device(device), PRECISION[device]) for _ in range(PRODUCTS))
+    release(device)
+    return {"flops": flops, "bytes_per_s": 2 * copied_bytes / copy_s}
+
+
+def _copy_seconds(device: Device, size: int) -> float:
+    """Of the fastest copy of so many bytes."""
     source = torch.empty(size, dtype=torch.uint8, device=device).fill_(1)
-    target = torch.empty_like(source)
-    target.copy_(source)  # touches its pages
-    copy_s = min(_seconds(device, lambda: target.copy_(source)) for _ in range(COPIES))
-    return {
-        "flops": max(measured_flops(torch.device(device), PRECISION[device]) for _ in range(PRODUCTS)),
-        "bytes_per_s": 2 * size / copy_s,
-    }
+    target = source.clone()  # touches its pages
+    return min(_seconds(device, lambda: target.copy_(source)) for _ in range(COPIES))
 
 
 def _seconds(device: Device, do: Callable[[], object]) -> float:

@@ -92,14 +92,6 @@ class Process:
         self.answers.put(None)
 
 
-def measure_limits(device: Device, text: Text, threads: int) -> dict[str, float]:
-    """What the device does at best; in a process of its own, so that its memory is free again."""
-    from maskloom.bench.cases import SYSTEMS, TINY
-
-    with Process(Job(SYSTEMS[0], Training(TINY), text, device, threads)) as process:
-        return process.ask("limits")
-
-
 def measure_case(
     case: Case, systems: Sequence[System], text: Text, device: Device, threads: int, profiles: bool, say: Say
 ) -> dict[str, Any]:

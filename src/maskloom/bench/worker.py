@@ -1,9 +1,9 @@
 """The process of one system: it builds, warms up, and then does what it is asked, a line of JSON each.
 
+    {"do": "ready"}                 build the model, make the batches, warm up
     {"do": "turn", "steps": 3}      measure steps, after one that is not measured
     {"do": "profile", "steps": 3}   where their time goes, with batches that are read meanwhile
     {"do": "learn", ...}            train to the end of the schedule; see `learning.py`
-    {"do": "limits"}                what the device does at best
 
 Each answer is a line `RESULT {...}`; it has an `error` where there is none. A process a system, so that neither peak memory
 nor compiled code of one is another's; it lives through all rounds of a case, because to build and compile takes longer than to
@@ -131,11 +131,8 @@ def serve(job: Job) -> None:
         request = json.loads(line)
         what = request.pop("do")
         try:
-            if what == "limits":
-                torch.set_num_threads(job.threads)
-                answer: dict[str, Any] = clock.limits(job.device)
-            elif what == "learn":
-                answer = learn(job, **request)
+            if what == "learn":
+                answer: dict[str, Any] = learn(job, **request)
             elif what == "ready":
                 worker = Worker(job)
                 answer = worker.ready()

@@ -68,15 +68,16 @@ def run(options: argparse.Namespace) -> int:
 
 def _measure_steps(options: argparse.Namespace, device: Device) -> None:
     from maskloom.bench.cases import BERT_VOCABULARY, PRECISION, choose_cases, choose_systems
+    from maskloom.bench.clock import measure_limits
     from maskloom.bench.machine import stamp
     from maskloom.bench.summary import case_table, parts_table
-    from maskloom.bench.turns import measure_case, measure_limits
+    from maskloom.bench.turns import measure_case
 
     cases = choose_cases(options.cases, device)
     cases = [case.changed(options.steps, options.rounds, options.micro_batch_rows) for case in cases]
     systems = {case.name: choose_systems(options.systems, device, case.leaves_out) for case in cases}
     text = _text(options, BERT_VOCABULARY)
-    limits = measure_limits(device, text, options.threads)
+    limits = measure_limits(device, options.threads)
     say(
         f"this device: {limits['flops'] / 1e12:.3g} TFLOP/s {PRECISION[device]}, {limits['bytes_per_s'] / 1e9:.3g} GB/s"
     )
