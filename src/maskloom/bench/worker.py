@@ -23,7 +23,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-import torch._dynamo
+import torch._dynamo.config
+import torch._dynamo.utils
 import torch._inductor.config
 
 from maskloom.bench import clock
@@ -45,6 +46,7 @@ class Worker:
     def __init__(self, job: Job) -> None:
         self.job, self.device = job, job.device
         torch.set_num_threads(job.threads)
+        torch._dynamo.config.fail_on_recompile_limit_hit = True  # in place of going on in eager mode, quietly
         if job.profiles:  # the kernels that Inductor writes for a CPU are silent otherwise; it costs a microsecond each
             torch._inductor.config.cpp.enable_kernel_profile = True
         self.baseline_bytes = clock.resident_bytes()
