@@ -116,7 +116,7 @@ SYSTEMS = (
         True,
         "maskloom, compiled with CUDA graphs",
         "packed",
-        "eager",
+        "compile",
         compiles="reduce-overhead",
         devices=("cuda",),
     ),

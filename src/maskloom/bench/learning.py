@@ -27,7 +27,6 @@ from maskloom.errors import UserError
 from maskloom.model.bert import MaskedLM
 from maskloom.tokenizer import Tokenizer
 from maskloom.train.evaluation import evaluate
-from maskloom.train.schedule import learning_rate
 
 EVALUATION_ROWS = 64
 
@@ -96,6 +95,11 @@ def learn(job: Job, warmup_steps: int, evaluate_every: int) -> dict[str, Any]:
             curve.append((step, tokens, seconds, judge.loss(trained)))
             resumed_s = time.perf_counter()
     return {"curve": curve, "start_s": start_s}
+
+
+def learning_rate(step: int, highest: float, warmup_steps: int, total_steps: int) -> float:
+    """Of a step that counts from 1: linear warm-up, then linear decay that would be 0 one step after the last."""
+    return highest * min(step / warmup_steps, (total_steps + 1 - step) / (total_steps + 1 - warmup_steps))
 
 
 class Judge:

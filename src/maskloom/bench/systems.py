@@ -1,8 +1,8 @@
 """A training step of maskloom and one of plain Hugging Face, behind one interface.
 
 What both do in a step: move the batch to the device, forward and backward of every micro-batch, clip the gradients' norm
-to 1, AdamW (torch's fused one) with two parameter groups, clear the gradients. Both start from random weights, with
-dropout 0.1 on hidden states and none on attention weights.
+to 1, AdamW with two parameter groups (torch's fused one for Hugging Face), clear the gradients. Both start from random
+weights, with dropout 0.1 on hidden states and none on attention weights.
 
 - maskloom: the engine of a training run (DeepSpeed: ZeRO 0 in fp32, ZeRO 1 with fp32 master weights in bf16), fed with
   rows of our stream; cutting rows into flat micro-batches is part of its step, as it is in training.
@@ -39,7 +39,6 @@ from maskloom.distributed import World
 from maskloom.model.bert import MaskedLM, build_model
 from maskloom.tokenizer import Tokenizer
 from maskloom.train.loop import deepspeed_settings, phase_layouts
-from maskloom.train.optim import parameter_groups
 
 RATE = 0.15  # share of the tokens that are predicted
 ENDLESS = 1_000_000  # steps: no measurement comes to the end of its text
@@ -132,10 +131,10 @@ class Loom:
         (self.layout,) = phase_layouts(self.config, self.plan, self.world)
         self.capacity = self.plan.capacity(0)
         model = first_model(training, tokenizer)
-        if system.compiles:
-            model.compile(dynamic=False, mode=system.compiles)
         self.engine = build_engine(self.config, model, deepspeed_settings(self.config, self.plan, self.world))
         self.module = self.engine.module
+        if system.compiles:  # in place of how `engine.kernels` compiles; nothing has run yet
+            self.module.compile(dynamic=False, mode=system.compiles)
         self.total_loss = torch.zeros((), dtype=torch.float64, device=self.device)
         self.number = 0
 
@@ -188,7 +187,7 @@ class HuggingFace:
         optimizer = run_config(system, training, text, device).optimizer
         self.clipping = optimizer.gradient_clipping
         self.optimizer = torch.optim.AdamW(
-            parameter_groups(self.module, optimizer.weight_decay),
+            _groups(self.module, optimizer.weight_decay),
             lr=training.lr,
             betas=(optimizer.beta1, optimizer.beta2),
             eps=optimizer.eps,
@@ -380,6 +379,13 @@ def run_config(system: System, training: Training, text: Text, device: Device) -
         },
     }
     return parse_config(tree, f"the case {case.name}")
+
+
+def _groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """No decay on biases and LayerNorm."""
+    matrices = [parameter for parameter in module.parameters() if parameter.ndim > 1]
+    vectors = [parameter for parameter in module.parameters() if parameter.ndim == 1]
+    return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
 
 
 def _widened(tokenizer: Tokenizer, vocab_size: int) -> Tokenizer:
