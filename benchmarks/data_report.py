@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import statistics
-import textwrap
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
-from xml.sax.saxutils import escape
+
+from page import draw_bars, draw_lines, wrapped
 
 M = 1e6
 MIB = 1 << 20
-WIDTH = 120
-COLOURS = ("#1f6feb", "#d1495b", "#2e8b57", "#8a5cd1", "#c77d0a", "#6b7280")
 OURS, TUNED = "steps of 256 rows", ("tuned", "steps of 256 rows")
 
 
@@ -32,7 +30,7 @@ def write(results: dict[str, Any], docs: Path) -> None:
             parts.append(section(results[name]["result"], docs))
     parts.append(_stamps({name: results[name] for name in sections if name in results}))
     lines = "\n\n".join(part.strip() for part in parts).split("\n")
-    (docs / "benchmarks-data.md").write_text("\n".join(map(_wrapped, lines)) + "\n", encoding="utf-8")
+    (docs / "benchmarks-data.md").write_text("\n".join(map(wrapped, lines)) + "\n", encoding="utf-8")
 
 
 INTRODUCTION = """
@@ -68,7 +66,7 @@ def _rates(result: dict[str, Any], docs: Path) -> str:
             )
         text.append(_rate_table([run for run in runs if run["tokenised"] == tokenised], None if tokenised else alone))
         text.append(_verdict([run for run in runs if run["tokenised"] == tokenised], None if tokenised else alone))
-    _bars(
+    draw_bars(
         docs / "benchmarks-data-rates.svg",
         "M text tokens/s a core (2 readers, files in the page cache)",
         [
@@ -246,7 +244,7 @@ def _memory(result: dict[str, Any], docs: Path) -> str:
         rows.append(
             [kind, f"{points[-1][0]:,}", f"{points[0][1]:.0f}", f"{late[0]:.0f}", f"{max(late):.0f}", f"{late[-1]:.0f}"]
         )
-    _lines(docs / "benchmarks-data-memory.svg", "resident memory, MiB, over blocks read", lines)
+    draw_lines(docs / "benchmarks-data-memory.svg", "resident memory, MiB, over blocks read", lines)
     head = ["MiB", "blocks", "at the start", "after a tenth", "most from there", "at the end"]
     return "\n\n".join(
         ["## Memory over time", "Resident memory of one process that reads, tokenises, packs and masks.", _table(head, rows),
@@ -307,22 +305,6 @@ def _stamps(results: dict[str, Any]) -> str:
     return "\n".join([lines[0], "", *lines[1:]])
 
 
-def _wrapped(line: str) -> str:
-    """Prose at 120 characters a line; tables stay as they are."""
-    if len(line) <= WIDTH or line.startswith(("|", "![")):
-        return line
-    indent = len(line) - len(line.lstrip(" "))
-    hanging = indent + 2 if line.lstrip().startswith("- ") else indent
-    return textwrap.fill(
-        line,
-        WIDTH,
-        subsequent_indent=" " * hanging,
-        break_on_hyphens=False,
-        break_long_words=False,
-        drop_whitespace=True,
-    )
-
-
 # Figures of runs.
 
 
@@ -363,52 +345,3 @@ def _mib(size: float) -> str:
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-# Plots, as SVG without a library.
-
-
-def _bars(file: Path, title: str, groups: Sequence[tuple[str, Sequence[tuple[str, float]]]]) -> None:
-    """Horizontal bars, each group on a scale of its own."""
-    parts, y = [_text(10, 22, title, 15)], 50
-    for group, bars in groups:
-        parts.append(_text(10, y, group, 13))
-        most = max([value for _, value in bars] or [1.0]) or 1.0
-        for name, value in bars:
-            y += 24
-            colour = COLOURS[0] if name == "maskloom" else COLOURS[5]
-            parts.append(_text(20, y + 4, name, 12))
-            parts.append(f'<rect x="120" y="{y - 9}" width="{440 * value / most:.1f}" height="16" fill="{colour}"/>')
-            parts.append(_text(126 + 440 * value / most, y + 4, f"{value:.2f}", 12))
-        y += 40
-    _svg(file, 640, y - 10, parts)
-
-
-def _lines(file: Path, title: str, lines: Sequence[tuple[str, Sequence[tuple[float, float]]]]) -> None:
-    """Lines from the origin of both axes."""
-    width, height, left, top = 640, 300, 60, 40
-    most_x = max((x for _, points in lines for x, _ in points), default=1) or 1
-    most_y = 1.2 * max((y for _, points in lines for _, y in points), default=1)
-    parts = [_text(10, 22, title, 15)]
-    inner_w, inner_h = width - left - 20, height - top - 30
-    for tick in range(5):
-        y = top + inner_h * (1 - tick / 4)
-        parts.append(f'<line x1="{left}" y1="{y:.1f}" x2="{width - 20}" y2="{y:.1f}" stroke="#d0d0d0"/>')
-        parts.append(_text(8, y + 4, f"{most_y * tick / 4:,.0f}", 11))
-        parts.append(_text(left + inner_w * tick / 4 - 12, height - 10, f"{most_x * tick / 4:,.0f}", 11))
-    for number, (name, points) in enumerate(lines):
-        path = " ".join(f"{left + inner_w * x / most_x:.1f},{top + inner_h * (1 - y / most_y):.1f}" for x, y in points)
-        parts.append(f'<polyline fill="none" stroke="{COLOURS[number]}" stroke-width="2" points="{path}"/>')
-        parts.append(_text(left + 20 + 120 * number, top + 14, name, 12, COLOURS[number]))
-    _svg(file, width, height, parts)
-
-
-def _text(x: float, y: float, text: str, size: int, colour: str = "#444444") -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" font-family="sans-serif" font-size="{size}" fill="{colour}">{escape(text)}</text>'
-
-
-def _svg(file: Path, width: int, height: int, parts: Sequence[str]) -> None:
-    box = f'xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}"'
-    file.write_text(
-        "\n".join([f"<svg {box}>", f'<rect width="{width}" height="{height}" fill="white"/>', *parts, "</svg>\n"])
-    )

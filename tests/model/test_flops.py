@@ -152,13 +152,13 @@ def test_peak_of_a_cpu_is_measured_and_a_given_one_is_taken() -> None:
 
 
 def test_measured_peak_is_no_less_than_a_product_reaches(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a clock of ours: the first product, of side 256, takes more than 20 ms, so that it stays at that; the best of the
-    repetitions counts."""
+    """With a clock of ours: of the products of side 256 one is held up and the best takes 5 ms, too short to be the size; the
+    best of side 512 takes 30 ms, and so it is the size, of which a repetition takes 25 ms."""
     from maskloom.model import flops
 
-    times = iter([1.0, 0.256, 0.3, 0.128, 0.2])
+    times = iter([1.0, 0.5, 0.005, 0.006, 1.0, 0.04, 0.03, 0.5, 0.031, 0.025, 0.3, 0.04, 0.05])
     monkeypatch.setattr(flops, "_seconds_of_product", lambda matrix: next(times))
-    assert measured_flops(torch.device("cpu"), "fp32") == pytest.approx(2 * 256**3 / 0.128)
+    assert measured_flops(torch.device("cpu"), "fp32") == pytest.approx(2 * 512**3 / 0.025)
 
 
 def test_measuring_leaves_the_random_state() -> None:

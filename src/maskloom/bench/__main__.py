@@ -1,0 +1,11 @@
+"""What `turns.py` starts, once a system: `python -m maskloom.bench JOB`."""
+
+from __future__ import annotations
+
+import sys
+
+if __name__ == "__main__":  # reader processes import this module again: what is heavy comes after that point
+    from maskloom.bench.jobs import Job
+    from maskloom.bench.worker import serve
+
+    serve(Job.loads(sys.argv[1]))

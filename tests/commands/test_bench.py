@@ -1,0 +1,61 @@
+"""`maskloom bench`: two systems measured and kept, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from .conftest import Command
+
+SYSTEMS = ("maskloom-eager", "hf-sdpa")
+
+
+def test_steps_are_measured_and_added_to_the_file(
+    corpus_dir: Path, tokenizer_dir: Path, tmp_path: Path, succeeds: Command, fails: Command
+) -> None:
+    out = tmp_path / "results" / "step.json"
+    text = ("--corpus", corpus_dir, "--tokenizer", tokenizer_dir, "--device", "cpu", "--threads", 1, "--out", out)
+    out.parent.mkdir()
+    out.write_text(json.dumps({"device": "cpu", "cases": {"other": {}}}))
+    chosen = ("--cases", "tiny", "--systems", ",".join(SYSTEMS), "--steps", 2, "--rounds", 1)
+    printed = succeeds("bench", "step", *chosen, *text)
+    results = json.loads(out.read_text())
+    assert results["cases"].keys() == {"other", "tiny"}
+    measured = results["cases"]["tiny"]
+    assert tuple(measured["systems"]) == SYSTEMS
+    assert not measured["failures"]
+    for name, system in measured["systems"].items():
+        assert f"`{name}`" in printed
+        (turn,) = system["turns"]
+        assert len(turn["step_s"]) == 2
+        assert turn["facts"]["rows"] == 2 * 8
+        assert turn["facts"]["all_slots"] == 2 * 8 * 32
+        assert turn["facts"]["text_tokens"] < turn["facts"]["slots"] <= turn["facts"]["all_slots"]
+        assert turn["graphs_compiled"] == 0
+    assert measured["stamp"]["command"].startswith("maskloom bench step --device cpu --cases tiny --systems")
+    assert measured["limits"]["flops"] > 1e6
+    out.write_text(json.dumps({"device": "nvidia-h200"}))
+    assert "holds results of another device, nvidia-h200" in fails("bench", "step", *chosen, *text)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("step", "--seeds", "2"), "--seeds is for `maskloom bench loss`"),
+        (("loss", "--profile"), "--profile is for `maskloom bench step`"),
+        (("loss", "--micro-batch-rows", "4"), "--micro-batch-rows is for `maskloom bench step`"),
+        (("step", "--corpus", "data"), "--corpus and --tokenizer go together"),
+        (("step", "--device", "cpu", "--cases", "huge"), "--cases huge: on a CPU there are mini-128"),
+        (("loss", "--device", "cpu", "--steps", "5"), "--steps 5: the warm-up alone takes 100 steps"),
+        (("step", "--device", "cuda"), "torch finds no GPU here"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_what_does_not_fit_is_refused(
+    arguments: tuple[str, ...], message: str, fails: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert message in fails("bench", *arguments)
