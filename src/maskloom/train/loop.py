@@ -33,6 +33,7 @@ from maskloom.train.engine import (
     deepspeed_config,
     device_of,
     loss_scale,
+    optimizer_title,
     resolve_precision,
     start_distributed,
 )
@@ -207,9 +208,7 @@ class Trainer:
             accumulate(self.engine, loss * scale, is_last=number == len(buckets) - 1)
             sums += torch.stack([loss.detach().double(), hits.double()])
         self._since_logged += torch.stack([sums[0], counts[0].double()])
-        lr = learning_rate(
-            batch.number + 1, self.config.optimizer.lr, self.config.optimizer.warmup_steps, self.plan.total_steps
-        )
+        lr = learning_rate(batch.number + 1, self.config.optimizer, self.config.schedules)
         norm = apply_gradients(self.engine, lr)
         self.step = batch.number + 1
         self._tokens += counts[1]
@@ -303,6 +302,7 @@ class Trainer:
             f"engine: {self.world.size} rank(s) on {self.device.type}, {engine.precision}, ZeRO {engine.zero_stage}, "
             f"{engine.kernels}, {torch.get_num_threads()} thread(s) a rank"
         )
+        say(f"optimizer: {optimizer_title(self.engine)}, schedule {self.config.optimizer.schedule}")
         for number, (phase, layout) in enumerate(zip(self.config.phases, self.layouts, strict=True)):
             waste = f", {layout.waste:.1%} of the rows are filling" if layout.waste else ""
             say(
