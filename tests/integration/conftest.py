@@ -22,7 +22,7 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def _rank(config: str, rank: int, size: int, port: int, log: str, fake_fp16: bool) -> None:
+def _rank(config: str, rank: int, size: int, port: int, log: str, fake_fp16: bool, compiles: bool) -> None:
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(output, 1)
     os.dup2(output, 2)
@@ -40,6 +40,8 @@ def _rank(config: str, rank: int, size: int, port: int, log: str, fake_fp16: boo
         from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
 
         CPU_Accelerator.is_fp16_supported = lambda self: True
+    if not compiles:
+        torch.compiler.set_stance("force_eager")
     from maskloom.train.__main__ import main
 
     os._exit(main([config]))
@@ -52,13 +54,13 @@ def run_ranks(tmp_path: Path) -> Callable[..., str]:
     The ranks fork from a server that has imported everything already: what costs ten seconds otherwise.
     """
 
-    def run(config: Path, size: int = 1, fake_fp16: bool = False, expect: int = 0) -> str:
+    def run(config: Path, size: int = 1, fake_fp16: bool = False, expect: int = 0, compiles: bool = True) -> str:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["maskloom.train.loop", "torch.utils.tensorboard"])
         log, port = tmp_path / "output.log", free_port()
         log.unlink(missing_ok=True)
         ranks = [
-            context.Process(target=_rank, args=(str(config), rank, size, port, str(log), fake_fp16))
+            context.Process(target=_rank, args=(str(config), rank, size, port, str(log), fake_fp16, compiles))
             for rank in range(size)
         ]
         for rank in ranks:

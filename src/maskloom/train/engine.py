@@ -19,7 +19,7 @@ import pickle
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 from unittest import mock
 
 import torch
@@ -94,10 +94,15 @@ def deepspeed_config(
     """
     precision = resolve_precision(config.engine.precision)
     stage = config.engine.zero_stage
-    if precision != "fp32" and stage == 0 and accumulates:
+    if precision == "bf16" and stage == 0 and accumulates:
         raise UserError(
-            f"engine.zero_stage 0 with {precision} would accumulate gradients in {precision} and lose precision: set "
-            "engine.zero_stage=1, or raise phases.N.micro_batch_rows until a step is one micro-batch"
+            "engine.zero_stage 0 with bf16 would accumulate gradients in bf16 and lose precision: set engine.zero_stage=1, "
+            "or raise phases.N.micro_batch_rows until a step is one micro-batch"
+        )
+    if precision == "fp16" and stage == 0:
+        raise UserError(
+            "engine.zero_stage 0 does not go with fp16: DeepSpeed divides the gradients by the loss scale there, but does not "
+            "scale the loss. Set engine.zero_stage=1"
         )
     offloads = (
         config.deepspeed.get("zero_optimization", {}).get("offload_optimizer", {}).get("device", "none") != "none"
@@ -106,6 +111,12 @@ def deepspeed_config(
         raise UserError(
             f"deepspeed.zero_optimization.offload_optimizer does not go with optimizer.name {config.optimizer.name}: remove "
             "it, or set optimizer.name=adamw"
+        )
+    if config.optimizer.name == "muon" and stage == 2 and precision != "fp32" and accumulates:
+        raise UserError(
+            f"engine.zero_stage 2 does not go with optimizer.name muon, {precision} and several micro-batches a step: DeepSpeed "
+            "loses the gradients of what AdamW moves. Set engine.zero_stage=1 or 3, or raise phases.N.micro_batch_rows until "
+            "a step is one micro-batch"
         )
     if config.optimizer.name == "muon" and universal:
         raise UserError(
@@ -242,7 +253,7 @@ def apply_gradients(engine: Any, lr: float) -> float:
 
 def loss_scale(engine: Any) -> float | None:
     """The dynamic loss scale of fp16, None in other precisions."""
-    return float(engine.optimizer.loss_scale) if engine.fp16_enabled() else None
+    return float(engine.optimizer.cur_scale) if engine.fp16_enabled() else None
 
 
 @contextlib.contextmanager
@@ -304,12 +315,26 @@ def full_precision_weights(folder: Path) -> dict[str, torch.Tensor]:
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
     with safe_loading(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        if any(folder.glob("*zero_pp_rank_*optim_states.pt")):
+        parts = sorted(folder.glob("*zero_pp_rank_*optim_states.pt"), key=_rank_of)
+        if parts and "zero_stage" not in _optimizer_state(parts[0]):
+            weights = _bf16_optimizer_weights(folder / "mp_rank_00_model_states.pt", parts)
+        elif parts:
             weights = get_fp32_state_dict_from_zero_checkpoint(str(folder.parent), folder.name)
         else:
             file = folder / "mp_rank_00_model_states.pt"
             weights = torch.load(file, map_location="cpu", weights_only=True)["module"]
     return {name: tensor.float().contiguous() for name, tensor in weights.items()}
+
+
+def own_part(parameter: Any) -> torch.Tensor:
+    """The elements of a parameter that this rank holds: all, or under ZeRO 3 its share without what pads it, as a vector.
+
+    What pads a share is memory that nobody wrote: it may hold anything.
+    """
+    if not hasattr(parameter, "ds_tensor"):
+        return cast(torch.Tensor, parameter)
+    share: torch.Tensor = parameter.ds_tensor.flatten()
+    return share[: max(0, min(len(share), parameter.ds_numel - torch.distributed.get_rank() * len(share)))]
 
 
 def convert_to_universal(folder: Path, out: Path) -> None:
@@ -343,11 +368,9 @@ def _place_tensors(engine: Any) -> None:
         for vector, tensors in zip(wrapper.fp32_partitioned_groups_flat, wrapper.fp16_groups, strict=True):
             pieces, start = [], 0
             for number, tensor in enumerate(tensors):
-                share = tensor.partition_numel()
-                held = min(share, tensor.ds_numel - torch.distributed.get_rank() * share)  # the rest is padding
-                if held > 0:
+                if held := len(own_part(tensor)):
                     pieces.append(Piece(number, start, held))
-                start += share
+                start += tensor.partition_numel()
             placings[vector] = Placing(len(tensors), tuple(pieces))
     else:
         groups = wrapper.bf16_groups if hasattr(wrapper, "bf16_groups") else wrapper.bit16_groups
@@ -360,6 +383,28 @@ def _place_tensors(engine: Any) -> None:
             pieces = [Piece(number, address.start, address.numel) for number, address in found]
             placings[group["params"][0]] = Placing(len(tensors), tuple(pieces))
     optimizer.place(placings)
+
+
+def _bf16_optimizer_weights(model_file: Path, parts: list[Path]) -> dict[str, torch.Tensor]:
+    """The weights of a checkpoint of DeepSpeed's BF16_Optimizer (bf16 at stage 1 with accumulation), which its own function
+    does not know: a group's vectors of all ranks, one after the other, are its tensors, one after the other."""
+    vectors = [_optimizer_state(part)["single_partition_of_fp32_groups"] for part in parts]
+    model = torch.load(model_file, map_location="cpu", mmap=True)
+    weights: dict[str, torch.Tensor] = {}
+    for shapes, group in zip(model["param_shapes"], zip(*vectors, strict=True), strict=True):
+        vector, start = torch.cat(group).detach(), 0
+        for name, shape in shapes.items():
+            weights[name] = vector[start : start + shape.numel()].view(shape)
+            start += shape.numel()
+    return weights | {alias: weights[name] for alias, name in model["shared_params"].items()}
+
+
+def _optimizer_state(file: Path) -> Any:
+    return torch.load(file, map_location="cpu", mmap=True)["optimizer_state_dict"]
+
+
+def _rank_of(file: Path) -> int:
+    return int(file.name.split("_pp_rank_")[1].split("_")[0])
 
 
 def _clashes(derived: dict[str, Any], given: dict[str, Any], prefix: str = "") -> list[str]:
