@@ -7,11 +7,12 @@ list). Unknown keys are errors that name the nearest right one, and all errors a
 from __future__ import annotations
 
 import difflib
+import itertools
 import types
 import typing
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import pydantic
 import yaml
@@ -182,6 +183,25 @@ SHAPE_FIELDS = {
 }
 
 
+class BatchWarmup(Section):
+    """The global batch of a phase grows linearly with the step, by whole multiples of `data.lanes` rows: small batches make
+    the most of a token early on (McCandlish et al., 2018; Brown et al., 2020, grew GPT-3's in the same way)."""
+
+    from_rows: PositiveInt
+    """Global batch of the phase's first step, in rows."""
+    steps: PositiveInt
+    """Steps until `global_batch_rows` is reached."""
+
+
+class RewarmUp(Section):
+    """The learning rate's schedule begins anew with a phase, as in the second phase of You et al. (2019)."""
+
+    lr: PositiveFloat
+    """Highest learning rate from here on, in place of `optimizer.lr`."""
+    warmup_steps: NonNegativeInt = 0
+    """Steps of linear warm-up from 0, counted from the phase's first."""
+
+
 class Phase(Section):
     """A stretch of the run with one sequence length and one global batch."""
 
@@ -197,21 +217,93 @@ class Phase(Section):
     """Share of the tokens predicted in this phase, in place of `masking.rate` and `masking.final_rate`."""
     weights: tuple[Annotated[float, Field(ge=0.0, le=LARGEST_WEIGHT)], ...] | None = None
     """Weights of the corpora in this phase, in the order of `data.train`."""
+    batch_warmup: BatchWarmup | None = None
+    """Growth of the global batch at the beginning of the phase. Left out: it is `global_batch_rows` from the first step."""
+    rewarm_up: RewarmUp | None = None
+    """A schedule of its own from this phase on. Left out: the schedule before goes on."""
+
+    @pydantic.model_validator(mode="after")
+    def _growth(self) -> Phase:
+        if not self.batch_warmup:
+            return self
+        wrong = []
+        if self.batch_warmup.from_rows >= self.global_batch_rows:
+            wrong.append(
+                f"batch_warmup.from_rows {self.batch_warmup.from_rows} must be less than global_batch_rows "
+                f"{self.global_batch_rows}: lower it, or leave batch_warmup out"
+            )
+        if self.batch_warmup.steps >= self.steps:
+            wrong.append(
+                f"batch_warmup.steps {self.batch_warmup.steps} must be less than the phase's {self.steps} steps, so that "
+                "global_batch_rows is reached"
+            )
+        if wrong:
+            raise ValueError("\n".join(wrong))
+        return self
+
+
+class Muon(Section):
+    """What Muon does with the matrices of the encoder layers (as DeepSpeed has it)."""
+
+    lr: PositiveFloat | None = None
+    """Their highest learning rate; a step of 1 moves all singular directions by about 1. Left out: `optimizer.lr`, which
+    the other parameters have."""
+    momentum: BelowOne = 0.95
+    """Nesterov momentum."""
+    ns_method: Literal["gram", "standard"] = "gram"
+    """Newton-Schulz iteration over the matrix (`standard`) or, cheaper where it is oblong, over its Gram matrix."""
 
 
 class Optimizer(Section):
-    """AdamW (Loshchilov & Hutter, 2019); no decay on biases and LayerNorm."""
+    """AdamW (Loshchilov & Hutter, 2019), LAMB (You et al., 2019) or Muon (Jordan et al., 2024); no weight decay on biases
+    and LayerNorm. Muon moves the matrices of the encoder layers, and AdamW the rest."""
 
+    name: Literal["adamw", "lamb", "muon"] = "adamw"
     lr: PositiveFloat = 1e-4
     """Highest learning rate, reached at the end of the warm-up."""
+    schedule: Literal["linear", "cosine", "wsd", "polynomial"] = "linear"
+    """How the rate falls after the warm-up; `wsd` holds it until the last `decay_steps`, which fall linearly."""
     warmup_steps: NonNegativeInt = 0
-    """Steps of linear warm-up from 0; the linear decay to 0 takes the rest of the run."""
+    """Steps of linear warm-up from 0; the decay takes the rest of the run."""
+    final_lr_share: Share = 0.0
+    """Share of the highest rate that the decay goes to; it would be reached one step after the last."""
+    decay_steps: PositiveInt | None = None
+    """Of schedule wsd: steps of the decay at the end of the run."""
+    power: PositiveFloat | None = None
+    """Of schedule polynomial: exponent of the decay; 1 is linear."""
     beta1: BelowOne = 0.9
     beta2: BelowOne = 0.98
     eps: PositiveFloat = 1e-6
+    muon: Muon | None = None
+    """Of name muon: what the matrices have for themselves."""
     weight_decay: NonNegativeFloat = 0.01
     gradient_clipping: NonNegativeFloat = 1.0
     """Largest global gradient norm; 0 does not clip."""
+
+    @pydantic.model_validator(mode="after")
+    def _belong_together(self) -> Optimizer:
+        wrong = []
+        if self.muon is not None and self.name != "muon":
+            wrong.append(f"muon means nothing for name {self.name}: remove it, or set name to muon")
+        for schedule, (key, example) in SCHEDULE_KEYS.items():
+            is_given = getattr(self, key) is not None
+            if is_given and self.schedule != schedule:
+                wrong.append(
+                    f"{key} means nothing for schedule {self.schedule}: remove it, or set schedule to {schedule}"
+                )
+            if not is_given and self.schedule == schedule:
+                wrong.append(f"schedule {schedule} needs {key}: set it, for example to {example}")
+        if self.name == "muon" and self.gradient_clipping:
+            wrong.append(
+                "name muon needs gradient_clipping 0: DeepSpeed clips by a norm that is taken after the updates were "
+                "orthogonalised, and would shrink them all. Set gradient_clipping=0"
+            )
+        if wrong:
+            raise ValueError("\n".join(wrong))
+        return self
+
+
+SCHEDULE_KEYS = {"wsd": ("decay_steps", "a tenth of the run's steps"), "polynomial": ("power", "0.5")}
 
 
 class Evaluation(Section):
@@ -274,6 +366,24 @@ class Engine(Section):
         return self
 
 
+class Stretch(NamedTuple):
+    """Steps over which one schedule of the learning rate holds.
+
+    Attributes:
+        phase: number of the phase that it begins with.
+        first_step: steps of the run before it.
+        steps: its length.
+        lr: its highest learning rate.
+        warmup_steps: steps of its warm-up.
+    """
+
+    phase: int
+    first_step: int
+    steps: int
+    lr: float
+    warmup_steps: int
+
+
 class RunConfig(Section):
     run_dir: str
     """Folder of the run. A run that exists there is resumed."""
@@ -307,15 +417,29 @@ class RunConfig(Section):
     def total_steps(self) -> int:
         return sum(phase.steps for phase in self.phases)
 
+    @property
+    def schedules(self) -> tuple[Stretch, ...]:
+        """The stretches of the run in which one schedule of the learning rate holds, in their order."""
+        starts = [0, *(number for number, phase in enumerate(self.phases) if number and phase.rewarm_up)]
+        stretches = []
+        for start, end in itertools.pairwise([*starts, len(self.phases)]):
+            own = self.phases[start].rewarm_up if start else None
+            lr, warmup_steps = (own or self.optimizer).lr, (own or self.optimizer).warmup_steps
+            first, steps = (
+                sum(phase.steps for phase in part) for part in (self.phases[:start], self.phases[start:end])
+            )
+            stretches.append(Stretch(start, first, steps, lr, warmup_steps))
+        return tuple(stretches)
+
     @pydantic.model_validator(mode="after")
     def _across(self) -> RunConfig:
-        wrong: list[str] = []
-        if self.optimizer.warmup_steps >= self.total_steps:
-            wrong.append(
-                f"optimizer.warmup_steps {self.optimizer.warmup_steps} must be less than the run's "
-                f"{self.total_steps} steps (the sum of phases.N.steps)"
-            )
+        wrong: list[str] = self._schedule_faults()
         for number, phase in enumerate(self.phases):
+            if self.data.lanes and phase.batch_warmup and phase.batch_warmup.from_rows % self.data.lanes:
+                wrong.append(
+                    f"phases.{number}.batch_warmup.from_rows {phase.batch_warmup.from_rows} is no multiple of data.lanes "
+                    f"{self.data.lanes}: each lane gives the same number of rows a step; change one of them"
+                )
             if self.data.lanes and phase.global_batch_rows % self.data.lanes:
                 wrong.append(
                     f"phases.{number}.global_batch_rows {phase.global_batch_rows} is no multiple of data.lanes "
@@ -345,6 +469,25 @@ class RunConfig(Section):
         if wrong:
             raise ValueError("\n".join(wrong))
         return self
+
+    def _schedule_faults(self) -> list[str]:
+        """What is wrong with the lengths of warm-ups and decays."""
+        wrong = []
+        for number, stretch in enumerate(self.schedules):
+            said = f"phases.{stretch.phase}.rewarm_up." if number else "optimizer."
+            steps = f"the run's {stretch.steps} steps" if len(self.schedules) == 1 else f"its {stretch.steps} steps"
+            if stretch.warmup_steps >= stretch.steps:
+                wrong.append(
+                    f"{said}warmup_steps {stretch.warmup_steps} must be less than {steps} (the sum of phases.N.steps)"
+                )
+            elif stretch.warmup_steps + (self.optimizer.decay_steps or 0) > stretch.steps:
+                wrong.append(
+                    f"{said}warmup_steps {stretch.warmup_steps} and optimizer.decay_steps {self.optimizer.decay_steps} are "
+                    f"together more than {steps}: lower one of them"
+                )
+        if self.phases[0].rewarm_up:
+            wrong.append("phases.0.rewarm_up: the first phase has optimizer.lr and optimizer.warmup_steps: set those")
+        return wrong
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:

@@ -22,7 +22,7 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def _rank(configs: list[str], rank: int, size: int, port: int, log: str, fake_fp16: bool) -> None:
+def _rank(configs: list[str], rank: int, size: int, port: int, log: str, fake_fp16: bool, compiles: bool) -> None:
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(output, 1)
     os.dup2(output, 2)
@@ -40,6 +40,8 @@ def _rank(configs: list[str], rank: int, size: int, port: int, log: str, fake_fp
         from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
 
         CPU_Accelerator.is_fp16_supported = lambda self: True
+    if not compiles:
+        torch.compiler.set_stance("force_eager")
     from maskloom.train.__main__ import main
 
     codes = (main([config]) for config in configs)
@@ -47,7 +49,13 @@ def _rank(configs: list[str], rank: int, size: int, port: int, log: str, fake_fp
 
 
 def train_in_ranks(
-    configs: Sequence[Path], size: int, log: Path, fake_fp16: bool = False, expect: int = 0, timeout_s: float = 240
+    configs: Sequence[Path],
+    size: int,
+    log: Path,
+    fake_fp16: bool = False,
+    expect: int = 0,
+    timeout_s: float = 240,
+    compiles: bool = True,
 ) -> str:
     """Train configuration files one after the other, in the same `size` processes; returns their output, and fails where
     one of them fails.
@@ -58,7 +66,10 @@ def train_in_ranks(
     context.set_forkserver_preload(["maskloom.train.loop", "torch.utils.tensorboard"])
     log.unlink(missing_ok=True)
     port, names = free_port(), [str(config) for config in configs]
-    ranks = [context.Process(target=_rank, args=(names, rank, size, port, str(log), fake_fp16)) for rank in range(size)]
+    ranks = [
+        context.Process(target=_rank, args=(names, rank, size, port, str(log), fake_fp16, compiles))
+        for rank in range(size)
+    ]
     for rank in ranks:
         rank.start()
     for rank in ranks:
@@ -74,8 +85,8 @@ def train_in_ranks(
 def run_ranks(tmp_path: Path) -> Callable[..., str]:
     """Train a configuration file with `size` ranks: see `train_in_ranks`."""
 
-    def run(config: Path, size: int = 1, fake_fp16: bool = False, expect: int = 0) -> str:
-        return train_in_ranks([config], size, tmp_path / "output.log", fake_fp16, expect)
+    def run(config: Path, size: int = 1, fake_fp16: bool = False, expect: int = 0, compiles: bool = True) -> str:
+        return train_in_ranks([config], size, tmp_path / "output.log", fake_fp16, expect, compiles=compiles)
 
     return run
 

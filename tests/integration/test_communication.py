@@ -15,6 +15,7 @@ import torch
 import yaml
 from transformers import BertConfig
 
+from maskloom.config import Optimizer
 from maskloom.model.bert import MaskedLM
 from maskloom.tokenizer import load_tokenizer
 from maskloom.train.optim import parameter_groups
@@ -133,7 +134,7 @@ def expected_bytes(case: Case, model: MaskedLM) -> tuple[int, int]:
     that uses it: the embedding matrix has two.
     """
     sizes = [parameter.numel() for parameter in model.parameters()]
-    groups = [sum(part.numel() for part in group["params"]) for group in parameter_groups(model, 0.01)]
+    groups = [sum(part.numel() for part in group["params"]) for group in parameter_groups(model, Optimizer())]
     flat = sum(up_to(size, 2 * RANKS) for size in groups)
     parts = sum(up_to(size, RANKS) for size in sizes)
     assert flat > sum(sizes) and parts > sum(sizes), "there is padding to be counted"

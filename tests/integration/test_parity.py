@@ -42,13 +42,13 @@ def hugging_face_losses(config: RunConfig, order: Sequence[int]) -> np.ndarray:
     model = BertForMaskedLM(build_model(config.model, plan.tokenizer, config.seed)[0].config)
     model.load_state_dict(build_model(config.model, plan.tokenizer, config.seed)[0].state_dict())
     settings = config.optimizer
-    groups = parameter_groups(model, settings.weight_decay)
+    groups = parameter_groups(model, settings)
     optimizer = torch.optim.AdamW(groups, lr=settings.lr, betas=(settings.beta1, settings.beta2), eps=settings.eps)
     found = []
     for number, step in enumerate(read_steps(plan, World(), first_cursors(plan.lanes, 1), 0), start=1):
         loss = model(**hugging_face_inputs(step.rows.take(np.asarray(order)))).loss
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(number, settings.lr, settings.warmup_steps, STEPS)
+            group["lr"] = learning_rate(number, settings, config.schedules)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

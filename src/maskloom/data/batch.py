@@ -83,6 +83,12 @@ class Layout:
         each = -(-rows // micro_batches)
         return Layout(micro_batches, each, 1 - lanes * rows_a_lane / (world.size * micro_batches * each))
 
+    def of_smaller(self, lanes: int, rows_a_lane: int, world: World) -> Layout:
+        """A smaller batch in micro-batches of the same shape, which nothing has to be compiled for again."""
+        micro_batches = -(-world.largest_share(lanes) * rows_a_lane // self.micro_batch_rows)
+        computed = world.size * micro_batches * self.micro_batch_rows
+        return Layout(micro_batches, self.micro_batch_rows, 1 - lanes * rows_a_lane / computed)
+
 
 def micro_batches(rows: Rows, layout: Layout, capacity: int, tokenizer: Tokenizer) -> Iterator[MicroBatch]:
     """The micro-batches of one rank's rows, filled up to the layout; `capacity` predicted tokens a row."""

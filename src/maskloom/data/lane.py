@@ -21,7 +21,7 @@ from maskloom.data.masking import MaskRule, mask_rows
 from maskloom.data.mixing import corpus_of_rows
 from maskloom.data.order import Cursor, LaneCursors, UInt64s, block_at, hash64, make_key
 from maskloom.data.packing import PackedRows, pack_after
-from maskloom.data.plan import DataPlan, PhasePlan, Reading
+from maskloom.data.plan import DataPlan, Reading
 from maskloom.data.rows import Part, Rows
 from maskloom.errors import DataFault, UserError
 from maskloom.tokenizer import Tokenized
@@ -181,21 +181,21 @@ class Lane:
 
     def take(self, reading: Reading) -> list[Part]:
         """This lane's rows of a step, masked."""
-        phase, done, rule, is_constant = reading
+        phase, _, rule, is_constant = reading
         if len(self.tracks) == 1:
-            return self.tracks[0].take(phase.lane_rows, phase.seq_len, rule, is_constant)
-        sources = self._sources(phase, done)
+            return self.tracks[0].take(reading.rows, phase.seq_len, rule, is_constant)
+        sources = self._sources(reading)
         parts = [
             part
             for corpus, track in enumerate(self.tracks)
             for part in track.take(int((sources == corpus).sum()), phase.seq_len, rule, is_constant)
         ]
         place = np.argsort(np.argsort(sources, kind="stable"), kind="stable")
-        return [Part(Rows.gather(parts).take(place), 0, phase.lane_rows)]
+        return [Part(Rows.gather(parts).take(place), 0, reading.rows)]
 
     def skip(self, reading: Reading) -> None:
         """Go past this lane's rows of a step without masking them."""
-        sources = self._sources(reading.phase, reading.done)
+        sources = self._sources(reading)
         for corpus, track in enumerate(self.tracks):
             track.skip(int((sources == corpus).sum()), reading.phase.seq_len)
 
@@ -206,10 +206,10 @@ class Lane:
             track.skips.clear()
         return skips
 
-    def _sources(self, phase: PhasePlan, done: int) -> NDArray[np.int64]:
-        """The corpus of each of this lane's rows in a step that comes after `done` others of its phase."""
-        rows = phase.lane_rows
-        return corpus_of_rows(phase.weights, self.plan.lanes, self.number, done * rows, rows)
+    def _sources(self, reading: Reading) -> NDArray[np.int64]:
+        """The corpus of each of this lane's rows in a step."""
+        phase, done, *_ = reading
+        return corpus_of_rows(phase.weights, self.plan.lanes, self.number, phase.rows_before(done), reading.rows)
 
 
 def row_keys(key: int, rows: int) -> UInt64s:

@@ -34,6 +34,18 @@ def open_corpora(data: Data) -> tuple[Index, ...]:
     return corpora
 
 
+class Growth(NamedTuple):
+    """How a phase's batch grows, linearly with the step.
+
+    Attributes:
+        first_rows: rows a lane gives in the phase's first step.
+        steps: steps until a lane gives `PhasePlan.lane_rows`.
+    """
+
+    first_rows: int
+    steps: int
+
+
 @dataclass(frozen=True)
 class PhasePlan:
     """A stretch of steps that read alike.
@@ -41,9 +53,10 @@ class PhasePlan:
     Attributes:
         steps: optimizer steps.
         seq_len: S, slots a row.
-        lane_rows: rows a lane and step.
+        lane_rows: rows a lane and step, once the batch has grown.
         weights: of the corpora.
         mask_rate: share of the tokens predicted; None: as `config.Masking` says for the step.
+        growth: of the batch; None: it is whole from the first step.
     """
 
     steps: int
@@ -51,6 +64,24 @@ class PhasePlan:
     lane_rows: int
     weights: tuple[float, ...] = (1.0,)
     mask_rate: float | None = None
+    growth: Growth | None = None
+
+    def rows_at(self, done: int) -> int:
+        """Rows that a lane gives in the step that comes after `done` others of the phase."""
+        if self.growth is None or done >= self.growth.steps:
+            return self.lane_rows
+        first, steps = self.growth
+        return first + done * (self.lane_rows - first) // steps
+
+    def rows_before(self, done: int) -> int:
+        """Rows that a lane gives in the first `done` steps of the phase."""
+        grown = min(done, self.growth.steps) if self.growth else 0
+        return _grown_rows(self, grown) + (done - grown) * self.lane_rows
+
+
+@functools.lru_cache(maxsize=8)
+def _grown_rows(phase: PhasePlan, steps: int) -> int:
+    return sum(phase.rows_at(done) for done in range(steps))
 
 
 class Reading(NamedTuple):
@@ -67,6 +98,11 @@ class Reading(NamedTuple):
     done: int
     rule: MaskRule
     is_constant: bool
+
+    @property
+    def rows(self) -> int:
+        """Rows that a lane gives in this step."""
+        return self.phase.rows_at(self.done)
 
 
 @dataclass(frozen=True)
@@ -91,13 +127,18 @@ class DataPlan:
         """The plan of a run. Raises UserError for token shards of another tokenizer, and for unknown protected tokens."""
         for index in corpora:
             index.check_tokenizer(tokenizer)
-        lanes = config.data.lanes or default_lanes(
-            (phase.global_batch_rows for phase in config.phases), max(len(index.train_blocks) for index in corpora)
-        )
+        batches = [phase.global_batch_rows for phase in config.phases]
+        batches += [phase.batch_warmup.from_rows for phase in config.phases if phase.batch_warmup]
+        lanes = config.data.lanes or default_lanes(batches, max(len(index.train_blocks) for index in corpora))
         weights = tuple(corpus.weight for corpus in config.data.corpora)
         phases = tuple(
             PhasePlan(
-                phase.steps, phase.seq_len, phase.global_batch_rows // lanes, phase.weights or weights, phase.mask_rate
+                phase.steps,
+                phase.seq_len,
+                phase.global_batch_rows // lanes,
+                phase.weights or weights,
+                phase.mask_rate,
+                Growth(phase.batch_warmup.from_rows // lanes, phase.batch_warmup.steps) if phase.batch_warmup else None,
             )
             for phase in config.phases
         )
@@ -120,6 +161,11 @@ class DataPlan:
                 return number, step
             step -= phase.steps
         raise IndexError(f"step {step} lies beyond the last phase")
+
+    def lane_rows(self, step: int) -> int:
+        """Rows that each lane gives in a step, which counts from 0."""
+        phase, done = self.place(step)
+        return self.phases[phase].rows_at(done)
 
     def rule_at(self, step: int) -> MaskRule:
         """The masks of a step."""

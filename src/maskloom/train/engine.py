@@ -17,22 +17,22 @@ import functools
 import io
 import logging
 import pickle
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 from unittest import mock
 
 import torch
 
-from maskloom.config import Engine, RunConfig
+from maskloom.config import Engine, Optimizer, RunConfig
 from maskloom.distributed import World
 from maskloom.errors import UserError
 from maskloom.model.bert import MaskedLM, PackedBertLayer
 from maskloom.model.kernels import KERNELS
 from maskloom.model.layer import encoder_layer
-from maskloom.train.optim import build_optimizer
+from maskloom.train.lamb import Lamb, Piece, Placing
+from maskloom.train.optim import adamw, betas, lamb, parameter_groups
 from maskloom.train.traffic import Traffic
 
 logging.disable(logging.WARNING)  # importing it announces, as a warning, that there is no GPU
@@ -116,6 +116,25 @@ def deepspeed_config(
             f"engine.zero_stage 0 with {precision} would accumulate gradients in {precision} and lose precision: set "
             "engine.zero_stage=1, or raise phases.N.micro_batch_rows until a step is one micro-batch"
         )
+    offloads = (
+        config.deepspeed.get("zero_optimization", {}).get("offload_optimizer", {}).get("device", "none") != "none"
+    )
+    if config.optimizer.name != "adamw" and offloads:
+        raise UserError(
+            f"deepspeed.zero_optimization.offload_optimizer does not go with optimizer.name {config.optimizer.name}: remove "
+            "it, or set optimizer.name=adamw"
+        )
+    if config.optimizer.name == "muon" and stage == 2 and precision != "fp32" and accumulates:
+        raise UserError(
+            f"engine.zero_stage 2 does not go with optimizer.name muon, {precision} and several micro-batches a step: DeepSpeed "
+            "loses the gradients of what AdamW moves. Set engine.zero_stage=1 or 3, or raise phases.N.micro_batch_rows until "
+            "a step is one micro-batch"
+        )
+    if config.optimizer.name == "muon" and universal:
+        raise UserError(
+            "the checkpoint was written by another number of ranks, and DeepSpeed cannot spread Muon's momentum anew: start "
+            "as many ranks as wrote it"
+        )
     derived: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": micro_batch_rows,
         "gradient_accumulation_steps": 1,
@@ -124,6 +143,8 @@ def deepspeed_config(
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 10**9,
     }
+    if config.optimizer.name == "muon" and stage == 3:
+        derived["zero_optimization"]["reduce_scatter"] = False  # its Muon needs whole gradients
     if precision != "fp32":
         derived[precision] = {"enabled": True}
         if accumulates:
@@ -186,11 +207,68 @@ def build_engine(config: RunConfig, model: MaskedLM, settings: dict[str, Any]) -
     engine, *_ = deepspeed.initialize(
         model=model, optimizer=build_optimizer(model, config.optimizer), config=settings, dist_init_required=False
     )
-    if engine.bfloat16_enabled() and config.engine.zero_stage == 0:
-        # There DeepSpeed has made the optimizer's states by a step on gradients of 0: Adam would correct its bias for one
-        # step too many. They are made anew at the first step.
-        engine.optimizer.optimizer.state.clear()
+    if engine.zero_optimization_stage() == 0 and engine.optimizer is not engine.basic_optimizer:
+        # Its wrappers for half precision take a step without gradients at once, which decays the weights and counts.
+        engine.optimizer.refresh_fp32_params()
+        engine.basic_optimizer.state.clear()
+    _place_tensors(engine)
     return engine
+
+
+def build_optimizer(model: MaskedLM, settings: Optimizer) -> Any:
+    """The optimizer over a model's parameters; `optimizer_title` says which it became."""
+    if settings.name == "lamb":
+        return lamb(model, settings)
+    fused = None if why_no_fused_adam() else deepspeed.ops.adam.FusedAdam
+    if settings.name == "adamw":
+        if fused is None:
+            return adamw(model, settings)
+        groups = parameter_groups(model, settings)
+        return fused(groups, lr=settings.lr, betas=betas(settings), eps=settings.eps, adam_w_mode=True)
+    from deepspeed.runtime.zero.muon.muon_optimizer import MuonWithAuxAdam
+
+    groups = parameter_groups(model, settings)
+    for group in groups:
+        for parameter in group["params"]:
+            parameter.use_muon = group["use_muon"]
+    if fused is not None:
+        return MuonWithAuxAdam(groups, fused, {"adam_w_mode": True})
+    return MuonWithAuxAdam(groups, torch.optim.AdamW, {"fused": True})
+
+
+def why_no_fused_adam() -> str | None:
+    """Why DeepSpeed's FusedAdam cannot be had here, or None where it can.
+
+    It is a CUDA extension, which a build of DeepSpeed may hold ready and which is otherwise compiled at the first start.
+    """
+    if get_accelerator().device_name() != "cuda":
+        return "it is for CUDA"
+    from deepspeed.git_version_info import installed_ops
+    from deepspeed.ops.op_builder.builder import CUDAMismatchException, MissingCUDAException, assert_no_cuda_mismatch
+    from torch.utils.cpp_extension import verify_ninja_availability
+
+    if installed_ops.get("fused_adam", False):
+        return None
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            assert_no_cuda_mismatch("fused_adam")
+        verify_ninja_availability()
+    except (CUDAMismatchException, MissingCUDAException, RuntimeError) as error:
+        return str(error).strip().removeprefix(">- DeepSpeed Op Builder: ")
+    return None
+
+
+def optimizer_title(engine: Any) -> str:
+    """What the optimizer is, in words: also which of several implementations was taken, and why."""
+    optimizer = engine.basic_optimizer
+    if isinstance(optimizer, Lamb):
+        return "LAMB"
+    inner = getattr(optimizer, "aux_optimizer", optimizer)
+    title = "AdamW (DeepSpeed's FusedAdam)"
+    if isinstance(inner, torch.optim.AdamW):
+        why = f"; DeepSpeed's FusedAdam is not to be had: {why_no_fused_adam()}"
+        title = f"AdamW (torch's fused{why if torch.cuda.is_available() else ''})"
+    return title if inner is optimizer else f"Muon (DeepSpeed's) for the encoder layers' matrices, {title} for the rest"
 
 
 def prepare_forward(model: MaskedLM, settings: Engine) -> None:
@@ -284,7 +362,7 @@ def apply_gradients(engine: Any, lr: float) -> torch.Tensor | float:
         LossScaleCollapsed: the step was skipped, and so would every step to come.
     """
     for group in engine.optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group["rate"]
     norm: Any = None
     if engine.zero_optimization_stage() == 0:
         # Stage 0 in fp32 clips without keeping the norm. Not get_total_norm: on a CPU it adds squares up in fp32 one after
@@ -335,7 +413,7 @@ def safe_loading() -> Iterator[None]:
 
 def load_engine(engine: Any, folder: Path, tag: str) -> None:
     """Load model and optimizer from checkpoint `tag` in `folder`. Raises UserError where DeepSpeed finds nothing there."""
-    decays = [group["weight_decay"] for group in engine.optimizer.param_groups]
+    before = [{key: group[key] for key in group.keys() - {"params"}} for group in engine.optimizer.param_groups]
     announcements = logging.getLogger("DeepSpeed")
     level = announcements.level
     announcements.setLevel(logging.ERROR)  # a resume at another world size warns that there is no tensor parallelism
@@ -346,34 +424,45 @@ def load_engine(engine: Any, folder: Path, tag: str) -> None:
         announcements.setLevel(level)
     if loaded is None:
         raise UserError(f"DeepSpeed could not load {folder / tag}")
-    # Its universal loader for stage 3 gives every group the first one's hyperparameters, and all states one tensor as
-    # their step counter, which then counts several times a step.
-    for group, decay in zip(engine.optimizer.param_groups, decays, strict=True):
-        group["weight_decay"] = decay
-    inner = getattr(engine.optimizer, "optimizer", engine.optimizer)
-    for state in inner.state.values():
-        if torch.is_tensor(state.get("step")):
-            state["step"] = state["step"].clone()
+    # Hyperparameters are the configuration's: its universal loader for stage 3 gives every group the first one's.
+    for group, settings in zip(engine.optimizer.param_groups, before, strict=True):
+        group |= settings
+    # torch's AdamW counts steps in a tensor a parameter (the universal loader gives all of them one tensor, which would then
+    # count several times a step), the others in an integer: the checkpoint may come from a machine with another one.
+    optimizer = engine.basic_optimizer
+    counts_in_tensors = isinstance(getattr(optimizer, "aux_optimizer", optimizer), torch.optim.AdamW)
+    for parameter, state in optimizer.state.items():
+        if "step" in state:
+            step = float(state["step"])
+            state["step"] = torch.tensor(step, device=parameter.device) if counts_in_tensors else int(step)
+    _place_tensors(engine)
 
 
 def full_precision_weights(folder: Path) -> dict[str, torch.Tensor]:
     """The weights of a checkpoint of any ZeRO stage, in fp32, on the CPU."""
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
-    if any(folder.glob("bf16_zero_pp_rank_*optim_states.pt")):  # of BF16_Optimizer: that function does not know them
-        with tempfile.TemporaryDirectory() as universal:
-            convert_to_universal(folder, Path(universal))
-            files = Path(universal, "zero").glob("*/fp32.pt")
-            flat = {file.parent.name: torch.load(file, weights_only=True)["param"] for file in files}
-        shapes = torch.load(folder / "mp_rank_00_model_states.pt", map_location="cpu", weights_only=True)["module"]
-        return {name: flat[name].view(tensor.shape).contiguous() for name, tensor in shapes.items()}
     with safe_loading(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        if any(folder.glob("*zero_pp_rank_*optim_states.pt")):
+        parts = sorted(folder.glob("*zero_pp_rank_*optim_states.pt"), key=_rank_of)
+        if parts and "zero_stage" not in _optimizer_state(parts[0]):
+            weights = _bf16_optimizer_weights(folder / "mp_rank_00_model_states.pt", parts)
+        elif parts:
             weights = get_fp32_state_dict_from_zero_checkpoint(str(folder.parent), folder.name)
         else:
             file = folder / "mp_rank_00_model_states.pt"
             weights = torch.load(file, map_location="cpu", weights_only=True)["module"]
     return {name: tensor.float().contiguous() for name, tensor in weights.items()}
+
+
+def own_part(parameter: Any) -> torch.Tensor:
+    """The elements of a parameter that this rank holds: all, or under ZeRO 3 its share without what pads it, as a vector.
+
+    What pads a share is memory that nobody wrote: it may hold anything.
+    """
+    if not hasattr(parameter, "ds_tensor"):
+        return cast(torch.Tensor, parameter)
+    share: torch.Tensor = parameter.ds_tensor.flatten()
+    return share[: max(0, min(len(share), parameter.ds_numel - torch.distributed.get_rank() * len(share)))]
 
 
 def convert_to_universal(folder: Path, out: Path) -> None:
@@ -394,6 +483,56 @@ def convert_to_universal(folder: Path, out: Path) -> None:
                 inject_missing_state=True,
             )
         )
+
+
+def _place_tensors(engine: Any) -> None:
+    """Tell LAMB which pieces of the model's tensors lie where in the vectors that ZeRO made of them."""
+    optimizer, wrapper = engine.basic_optimizer, engine.optimizer
+    stage = engine.zero_optimization_stage()
+    if not isinstance(optimizer, Lamb) or stage == 0:
+        return
+    placings: dict[torch.Tensor, Placing] = {}
+    if stage == 3:
+        for vector, tensors in zip(wrapper.fp32_partitioned_groups_flat, wrapper.fp16_groups, strict=True):
+            pieces, start = [], 0
+            for number, tensor in enumerate(tensors):
+                if held := len(own_part(tensor)):
+                    pieces.append(Piece(number, start, held))
+                start += tensor.partition_numel()
+            placings[vector] = Placing(len(tensors), tuple(pieces))
+    else:
+        groups = wrapper.bf16_groups if hasattr(wrapper, "bf16_groups") else wrapper.bit16_groups
+        for group, tensors in zip(optimizer.param_groups, groups, strict=True):
+            found = [
+                (number, tensor._hp_mapping.get_hp_fragment_address())
+                for number, tensor in enumerate(tensors)
+                if tensor._hp_mapping is not None
+            ]
+            pieces = [Piece(number, address.start, address.numel) for number, address in found]
+            placings[group["params"][0]] = Placing(len(tensors), tuple(pieces))
+    optimizer.place(placings)
+
+
+def _bf16_optimizer_weights(model_file: Path, parts: list[Path]) -> dict[str, torch.Tensor]:
+    """The weights of a checkpoint of DeepSpeed's BF16_Optimizer (bf16 at stage 1 with accumulation), which its own function
+    does not know: a group's vectors of all ranks, one after the other, are its tensors, one after the other."""
+    vectors = [_optimizer_state(part)["single_partition_of_fp32_groups"] for part in parts]
+    model = torch.load(model_file, map_location="cpu", mmap=True)
+    weights: dict[str, torch.Tensor] = {}
+    for shapes, group in zip(model["param_shapes"], zip(*vectors, strict=True), strict=True):
+        vector, start = torch.cat(group).detach(), 0
+        for name, shape in shapes.items():
+            weights[name] = vector[start : start + shape.numel()].view(shape)
+            start += shape.numel()
+    return weights | {alias: weights[name] for alias, name in model["shared_params"].items()}
+
+
+def _optimizer_state(file: Path) -> Any:
+    return torch.load(file, map_location="cpu", mmap=True)["optimizer_state_dict"]
+
+
+def _rank_of(file: Path) -> int:
+    return int(file.name.split("_pp_rank_")[1].split("_")[0])
 
 
 def _clashes(derived: dict[str, Any], given: dict[str, Any], prefix: str = "") -> list[str]:

@@ -37,6 +37,8 @@ from maskloom.train.engine import (
     deepspeed_config,
     device_of,
     loss_scale,
+    optimizer_title,
+    own_part,
     reduction,
     resolve_precision,
     start_distributed,
@@ -129,7 +131,7 @@ def deepspeed_settings(config: RunConfig, plan: DataPlan, world: World, universa
 
 
 def phase_layouts(config: RunConfig, plan: DataPlan, world: World) -> list[Layout]:
-    """How each phase's global batch falls into micro-batches."""
+    """How each phase's global batch, once it has grown, falls into micro-batches."""
     return [
         Layout.of(plan.lanes, planned.lane_rows, phase.micro_batch_rows, world)
         for phase, planned in zip(config.phases, plan.phases, strict=True)
@@ -152,7 +154,7 @@ def timed(steps: Iterator[Step], metrics: Metrics, plan: DataPlan) -> Iterator[S
         if not has_begun:  # the start of the readers is no step's time
             metrics.mark(metrics.marked_step, metrics.marked_tokens)
             has_begun, waited_s = True, 0.0
-        metrics.waited(waited_s, plan.lanes * plan.phases[plan.phase_of(step.number)].lane_rows)
+        metrics.waited(waited_s, plan.lanes * plan.lane_rows(step.number))
         yield step
 
 
@@ -218,9 +220,7 @@ class Trainer:
                 loss, hits = self.engine(bucket)
                 backward(loss * scale)
                 sums += torch.stack([loss.detach().double(), hits.double()])
-        lr = learning_rate(
-            batch.number + 1, self.config.optimizer.lr, self.config.optimizer.warmup_steps, self.plan.total_steps
-        )
+        lr = learning_rate(batch.number + 1, self.config.optimizer, self.config.schedules)
         try:
             norm = apply_gradients(self.engine, lr)
         except LossScaleCollapsed:
@@ -271,7 +271,8 @@ class Trainer:
 
     def _micro_batches(self, batch: Step) -> Iterator[MicroBatch]:
         phase = self.plan.phase_of(batch.number)
-        return micro_batches(batch.rows, self.layouts[phase], self.capacities[phase], self.plan.tokenizer)
+        layout = self.layouts[phase].of_smaller(self.plan.lanes, self.plan.lane_rows(batch.number), self.world)
+        return micro_batches(batch.rows, layout, self.capacities[phase], self.plan.tokenizer)
 
     def _count(self, batch: Step) -> torch.Tensor:
         """int64 [4], of this rank's rows: predicted tokens, text tokens, real slots, squares of the pieces' slots."""
@@ -324,8 +325,7 @@ class Trainer:
         """Raises UserError on every rank where a weight of any rank is no number: such weights are never saved."""
         wrong = torch.zeros((), dtype=torch.int64, device=self.device)
         for parameter in self.engine.module.parameters():
-            mine = getattr(parameter, "ds_tensor", parameter)  # under ZeRO-3 a rank holds a part
-            wrong += (~torch.isfinite(mine)).sum()
+            wrong += (~torch.isfinite(own_part(parameter))).sum()
         if count := int(sum_over_ranks(wrong)):
             raise self._diverged(f"{count:,} weights are not finite")
 
@@ -371,11 +371,14 @@ class Trainer:
             f"engine: {self.world.size} rank(s) on {self.device.type}, {engine.precision}, ZeRO {engine.zero_stage}, "
             f"{engine.kernels}, attention by {self.attention}, {torch.get_num_threads()} thread(s) a rank"
         )
+        say(f"optimizer: {optimizer_title(self.engine)}, schedule {self.config.optimizer.schedule}")
         for number, (phase, layout) in enumerate(zip(self.config.phases, self.layouts, strict=True)):
             waste = f", {layout.waste:.1%} of the rows are filling" if layout.waste else ""
             say(
                 f"phase {number}: {phase.steps:,} steps of {phase.global_batch_rows} rows of {phase.seq_len}, in "
                 f"{layout.micro_batches} micro-batch(es) of {layout.micro_batch_rows} rows a rank{waste}"
             )
+            if phase.batch_warmup:
+                say(f"  its batch grows from {phase.batch_warmup.from_rows} rows in {phase.batch_warmup.steps:,} steps")
         if self.step:
             say(f"going on after step {self.step:,} of {self.plan.total_steps:,}")

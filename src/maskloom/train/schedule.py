@@ -1,15 +1,47 @@
-"""Step to learning rate: pure."""
+r"""Step to learning rate: pure.
+
+    rate
+    lr  |    /------------\            warm-up: a line from 0, which reaches lr at step `warmup_steps`
+        |   /              \           decay: linear, cosine or polynomial over all the steps that are left, or (wsd) linear
+        |  /                \             over the last `decay_steps`
+        | /                  \_ share  it would reach lr * final_lr_share one step after the last, so that no step is
+        +----------------------->         without effect
+
+Where a phase has `rewarm_up`, the stretch of steps before it ends there and a new one begins (You et al., 2019).
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 
-def learning_rate(step: int, highest: float, warmup_steps: int, total_steps: int) -> float:
-    """Linear warm-up from 0 to `highest`, then linear decay that would be 0 one step after the last, so that no step is
-    without effect (Devlin et al., 2019).
+from maskloom.config import Optimizer, Stretch
+
+
+def learning_rate(step: int, settings: Optimizer, stretches: Sequence[Stretch]) -> float:
+    """The learning rate of optimizer step `step`, which counts from 1.
+
+    linear: Devlin et al. (2019). cosine: Loshchilov & Hutter (2017). wsd (warm-up, stable, decay): Hu et al. (2024), with
+    the linear decay of Hägele et al. (2024). polynomial: lr * (steps left / steps of decay) ** power.
 
     Args:
-        step: counts from 1, the number of the optimizer step that the rate is for.
+        stretches: `RunConfig.schedules`.
     """
-    if step <= warmup_steps:
-        return highest * step / warmup_steps
-    return highest * (total_steps + 1 - step) / (total_steps + 1 - warmup_steps)
+    stretch = next(part for part in reversed(stretches) if step > part.first_step)
+    step -= stretch.first_step
+    highest, warmup, end = stretch.lr, stretch.warmup_steps, stretch.steps + 1
+    if step <= warmup:
+        return highest * step / warmup
+    begin = end - 1 - settings.decay_steps if settings.decay_steps else warmup
+    if step <= begin:
+        return highest
+    left, whole = end - step, end - begin
+    lowest = highest * settings.final_lr_share
+    match settings.schedule:
+        case "cosine":
+            return lowest + (highest - lowest) * (1 + math.cos(math.pi * (1 - left / whole))) / 2
+        case "polynomial":
+            assert settings.power is not None
+            return lowest + (highest - lowest) * math.pow(left / whole, settings.power)
+        case _:
+            return lowest + (highest - lowest) * left / whole
