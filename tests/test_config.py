@@ -344,3 +344,98 @@ def test_rates_that_predict_nothing_are_refused(masking: dict, phase: dict, said
 def test_a_rate_of_a_phase_stands_for_those_of_masking() -> None:
     phases = [{"steps": 5, "seq_len": 32, "mask_rate": 0.15}]
     assert parse_config(tree_with(masking={"rate": 0.01}, phases=phases), "here").phases[0].mask_rate == 0.15
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "said"),
+    [
+        ({"muon": {"lr": 0.02}}, "optimizer: muon means nothing for name adamw: remove it, or set name to muon"),
+        ({"name": "lamb", "muon": {}}, "muon means nothing for name lamb"),
+        ({"decay_steps": 2}, "decay_steps means nothing for schedule linear: remove it, or set schedule to wsd"),
+        (
+            {"schedule": "cosine", "power": 0.5},
+            "power means nothing for schedule cosine: remove it, or set schedule to poly",
+        ),
+        ({"schedule": "wsd"}, "schedule wsd needs decay_steps: set it, for example to a tenth of the run's steps"),
+        ({"schedule": "polynomial"}, "schedule polynomial needs power: set it, for example to 0.5"),
+        ({"name": "muon"}, "name muon needs gradient_clipping 0"),
+        ({"name": "adam"}, "optimizer.name = 'adam'"),
+        ({"final_lr_share": 1.1}, "optimizer.final_lr_share = 1.1"),
+        (
+            {"name": "muon", "gradient_clipping": 0, "muon": {"momentun": 0.9}},
+            "'optimizer.muon.momentun': did you mean 'momentum'?",
+        ),
+        (
+            {"schedule": "wsd", "decay_steps": 4, "warmup_steps": 2},
+            "optimizer.warmup_steps 2 and optimizer.decay_steps 4 are together more than the run's 5 steps",
+        ),
+    ],
+)
+def test_optimizers_that_do_not_go_together_are_refused(optimizer: dict, said: str) -> None:
+    with pytest.raises(UserError) as error:
+        parse_config(tree_with(optimizer=optimizer), "here")
+    assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        {"schedule": "wsd", "decay_steps": 3, "warmup_steps": 2},
+        {"name": "lamb", "schedule": "polynomial", "power": 0.5},
+        {"name": "muon", "gradient_clipping": 0.0, "muon": {"lr": 0.02}},
+        {"name": "muon", "gradient_clipping": 0.0},
+    ],
+)
+def test_what_goes_together_is_taken_and_reads_back(optimizer: dict) -> None:
+    config = parse_config(tree_with(optimizer=optimizer), "here")
+    assert parse_config(yaml.safe_load(dump_config(config)), "dump") == config
+
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+REWARMS = {"rewarm_up": {"lr": 1.0, "warmup_steps": 3}}
+
+
+@pytest.mark.parametrize(
+    ("phase", "more", "said"),
+    [
+        ({"batch_warmup": {"from_rows": 256, "steps": 2}}, {}, "from_rows 256 must be less than global_batch_rows 256"),
+        ({"batch_warmup": {"from_rows": 8, "steps": 5}}, {}, "steps 5 must be less than the phase's 5 steps"),
+        (
+            {"batch_warmup": {"from_rows": 12, "steps": 2}},
+            {"data": {"train": "corpus", "lanes": 8}},
+            "phases.1.batch_warmup.from_rows 12 is no multiple of data.lanes 8",
+        ),
+        (
+            {"rewarm_up": {"lr": 1.0, "warmup_steps": 5}},
+            {},
+            "phases.1.rewarm_up.warmup_steps 5 must be less than its 5 steps",
+        ),
+        (
+            REWARMS,
+            {"optimizer": {"schedule": "wsd", "decay_steps": 3}},
+            "phases.1.rewarm_up.warmup_steps 3 and optimizer.decay_steps 3 are together more than its 5 steps",
+        ),
+        (REWARMS, {"optimizer": {"warmup_steps": 4}}, "optimizer.warmup_steps 4 must be less than its 4 steps"),
+        (REWARMS, {"phases": [{"steps": 4, **REWARMS}]}, "phases.0.rewarm_up: the first phase has optimizer.lr"),
+    ],
+)
+def test_warm_ups_that_do_not_fit_are_refused(phase: dict, more: dict, said: str) -> None:
+    with pytest.raises(UserError) as error:
+        parse_config(tree_with(**({"phases": [{"steps": 4}, {"steps": 5, **phase}]} | more)), "here")
+    assert said in str(error.value)
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_recipe_is_a_configuration(path: Path) -> None:
+    assert load_config(path).total_steps > 0
+
+
+def test_the_lamb_recipe_is_nvidias() -> None:
+    """7,038 steps of 65,536 rows of 128 at 6e-3, then 1,563 of 32,768 of 512 at 4e-3, each with a warm-up of its own."""
+    config = load_config(CONFIGS / "bert_large_lamb.yaml")
+    assert (config.optimizer.name, config.optimizer.schedule, config.optimizer.power) == ("lamb", "polynomial", 0.5)
+    assert [(part.steps, part.lr, part.warmup_steps) for part in config.schedules] == [
+        (7038, 6e-3, round(0.2843 * 7038)),
+        (1563, 4e-3, round(0.128 * 1563)),
+    ]
+    assert [(phase.seq_len, phase.global_batch_rows) for phase in config.phases] == [(128, 65536), (512, 32768)]

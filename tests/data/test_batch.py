@@ -50,6 +50,24 @@ def test_the_layout_holds_every_rank_and_is_the_least_that_does(lanes: int, each
     assert layout.waste == pytest.approx((room * size - lanes * each) / (room * size))
 
 
+@given(st.integers(1, 64), st.integers(1, 40), st.integers(1, 64), st.integers(1, 64), st.data())
+def test_a_smaller_batch_runs_in_as_few_micro_batches_of_the_same_shape(
+    lanes: int, each: int, most: int, size: int, data: st.DataObject
+) -> None:
+    assume(size <= lanes)
+    world = World(0, size)
+    whole = Layout.of(lanes, each, most, world)
+    assert whole.of_smaller(lanes, each, world) == whole
+    fewer = data.draw(st.integers(1, each))
+    layout = whole.of_smaller(lanes, fewer, world)
+    assert layout.micro_batch_rows == whole.micro_batch_rows
+    largest = world.largest_share(lanes) * fewer
+    assert (layout.micro_batches - 1) * layout.micro_batch_rows < largest
+    room = layout.micro_batches * layout.micro_batch_rows
+    assert room >= largest
+    assert layout.waste == pytest.approx((room * size - lanes * fewer) / (room * size))
+
+
 @pytest.mark.parametrize("size", [1, 2, 3, 4])
 @pytest.mark.parametrize("most", [1, 2, 5, 64])
 def test_ranks_run_the_same_shapes_and_together_the_global_batch(plan: DataPlan, size: int, most: int) -> None:

@@ -21,7 +21,7 @@ from maskloom.config import Corpus, Data, Masking, parse_config
 from maskloom.data.index import Index
 from maskloom.data.masking import MaskRule, mask_rows
 from maskloom.data.order import VERSIONS, first_cursors, hash64
-from maskloom.data.plan import DataPlan, PhasePlan, open_corpora
+from maskloom.data.plan import DataPlan, Growth, PhasePlan, open_corpora
 from maskloom.data.stream import read_steps
 from maskloom.distributed import World
 from maskloom.errors import UserError
@@ -60,6 +60,39 @@ def test_a_plan_follows_the_configuration(small: Index, tokenizer: Tokenizer, la
     assert (plan.lanes, plan.seed, plan.rule) == (expected, 9, MaskRule(0.3, 0.5, 0.2))
     assert plan.phases == (PhasePlan(2, 32, 6 // expected), PhasePlan(3, 128, 9 // expected))
     assert plan.skips_bad is False
+
+
+def test_the_growth_of_a_batch_follows_the_configuration(small: Index, tokenizer: Tokenizer) -> None:
+    grows = {"batch_warmup": {"from_rows": 4, "steps": 3}}
+    phases = [{"steps": 9, "global_batch_rows": 12, **grows}, {"steps": 1, "global_batch_rows": 8}]
+    config = config_of(data={"train": "corpus", "lanes": 2}, phases=phases)
+    plan = DataPlan.of(config, (small,), tokenizer)
+    assert [phase.growth for phase in plan.phases] == [Growth(2, 3), None]
+    # 2, then 4 more in three equal parts, rounded down to whole rows a lane.
+    assert [plan.lane_rows(step) for step in range(10)] == [2, 3, 4, 6, 6, 6, 6, 6, 6, 4]
+
+
+@pytest.mark.parametrize(("from_rows", "lanes"), [(32, 32), (16, 16), (6, 2)])
+def test_the_default_lanes_divide_every_batch_that_occurs(from_rows: int, lanes: int) -> None:
+    """Of batches of 64 rows that grow from fewer, where the blocks would allow 64 lanes."""
+    phases = [{"steps": 9, "global_batch_rows": 64, "batch_warmup": {"from_rows": from_rows, "steps": 8}}]
+    plenty: Any = SimpleNamespace(train_blocks=range(64 * 16), check_tokenizer=lambda tokenizer: None)
+    ids: Any = SimpleNamespace(token_ids={}, vocab_size=0)
+    plan = DataPlan.of(config_of(phases=phases), (plenty,), ids)
+    assert plan.lanes == lanes
+    batches = [plan.lanes * plan.lane_rows(step) for step in range(9)]
+    assert (batches[0], batches[-1]) == (from_rows, 64)
+
+
+@given(st.integers(1, 40), st.integers(1, 60), st.integers(1, 60), st.data())
+def test_a_batch_grows_evenly_and_is_counted_right(first: int, more: int, steps: int, data: st.DataObject) -> None:
+    phase = PhasePlan(steps + 5, 16, first + more, growth=Growth(first, steps))
+    rows = [phase.rows_at(done) for done in range(phase.steps)]
+    assert rows[0] == first
+    assert rows[steps:] == [first + more] * 5
+    assert all(0 <= after - before <= -(-more // steps) for before, after in itertools.pairwise(rows))
+    done = data.draw(st.integers(0, phase.steps))
+    assert phase.rows_before(done) == sum(rows[:done])
 
 
 def test_weights_rates_and_skipping_follow_the_configuration(small: Index, tokenizer: Tokenizer) -> None:

@@ -23,7 +23,8 @@ from maskloom.data.index import Index, load_index
 from maskloom.data.indexing import index_tars
 from maskloom.data.masking import MaskRule
 from maskloom.data.order import Cursor, LaneCursors, first_cursors
-from maskloom.data.plan import DataPlan, PhasePlan
+from maskloom.data.plan import DataPlan, Growth, PhasePlan
+from maskloom.data.rows import Rows
 from maskloom.data.stream import held_out_rows, read_steps, skip_steps
 from maskloom.data.writing.shards import finish
 from maskloom.data.writing.token_shards import tokenize_corpus
@@ -51,7 +52,7 @@ LANES = 6
 LENGTHS = ((6, 16, 2), (5, 64, 1), (7, 16, 3), (4, 32, 2))  # steps, sequence length, rows a lane and step
 STEPS = sum(steps for steps, _, _ in LENGTHS)
 WEIGHTS = ((0.5, 0.3, 0.2), (0.0, 1.0, 1.0), (2.0, 0.0, 1.0), (1.0, 1.0, 1.0))
-KINDS = ("one corpus", "three corpora", "moving rates", "bad blocks")
+KINDS = ("one corpus", "three corpora", "moving rates", "bad blocks", "growing batches")
 
 
 def phases_of(weights: tuple[tuple[float, ...], ...], rates: tuple[float | None, ...] = (None,) * 4) -> list[PhasePlan]:
@@ -93,6 +94,11 @@ def plan(
             return plan_of(small[:1], tokenizer, phases_of(((1.0,),) * 4), LANES)
         case "three corpora":
             return plan_of(small, tokenizer, phases_of(WEIGHTS), LANES)
+        case "growing batches":
+            phases = phases_of(WEIGHTS)
+            phases[0] = replace(phases[0], lane_rows=5, growth=Growth(1, 4))
+            phases[2] = replace(phases[2], growth=Growth(1, 6))
+            return plan_of(small, tokenizer, phases, LANES)
         case "moving rates":
             masking = Masking(rate=0.4, final_rate=0.1, unit="whole_word")
             phases = phases_of(((1.0, 1.0),) * 4, (None, 0.5, None, None))
@@ -137,6 +143,25 @@ def test_reader_processes_change_nothing_and_what_they_read_ahead_is_not_counted
 ) -> None:
     steps = global_steps(plan, size, start_of(plan), workers=workers)
     assert list(itertools.islice(steps, 13)) == alone[:13]
+
+
+def test_a_growing_batch_reads_the_rows_of_a_constant_one_each_once(
+    small: tuple[Index, ...], tokenizer: Tokenizer
+) -> None:
+    """Lane by lane: 1, 1, 2, 2, 3, 4, 4 rows are the 17 rows of 17 steps, of the same corpora and with the same masks."""
+    grows = PhasePlan(7, 16, 4, WEIGHTS[0], growth=Growth(1, 5))
+    assert [grows.rows_at(done) for done in range(7)] == [1, 1, 2, 2, 3, 4, 4]
+    sequences = []
+    for phase in (grows, PhasePlan(17, 16, 1, WEIGHTS[0])):
+        plan = plan_of(small, tokenizer, [phase], LANES)
+        parts: list[list[Rows]] = [[] for _ in range(LANES)]
+        for step in read_steps(plan, World(), start_of(plan), 0):
+            rows = plan.lane_rows(step.number)
+            assert len(step.rows) == LANES * rows
+            for lane in range(LANES):
+                parts[lane].append(step.rows.take(slice(lane * rows, (lane + 1) * rows)))
+        sequences.append([digest_of(Rows.concatenate(part)) for part in parts])
+    assert sequences[0] == sequences[1]
 
 
 def test_more_readers_than_lanes_are_as_many_as_lanes(one_corpus: DataPlan) -> None:

@@ -36,14 +36,20 @@ def steps_logged(run: Path) -> int:
 def test_kill_all_ranks_and_restart_is_bit_identical(
     run_config: dict, write_config: Callable[..., Path], tmp_path: Path
 ) -> None:
-    """fp32 on the CPU, two ranks, readers, dropout on: the same losses and the same weights, bit for bit."""
+    """fp32 on the CPU, two ranks, readers, dropout on, the batch growing: the same losses and the same weights, bit for bit."""
     tree = {
         **run_config,
         "data": {**run_config["data"], "workers": 1},
         "model": {**run_config["model"], "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1},
         "phases": [
             {"steps": 20, "seq_len": 32, "global_batch_rows": 12, "micro_batch_rows": 4},
-            {"steps": 60, "seq_len": 64, "global_batch_rows": 12, "micro_batch_rows": 4},
+            {
+                "steps": 60,
+                "seq_len": 64,
+                "global_batch_rows": 24,
+                "micro_batch_rows": 4,
+                "batch_warmup": {"from_rows": 6, "steps": 50},
+            },
         ],
         "checkpoint": {"every_steps": 7},
         "evaluation": {"every_steps": 25, "seq_len": 32},

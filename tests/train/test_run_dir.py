@@ -118,6 +118,43 @@ class TestReconcile:
         assert wanted != started
         assert reconcile(wanted) == wanted
 
+    @pytest.mark.parametrize(
+        ("settings", "keys"),
+        [
+            ({"optimizer__name": "lamb"}, ["optimizer.name"]),
+            ({"optimizer__schedule": "cosine"}, ["optimizer.schedule"]),
+            (
+                {"optimizer__schedule": "wsd", "optimizer__decay_steps": 3},
+                ["optimizer.decay_steps", "optimizer.schedule"],
+            ),
+            ({"optimizer__final_lr_share": 0.1}, ["optimizer.final_lr_share"]),
+            ({"phases__0__batch_warmup": {"from_rows": 6, "steps": 3}}, ["phases.0.batch_warmup"]),
+        ],
+    )
+    def test_optimizer_schedule_and_batch_may_not_change(
+        self, settings: dict[str, object], keys: list[str], started: RunConfig, changed: Change
+    ) -> None:
+        with pytest.raises(UserError) as error:
+            reconcile(changed(**settings))
+        listed = [line.split(":")[0].strip() for line in str(error.value).splitlines() if line.startswith("  ")]
+        assert listed == keys
+
+    def test_a_phase_that_follows_may_have_a_schedule_of_its_own(self, run_config: dict, started: RunConfig) -> None:
+        rewarm_up = {"lr": 5e-4, "warmup_steps": 1}
+        run_config["phases"].append({"steps": 4, "seq_len": 64, "global_batch_rows": 6, "rewarm_up": rewarm_up})
+        wanted = parse_config(run_config, "run.yaml")
+        assert reconcile(wanted) == wanted
+        assert wanted.schedules[0] == started.schedules[0], "the steps that are done had these rates"
+
+    def test_a_muon_run_goes_on(self, run_config: dict, begin: Callable[..., RunDir]) -> None:
+        run_config["optimizer"] = {"name": "muon", "gradient_clipping": 0.0, "muon": {"lr": 0.02}}
+        wanted = parse_config(run_config, "run.yaml")
+        begin(wanted)._lock.close()
+        assert reconcile(wanted) == wanted
+        run_config["optimizer"]["muon"]["momentum"] = 0.9
+        with pytest.raises(UserError, match=r"optimizer\.muon\.momentum: 0\.95 in the run, 0\.9 now"):
+            reconcile(parse_config(run_config, "run.yaml"))
+
     @pytest.fixture
     def mixed(self, run_config: dict, begin: Callable[..., RunDir]) -> dict:
         """A run of two corpora that was begun."""
