@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from maskloom.train.checkpoint import saved_at
-from maskloom.train.engine import full_precision_weights
+from maskloom.train.engine.files import full_precision_weights
 
 
 def free_port() -> int:

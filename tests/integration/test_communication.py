@@ -200,7 +200,7 @@ def flops(line: dict, ranks: int) -> float:
 
 def test_sums_of_half_precision_are_made_in_full() -> None:
     """256 and 300 times 0.5: in bf16, whose numbers lie 2 apart there, every 0.5 would be lost."""
-    from maskloom.train.engine import _move_gradients
+    from maskloom.train.engine.stepping import _move_gradients
 
     module = torch.nn.Linear(3, 2, bias=False).to(torch.bfloat16)
     sums: dict[torch.nn.Parameter, torch.Tensor] = {}

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from maskloom.train.checkpoint import damage
-from maskloom.train.engine import full_precision_weights
+from maskloom.train.engine.files import full_precision_weights
 
 from .conftest import final_weights, lines, losses
 

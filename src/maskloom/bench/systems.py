@@ -118,7 +118,8 @@ class Loom:
     """maskloom, as `maskloom train` runs it on one device."""
 
     def __init__(self, system: System, training: Training, text: Text, device: Device) -> None:
-        from maskloom.train.engine import build_engine, device_of, start_distributed
+        from maskloom.train.engine.building import build_engine, start_distributed
+        from maskloom.train.engine.configuration import device_of
 
         self.compiles_here = system.compiles
         self.config = run_config(system, training, text, device)
@@ -139,7 +140,7 @@ class Loom:
         self.number = 0
 
     def step(self, batch: Batch, lr: float) -> None:
-        from maskloom.train.engine import accumulate, apply_gradients
+        from maskloom.train.engine.stepping import accumulate, apply_gradients
 
         self.engine.train()
         parts = micro_batches(batch.content, self.layout, self.capacity, self.plan.tokenizer)

@@ -12,7 +12,7 @@ from maskloom.errors import UserError
 from maskloom.model.bert import MaskedLM, build_defined
 from maskloom.tokenizer import Tokenizer, load_tokenizer
 from maskloom.train.checkpoint import read_state, saved_at
-from maskloom.train.engine import full_precision_weights
+from maskloom.train.engine.files import full_precision_weights
 
 
 @dataclass(frozen=True)

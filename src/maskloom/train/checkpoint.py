@@ -23,7 +23,7 @@ from maskloom.distributed import World, barrier, gather_objects
 from maskloom.errors import UserError
 from maskloom.files import sync_folder, write_atomically
 from maskloom.progress import say, warn
-from maskloom.train.engine import convert_to_universal, load_engine
+from maskloom.train.engine.files import convert_to_universal, load_engine
 
 CHUNK_BYTES = 1 << 22
 UNIVERSAL = ".universal"

@@ -30,19 +30,9 @@ from maskloom.model.overflow import find_overflow
 from maskloom.progress import say, warn
 from maskloom.tokenizer import load_tokenizer
 from maskloom.train import checkpoint
-from maskloom.train.engine import (
-    LossScaleCollapsed,
-    apply_gradients,
-    build_engine,
-    deepspeed_config,
-    device_of,
-    loss_scale,
-    optimizer_title,
-    own_part,
-    reduction,
-    resolve_precision,
-    start_distributed,
-)
+from maskloom.train.engine.building import build_engine, optimizer_title, own_part, start_distributed
+from maskloom.train.engine.configuration import deepspeed_config, device_of, resolve_precision
+from maskloom.train.engine.stepping import LossScaleCollapsed, apply_gradients, loss_scale, reduction
 from maskloom.train.evaluation import evaluate
 from maskloom.train.metrics import Metrics, Work, memory_peaks
 from maskloom.train.run_dir import RunDir, reconcile

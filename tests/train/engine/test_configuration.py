@@ -8,8 +8,8 @@ import pytest
 
 from maskloom.config import RunConfig, parse_config
 from maskloom.errors import UserError
-from maskloom.train import engine
-from maskloom.train.engine import BUCKET_ELEMENTS, deepspeed_config
+from maskloom.train.engine import configuration
+from maskloom.train.engine.configuration import BUCKET_ELEMENTS, deepspeed_config
 
 
 class Gpu:
@@ -26,7 +26,7 @@ class Gpu:
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "get_accelerator", Gpu)
+    monkeypatch.setattr(configuration, "get_accelerator", Gpu)
 
 
 def run_with(deepspeed: dict[str, Any] | None = None, **chosen: Any) -> RunConfig:

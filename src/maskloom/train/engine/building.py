@@ -1,0 +1,175 @@
+"""Model and configuration to a DeepSpeed engine."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import warnings
+from typing import Any, cast
+
+import deepspeed
+import torch
+from deepspeed.accelerator import get_accelerator
+from deepspeed.utils import set_z3_leaf_modules
+
+from maskloom.config import Engine, Optimizer, RunConfig
+from maskloom.distributed import World
+from maskloom.model.bert import MaskedLM, PackedBertLayer
+from maskloom.model.kernels import KERNELS
+from maskloom.model.layer import encoder_layer
+from maskloom.train.lamb import Lamb, Piece, Placing
+from maskloom.train.optim import adamw, betas, lamb, parameter_groups
+from maskloom.train.traffic import Traffic
+
+
+def start_distributed(world: World) -> Traffic:
+    """Join the other ranks; returns the meter of what DeepSpeed sends, which stays at 0 where there are no others."""
+    warnings.filterwarnings("ignore", "`torch.distributed.* is deprecated|.*_tensor. is deprecated", FutureWarning)
+    world.export()
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
+    if get_accelerator().device_name() != "cpu":
+        get_accelerator().set_device(world.local_rank)
+    on_cuda = get_accelerator().device_name() == "cuda"
+    traffic = Traffic(functools.partial(torch.cuda.Event, enable_timing=True) if on_cuda else None)
+    if world.size > 1:
+        traffic.install(deepspeed.comm.comm.cdb)
+    return traffic
+
+
+def build_engine(config: RunConfig, model: MaskedLM, settings: dict[str, Any]) -> Any:
+    """Wrap the model and its optimizer. `settings` is what `deepspeed_config` gives."""
+    prepare_forward(model, config.engine)
+    engine, *_ = deepspeed.initialize(
+        model=model, optimizer=build_optimizer(model, config.optimizer), config=settings, dist_init_required=False
+    )
+    if engine.zero_optimization_stage() == 0 and engine.optimizer is not engine.basic_optimizer:
+        # Its wrappers for half precision take a step without gradients at once, which decays the weights and counts.
+        engine.optimizer.refresh_fp32_params()
+        engine.basic_optimizer.state.clear()
+    place_tensors(engine)
+    return engine
+
+
+def prepare_forward(model: MaskedLM, settings: Engine) -> None:
+    """Choose the kernels, and compile where that is asked for: before DeepSpeed puts its hooks around the modules.
+
+    Under ZeRO-3 a layer's parameters are there only within its `__call__`, and compiled code cannot gather them. So DeepSpeed
+    gathers a layer at once (a leaf), and what is compiled is the pure function within. Embeddings and head cannot be leaves:
+    they share a weight.
+    """
+    compiles = settings.kernels == "compile"
+    if compiles:
+        # One compilation for each shape of micro-batch, with and without gradients; beyond torch's limit of 8 it would go
+        # on uncompiled without a word.
+        torch._dynamo.config.recompile_limit = 64
+        torch._dynamo.config.fail_on_recompile_limit_hit = True
+    model.kernels = KERNELS[settings.kernels]
+    model.checkpoints_activations = settings.activation_checkpointing
+    if settings.zero_stage < 3:
+        if compiles:
+            model.compile(dynamic=False)
+        return
+    set_z3_leaf_modules(model, [PackedBertLayer])
+    if compiles:
+        loss = torch.compile(model.kernels.cross_entropy, fullgraph=True, dynamic=False)
+        model.kernels = model.kernels._replace(cross_entropy=loss)
+        run = torch.compile(encoder_layer, fullgraph=True, dynamic=False)
+        for layer in model.bert.encoder.layer:
+            layer.run = run
+
+
+def build_optimizer(model: MaskedLM, settings: Optimizer) -> Any:
+    """The optimizer over a model's parameters; `optimizer_title` says which it became."""
+    if settings.name == "lamb":
+        return lamb(model, settings)
+    fused = None if why_no_fused_adam() else deepspeed.ops.adam.FusedAdam
+    if settings.name == "adamw":
+        if fused is None:
+            return adamw(model, settings)
+        groups = parameter_groups(model, settings)
+        return fused(groups, lr=settings.lr, betas=betas(settings), eps=settings.eps, adam_w_mode=True)
+    from deepspeed.runtime.zero.muon.muon_optimizer import MuonWithAuxAdam
+
+    groups = parameter_groups(model, settings)
+    for group in groups:
+        for parameter in group["params"]:
+            parameter.use_muon = group["use_muon"]
+    if fused is not None:
+        return MuonWithAuxAdam(groups, fused, {"adam_w_mode": True})
+    return MuonWithAuxAdam(groups, torch.optim.AdamW, {"fused": True})
+
+
+def why_no_fused_adam() -> str | None:
+    """Why DeepSpeed's FusedAdam cannot be had here, or None where it can.
+
+    It is a CUDA extension, which a build of DeepSpeed may hold ready and which is otherwise compiled at the first start.
+    """
+    if get_accelerator().device_name() != "cuda":
+        return "it is for CUDA"
+    from deepspeed.git_version_info import installed_ops
+    from deepspeed.ops.op_builder.builder import CUDAMismatchException, MissingCUDAException, assert_no_cuda_mismatch
+    from torch.utils.cpp_extension import verify_ninja_availability
+
+    if installed_ops.get("fused_adam", False):
+        return None
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            assert_no_cuda_mismatch("fused_adam")
+        verify_ninja_availability()
+    except (CUDAMismatchException, MissingCUDAException, RuntimeError) as error:
+        return str(error).strip().removeprefix(">- DeepSpeed Op Builder: ")
+    return None
+
+
+def optimizer_title(engine: Any) -> str:
+    """What the optimizer is, in words: also which of several implementations was taken, and why."""
+    optimizer = engine.basic_optimizer
+    if isinstance(optimizer, Lamb):
+        return "LAMB"
+    inner = getattr(optimizer, "aux_optimizer", optimizer)
+    title = "AdamW (DeepSpeed's FusedAdam)"
+    if isinstance(inner, torch.optim.AdamW):
+        why = f"; DeepSpeed's FusedAdam is not to be had: {why_no_fused_adam()}"
+        title = f"AdamW (torch's fused{why if torch.cuda.is_available() else ''})"
+    return title if inner is optimizer else f"Muon (DeepSpeed's) for the encoder layers' matrices, {title} for the rest"
+
+
+def place_tensors(engine: Any) -> None:
+    """Tell LAMB which pieces of the model's tensors lie where in the vectors that ZeRO made of them."""
+    optimizer, wrapper = engine.basic_optimizer, engine.optimizer
+    stage = engine.zero_optimization_stage()
+    if not isinstance(optimizer, Lamb) or stage == 0:
+        return
+    placings: dict[torch.Tensor, Placing] = {}
+    if stage == 3:
+        for vector, tensors in zip(wrapper.fp32_partitioned_groups_flat, wrapper.fp16_groups, strict=True):
+            pieces, start = [], 0
+            for number, tensor in enumerate(tensors):
+                if held := len(own_part(tensor)):
+                    pieces.append(Piece(number, start, held))
+                start += tensor.partition_numel()
+            placings[vector] = Placing(len(tensors), tuple(pieces))
+    else:
+        groups = wrapper.bf16_groups if hasattr(wrapper, "bf16_groups") else wrapper.bit16_groups
+        for group, tensors in zip(optimizer.param_groups, groups, strict=True):
+            found = [
+                (number, tensor._hp_mapping.get_hp_fragment_address())
+                for number, tensor in enumerate(tensors)
+                if tensor._hp_mapping is not None
+            ]
+            pieces = [Piece(number, address.start, address.numel) for number, address in found]
+            placings[group["params"][0]] = Placing(len(tensors), tuple(pieces))
+    optimizer.place(placings)
+
+
+def own_part(parameter: Any) -> torch.Tensor:
+    """The elements of a parameter that this rank holds: all, or under ZeRO 3 its share without what pads it, as a vector.
+
+    What pads a share is memory that nobody wrote: it may hold anything.
+    """
+    if not hasattr(parameter, "ds_tensor"):
+        return cast(torch.Tensor, parameter)
+    share: torch.Tensor = parameter.ds_tensor.flatten()
+    return share[: max(0, min(len(share), parameter.ds_numel - torch.distributed.get_rank() * len(share)))]

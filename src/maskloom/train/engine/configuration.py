@@ -1,0 +1,170 @@
+"""Configuration and world to DeepSpeed's configuration: what is derived, what is passed through, what does not go together."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from deepspeed.accelerator import get_accelerator
+
+from maskloom.config import RunConfig
+from maskloom.distributed import World
+from maskloom.errors import UserError
+
+RESERVED = {
+    "train_batch_size",
+    "optimizer",
+    "scheduler",
+    "tensorboard",
+    "amp",
+    "torch_autocast",
+    "data_types",
+    "checkpoint",
+    "communication_data_type",
+    "managed_gradient_accumulation",
+}
+"""What maskloom decides, also where it does not write it into DeepSpeed's configuration."""
+Precision = Literal["fp32", "bf16", "fp16"]
+BUCKET_ELEMENTS = 2**24
+"""Gradients that are reduced at once, unless `deepspeed.zero_optimization.reduce_bucket_size` says otherwise. DeepSpeed's own
+5e8 is more than BERT-large has: the only bucket would be full when the backward is over, and nothing would overlap."""
+
+
+def device_of(world: World) -> torch.device:
+    """The device of this rank."""
+    accelerator = get_accelerator()
+    if accelerator.device_name() == "cpu":
+        return torch.device("cpu")
+    if world.local_rank >= accelerator.device_count():
+        raise UserError(
+            f"rank {world.rank} is number {world.local_rank} on its machine, which has {accelerator.device_count()} "
+            f"{accelerator.device_name()} device(s): start at most that many processes there"
+        )
+    return torch.device(accelerator.device_name(), world.local_rank)
+
+
+def resolve_precision(wanted: Literal["auto", "fp32", "bf16", "fp16"]) -> Precision:
+    """`auto` to bf16 on a GPU and fp32 on a CPU. Raises UserError for what the device cannot do."""
+    accelerator = get_accelerator()
+    if wanted == "auto":
+        return "fp32" if accelerator.device_name() == "cpu" else "bf16"
+    if wanted == "fp16" and not accelerator.is_fp16_supported():
+        raise UserError(
+            f"engine.precision fp16 is not supported on this {accelerator.device_name()}: set engine.precision=bf16 or fp32"
+        )
+    if wanted == "bf16" and not accelerator.is_bf16_supported():
+        raise UserError(f"engine.precision bf16 is not supported on this {accelerator.device_name()}: use fp16 or fp32")
+    return wanted
+
+
+def deepspeed_config(
+    config: RunConfig, micro_batch_rows: int, accumulates: bool, universal: bool = False, ranks: int = 1
+) -> dict[str, Any]:
+    """The DeepSpeed configuration: what is derived, and what the run passes through.
+
+    Args:
+        micro_batch_rows: rows of the first phase's micro-batches.
+        accumulates: whether any phase runs more than one micro-batch a step.
+        universal: load a checkpoint in the universal format.
+        ranks: size of the world; one alone has nothing to overlap.
+
+    Raises:
+        UserError: the `deepspeed:` block sets what is derived (every clash is named), or settings that do not go together.
+    """
+    precision = resolve_precision(config.engine.precision)
+    stage = config.engine.zero_stage
+    if precision == "fp16" and stage == 0:
+        raise UserError(
+            "engine.zero_stage 0 with fp16 does not scale the loss: DeepSpeed 0.19 divides gradients by a loss scale that it "
+            "did not multiply them with. Set engine.zero_stage=1"
+        )
+    if precision == "bf16" and stage == 0 and accumulates:
+        raise UserError(
+            f"engine.zero_stage 0 with {precision} would accumulate gradients in {precision} and lose precision: set "
+            "engine.zero_stage=1, or raise phases.N.micro_batch_rows until a step is one micro-batch"
+        )
+    offloads = (
+        config.deepspeed.get("zero_optimization", {}).get("offload_optimizer", {}).get("device", "none") != "none"
+    )
+    if config.optimizer.name != "adamw" and offloads:
+        raise UserError(
+            f"deepspeed.zero_optimization.offload_optimizer does not go with optimizer.name {config.optimizer.name}: remove "
+            "it, or set optimizer.name=adamw"
+        )
+    if config.optimizer.name == "muon" and stage == 2 and precision != "fp32" and accumulates:
+        raise UserError(
+            f"engine.zero_stage 2 does not go with optimizer.name muon, {precision} and several micro-batches a step: DeepSpeed "
+            "loses the gradients of what AdamW moves. Set engine.zero_stage=1 or 3, or raise phases.N.micro_batch_rows until "
+            "a step is one micro-batch"
+        )
+    if config.optimizer.name == "muon" and universal:
+        raise UserError(
+            "the checkpoint was written by another number of ranks, and DeepSpeed cannot spread Muon's momentum anew: start "
+            "as many ranks as wrote it"
+        )
+    derived: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": micro_batch_rows,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": config.optimizer.gradient_clipping,
+        "zero_optimization": _zero_config(config, precision, accumulates, ranks),
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 10**9,
+    }
+    if config.optimizer.name == "muon" and stage == 3:
+        derived["zero_optimization"]["reduce_scatter"] = False  # its Muon needs whole gradients
+    if precision != "fp32":
+        derived[precision] = {"enabled": True}
+        if accumulates:
+            derived["data_types"] = {"grad_accum_dtype": "fp32"}
+    if config.engine.reduce_precision != "auto":
+        derived["communication_data_type"] = config.engine.reduce_precision
+    if config.engine.reduce_precision == "fp16" != precision:
+        raise UserError(
+            f"engine.reduce_precision fp16 with precision {precision}: without fp16's loss scale small gradients become 0 on "
+            "their way. Set engine.reduce_precision=bf16 or fp32"
+        )
+    if universal:
+        derived["checkpoint"] = {"load_universal": True}
+    reserved = RESERVED | ({"fp16", "bf16"} - {precision})
+    clashes = [*_clashes(derived, config.deepspeed), *sorted(reserved & config.deepspeed.keys() - derived.keys())]
+    if clashes:
+        raise UserError(
+            f"the deepspeed: block sets what maskloom derives: {', '.join(clashes)}. Remove it there, and use phases, "
+            "optimizer and engine instead"
+        )
+    return _merged(derived, config.deepspeed)
+
+
+def _zero_config(config: RunConfig, precision: Precision, accumulates: bool, ranks: int) -> dict[str, Any]:
+    stage, overlap = config.engine.zero_stage, config.engine.overlap
+    if stage == 0:
+        return {"stage": 0}
+    # DeepSpeed's BF16_Optimizer, which it takes for this combination, reduces after the backward.
+    after = stage == 1 and precision == "bf16" and accumulates
+    if overlap and after:
+        raise UserError(
+            "engine.overlap cannot be had at zero_stage 1 in bf16 with accumulation: there DeepSpeed sends gradients after "
+            "the backward. Set engine.overlap=false, or engine.zero_stage=2"
+        )
+    if overlap is None:
+        overlap = ranks > 1 and not after and get_accelerator().device_name() != "cpu"
+    given = config.deepspeed.get("zero_optimization")
+    sized = isinstance(given, dict) and "reduce_bucket_size" in given
+    return {"stage": stage, "overlap_comm": overlap, **({} if sized else {"reduce_bucket_size": BUCKET_ELEMENTS})}
+
+
+def _clashes(derived: dict[str, Any], given: dict[str, Any], prefix: str = "") -> list[str]:
+    found = []
+    for key in sorted(derived.keys() & given.keys()):
+        if isinstance(derived[key], dict) and isinstance(given[key], dict):
+            found += _clashes(derived[key], given[key], f"{prefix}{key}.")
+        else:
+            found.append(f"{prefix}{key}")
+    return found
+
+
+def _merged(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    return {
+        key: _merged(one[key], other[key]) if key in one and key in other else other.get(key, one.get(key))
+        for key in [*one, *(key for key in other if key not in one)]
+    }

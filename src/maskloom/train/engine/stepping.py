@@ -1,0 +1,96 @@
+"""Losses to gradients, gradients to weights: an optimizer step, driven by hand."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
+
+import torch
+
+Backward = Callable[[torch.Tensor], None]
+
+
+@contextlib.contextmanager
+def reduction(engine: Any, reduce: Literal["step", "micro_batch"], micro_batches: int) -> Iterator[Backward]:
+    """The backward passes of one optimizer step; when it is left, gradients are averaged over the ranks.
+
+    With `reduce` "step" stages 2 and 3 reduce at the end, once. DeepSpeed then adds micro-batches up in the parameters'
+    `grad`, which in half precision is half: here they are added up in fp32, and rounded to half once, as at stage 1.
+    A single micro-batch is reduced during its backward in any case.
+
+    Yields:
+        the backward of the next micro-batch, given its loss.
+    """
+    once = reduce == "step" and micro_batches > 1 and engine.zero_optimization_stage() >= 2
+    is_half = engine.fp16_enabled() or engine.bfloat16_enabled()
+    sums: dict[torch.nn.Parameter, torch.Tensor] = {}
+    losses = 0
+
+    def backward(loss: torch.Tensor) -> None:
+        nonlocal losses
+        losses += 1
+        accumulate(engine, loss, is_last=losses == micro_batches)
+        if once and is_half:
+            _move_gradients(engine.module, sums, is_last=losses == micro_batches)
+
+    with engine.coalesce_grad_reduction() if once else contextlib.nullcontext():
+        yield backward
+    engine.set_gradient_accumulation_boundary(True)
+
+
+def _move_gradients(module: torch.nn.Module, sums: dict[torch.nn.Parameter, torch.Tensor], is_last: bool) -> None:
+    """Add `grad` to fp32 sums and clear it; after the last micro-batch put the sums into it."""
+    for parameter in module.parameters():
+        if parameter.grad is None:
+            continue
+        if parameter in sums:
+            sums[parameter].add_(parameter.grad)
+        else:
+            sums[parameter] = parameter.grad.float()
+        if is_last:  # in place: under stage 3 a parameter has no elements here, and takes no other gradient
+            parameter.grad.copy_(sums.pop(parameter))
+        else:
+            parameter.grad = None
+
+
+def accumulate(engine: Any, loss: torch.Tensor, is_last: bool) -> None:
+    """Backward of one micro-batch; gradients are reduced over ranks where the ZeRO stage asks for it."""
+    engine.set_gradient_accumulation_boundary(is_last)
+    engine.backward(loss, scale_wrt_gas=False)
+
+
+class LossScaleCollapsed(Exception):
+    """fp16 gradients overflow although the loss scale is at its minimum."""
+
+
+def apply_gradients(engine: Any, lr: float) -> torch.Tensor | float:
+    """The optimizer step at learning rate `lr`.
+
+    Returns:
+        the global gradient norm before clipping: on a GPU still on the device, for whoever needs it to wait for.
+
+    Raises:
+        LossScaleCollapsed: the step was skipped, and so would every step to come.
+    """
+    for group in engine.optimizer.param_groups:
+        group["lr"] = lr * group["rate"]
+    norm: Any = None
+    if engine.zero_optimization_stage() == 0:
+        # Stage 0 in fp32 clips without keeping the norm. Not get_total_norm: on a CPU it adds squares up in fp32 one after
+        # the other, and is off by 1e-4 for an embedding.
+        gradients = (parameter.grad for parameter in engine.module.parameters())
+        norm = torch.stack([torch.linalg.vector_norm(part.float()) for part in gradients if part is not None]).norm()
+    try:
+        engine.step()
+    except Exception as error:
+        if "loss scale already at minimum" not in str(error):
+            raise
+        raise LossScaleCollapsed from None
+    kept: torch.Tensor | float | None = engine.get_global_grad_norm()
+    return kept if kept is not None else norm
+
+
+def loss_scale(engine: Any) -> float | None:
+    """The dynamic loss scale of fp16, None in other precisions."""
+    return float(engine.optimizer.loss_scale) if engine.fp16_enabled() else None
