@@ -38,7 +38,7 @@ from maskloom.data.stream import read_steps
 from maskloom.distributed import World
 from maskloom.model.bert import MaskedLM, build_model
 from maskloom.tokenizer import Tokenizer
-from maskloom.train.loop import deepspeed_settings, phase_layouts
+from maskloom.train.trainer import deepspeed_settings, phase_layouts
 
 RATE = 0.15  # share of the tokens that are predicted
 ENDLESS = 1_000_000  # steps: no measurement comes to the end of its text

@@ -31,7 +31,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     import torch
 
-    from maskloom.train.loop import deepspeed_settings, prepare, train
+    from maskloom.train.loop import prepare, train
+    from maskloom.train.trainer import deepspeed_settings
 
     config = load_config(options.config, options.overrides)
     started = World.discover()
