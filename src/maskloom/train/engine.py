@@ -104,14 +104,6 @@ def deepspeed_config(
             "engine.zero_stage 0 does not go with fp16: DeepSpeed divides the gradients by the loss scale there, but does not "
             "scale the loss. Set engine.zero_stage=1"
         )
-    offloads = (
-        config.deepspeed.get("zero_optimization", {}).get("offload_optimizer", {}).get("device", "none") != "none"
-    )
-    if config.optimizer.name != "adamw" and offloads:
-        raise UserError(
-            f"deepspeed.zero_optimization.offload_optimizer does not go with optimizer.name {config.optimizer.name}: remove "
-            "it, or set optimizer.name=adamw"
-        )
     if config.optimizer.name == "muon" and stage == 2 and precision != "fp32" and accumulates:
         raise UserError(
             f"engine.zero_stage 2 does not go with optimizer.name muon, {precision} and several micro-batches a step: DeepSpeed "
@@ -146,7 +138,14 @@ def deepspeed_config(
             f"the deepspeed: block sets what maskloom derives: {', '.join(clashes)}. Remove it there, and use phases, "
             "optimizer and engine instead"
         )
-    return _merged(derived, config.deepspeed)
+    merged = _merged(derived, config.deepspeed)
+    offload = merged["zero_optimization"].get("offload_optimizer") or {}
+    if config.optimizer.name != "adamw" and offload.get("device", "none") != "none":
+        raise UserError(
+            f"deepspeed.zero_optimization.offload_optimizer does not go with optimizer.name {config.optimizer.name}: remove "
+            "it, or set optimizer.name=adamw"
+        )
+    return merged
 
 
 def start_distributed(world: World) -> None:
@@ -167,7 +166,7 @@ def build_engine(config: RunConfig, model: MaskedLM, settings: dict[str, Any]) -
         model=model, optimizer=build_optimizer(model, config.optimizer), config=settings, dist_init_required=False
     )
     if engine.zero_optimization_stage() == 0 and engine.optimizer is not engine.basic_optimizer:
-        # Its wrappers for half precision take a step without gradients at once, which decays the weights and counts.
+        # DeepSpeed's wrappers for half precision begin with a step without gradients, which decays the weights and counts.
         engine.optimizer.refresh_fp32_params()
         engine.basic_optimizer.state.clear()
     _place_tensors(engine)
