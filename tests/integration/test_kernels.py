@@ -16,8 +16,8 @@ from .conftest import lines, losses
 
 @pytest.fixture
 def settings(run_config: dict) -> dict:
-    """Four steps of 12 rows without dropout, on two sequence lengths."""
-    phase = {"steps": 2, "seq_len": 32, "global_batch_rows": 12, "micro_batch_rows": 3}
+    """Six steps of 12 rows without dropout, on two sequence lengths."""
+    phase = {"steps": 3, "seq_len": 32, "global_batch_rows": 12, "micro_batch_rows": 3}
     return {
         **run_config,
         "model": {**run_config["model"], "hidden_dropout_prob": 0.0},

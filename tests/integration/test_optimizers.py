@@ -244,7 +244,6 @@ def test_muon_is_the_reference_at_every_stage(
         ("lamb", 2, "fp32", 2, 1),
         ("lamb", 3, "fp32", 2, 3),
         ("lamb", 1, "bf16", 2, 3),
-        ("muon", 1, "fp32", 2, 2),
         ("muon", 1, "bf16", 2, 2),
         ("muon", 3, "fp32", 2, 2),
     ],

@@ -45,7 +45,7 @@ def build_engine(config: RunConfig, model: MaskedLM, settings: dict[str, Any]) -
         model=model, optimizer=build_optimizer(model, config.optimizer), config=settings, dist_init_required=False
     )
     if engine.zero_optimization_stage() == 0 and engine.optimizer is not engine.basic_optimizer:
-        # Its wrappers for half precision take a step without gradients at once, which decays the weights and counts.
+        # DeepSpeed's wrappers for half precision begin with a step without gradients, which decays the weights and counts.
         engine.optimizer.refresh_fp32_params()
         engine.basic_optimizer.state.clear()
     place_tensors(engine)

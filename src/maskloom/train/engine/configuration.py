@@ -83,14 +83,6 @@ def deepspeed_config(
             f"engine.zero_stage 0 with {precision} would accumulate gradients in {precision} and lose precision: set "
             "engine.zero_stage=1, or raise phases.N.micro_batch_rows until a step is one micro-batch"
         )
-    offloads = (
-        config.deepspeed.get("zero_optimization", {}).get("offload_optimizer", {}).get("device", "none") != "none"
-    )
-    if config.optimizer.name != "adamw" and offloads:
-        raise UserError(
-            f"deepspeed.zero_optimization.offload_optimizer does not go with optimizer.name {config.optimizer.name}: remove "
-            "it, or set optimizer.name=adamw"
-        )
     if config.optimizer.name == "muon" and stage == 2 and precision != "fp32" and accumulates:
         raise UserError(
             f"engine.zero_stage 2 does not go with optimizer.name muon, {precision} and several micro-batches a step: DeepSpeed "
@@ -132,7 +124,14 @@ def deepspeed_config(
             f"the deepspeed: block sets what maskloom derives: {', '.join(clashes)}. Remove it there, and use phases, "
             "optimizer and engine instead"
         )
-    return _merged(derived, config.deepspeed)
+    merged = _merged(derived, config.deepspeed)
+    offload = merged["zero_optimization"].get("offload_optimizer") or {}
+    if config.optimizer.name != "adamw" and offload.get("device", "none") != "none":
+        raise UserError(
+            f"deepspeed.zero_optimization.offload_optimizer does not go with optimizer.name {config.optimizer.name}: remove "
+            "it, or set optimizer.name=adamw"
+        )
+    return merged
 
 
 def _zero_config(config: RunConfig, precision: Precision, accumulates: bool, ranks: int) -> dict[str, Any]:
