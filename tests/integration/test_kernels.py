@@ -97,3 +97,6 @@ def test_a_collapse_of_fp16_names_the_layer(
     assert "fp16 collapsed at step 3" in output  # after scales of 4 and 2, the minimum of 1
     for rank in range(ranks):
         assert f"rank {rank}: the output of layer 1 (bert.encoder.layer.1)" in output
+    tree |= {"run_dir": str(tmp_path / "logged"), "logging": {"every_steps": 1}}
+    output = run_ranks(write_config(tree), ranks, fake_fp16=True, expect=1)
+    assert "the run diverged: the loss is nan (rank 0: the output of layer 1 (bert.encoder.layer.1)" in output

@@ -43,6 +43,13 @@ def test_a_line_holds_what_is_known_of_a_step(tmp_path: Path, capsys: pytest.Cap
     assert "step 1/10 | loss 3.7500 | accuracy 25.0% | lr 1.00e-03 | grad norm 0.70 |" in capsys.readouterr().out
 
 
+def test_a_norm_that_is_not_finite_is_null(tmp_path: Path) -> None:
+    metrics = Metrics(tmp_path, 0, 10, 0, World(), PEAK_FLOPS)
+    metrics.log_step(1, 100, {**VALUES, "grad_norm": float("inf")}, WORK)
+    metrics.close()
+    assert '"grad_norm": null' in (tmp_path / "metrics.jsonl").read_text()
+
+
 def test_rates_cover_the_steps_since_the_line_before(tmp_path: Path) -> None:
     metrics = Metrics(tmp_path, 0, 10, 0, World(), PEAK_FLOPS)
     for _ in range(5):

@@ -66,7 +66,17 @@ CASES: dict[Device, tuple[Case, ...]] = {
     "cpu": (
         Case("mini-128", "BERT-mini, 128", 256, 4, 4, 128, 32, 32, steps=2, rounds=5),
         Case(
-            "base-128", "BERT-base, 128", 768, 12, 12, 128, 8, 8, steps=1, rounds=5, leaves_out=("hf-eager", "hf-lines")
+            "base-128",
+            "BERT-base, 128",
+            768,
+            12,
+            12,
+            128,
+            16,
+            16,
+            steps=1,
+            rounds=5,
+            leaves_out=("hf-eager", "hf-lines"),
         ),
         TINY,
     ),

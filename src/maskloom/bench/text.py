@@ -29,7 +29,7 @@ from maskloom.data.writing.work import Part
 from maskloom.errors import UserError
 from maskloom.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 
-BLOCK_BYTES = 32 << 10  # as the quickstart's: lanes enough for a corpus of 13 MB
+QUICKSTART_BLOCK_BYTES = 32 << 10  # lanes enough to mix a corpus of 13 MB well
 SEED = 1
 
 
@@ -52,16 +52,17 @@ class Text:
         return index, tokenizer
 
 
-def prepare(cache: Path, vocab_size: int, processes: int) -> Text:
+def prepare(cache: Path, vocab_size: int, block_bytes: int, processes: int) -> Text:
     """The documentation of the installed packages, tokenised; what stands in `cache` is not written again.
 
     Args:
+        block_bytes: of the corpus; the larger, the fuller its packed rows.
         vocab_size: ids of the tokenizer; for BERT's 30,522 bert-base-uncased's own is taken, where a package has it.
     """
-    text, tokenizer = cache / "text", cache / f"tokenizer-{vocab_size}"
-    tokens = cache / f"tokens-{vocab_size}"
+    text, tokenizer = cache / f"text-{block_bytes}", cache / f"tokenizer-{vocab_size}"
+    tokens = cache / f"tokens-{vocab_size}-{block_bytes}"
     if not text.exists():
-        write_shards(["documentation:"], text, Options(block_bytes=BLOCK_BYTES), processes)
+        write_shards(["documentation:"], text, Options(block_bytes=block_bytes), processes)
     if not (tokenizer / "tokenizer.json").exists():
         _make_tokenizer(tokenizer, text, vocab_size)
     if not tokens.exists():

@@ -72,11 +72,12 @@ def _measure_steps(options: argparse.Namespace, device: Device) -> None:
     from maskloom.bench.machine import stamp
     from maskloom.bench.summary import case_table, parts_table
     from maskloom.bench.turns import measure_case
+    from maskloom.data.indexing import BLOCK_BYTES
 
     cases = choose_cases(options.cases, device)
     cases = [case.changed(options.steps, options.rounds, options.micro_batch_rows) for case in cases]
     systems = {case.name: choose_systems(options.systems, device, case.leaves_out) for case in cases}
-    text = _text(options, BERT_VOCABULARY)
+    text = _text(options, BERT_VOCABULARY, BLOCK_BYTES)
     limits = measure_limits(device, options.threads)
     say(
         f"this device: {limits['flops'] / 1e12:.3g} TFLOP/s {PRECISION[device]}, {limits['bytes_per_s'] / 1e9:.3g} GB/s"
@@ -106,13 +107,14 @@ def _measure_learning(options: argparse.Namespace, device: Device) -> None:
     from maskloom.bench.learning import RECIPES
     from maskloom.bench.machine import stamp
     from maskloom.bench.summary import learning_table
+    from maskloom.bench.text import QUICKSTART_BLOCK_BYTES
     from maskloom.bench.turns import measure_learning
 
     recipe = RECIPES[device]
     seeds = range(1, (options.seeds or 1) + 1)
     systems = choose_systems(options.systems or LEARNERS[device], device)
     recipe.training(seeds[0], options.steps)  # refuses what cannot be trained before text is prepared
-    text = _text(options, recipe.vocab_size)
+    text = _text(options, recipe.vocab_size, QUICKSTART_BLOCK_BYTES)
     measured = measure_learning(recipe, systems, seeds, options.steps, text, device, options.threads, say)
     measured |= {
         "stamp": stamp(_command(options), device),
@@ -126,10 +128,13 @@ def _measure_learning(options: argparse.Namespace, device: Device) -> None:
     _report([f"{name}: {reason}" for name, reason in measured["failures"].items()])
 
 
-def _text(options: argparse.Namespace, vocab_size: int) -> Text:
+def _text(options: argparse.Namespace, vocab_size: int, block_bytes: int) -> Text:
     from maskloom.bench.text import Text, check_vocabulary, prepare
 
-    text = Text(options.corpus, options.tokenizer) if options.corpus else prepare(options.cache, vocab_size, cores())
+    if options.corpus:
+        text = Text(options.corpus, options.tokenizer)
+    else:
+        text = prepare(options.cache, vocab_size, block_bytes, cores())
     _, tokenizer = text.open()
     check_vocabulary(tokenizer, vocab_size)
     return text

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import resource
 import sys
 import time
@@ -115,7 +116,11 @@ class Metrics:
         for name, value in values.items():
             self.board.add_scalar(f"{group}/{name.removeprefix('evaluation_')}", value, step)
         self.board.flush()
-        line: dict[str, Any] = {"step": step, **values}
+        # The norm of a step that fp16 skipped is infinite, which JSON has no number for.
+        line: dict[str, Any] = {
+            "step": step,
+            **{name: value if math.isfinite(value) else None for name, value in values.items()},
+        }
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 

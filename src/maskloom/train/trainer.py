@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +110,9 @@ class Trainer:
         for lane, cursors in batch.cursors.items():
             self.cursors[lane] = cursors
         self.skipped.add(self.step, batch.skips)
-        return lambda: self._values(sums, counts[0], lr, norm)
+        return lambda: self._values(
+            sums, counts[0], lr, norm, lambda: self._not_finite(batch.number, buckets, float(scale))
+        )
 
     def tokens_seen(self) -> int:
         return int(self._tokens)
@@ -157,12 +159,19 @@ class Trainer:
         return torch.tensor([np.count_nonzero(batch.rows.chosen), text_tokens, slots, squares], dtype=torch.int64)
 
     def _values(
-        self, sums: torch.Tensor, masked: torch.Tensor, lr: float, norm: torch.Tensor | float
+        self,
+        sums: torch.Tensor,
+        masked: torch.Tensor,
+        lr: float,
+        norm: torch.Tensor | float,
+        not_finite: Callable[[], str],
     ) -> tuple[dict[str, float], Work]:
         loss_sum, hits, mean_sum = sum_over_ranks(torch.cat([sums, self._losses[None]])).tolist()
         loss = loss_sum / max(int(masked), 1)
         if not math.isfinite(loss):
-            raise self._diverged(f"the loss is {loss}")
+            # From stage 1 on DeepSpeed skips such a step, so that the weights are those that it was taken with.
+            where = f" ({not_finite() or 'no layer'} is not finite)" if self.config.engine.zero_stage else ""
+            raise self._diverged(f"the loss is {loss}{where}")
         predicted, _, slots, squares = self._counts.tolist()
         mean = mean_sum / max(predicted, 1)
         work = Work(slots, self._computed_slots, training_flops(self.shape, slots, squares, predicted))
@@ -176,7 +185,7 @@ class Trainer:
             values["skipped_blocks"] = self.skipped.count
         scale = loss_scale(self.engine)
         if scale is not None:
-            values["loss_scale"] = scale
+            values |= {"loss_scale": scale, "skipped_steps": self.engine.skipped_steps}
         return {**values, **self._memory(), **self._communication()}, work
 
     def _memory(self) -> dict[str, float]:
@@ -215,18 +224,22 @@ class Trainer:
         torch.manual_seed(make_key(self.config.seed, "dropout", step, micro_batch, self.world.rank) >> 1)
 
     def _collapsed(self, step: int, buckets: list[MicroBatch], scale: float) -> UserError:
-        """The error that names the layer, on every rank alike; `step` counts from 0."""
-        found: str | None = None
-        for number, bucket in enumerate(buckets):
-            self._seed_dropout(step, number)
-            found = found or find_overflow(self.engine.module, bucket, scale * (loss_scale(self.engine) or 1.0))
-        places = gather_objects(found, self.world)
-        where = "; ".join(f"rank {rank}: {place}" for rank, place in enumerate(places) if place)
+        """The error that names the layer; `step` counts from 0."""
+        where = self._not_finite(step, buckets, scale)
         return UserError(
             f"fp16 collapsed at step {step + 1}: gradients overflow although the loss scale is at its minimum. Not finite: "
             f"{where or 'the sum of the gradients'}. Export the last checkpoint (maskloom export) and start from it, with "
             f"model.init, in another run_dir with engine.precision=bf16 or a lower optimizer.lr (now {self.config.optimizer.lr})"
         )
+
+    def _not_finite(self, step: int, buckets: list[MicroBatch], scale: float) -> str:
+        """Which layer of which ranks is the first whose output or gradient is not finite, on every rank alike; or nothing."""
+        found: str | None = None
+        for number, bucket in enumerate(buckets):
+            self._seed_dropout(step, number)
+            found = found or find_overflow(self.engine.module, bucket, scale * (loss_scale(self.engine) or 1.0))
+        places = gather_objects(found, self.world)
+        return "; ".join(f"rank {rank}: {place}" for rank, place in enumerate(places) if place)
 
     def _check_positions(self, most: int) -> None:
         longest = max([phase.seq_len for phase in self.config.phases] + [self.config.evaluation_seq_len])
