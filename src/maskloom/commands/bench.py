@@ -131,10 +131,8 @@ def _measure_learning(options: argparse.Namespace, device: Device) -> None:
 def _text(options: argparse.Namespace, vocab_size: int, block_bytes: int) -> Text:
     from maskloom.bench.text import Text, check_vocabulary, prepare
 
-    if options.corpus:
-        text = Text(options.corpus, options.tokenizer)
-    else:
-        text = prepare(options.cache, vocab_size, block_bytes, cores())
+    given = Text(options.corpus, options.tokenizer) if options.corpus else None
+    text = given or prepare(options.cache, vocab_size, block_bytes, cores())
     _, tokenizer = text.open()
     check_vocabulary(tokenizer, vocab_size)
     return text
