@@ -594,7 +594,7 @@ def _child(node: Any, name: str, where: str) -> Any:
 
 
 def _position(items: list[Any], name: str, where: str) -> int:
-    if not name.isdigit() or int(name) >= len(items):
+    if not name.isdecimal() or int(name) >= len(items):
         raise UserError(f"{where}: '{name}' is no item of a list of {len(items)} (they count from 0)")
     return int(name)
 

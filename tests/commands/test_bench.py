@@ -59,3 +59,22 @@ def test_what_does_not_fit_is_refused(
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert message in fails("bench", *arguments)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("nope", "cannot be read as results"),
+        ("[1, 2]", "something else than results"),
+        ('{"a": 3}', "something else than results"),
+        ('{"device": "cpu", "cases": 3}', "something else than results"),
+        ('{"device": "nvidia-h200"}', "results of another device, nvidia-h200"),
+    ],
+)
+def test_a_file_of_something_else_is_refused_before_anything_is_measured(
+    content: str, message: str, fails: Callable[..., str], tmp_path: Path
+) -> None:
+    out = tmp_path / "results.json"
+    out.write_text(content)
+    assert message in fails("bench", "step", "--device", "cpu", "--cases", "tiny", "--out", str(out))
+    assert out.read_text() == content

@@ -279,7 +279,7 @@ def test_a_resumed_run_is_the_undisturbed_one(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"engine": {"precision": "fp16", "zero_stage": 0}}, "zero_stage 0 does not go with fp16"),
+        ({"engine": {"precision": "fp16", "zero_stage": 0}}, "zero_stage 0 with fp16 does not scale the loss"),
         (
             {"engine": {"precision": "bf16", "zero_stage": 2}, "optimizer": OPTIMIZERS["muon"]},
             "zero_stage 2 does not go with optimizer.name muon, bf16 and several micro-batches",

@@ -62,7 +62,11 @@ def run(options: argparse.Namespace) -> int:
             raise UserError(f"--{name.replace('_', '-')} is for `maskloom bench {other}`")
     if bool(options.corpus) != bool(options.tokenizer):
         raise UserError("--corpus and --tokenizer go together: name both, or neither")
-    (_measure_steps if options.what == "step" else _measure_learning)(options, _device(options.device))
+    device = _device(options.device)
+    if options.out:
+        _results(options.out, device)
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+    (_measure_steps if options.what == "step" else _measure_learning)(options, device)
     return 0
 
 
@@ -144,15 +148,27 @@ def _described(text: Text) -> dict[str, Any]:
     return {**{name: index.header[name] for name in kept}, "vocab_size": tokenizer.vocab_size}
 
 
-def _add(out: Path, device: Device, what: str, result: dict[str, Any]) -> None:
-    """Put a result into the file, beside what other measurements put there."""
+def _results(out: Path, device: Device) -> dict[str, Any]:
+    """What other measurements put into a file. Raises UserError where it holds anything else, or another device's."""
     from maskloom.bench.machine import name_of
 
-    results = json.loads(out.read_text(encoding="utf-8")) if out.exists() else {}
-    if results.setdefault("device", name_of(device)) != name_of(device):
-        raise UserError(f"{out} holds results of another device, {results['device']}: name another file")
+    if not out.exists():
+        return {"device": name_of(device)}
+    try:
+        results = json.loads(out.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"--out {out} cannot be read as results ({error}): name another file") from None
+    if not isinstance(results, dict) or "device" not in results or not isinstance(results.get("cases", {}), dict):
+        raise UserError(f"--out {out} holds something else than results of maskloom bench: name another file")
+    if results["device"] != name_of(device):
+        raise UserError(f"--out {out} holds results of another device, {results['device']}: name another file")
+    return results
+
+
+def _add(out: Path, device: Device, what: str, result: dict[str, Any]) -> None:
+    """Put a result into the file, beside what other measurements put there."""
+    results = _results(out, device)
     results[what] = {**results.get(what, {}), **result} if what == "cases" else result
-    out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(out, json.dumps(results, indent=1) + "\n")
 
 
@@ -185,4 +201,7 @@ def _said(value: Any) -> str:
 
 def _names(text: str) -> list[str]:
     """`a,b` -> a and b."""
-    return [name for name in text.split(",") if name]
+    names = [name for name in text.split(",") if name]
+    if not names:
+        raise argparse.ArgumentTypeError("names nothing")
+    return names
