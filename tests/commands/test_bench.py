@@ -65,9 +65,9 @@ def test_what_does_not_fit_is_refused(
     ("content", "message"),
     [
         ("nope", "cannot be read as results"),
-        ("[1, 2]", "something else than results"),
-        ('{"a": 3}', "something else than results"),
-        ('{"device": "cpu", "cases": 3}', "something else than results"),
+        ("[1, 2]", "something else than a benchmark"),
+        ('{"a": 3}', "something else than a benchmark"),
+        ('{"device": "cpu", "cases": 3}', "something else than a benchmark"),
         ('{"device": "nvidia-h200"}', "results of another device, nvidia-h200"),
     ],
 )

@@ -159,7 +159,7 @@ def _results(out: Path, device: Device) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise UserError(f"--out {out} cannot be read as results ({error}): name another file") from None
     if not isinstance(results, dict) or "device" not in results or not isinstance(results.get("cases", {}), dict):
-        raise UserError(f"--out {out} holds something else than results of maskloom bench: name another file")
+        raise UserError(f"--out {out} holds something else than a benchmark's results: name another file")
     if results["device"] != name_of(device):
         raise UserError(f"--out {out} holds results of another device, {results['device']}: name another file")
     return results
