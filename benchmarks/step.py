@@ -1,6 +1,6 @@
 """Training steps and the time to a loss beside plain Hugging Face: runs `maskloom bench`, keeps the results, writes the report.
 
-  python benchmarks/step.py                      everything for this machine's GPU, or its CPU: about 12 minutes on 2 cores
+  python benchmarks/step.py                      everything for this machine's GPU, or its CPU: about 15 minutes on 2 cores
   python benchmarks/step.py --only step --cases large-128 --systems maskloom-compile,hf-sdpa-compile
   python benchmarks/step.py --only loss --seeds 3
   python benchmarks/step.py --report             docs/benchmarks-step.md and its plots, from all results
