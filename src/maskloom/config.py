@@ -319,7 +319,35 @@ class Checkpoint(Section):
     every_steps: NonNegativeInt = 500
     """Steps between checkpoints; 0 writes one at the end only."""
     keep_last: Annotated[int, Field(ge=2)] = 2
-    """Checkpoints kept. At least 2: should the newest be damaged, the run goes on from the one before."""
+    """Newest checkpoints kept. At least 2: should the newest be damaged, the run goes on from the one before."""
+    keep_every_steps: PositiveInt | None = None
+    """Checkpoints of steps that are multiples of it are kept for good."""
+    background: bool = True
+    """Write while training goes on, from a copy of the state in memory; without room for the copy a save is waited for."""
+
+
+class Guard(Section):
+    """What becomes of steps that would spoil the weights."""
+
+    spike_sigma: PositiveFloat | None = None
+    """A step whose loss is more than this many standard deviations above the mean of the `window_steps` before it is not
+    taken: its gradients are dropped, and it is counted (as in OLMo 2; 6 there). Left out: only losses and gradients that are
+    not finite."""
+    window_steps: Annotated[int, Field(ge=8)] = 128
+    """Steps that a loss is compared with; until there are as many, none counts as a spike."""
+    skips_before_rollback: PositiveInt = 3
+    """So many steps in a row that were not taken, and the run goes back to its last checkpoint and on behind their data."""
+    rollbacks: NonNegativeInt = 2
+    """Times that a run may go back from the same checkpoint; beyond it the run ends."""
+
+
+class Timeouts(Section):
+    """How long a rank waits for others before it ends the run, with the stacks of all ranks in their logs."""
+
+    start_s: PositiveFloat = 1800.0
+    """Until the first step is done, and while a checkpoint is written or read."""
+    train_s: PositiveFloat = 600.0
+    """Between two micro-batches of any rank."""
 
 
 class Logging(Section):
@@ -398,6 +426,8 @@ class RunConfig(Section):
     optimizer: Optimizer = Optimizer()
     evaluation: Evaluation = Evaluation()
     checkpoint: Checkpoint = Checkpoint()
+    guard: Guard = Guard()
+    timeouts: Timeouts = Timeouts()
     logging: Logging = Logging()
     engine: Engine = Engine()
     deepspeed: dict[str, Any] = {}

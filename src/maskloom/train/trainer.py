@@ -29,6 +29,7 @@ from maskloom.train.engine.configuration import deepspeed_config, device_of, res
 from maskloom.train.engine.stepping import LossScaleCollapsed, apply_gradients, loss_scale, reduction
 from maskloom.train.evaluation import evaluate
 from maskloom.train.metrics import Work, memory_peaks
+from maskloom.train.notices import NAMES, Notices
 from maskloom.train.schedule import learning_rate
 from maskloom.train.skipped import Skipped
 from maskloom.train.traffic import Traffic
@@ -66,6 +67,7 @@ class Trainer:
         # Since the last logged line: this rank's losses, what `_count` counts on all ranks, and the slots they computed.
         self._losses = torch.zeros((), dtype=torch.float64, device=self.device)
         self._counts = torch.zeros(4, dtype=torch.int64, device=self.device)
+        self.notices = Notices()
         self._computed_slots = 0
         self.shape = Shape.of(model.config)
         peak = peak_of(self.device, resolve_precision(config.engine.precision), config.logging.peak_tflops)
@@ -86,16 +88,19 @@ class Trainer:
         self.engine.train()
         self.traffic.begin_step()
         buckets = [bucket.to(self.device) for bucket in self._micro_batches(batch)]
-        counts = sum_over_ranks(to_device(self._count(batch), self.device))
+        said = torch.cat([self._count(batch), self.notices.said()])
+        sums = sum_over_ranks(to_device(said, self.device))
+        counts = sums[: -len(NAMES)]
+        self.notices.hear(sums[-len(NAMES) :])
         # Ranks average their gradients: with world / N on each, the loss is the mean over the global batch's N tokens.
         scale = self.world.size / counts[0].clamp(min=1)
-        sums = torch.zeros(2, dtype=torch.float64, device=self.device)
+        results = torch.zeros(2, dtype=torch.float64, device=self.device)
         with reduction(self.engine, self.config.engine.reduce, len(buckets)) as backward:
             for number, bucket in enumerate(buckets):
                 self._seed_dropout(batch.number, number)
                 loss, hits = self.engine(bucket)
                 backward(loss * scale)
-                sums += torch.stack([loss.detach().double(), hits.double()])
+                results += torch.stack([loss.detach().double(), hits.double()])
         lr = learning_rate(batch.number + 1, self.config.optimizer, self.config.schedules)
         try:
             norm = apply_gradients(self.engine, lr)
@@ -104,14 +109,14 @@ class Trainer:
         self.traffic.end_step()
         self.step = batch.number + 1
         self._tokens += counts[1]
-        self._losses += sums[0]
+        self._losses += results[0]
         self._counts += counts
         self._computed_slots += self.world.size * sum(len(bucket.input_ids) for bucket in buckets)
         for lane, cursors in batch.cursors.items():
             self.cursors[lane] = cursors
         self.skipped.add(self.step, batch.skips)
         return lambda: self._values(
-            sums, counts[0], lr, norm, lambda: self._not_finite(batch.number, buckets, float(scale))
+            results, counts[0], lr, norm, lambda: self._not_finite(batch.number, buckets, float(scale))
         )
 
     def tokens_seen(self) -> int:

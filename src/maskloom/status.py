@@ -1,0 +1,89 @@
+"""How a run stands, for people and for what starts it again: `RUN/status.json`, exit codes, and when another attempt is worth it.
+
+    running -> done | stopped | failed
+
+One process at a time writes `status.json`, whole: the run's first rank, any rank of an attempt that fails, and what started the
+ranks where none of them could (all were killed). `RUN/attempts.jsonl` has a line for each start.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from maskloom.errors import UserError
+from maskloom.files import write_atomically
+
+EXIT_DONE = 0
+EXIT_FAILED = 1
+EXIT_STOPPED = 75
+"""Asked to stop (SIGTERM, SIGUSR2, a stop file): a checkpoint was written, and the same command goes on from it. The code of
+sysexits.h for "try again"."""
+EXIT_HUNG = 76
+"""A rank waited longer than `timeouts` for others."""
+ATTEMPTS_WITHOUT_PROGRESS = 3
+
+State = Literal["running", "stopped", "done", "failed"]
+
+
+@dataclass(frozen=True)
+class Status:
+    """The content of status.json.
+
+    Attributes:
+        state: `running` also where every rank was killed at once and nobody could say so: `updated_unix_s` is old then.
+        step, total_steps: steps done when this was written, and in all.
+        attempt: starts of this run so far, this one included.
+        reason: why it is in this state, in words.
+        advice: what to do next.
+        can_retry: whether the same command may succeed: not after an error in what was given.
+        last_good_checkpoint: name of the newest whole one, such as `step-00001000`.
+        hosts: names of the machines, in the order of their first ranks.
+        world_size: ranks.
+        updated_unix_s: when this was written.
+    """
+
+    state: State
+    step: int
+    total_steps: int
+    attempt: int
+    reason: str = ""
+    advice: str = ""
+    can_retry: bool = True
+    last_good_checkpoint: str | None = None
+    hosts: tuple[str, ...] = ()
+    world_size: int = 1
+    updated_unix_s: float = 0.0
+
+    def write(self, run: Path) -> None:
+        """Replace `RUN/status.json`, with the time of writing."""
+        content = asdict(replace(self, updated_unix_s=round(time.time(), 3)))
+        write_atomically(run / "status.json", json.dumps(content, indent=1))
+
+
+def read_status(run: Path) -> Status | None:
+    """The status of a run, None where it has none yet. Raises UserError where the file is no status."""
+    file = run / "status.json"
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+        return Status(**{**values, "hosts": tuple(values["hosts"])})
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{file} is damaged ({error!r}): remove it; the next start writes it anew") from None
+
+
+def note_attempt(run: Path, line: dict[str, Any]) -> None:
+    """Add a line to `RUN/attempts.jsonl`: attempt, step that it begins at, world_size, hosts."""
+    with (run / "attempts.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps({**line, "unix_s": round(time.time(), 3)}) + "\n")
+
+
+def stands_still(first_steps: list[int]) -> bool:
+    """Whether the newest attempts, which began at these steps, oldest first, got nowhere: as many of them as
+    ATTEMPTS_WITHOUT_PROGRESS began at the same step."""
+    newest = first_steps[-ATTEMPTS_WITHOUT_PROGRESS:]
+    return len(newest) == ATTEMPTS_WITHOUT_PROGRESS and len(set(newest)) == 1
