@@ -15,6 +15,7 @@ COMMANDS = {
     "index": "index webdataset tars that exist",
     "tokenizer": "train a WordPiece tokenizer on shards",
     "train": "train on this machine",
+    "doctor": "check whether a run would start here, or on the hosts of a hostfile",
     "peek": "print the batches of some steps as text, or their digest",
     "eval": "held-out loss of a run",
     "export": "write a run's model for Hugging Face",
