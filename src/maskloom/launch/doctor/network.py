@@ -25,6 +25,8 @@ from maskloom.launch.ssh import last_line
 PAIR_BYTES = 16 << 20
 REPEATS = 3
 SMALL_REPEATS = 20
+GRACE_S = 5.0
+POLL_S = 0.1
 SLOW_SHARE = 1 / 3
 """A host whose best pair has less than this share of the best pair of all is far slower than the others."""
 
@@ -106,14 +108,7 @@ def measure(
         send(process, json.dumps(asdict(job)))
     for follower in followers:
         follower.start()
-    until_s = time.monotonic() + 2 * limit_s
-    late = []
-    for number, process in enumerate(processes):
-        try:
-            process.wait(max(0.1, until_s - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            late.append(number)
-            process.kill()
+    late = wait_for_all(processes, 2 * limit_s)
     for follower in followers:
         follower.join(10)
     try:
@@ -121,13 +116,29 @@ def measure(
         return Speed(**{**values, "pairs": tuple(tuple(pair) for pair in values["pairs"])})
     except (ValueError, TypeError, KeyError):
         pass
-    said = {}
-    for number, process in enumerate(processes):
-        if number in late:
-            said[hosts[number]] = f"no end after {2 * limit_s:.0f} s"
-        elif process.returncode:
-            said[hosts[number]] = last_line(outputs[number][1])
-    return said or {hosts[0]: "it measured nothing"}
+    said = {
+        hosts[number]: last_line(outputs[number][1])
+        for number, process in enumerate(processes)
+        if number not in late and process.returncode
+    }
+    return said or dict.fromkeys(hosts, f"no end after {2 * limit_s:.0f} s")
+
+
+def wait_for_all(processes: Sequence[subprocess.Popen[str]], limit_s: float) -> list[int]:
+    """Wait until all have ended. Where one fails the others have GRACE_S, for they may wait for it; then, and at the limit, the
+    rest is killed. Returns the numbers of those."""
+    until_s = time.monotonic() + limit_s
+    has_failed = False
+    while (running := [number for number, process in enumerate(processes) if process.poll() is None]) and (
+        time.monotonic() < until_s
+    ):
+        if not has_failed and any(process.returncode for process in processes):
+            has_failed, until_s = True, min(until_s, time.monotonic() + GRACE_S)
+        time.sleep(POLL_S)
+    for number in running:
+        processes[number].kill()
+        processes[number].wait()
+    return running
 
 
 def slow_hosts(pairs: Sequence[tuple[int, int, float]]) -> dict[int, float]:
