@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
@@ -157,11 +156,9 @@ def devices(wanted: Wanted, facts: Mapping[str, Facts]) -> list[Finding]:
             found.append(
                 Finding("warn", "GPUs", (host,), f"{count} for {slots} slot(s)", f"slots={count} would use all")
             )
-    kinds = {
-        host: ", ".join(f"{number} x {name}" for name, number in Counter(gpu.name for gpu in fact.gpus).items())
-        for host, fact in facts.items()
-        if fact.gpus
-    }
+    kinds = {host: ", ".join(sorted({gpu.name for gpu in fact.gpus})) for host, fact in facts.items() if fact.gpus}
+    if not found:
+        found = [Finding("ok", "GPUs", tuple(counts), "one for each slot")]
     return found + same("GPU kinds", kinds, "warn", "the slowest sets the pace of all")
 
 
