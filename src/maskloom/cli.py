@@ -48,19 +48,20 @@ def main(arguments: list[str] | None = None) -> int:
     )
     module.configure(own)
     from maskloom.errors import UserError
+    from maskloom.redaction import redacted
 
     try:
         code = int(module.run(own.parse_intermixed_args(options.arguments)))  # key=value also after --options
         sys.stdout.flush()  # here, where a closed pipe is expected
         return code
     except UserError as error:
-        print(f"maskloom {options.command}: {error}", file=sys.stderr)
+        print(f"maskloom {options.command}: {redacted(str(error))}", file=sys.stderr)
         return 1
     except BrokenPipeError:  # `maskloom peek ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:  # a folder that may not be written, a full disk
-        print(f"maskloom {options.command}: {error}", file=sys.stderr)
+        print(f"maskloom {options.command}: {redacted(str(error))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"maskloom {options.command}: interrupted", file=sys.stderr)

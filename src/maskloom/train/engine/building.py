@@ -18,6 +18,7 @@ from maskloom.distributed import World
 from maskloom.model.bert import MaskedLM, PackedBertLayer
 from maskloom.model.kernels import KERNELS
 from maskloom.model.layer import encoder_layer
+from maskloom.train.engine.ops import load_operator
 from maskloom.train.lamb import Lamb, Piece, Placing
 from maskloom.train.optim import adamw, betas, lamb, parameter_groups
 from maskloom.train.traffic import Traffic
@@ -92,7 +93,7 @@ def build_optimizer(model: MaskedLM, settings: Optimizer) -> Any:
     """The optimizer over a model's parameters; `optimizer_title` says which it became."""
     if settings.name == "lamb":
         return lamb(model, settings)
-    fused = None if why_no_fused_adam() else deepspeed.ops.adam.FusedAdam
+    fused = None if why_no_fused_adam() else fused_adam()
     if settings.name == "adamw":
         if fused is None:
             return adamw(model, settings)
@@ -107,6 +108,12 @@ def build_optimizer(model: MaskedLM, settings: Optimizer) -> Any:
     if fused is not None:
         return MuonWithAuxAdam(groups, fused, {"adam_w_mode": True})
     return MuonWithAuxAdam(groups, torch.optim.AdamW, {"fused": True})
+
+
+def fused_adam() -> Any:
+    """DeepSpeed's FusedAdam, its operator loaded: what compiles it is one rank of each machine."""
+    load_operator(deepspeed.ops.op_builder.FusedAdamBuilder())
+    return deepspeed.ops.adam.FusedAdam
 
 
 def why_no_fused_adam() -> str | None:
