@@ -71,7 +71,12 @@ def test_what_is_written_is_read_back(pairs: list[tuple[str, int]]) -> None:
     assert parse_hostfile(as_hostfile(hosts), "hosts") == hosts
 
 
-@given(st.text(alphabet=st.sampled_from(list("-oab1@.:,[]^$()`'\"\\%;&|<>*? \t\n#=s\x0b\u2028é")) | st.characters(), max_size=40))
+@given(
+    st.text(
+        alphabet=st.sampled_from(list("-oab1@.:,[]^$()`'\"\\%;&|<>*? \t\n#=s\x0b\u2028é")) | st.characters(),
+        max_size=40,
+    )
+)
 def test_no_text_yields_a_name_that_is_more_than_a_name(text: str) -> None:
     """Whatever is in the file: refused, or all names are words that ssh, pdsh and a shell pass over as names."""
     for candidate in (text, f"{text} slots=1", f"-{text} slots=2", f"{text}@node slots=1", f"u@{text} slots=1"):

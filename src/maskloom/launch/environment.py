@@ -14,6 +14,7 @@ from pathlib import Path
 
 from maskloom.errors import UserError
 from maskloom.progress import warn
+from maskloom.redaction import is_secret_name
 
 PASSED_ON = re.compile(
     r"(NCCL|GLOO|OMP|KMP|MKL|TORCH|TORCHINDUCTOR|PYTORCH|TRITON|CUDA|HF|TRANSFORMERS|UCX|FI|RDMAV|DEEPSPEED|DS|MASKLOOM|PYTHON)_?.*"
@@ -22,15 +23,7 @@ PASSED_ON = re.compile(
 )
 OWN = re.compile(r"CUDA_VISIBLE_DEVICES|DS_ENV_FILE|PYTHONPATH|(OMP|KMP)_(PROC_BIND|PLACES|AFFINITY)")
 """Of one machine or process only, or set by DeepSpeed's launcher itself."""
-SECRET_NAME = re.compile(r"SECRET|PASSW|CREDENTIAL|(?<![A-Z])(KEY|TOKEN)S?(?![A-Z])", re.IGNORECASE)
-PLACE_NAME = re.compile(r"_(FILE|DIR|PATH)$", re.IGNORECASE)
-"""Where a secret is kept is none."""
 DEEPSPEED_FILE = ".deepspeed_env"
-
-
-def is_secret_name(name: str) -> bool:
-    """Whether a variable of this name holds a secret."""
-    return bool(SECRET_NAME.search(name)) and not PLACE_NAME.search(name)
 
 
 def for_hosts(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
