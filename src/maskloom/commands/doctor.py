@@ -37,6 +37,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     where("--hostfile", metavar="FILE", help="hosts with their slots, as deepspeed reads it")
     where("--processes", type=positive, help="ranks on this machine; default: one a GPU; 1 where there is none")
     add("--ssh-config", metavar="FILE", help="with --hostfile: configuration of ssh in place of your own")
+    add("--master-addr", help="with --hostfile: address of the first host as the others reach it")
     add(
         "--port",
         type=positive,
