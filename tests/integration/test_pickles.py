@@ -21,7 +21,7 @@ from transformers import BertConfig, BertForMaskedLM
 from maskloom.cli import main
 from maskloom.errors import UserError
 from maskloom.model.bert import MaskedLM, load_checkpoint
-from maskloom.train.checkpoint import _digest
+from maskloom.train.checkpoint.digests import digest
 from maskloom.train.engine.files import convert_to_universal, full_precision_weights, safe_loading
 
 from .conftest import train_in_ranks
@@ -93,7 +93,7 @@ def with_bomb(run: Path, copy: Path, name: str, write: Callable[[Bomb, Path], No
     (folder,) = (copy / "checkpoints").glob("step-*")
     write(Bomb(trap), folder / name)
     manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["files"][name] = _digest(folder / name)
+    manifest["files"][name] = digest(folder / name)._asdict()
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return folder
 
@@ -186,7 +186,7 @@ def test_a_model_to_start_from_runs_no_code(write: Callable[[Bomb, Path], None],
         tmp_path
     )
     write(Bomb(trap), tmp_path / "pytorch_model.bin")
-    with pytest.raises(UserError, match="model.init here holds a pickle of more than tensors, and was not loaded"):
+    with pytest.raises(UserError, match=r"model\.init here holds a pickle of more than tensors, and was not loaded"):
         load_checkpoint(MaskedLM, str(tmp_path), "model.init here")
     assert not trap.exists()
 
