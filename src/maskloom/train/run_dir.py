@@ -47,7 +47,7 @@ def reconcile(config: RunConfig) -> RunConfig:
     folder = Path(config.run_dir)
     saved_file = folder / "config.yaml"
     if not saved_file.exists():
-        if folder.is_dir() and any(entry.name != ".lock" for entry in folder.iterdir()):
+        if folder.is_dir() and not all(entry.name.startswith(".") for entry in folder.iterdir()):
             raise UserError(f"run_dir {folder} is not empty and holds no run (no config.yaml): choose another folder")
         if folder.exists() and not folder.is_dir():
             raise UserError(f"run_dir {folder} is a file: choose another folder")
