@@ -6,18 +6,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed
+from torch.distributed import distributed_c10d
 
-from maskloom.errors import UserError
+from maskloom.errors import PassingFault, UserError
 
 LOOPBACK = "127.0.0.1"
 
@@ -75,6 +78,40 @@ class World:
     @property
     def is_first(self) -> bool:
         return self.rank == 0
+
+
+@contextlib.contextmanager
+def meeting(world: World, timeout_s: float) -> Iterator[None]:
+    """Around the rendezvous: what goes wrong there, in words that say what to do."""
+    where = f"{world.master_addr}:{world.master_port}"
+    try:
+        yield
+    except torch.distributed.DistError as error:
+        if "EADDRINUSE" in str(error) or "address already in use" in str(error):
+            raise PassingFault(
+                f"rank {world.rank}: port {world.master_port} on {world.master_addr} is taken, where the ranks should meet: "
+                "another run uses it, most likely. Set MASTER_PORT (deepspeed and torchrun: --master_port) to a free one"
+            ) from None
+        raise PassingFault(
+            f"rank {world.rank}: the {world.size} ranks did not meet at {where} within timeouts.start_s ({timeout_s:g} s): "
+            f"{str(error).splitlines()[0]}. Either a rank was not started, or rank 0's host cannot be reached there: see that "
+            "MASTER_ADDR and MASTER_PORT are the same for all ranks, and that no firewall is between them"
+        ) from None
+
+
+def set_timeouts(seconds: float) -> None:
+    """How long a collective waits for other ranks, in every group there is and every one that is made from now on.
+
+    DeepSpeed and torch set them for the group of all ranks only; the groups of ZeRO would keep half an hour.
+    """
+    timeout = timedelta(seconds=seconds)
+    defaults: Any = distributed_c10d
+    defaults.default_pg_timeout = timeout
+    if defaults.default_pg_nccl_timeout is not None:
+        defaults.default_pg_nccl_timeout = timeout
+    if torch.distributed.is_initialized():
+        for group in distributed_c10d._world.pg_map:
+            distributed_c10d._set_pg_timeout(timeout, group)
 
 
 def barrier() -> None:

@@ -37,8 +37,7 @@ def run(options: argparse.Namespace) -> int:
     config = load_config(options.config, options.overrides)
     started = World.discover()
     if started.size > 1:  # by somebody's launcher: this is one rank of it
-        train(config, started)
-        return 0
+        return train(config, started)
     processes = options.processes or max(torch.cuda.device_count(), 1)
     world = World(size=processes, local_size=processes)
     prepared, plan = prepare(config, world)
@@ -46,8 +45,7 @@ def run(options: argparse.Namespace) -> int:
         print(json.dumps(deepspeed_settings(prepared, plan, world), indent=2))
         return 0
     if processes == 1:
-        train(config, started)
-        return 0
+        return train(config, started)
     return _become_torchrun(processes, [options.config, *options.overrides])
 
 
