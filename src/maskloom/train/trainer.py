@@ -63,6 +63,7 @@ class Trainer:
             self.step, self.cursors = state.step, state.lane_cursors()
         else:
             self.step, self.cursors = 0, first_cursors(plan.lanes, len(plan.corpora))
+        pulse.step = self.step
         count = state.skipped if found else 0
         self.skipped = Skipped(run, plan, self.step, count, config.data.max_bad_share, world)
         self._tokens = torch.tensor(state.tokens_seen if found else 0, dtype=torch.int64, device=self.device)
