@@ -17,7 +17,7 @@ from typing import Any
 
 JOB_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 """What launchers, schedulers and terminals send to all processes of a job at once."""
-PR_SET_PDEATHSIG = 1  # of <sys/prctl.h>
+PR_SET_PDEATHSIG, PR_GET_PDEATHSIG = 1, 2  # of <sys/prctl.h>
 IMPORTED_IN = os.getpid()  # of a process that was forked from a server: the server's, for it imports this module first
 
 
@@ -57,9 +57,14 @@ def end_with_server(*_: object) -> None:
 
 
 def end_with_parent(with_signal: signal.Signals) -> None:
-    """Have the system send this process a signal when the thread that started it ends, however that comes about."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, int(with_signal), 0, 0, 0)
+    """Have the system send this process a signal when the thread that started it ends, however that comes about; unless it has
+    been told to send another one."""
+    if sys.platform != "linux":
+        return
+    prctl, told = ctypes.CDLL(None, use_errno=True).prctl, ctypes.c_int()
+    prctl(PR_GET_PDEATHSIG, ctypes.byref(told), 0, 0, 0)
+    if not told.value:
+        prctl(PR_SET_PDEATHSIG, int(with_signal), 0, 0, 0)
 
 
 def end_children() -> None:

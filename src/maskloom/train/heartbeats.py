@@ -185,7 +185,9 @@ def blame(before: Sequence[Beat | None], after: Sequence[Beat | None], me: int) 
         for rank in silent:
             last = after[rank]
             named.append(
-                f"{last.name()}, last seen {last.whereabouts()}" if last else f"rank {rank}, which never gave a sign of life"
+                f"{last.name()}, last seen {last.whereabouts()}"
+                if last
+                else f"rank {rank}, which never gave a sign of life"
             )
         return "no sign of life from " + "; ".join(named) + ": stopped, killed or cut off"
     live = [beat for beat in after if beat is not None]

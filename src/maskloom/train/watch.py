@@ -46,6 +46,8 @@ REFRESH_S = 10.0
 LOOKERS = 8
 """So many ranks read the beats of all at an alarm; in a large run the others take what these found."""
 GROUPS_MORE_S = 30.0
+LINGER_S = 3.0
+"""For the others, who still look into rank 0's store, and end as soon as one of them has reported."""
 EXIT_INTERRUPTED = 130
 PACKAGES = ("maskloom", "torch", "deepspeed")
 LONG_SECTIONS = ("start", "load", "save")
@@ -154,10 +156,8 @@ class Watch:
         is_expected = isinstance(error, UserError | OSError)
         said = str(error) if is_expected else f"{type(error).__name__}: {error}"
         if is_a_peers(error) and self.board is not None:
-            first_line = str(error).strip().split("\n")[0]
-            self._report(
-                f"{self._culprit(is_hung=False)}. {self.me()} noticed: {first_line}", "Look at that host.", True
-            )
+            noticed = str(error).strip().split("\n")[0].split(". This is typically")[0]
+            self._report(f"{self._culprit(is_hung=False)}. {self.me()} noticed: {noticed}", "Look at that host.", True)
         else:
             if not is_expected and (self.log.path is None or self.run.world.size == 1):
                 traceback.print_exception(error)
@@ -291,7 +291,7 @@ class Watch:
             return
         with contextlib.suppress(NoAnswer):
             left = self.board.leave()
-            end_s = time.monotonic() + LOOK_S + 2 * POLL_S
+            end_s = time.monotonic() + LINGER_S
             while self.run.world.is_first and left < self.run.world.size and time.monotonic() < end_s:
                 time.sleep(POLL_S)
                 left = self.board.left()

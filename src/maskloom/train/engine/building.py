@@ -15,7 +15,7 @@ from deepspeed.accelerator import get_accelerator
 from deepspeed.utils import set_z3_leaf_modules
 
 from maskloom.config import Engine, Optimizer, RunConfig
-from maskloom.distributed import World, meeting
+from maskloom.distributed import World, meeting, meeting_place
 from maskloom.model.bert import MaskedLM, PackedBertLayer
 from maskloom.model.kernels import KERNELS
 from maskloom.model.layer import encoder_layer
@@ -34,7 +34,7 @@ def start_distributed(world: World, timeout_s: float = 1800.0) -> Traffic:
     warnings.filterwarnings("ignore", "`torch.distributed.* is deprecated|.*_tensor. is deprecated", FutureWarning)
     world.export()
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    with meeting(world, timeout_s):
+    with meeting(world, timeout_s), meeting_place(world):
         deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False, timeout=timedelta(seconds=timeout_s))
     if get_accelerator().device_name() != "cpu":
         get_accelerator().set_device(world.local_rank)
