@@ -22,7 +22,7 @@ import torch
 from maskloom.config import RunConfig, differences, dump_config, load_config, rechecked, saved_form
 from maskloom.distributed import World
 from maskloom.errors import UserError
-from maskloom.files import whole_folder, write_atomically
+from maskloom.files import open_own, whole_folder, write_atomically
 from maskloom.model.bert import MaskedLM, save_definition
 from maskloom.redaction import redacted
 from maskloom.tokenizer import Tokenizer
@@ -88,7 +88,7 @@ class RunDir:
         if not self.is_writer:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = (self.folder / ".lock").open("a+")
+        self._lock = os.fdopen(open_own(self.folder / ".lock"), "r+")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
