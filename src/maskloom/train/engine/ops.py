@@ -51,7 +51,9 @@ def building_alone(name: str) -> Iterator[None]:
             if error.errno not in NO_LOCKS:
                 raise
         if is_stale(folder / TORCHS_LOCK):
-            warn(f"removed {folder / TORCHS_LOCK}: a build that was killed left it, and torch would wait for it for ever")
+            warn(
+                f"removed {folder / TORCHS_LOCK}: a build that was killed left it, and torch would wait for it for ever"
+            )
             (folder / TORCHS_LOCK).unlink(missing_ok=True)
         yield
 
