@@ -7,15 +7,18 @@ import functools
 import io
 import warnings
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, cast
 
 import deepspeed
 import torch
 from deepspeed.accelerator import get_accelerator
 from deepspeed.utils import set_z3_leaf_modules
+from torch._inductor.runtime.cache_dir_utils import cache_dir
 
 from maskloom.config import Engine, Optimizer, RunConfig
 from maskloom.distributed import World, meeting, meeting_place
+from maskloom.files import private_folder
 from maskloom.model.bert import MaskedLM, PackedBertLayer
 from maskloom.model.kernels import KERNELS
 from maskloom.model.layer import encoder_layer
@@ -71,6 +74,8 @@ def prepare_forward(model: MaskedLM, settings: Engine) -> None:
     """
     compiles = settings.kernels == "compile"
     if compiles:
+        # What lies there is loaded as code, and without the variable it is a name in /tmp that anybody can take first.
+        private_folder(Path(cache_dir()), "set TORCHINDUCTOR_CACHE_DIR to a folder of your own")
         # One compilation for each shape of micro-batch, with and without gradients; beyond torch's limit of 8 it would go
         # on uncompiled without a word.
         torch._dynamo.config.recompile_limit = 64
