@@ -14,7 +14,7 @@ from deepspeed.accelerator import get_accelerator
 from deepspeed.utils import set_z3_leaf_modules
 
 from maskloom.config import Engine, Optimizer, RunConfig
-from maskloom.distributed import World
+from maskloom.distributed import World, meeting_place
 from maskloom.model.bert import MaskedLM, PackedBertLayer
 from maskloom.model.kernels import KERNELS
 from maskloom.model.layer import encoder_layer
@@ -29,7 +29,8 @@ def start_distributed(world: World) -> Traffic:
     warnings.filterwarnings("ignore", "`torch.distributed.* is deprecated|.*_tensor. is deprecated", FutureWarning)
     world.export()
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
+    with meeting_place(world):
+        deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
     if get_accelerator().device_name() != "cpu":
         get_accelerator().set_device(world.local_rank)
     on_cuda = get_accelerator().device_name() == "cuda"
