@@ -295,7 +295,7 @@ def refuse_foreign(folder: Path) -> None:
         raise UserError(f"run_dir {folder} is a file: choose another folder")
     if (folder / "config.yaml").exists() or not folder.is_dir():
         return
-    if any(entry.name != LOCK for entry in folder.iterdir()):
+    if not all(entry.name.startswith(".") for entry in folder.iterdir()):
         raise UserError(f"run_dir {folder} is not empty and holds no run (no config.yaml): choose another folder")
 
 
