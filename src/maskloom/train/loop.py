@@ -54,9 +54,9 @@ def attempt(config: RunConfig, world: World, run: RunDir, watch: Watch) -> int:
     with watch.section("load", set_timeouts):
         trainer = Trainer(config, plan, world, traffic, watch.pulse)
     run.begin(config, trainer.engine.module, plan.tokenizer, world, trainer.step)
+    why = agreed_to_stop(watch, world)
     watch.log_to(run)
     metrics = Metrics(run.folder, trainer.step, plan.total_steps, trainer.tokens_seen(), world, trainer.peak_flops)
-    why = agreed_to_stop(watch, world)
     if not why and loop(config, plan, run, trainer, metrics, watch):
         why = agreed_to_stop(watch, world)
     metrics.close()

@@ -152,11 +152,10 @@ class RunDir:
 
     def begin(self, config: RunConfig, model: MaskedLM, tokenizer: Tokenizer, world: World, step: int) -> None:
         """Everything is ready to train from `step`: write what describes the run. What it began with is written once."""
-        self.step = step
+        self.step, self._begun = step, True
         if not self.is_writer:
             return
         write_atomically(self.folder / "config.yaml", dump_config(saved_form(config)))  # from here on it is a run
-        self._begun = True
         if not (self.folder / "model").exists():
             with whole_folder(self.folder / "model") as partial:
                 save_definition(model, tokenizer, partial)
