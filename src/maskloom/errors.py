@@ -6,7 +6,19 @@ ours and keeps its traceback.
 
 
 class UserError(ValueError):
-    """Bad input: the message says what, the offending value, where, and what to do."""
+    """Bad input: the message says what, the offending value, where, and what to do.
+
+    Attributes:
+        can_retry: whether the same command may succeed later: not with bad input.
+    """
+
+    can_retry = False
+
+
+class SaveFailed(UserError):
+    """Checkpoints could not be written: once there is room, the same command goes on from the last good one."""
+
+    can_retry = True
 
 
 class DataFault(UserError):

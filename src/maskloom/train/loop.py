@@ -17,6 +17,7 @@ from maskloom.data.stream import Step
 from maskloom.distributed import World
 from maskloom.progress import say, warn
 from maskloom.tokenizer import load_tokenizer
+from maskloom.train.checkpoint.state import identity
 from maskloom.train.engine.building import start_distributed
 from maskloom.train.engine.configuration import device_of, resolve_precision
 from maskloom.train.metrics import Metrics
@@ -35,7 +36,7 @@ def train(config: RunConfig, world: World) -> None:
     torch.set_num_threads(run.threads(world, len(os.sched_getaffinity(0))))
     try:
         trainer = Trainer(config, plan, world, start_distributed(world))
-        run.begin(config, trainer.engine.module, plan.tokenizer, world, trainer.step)
+        run.begin(trainer.config, trainer.engine.module, plan.tokenizer, world, trainer.step)
         loop(
             config,
             plan,
@@ -62,9 +63,10 @@ def loop(config: RunConfig, plan: DataPlan, run: RunDir, trainer: Trainer, metri
         if config.evaluation.every_steps and is_due(step, config.evaluation.every_steps, plan.total_steps):
             metrics.log_evaluation(step, trainer.evaluate())
         if is_due(step, config.checkpoint.every_steps, plan.total_steps):
-            trainer.save(run.folder)
+            trainer.save()
             run.record("running", step)
         metrics.paused(time.perf_counter() - began_s)
+    trainer.saver.finish(must_succeed=True)
     metrics.close()
 
 
@@ -74,9 +76,9 @@ def prepare(config: RunConfig, world: World) -> tuple[RunConfig, DataPlan]:
     Returns:
         the configuration with what was derived (lanes, precision) filled in, and the plan of its data.
     """
-    config = reconcile(config)
-    tokenizer = load_tokenizer(config.tokenizer)
-    plan = DataPlan.of(config, open_corpora(config.data), tokenizer)
+    tokenizer, corpora = load_tokenizer(config.tokenizer), open_corpora(config.data)
+    config = reconcile(config, identity(corpora, tokenizer))
+    plan = DataPlan.of(config, corpora, tokenizer)
     plan.check_world(world)
     if config.evaluation.every_steps and world.is_first:
         for index in plan.corpora:

@@ -13,6 +13,7 @@ import os
 import platform
 import re
 import socket
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any
@@ -25,6 +26,7 @@ from maskloom.errors import UserError
 from maskloom.files import whole_folder, write_atomically
 from maskloom.model.bert import MaskedLM, save_definition
 from maskloom.tokenizer import Tokenizer
+from maskloom.train.checkpoint.fit import fit_origin, is_same_origin, unlike_data
 
 MAY_CHANGE = re.compile(
     r"run_dir|tokenizer|data\.(train(\.\d+\.path)?|workers|prefetch_steps|on_bad_data|max_bad_share|storage\..*)|phases\.\d+\.micro_batch_rows|logging\..*|checkpoint\..*|guard\..*|timeouts\..*"
@@ -35,10 +37,14 @@ are recognised by their digests; `engine.zero_stage` is checked when the checkpo
 PACKAGES = ("maskloom", "deepspeed", "torch", "transformers", "tokenizers", "webdataset", "numpy")
 
 
-def reconcile(config: RunConfig) -> RunConfig:
-    """The configuration to run with, given what the run directory holds already.
+def reconcile(config: RunConfig, data: Mapping[str, Any] | None = None) -> RunConfig:
+    """The configuration to run with, given what the run directory holds already, or the run that it begins from.
 
-    A run that exists keeps what was derived when it began (lanes); what may change is taken from `config`.
+    A run that exists keeps what was derived when it began (lanes, the checkpoint that it began from); what may change is
+    taken from `config`.
+
+    Args:
+        data: what `identity` gives for the tokenizer and the corpora; left out, they are not compared.
 
     Raises:
         UserError: the folder is something else, or the configurations differ in what may not change (all listed).
@@ -50,20 +56,23 @@ def reconcile(config: RunConfig) -> RunConfig:
             raise UserError(f"run_dir {folder} is not empty and holds no run (no config.yaml): choose another folder")
         if folder.exists() and not folder.is_dir():
             raise UserError(f"run_dir {folder} is a file: choose another folder")
-        return config
+        return fit_origin(config, data) if config.from_ and data else config
     saved = load_config(saved_file)
     if config.data.lanes is None:
         config = config.model_copy(update={"data": config.data.model_copy(update={"lanes": saved.data.lanes})})
     if config.engine.precision == "auto":
         engine = config.engine.model_copy(update={"precision": saved.engine.precision})
         config = config.model_copy(update={"engine": engine})
+    if is_same_origin(saved.from_, config.from_):
+        config = config.model_copy(update={"from_": saved.from_})
     config = rechecked(config, f"the settings given, with the lanes of the run in {folder}")
-    found = differences(saved.model_dump(mode="json"), config.model_dump(mode="json"))
+    found = differences(saved.model_dump(mode="json", by_alias=True), config.model_dump(mode="json", by_alias=True))
     refused = [
         f"  {key}: {old!r} in the run, {new!r} now"
         for key, (old, new) in found.items()
         if not MAY_CHANGE.fullmatch(key) and not _is_more_steps(key, old, new, len(saved.phases))
     ]
+    refused += unlike_data(folder, data, "in the run") if data else []
     if refused:
         raise UserError(
             f"the run in {folder} was started with another configuration:\n" + "\n".join(refused) + "\n"
