@@ -11,7 +11,7 @@ import hashlib
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from maskloom.data.order import LaneCursors
 from maskloom.data.plan import DataPlan
@@ -36,11 +36,11 @@ def find(run: Path, world: World) -> tuple[Path, State] | None:
         UserError: there are checkpoints, and every one is damaged.
     """
 
-    def tidied() -> list[Path]:
+    def tidied() -> list[str]:
         tidy(run)
-        return saved_folders(run)
+        return [folder.name for folder in saved_folders(run)]
 
-    folders = _first_rank(tidied, world)
+    folders = [run / "checkpoints" / name for name in _first_rank(tidied, world)]
     found, faults = _newest_whole(folders, world)
     if found is None and faults:
         raise UserError(
@@ -65,10 +65,11 @@ def find_origin(origin: str, world: World) -> tuple[Path, State]:
     """
     run, step = split_origin(origin)
 
-    def candidates() -> list[Path]:
-        return saved_folders(run) if step is None else [_folder_at(run, step)]
+    def candidates() -> list[str]:
+        return [folder.name for folder in (saved_folders(run) if step is None else [_folder_at(run, step)])]
 
-    found, faults = _newest_whole(_first_rank(candidates, world), world)
+    folders = [run / "checkpoints" / name for name in _first_rank(candidates, world)]
+    found, faults = _newest_whole(folders, world)
     if found is None:
         raise UserError(f"from={origin}: " + ("; ".join(faults) or f"{run} has no checkpoint"))
     return found
@@ -150,29 +151,30 @@ def _newest_whole(folders: list[Path], world: World) -> tuple[tuple[Path, State]
 def _verify(folder: Path, world: World) -> tuple[str | None, str]:
     """What is wrong with a checkpoint, on every rank alike, and the text of its data.json."""
 
-    def described() -> tuple[str | None, dict[str, Digest], str]:
+    def described() -> list[Any]:
         try:
             files = read_manifest(folder)
             text = (folder / DATA).read_bytes()
         except Damaged as error:
-            return str(error), {}, ""
+            return [str(error), [], ""]
         except OSError as error:
-            return f"{DATA} cannot be read ({error.strerror})", {}, ""
+            return [f"{DATA} cannot be read ({error.strerror})", [], ""]
         if Digest(len(text), hashlib.sha256(text).hexdigest()) != files[DATA]:
-            return fault_of(folder / DATA, files[DATA]) or f"{DATA} changes while it is read", {}, ""
-        return None, files, text.decode()
+            return [fault_of(folder / DATA, files[DATA]) or f"{DATA} changes while it is read", [], ""]
+        return [None, [[name, *wanted] for name, wanted in files.items()], text.decode()]
 
     fault, files, text = _first_rank(described, world)
     if fault is None:
-        largest_first = sorted(files.items(), key=lambda item: (-item[1].bytes, item[0]))
+        largest_first = sorted(files, key=lambda entry: (-entry[1], entry[0]))
         mine = largest_first[world.rank :: world.size]
-        own = next((found for name, wanted in mine if (found := fault_of(folder / name, wanted))), None)
+        own = next((found for name, *wanted in mine if (found := fault_of(folder / name, Digest(*wanted)))), None)
         fault = next((found for found in gather_objects(own, world) if found), None)
     return fault, text
 
 
 def _first_rank(function: Callable[[], T], world: World) -> T:
-    """What `function` gives on the first rank, on every rank. Raises UserError on all of them where it fails there."""
+    """What `function` gives on the first rank, on every rank: what JSON can hold. Raises UserError on all of them where it
+    fails there."""
     result: T | None = None
     error: str | None = None
     if world.is_first:
@@ -180,7 +182,7 @@ def _first_rank(function: Callable[[], T], world: World) -> T:
             result = function()
         except (UserError, OSError) as raised:
             error = str(raised)
-    result, error = gather_objects((result, error), world)[0]
+    result, error = gather_objects([result, error], world)[0]
     if error is not None:
         raise UserError(error)
     return result

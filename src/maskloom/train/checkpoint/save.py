@@ -115,7 +115,7 @@ class Saver:
                 free = free_disk_bytes(partial)
             except OSError as error:
                 fault = str(error)
-        reports = gather_objects((fault, free, size_bytes), self.world)
+        reports = gather_objects([fault, free, size_bytes], self.world)
         fault, free, _ = reports[0]
         needed = int(sum(size for _, _, size in reports) * ROOM_FACTOR) + SPARE_DISK_BYTES
         if not fault and free < needed:
