@@ -24,6 +24,9 @@ import torch
 from maskloom.errors import UserError
 
 
+MOMENTUM = "momentum_buffer"
+
+
 class Piece(NamedTuple):
     """Elements `start` to `start + length` of a parameter, which lie at `place` of a vector."""
 
@@ -34,11 +37,24 @@ class Piece(NamedTuple):
 
 
 class Vector(NamedTuple):
-    """Flat weights in fp32, their optimizer state (tensors as long as the weights, and plain values), and their pieces."""
+    """Flat weights in fp32, their optimizer state (tensors that belong to them, and plain values), and their pieces.
+
+    Attributes:
+        whole: at stages 1 and 2 Muon's momentum is of whole parameters also where the weights are cut: where these lie in it.
+    """
 
     weights: torch.Tensor
     state: dict[str, Any]
     pieces: list[Piece]
+    whole: list[Piece] | None = None
+
+    def pieces_of(self, key: str) -> list[Piece]:
+        """The pieces of a tensor of the state."""
+        return self.whole if key == MOMENTUM and self.whole is not None else self.pieces
+
+
+Sources = dict[str, list[tuple[torch.Tensor, Piece]]]
+"""For each parameter the tensors that hold some of it."""
 
 
 class Saved(NamedTuple):
@@ -128,9 +144,12 @@ def vectors_of(engine: Any) -> list[Vector]:
                 if held is not None:
                     length, place = held.lp_fragment_address.numel, held.get_hp_fragment_address().start
                     pieces.append(Piece(name_of[parameter], held.lp_fragment_address.start, length, place))
+            whole = None
+            if not hasattr(optimizer, "bf16_groups"):
+                whole = _in_a_row({name_of[each]: each.numel() for each in group if each._hp_mapping is not None})
             # Where a rank holds nothing but what pads the group, its state has to exist all the same.
             pieces = pieces or [Piece(name_of[group[0]], 0, 0, 0)]
-            found.append(Vector(settings["params"][0], {}, pieces))
+            found.append(Vector(settings["params"][0], {}, pieces, whole))
         return found
     layout = layout_of_engine(engine)
     if layout == "flat":
@@ -180,34 +199,42 @@ def load_reshaped(engine: Any, folder: Path, keeps_loss_scale: bool) -> None:
 
 def _fill(states: Any, wanted: list[Vector], saved: list[Vector], folder: Path) -> None:
     """Copy weights into the wanted vectors, and give each the optimizer state that it had."""
-    holders: dict[str, list[tuple[Vector, Piece]]] = {}
+    weights: Sources = {}
+    moments: dict[str, Sources] = {}
+    state_of: dict[str, dict[str, Any]] = {}
     for vector in saved:
         for piece in vector.pieces:
-            holders.setdefault(piece.name, []).append((vector, piece))
+            weights.setdefault(piece.name, []).append((vector.weights, piece))
+            state_of.setdefault(piece.name, vector.state)
+        for key in filter(lambda key: _is_spread(key, vector.state[key]), vector.state):
+            for piece in vector.pieces_of(key):
+                moments.setdefault(key, {}).setdefault(piece.name, []).append((vector.state[key], piece))
     for vector in wanted:
-        name = vector.pieces[0].name
-        if name not in holders:
-            raise UserError(f"{folder} has no parameter {name}: it is of another model")
-        example = holders[name][0][0].state
-        tensors = {key: torch.zeros_like(vector.weights) for key, value in example.items() if _is_spread(key, value)}
-        weights = vector.weights.data.view(-1)
-        for piece in vector.pieces:
-            copied = 0
-            for holder, held in holders.get(piece.name, []):
-                start = max(piece.start, held.start)
-                length = min(piece.start + piece.length, held.start + held.length) - start
-                if length <= 0:
-                    continue
-                copied += length
-                to, source = piece.place + start - piece.start, held.place + start - held.start
-                weights[to : to + length].copy_(holder.weights.view(-1)[source : source + length])
-                for key, tensor in tensors.items():
-                    tensor.view(-1)[to : to + length].copy_(holder.state[key].view(-1)[source : source + length])
-            if copied != piece.length:
-                raise UserError(f"{folder} holds {copied} of {piece.length} elements of {piece.name}: of another model")
-        # Plain values are the same for all parameters of a group; the caller gives `step` the form that the optimizer wants.
-        plain = {key: value for key, value in example.items() if not _is_spread(key, value)}
-        states[vector.weights] = {**plain, **tensors}
+        _copy(vector.weights.data, vector.pieces, weights, folder)
+        state = dict(state_of[vector.pieces[0].name])  # plain values are the same for all parameters of a group
+        for key in filter(lambda key: _is_spread(key, state[key]), state):
+            pieces = vector.pieces_of(key)
+            state[key] = torch.zeros_like(vector.weights)
+            if pieces is vector.whole:
+                state[key] = state[key].new_zeros(sum(piece.length for piece in pieces))
+            _copy(state[key], pieces, moments[key], folder)
+        states[vector.weights] = state
+
+
+def _copy(vector: torch.Tensor, pieces: list[Piece], sources: Sources, folder: Path) -> None:
+    """Fill the pieces of a vector. Raises UserError where the sources do not hold all of a piece."""
+    for piece in pieces:
+        covered = piece.start
+        for source, held in sorted(sources.get(piece.name, []), key=lambda found: found[1].start):
+            start, end = max(covered, held.start), min(piece.start + piece.length, held.start + held.length)
+            if start == covered < end:
+                to, place = piece.place + start - piece.start, held.place + start - held.start
+                vector.view(-1)[to : to + end - start].copy_(source.view(-1)[place : place + end - start])
+                covered = end
+        if piece.name not in sources or covered < piece.start + piece.length:
+            raise UserError(
+                f"{folder} holds {covered - piece.start} of {piece.length} elements of {piece.name}: it is of another model"
+            )
 
 
 def _is_spread(key: str, value: Any) -> bool:
@@ -262,12 +289,14 @@ def _vectors_stage12(ranks: list[Any], shapes: Any) -> Iterator[Vector]:
     ends: dict[str, int] = {}  # a rank's piece of a parameter begins where that of the rank before ended
     for rank in ranks:
         states = rank["base_optimizer_state"]["state"]
+        sizes = {name: shape.numel() for group in shapes for name, shape in group.items()}
         for number, weights in enumerate(rank["single_partition_of_fp32_groups"]):
-            pieces = []
+            pieces: list[Piece] = []
             for name, address in rank["param_slice_mappings"][number].items():
                 pieces.append(Piece(name, ends.get(name, 0), address.numel, address.start))
                 ends[name] = pieces[-1].start + address.numel
-            yield Vector(weights.detach(), states.get(number, {}), pieces)
+            whole = _in_a_row({piece.name: sizes[piece.name] for piece in pieces}) if "zero_stage" in rank else None
+            yield Vector(weights.detach(), states.get(number, {}), pieces, whole)
 
 
 def _vectors_stage3(ranks: list[Any], shapes: Any) -> Iterator[Vector]:
