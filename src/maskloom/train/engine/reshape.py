@@ -23,7 +23,6 @@ import torch
 
 from maskloom.errors import UserError
 
-
 MOMENTUM = "momentum_buffer"
 
 
