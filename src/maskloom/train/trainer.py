@@ -28,6 +28,7 @@ from maskloom.progress import say
 from maskloom.train import checkpoint
 from maskloom.train.engine.building import build_engine, optimizer_title, own_part
 from maskloom.train.engine.configuration import deepspeed_config, device_of, resolve_precision
+from maskloom.train.engine.files import load_engine
 from maskloom.train.engine.stepping import LossScaleCollapsed, apply_gradients, loss_scale, reduction
 from maskloom.train.evaluation import evaluate
 from maskloom.train.heartbeats import Pulse
@@ -51,18 +52,27 @@ class Trainer:
         self.capacities = [plan.capacity(phase) for phase in range(len(plan.phases))]
         run = Path(config.run_dir)
         found = checkpoint.find(run, world)
-        universal = False
+        is_fork = found is None and config.from_ is not None
+        self.notices = Notices()
+        self.saver = checkpoint.Saver(run, config.checkpoint, world, self.notices)
+        if is_fork:
+            found = checkpoint.find_origin(str(config.from_), world)
+            self.config = config = config.model_copy(update={"from_": checkpoint.origin_of(*found)})
         if found:
             folder, state = found
-            checkpoint.check_fits(state, plan, config.engine.zero_stage, str(config.engine.precision), folder)
-            universal = checkpoint.needs_universal(state, world)
-            model, origin = build_defined(run / "model"), f"resumed from {folder}"
+            checkpoint.check_fits(state, plan, None if is_fork else str(config.engine.precision), folder)
+            model, origin = build_defined(folder.parents[1] / "model"), f"resumed from {folder}"
+            if is_fork:
+                model, origin = build_defined(folder.parents[1] / "model", config.model), f"begun from {folder}"
+            else:
+                self.saver.last_good = folder.name
         else:
             model, origin = build_model(config.model, plan.tokenizer, config.seed)
         self._check_positions(model.config.max_position_embeddings)
-        self.engine = build_engine(config, model, deepspeed_settings(config, plan, world, universal))
+        self.engine = build_engine(config, model, deepspeed_settings(config, plan, world))
         if found:
-            checkpoint.load(self.engine, folder, state, world)
+            same_spread = (state.zero_stage, state.world_size) == (config.engine.zero_stage, world.size)
+            load_engine(self.engine, folder, same_spread, state.precision == config.engine.precision)
             self.step, self.cursors = state.step, state.lane_cursors()
         else:
             self.step, self.cursors = 0, first_cursors(plan.lanes, len(plan.corpora))
@@ -73,7 +83,6 @@ class Trainer:
         # Since the last logged line: this rank's losses, what `_count` counts on all ranks, and the slots they computed.
         self._losses = torch.zeros((), dtype=torch.float64, device=self.device)
         self._counts = torch.zeros(4, dtype=torch.int64, device=self.device)
-        self.notices = Notices()
         self._computed_slots = 0
         # Where this rank's time went since then: waiting for the others at the beginning of steps, and evaluations and saves.
         self._waits = traffic.meter()
@@ -95,6 +104,7 @@ class Trainer:
 
     def train_step(self, batch: Step) -> Any:
         """One optimizer step on this rank's rows; returns a function that reads the step's values (all ranks call it)."""
+        self.saver.follow()
         self.engine.train()
         self.traffic.begin_step()
         buckets = [bucket.to(self.device) for bucket in self._micro_batches(batch)]
@@ -150,8 +160,12 @@ class Trainer:
         self._paused_s += time.perf_counter() - began_s
         return values
 
-    def save(self, run: Path) -> None:
-        """Write a checkpoint; every rank takes part."""
+    def save(self) -> None:
+        """Begin to write a checkpoint; every rank takes part. `saver.finish` waits for it.
+
+        Raises:
+            SaveFailed: too many in a row could not be written.
+        """
         began_s = time.perf_counter()
         self._check_weights()
         self.skipped.settle(self._my_cursors())
@@ -171,9 +185,7 @@ class Trainer:
             self.config.engine.zero_stage,
             str(self.config.engine.precision),
         )
-        folder = checkpoint.save(self.engine, run, state, self.config.checkpoint.keep_last, self.world)
-        if self.world.is_first:
-            say(f"step {self.step:,} | checkpoint {folder}")
+        self.saver.start(self.engine, state)
         self._paused_s += time.perf_counter() - began_s
 
     def _my_cursors(self) -> dict[int, LaneCursors]:
@@ -321,11 +333,11 @@ class Trainer:
             say(f"going on after step {self.step:,} of {self.plan.total_steps:,}")
 
 
-def deepspeed_settings(config: RunConfig, plan: DataPlan, world: World, universal: bool = False) -> dict[str, Any]:
+def deepspeed_settings(config: RunConfig, plan: DataPlan, world: World) -> dict[str, Any]:
     """The DeepSpeed configuration of this run at this world size."""
     layouts = phase_layouts(config, plan, world)
     accumulates = any(layout.micro_batches > 1 for layout in layouts)
-    return deepspeed_config(config, layouts[0].micro_batch_rows, accumulates, universal, world.size)
+    return deepspeed_config(config, layouts[0].micro_batch_rows, accumulates, world.size)
 
 
 def phase_layouts(config: RunConfig, plan: DataPlan, world: World) -> list[Layout]:
