@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ from maskloom.errors import UserError
 from maskloom.files import sync_folder, write_atomically
 from maskloom.progress import say, warn
 from maskloom.train.engine.files import convert_to_universal, load_engine
+from maskloom.train.guard import GuardState
+from maskloom.train.passed_over import PassedOver, known, read_intervals
 
 CHUNK_BYTES = 1 << 22
 UNIVERSAL = ".universal"
@@ -40,6 +42,8 @@ class State:
         fingerprint: what the data follows from; a resume with another one is refused.
         skipped: blocks that were passed over, over all ranks.
         world_size, zero_stage, precision: how the engine's files are laid out.
+        guard: what decides which steps are taken, as `GuardState.to_json` gives it.
+        passed_over: intervals of the data before `step` that the run went past, as `PassedOver.to_json` gives them.
     """
 
     step: int
@@ -50,9 +54,17 @@ class State:
     world_size: int
     zero_stage: int
     precision: str
+    guard: dict[str, Any] = field(default_factory=dict)
+    passed_over: list[dict[str, Any]] = field(default_factory=list)
 
     def lane_cursors(self) -> list[LaneCursors]:
         return [tuple(map(Cursor.from_json, lane)) for lane in self.cursors]
+
+    def guard_state(self) -> GuardState:
+        return GuardState.from_json(self.guard)
+
+    def intervals(self) -> list[PassedOver]:
+        return [PassedOver.from_json(values) for values in self.passed_over]
 
 
 def fingerprint(plan: DataPlan) -> dict[str, Any]:
@@ -106,8 +118,10 @@ def read_state(folder: Path) -> State:
     """The data state of a checkpoint. Raises UserError where another version of maskloom wrote it."""
     values = json.loads((folder / "data.json").read_text())
     try:
-        return State(**values)
-    except TypeError:
+        state = State(**values)
+        state.guard_state(), state.intervals()
+        return state
+    except (TypeError, KeyError, ValueError):
         raise UserError(
             f"{folder} was written by another version of maskloom ({', '.join(values)} in its data.json): go on with that "
             "version, or start a new run in another run_dir"
@@ -214,6 +228,43 @@ def resumable_cursors(run: Path, step: int, plan: DataPlan) -> tuple[int, list[L
     return None
 
 
+def known_intervals(run: Path) -> list[PassedOver]:
+    """All intervals of its data that a run went past: those in its file, and in its newest checkpoint."""
+    newest = next((read_state(folder) for folder in _saved(run) if (folder / "data.json").exists()), None)
+    of_run = read_intervals(run)
+    return known(newest.intervals(), newest.step, of_run) if newest else of_run
+
+
+def find_at_most(run: Path, step: int, world: World) -> tuple[Path, State] | None:
+    """The newest whole checkpoint of at most `step` steps, the same on every rank. Where all of those are gone, the oldest
+    whole one of more, and None where there is none."""
+
+    def choose() -> Path | None:
+        before = [folder for folder in _saved(run) if _step_of(folder) <= step]
+        beyond = [folder for folder in reversed(_saved(run)) if _step_of(folder) > step]
+        return next((folder for folder in [*before, *beyond] if damage(folder) is None), None)
+
+    chosen: Path | None = gather_objects(choose() if world.is_first else None, world)[0]
+    return None if chosen is None else (chosen, read_state(chosen))
+
+
+def drop_after(run: Path, step: int, world: World) -> None:
+    """Remove the checkpoints of more than `step` steps, which are done anew; damaged ones go aside."""
+    if world.is_first:
+        for folder in _saved(run):
+            if _step_of(folder) > step:
+                if damage(folder):
+                    _put_aside(folder)
+                else:
+                    shutil.rmtree(folder)
+        latest = run / "checkpoints" / "latest.json"
+        if left := _saved(run):
+            write_atomically(latest, json.dumps({"name": left[0].name, "step": _step_of(left[0])}))
+        else:
+            latest.unlink(missing_ok=True)
+    barrier()
+
+
 def _settle(run: Path) -> Path | str | None:
     """What `_newest_good` gives; damaged checkpoints that are newer go aside, so that they are never counted among those
     to keep, and what a killed save left is removed."""
@@ -221,12 +272,20 @@ def _settle(run: Path) -> Path | str | None:
     if isinstance(chosen, Path):
         for folder in _saved(run):
             if folder.name > chosen.name:
-                aside = folder.with_name(f".damaged-{folder.name}")
-                shutil.rmtree(aside, ignore_errors=True)
-                folder.rename(aside)
+                _put_aside(folder)
     for left in (run / "checkpoints").glob(".partial-*"):
         shutil.rmtree(left, ignore_errors=True)
     return chosen
+
+
+def _put_aside(folder: Path) -> None:
+    aside = folder.with_name(f".damaged-{folder.name}")
+    shutil.rmtree(aside, ignore_errors=True)
+    folder.rename(aside)
+
+
+def _step_of(folder: Path) -> int:
+    return int(folder.name.removeprefix("step-"))
 
 
 def _newest_good(run: Path) -> Path | str | None:

@@ -53,15 +53,25 @@ def train(config: RunConfig, world: World) -> None:
 
 def loop(config: RunConfig, plan: DataPlan, run: RunDir, trainer: Trainer, metrics: Metrics) -> None:
     """Step by step from where the trainer stands to the end of the run."""
+    save_is_due = False
     for batch in timed(trainer.steps(), metrics, plan):
         values = trainer.train_step(batch)
+        if trainer.must_go_back:
+            trainer.go_back()
+            metrics.begin_at(trainer.step, trainer.tokens_seen())
+            run.record("running", trainer.step)
+            save_is_due = False
+            continue
         step = trainer.step
         if is_due(step, config.logging.every_steps, plan.total_steps):
             metrics.log_step(step, trainer.tokens_seen(), *values())
         began_s = time.perf_counter()
         if config.evaluation.every_steps and is_due(step, config.evaluation.every_steps, plan.total_steps):
             metrics.log_evaluation(step, trainer.evaluate())
-        if is_due(step, config.checkpoint.every_steps, plan.total_steps):
+        save_is_due |= is_due(step, config.checkpoint.every_steps, plan.total_steps)
+        # Not amid steps that are not taken: the run may have to go back to before them.
+        if save_is_due and (trainer.guard.in_a_row == 0 or step == plan.total_steps):
+            save_is_due = False
             trainer.save(run.folder)
             run.record("running", step)
         metrics.paused(time.perf_counter() - began_s)

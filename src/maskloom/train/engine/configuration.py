@@ -106,6 +106,8 @@ def deepspeed_config(
         derived["zero_optimization"]["reduce_scatter"] = False  # its Muon needs whole gradients
     if precision != "fp32":
         derived[precision] = {"enabled": True}
+        if precision == "bf16":
+            derived[precision]["check_grad_overflow"] = True  # steps that are not taken rely on it
         if accumulates:
             derived["data_types"] = {"grad_accum_dtype": "fp32"}
     if config.engine.reduce_precision != "auto":
