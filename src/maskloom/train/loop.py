@@ -75,9 +75,17 @@ def attempt(config: RunConfig, world: World, run: RunDir, watch: Watch) -> int:
 def loop(config: RunConfig, plan: DataPlan, run: RunDir, trainer: Trainer, metrics: Metrics, watch: Watch) -> bool:
     """Step by step from where the trainer stands to the end of the run. Returns whether it stopped before, because a rank was
     asked to; then too the last step is saved."""
+    save_is_due = False
     for batch in timed(trainer.steps(), metrics, plan, watch):
         trainer.notices.mine["stop"] = int(watch.requests.reason is not None)
         values = trainer.train_step(batch)
+        if trainer.must_go_back:
+            with watch.section("load", set_timeouts):
+                trainer.go_back()
+            metrics.begin_at(trainer.step, trainer.tokens_seen())
+            run.record("running", trainer.step)
+            save_is_due = False
+            continue
         step = trainer.step
         watch.keep_limits(set_timeouts)
         if is_due(step, config.logging.every_steps, plan.total_steps):
@@ -90,7 +98,10 @@ def loop(config: RunConfig, plan: DataPlan, run: RunDir, trainer: Trainer, metri
             and is_due(step, config.evaluation.every_steps, plan.total_steps)
         ):
             metrics.log_evaluation(step, trainer.evaluate())
-        if stops or is_due(step, config.checkpoint.every_steps, plan.total_steps):
+        save_is_due |= is_due(step, config.checkpoint.every_steps, plan.total_steps)
+        # Not amid steps that are not taken: the run may have to go back to before them.
+        if stops or (save_is_due and (trainer.guard.in_a_row == 0 or step == plan.total_steps)):
+            save_is_due = False
             with watch.section("save", set_timeouts):
                 trainer.save()
             run.record("running", step)

@@ -16,7 +16,15 @@ at any world size.
 """
 
 from maskloom.train.checkpoint.digests import damage
-from maskloom.train.checkpoint.find import find, find_origin, resumable_cursors, saved_at
+from maskloom.train.checkpoint.find import (
+    drop_after,
+    find,
+    find_at_most,
+    find_origin,
+    known_intervals,
+    resumable_cursors,
+    saved_at,
+)
 from maskloom.train.checkpoint.fit import check_fits, origin_of
 from maskloom.train.checkpoint.save import Saver
 from maskloom.train.checkpoint.state import State, fingerprint, read_state
@@ -26,9 +34,12 @@ __all__ = [
     "State",
     "check_fits",
     "damage",
+    "drop_after",
     "find",
+    "find_at_most",
     "find_origin",
     "fingerprint",
+    "known_intervals",
     "origin_of",
     "read_state",
     "resumable_cursors",

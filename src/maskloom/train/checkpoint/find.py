@@ -8,6 +8,7 @@ fast as it is loaded, and all agree on what is wrong.
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -17,10 +18,13 @@ from maskloom.data.order import LaneCursors
 from maskloom.data.plan import DataPlan
 from maskloom.distributed import World, gather_objects
 from maskloom.errors import UserError
+from maskloom.files import write_atomically
 from maskloom.progress import warn
 from maskloom.train.checkpoint.digests import DATA, Damaged, Digest, damage, fault_of, read_manifest
 from maskloom.train.checkpoint.fit import check_fits, split_origin
 from maskloom.train.checkpoint.state import State, folder_of, parse_state, read_state, saved_folders, step_of
+from maskloom.train.checkpoint.writing import remove
+from maskloom.train.passed_over import PassedOver, known, read_intervals
 
 T = TypeVar("T")
 LEFT_BEHIND = (".partial-*", ".removing-*", ".latest.json.*")
@@ -49,9 +53,7 @@ def find(run: Path, world: World) -> tuple[Path, State] | None:
 
     def put_aside() -> None:
         for folder in folders[: len(faults)]:
-            aside = folder.with_name(f".damaged-{folder.name}")
-            shutil.rmtree(aside, ignore_errors=True)
-            folder.rename(aside)
+            _put_aside(folder)
 
     _first_rank(put_aside, world)
     return found
@@ -110,6 +112,44 @@ def resumable_cursors(run: Path, step: int, plan: DataPlan) -> tuple[int, list[L
     return None
 
 
+def known_intervals(run: Path) -> list[PassedOver]:
+    """All intervals of its data that a run went past: those in its file, and in its newest checkpoint."""
+    newest = next((read_state(folder) for folder in saved_folders(run) if (folder / DATA).exists()), None)
+    of_run = read_intervals(run)
+    return known(newest.intervals(), newest.step, of_run) if newest else of_run
+
+
+def find_at_most(run: Path, step: int, world: World) -> tuple[Path, State] | None:
+    """The newest whole checkpoint of at most `step` steps, the same on every rank. Where all of those are gone, the oldest
+    whole one of more, and None where there is none."""
+
+    def candidates() -> list[str]:
+        before = [folder.name for folder in saved_folders(run) if step_of(folder) <= step]
+        beyond = [folder.name for folder in reversed(saved_folders(run)) if step_of(folder) > step]
+        return [*before, *beyond]
+
+    return _newest_whole([run / "checkpoints" / name for name in _first_rank(candidates, world)], world)[0]
+
+
+def drop_after(run: Path, step: int, world: World) -> None:
+    """Remove the checkpoints of more than `step` steps, which are done anew; damaged ones go aside."""
+
+    def drop() -> None:
+        for folder in saved_folders(run):
+            if step_of(folder) > step:
+                if damage(folder):
+                    _put_aside(folder)
+                else:
+                    remove(folder)
+        latest = run / "checkpoints" / "latest.json"
+        if left := saved_folders(run):
+            write_atomically(latest, json.dumps({"name": left[0].name, "step": step_of(left[0])}))
+        else:
+            latest.unlink(missing_ok=True)
+
+    _first_rank(drop, world)
+
+
 def tidy(run: Path) -> None:
     """Put back what a save was about to replace when it was killed, and remove what killed saves left."""
     folder = run / "checkpoints"
@@ -125,6 +165,12 @@ def tidy(run: Path) -> None:
                 shutil.rmtree(left, ignore_errors=True)
             else:
                 left.unlink(missing_ok=True)
+
+
+def _put_aside(folder: Path) -> None:
+    aside = folder.with_name(f".damaged-{folder.name}")
+    shutil.rmtree(aside, ignore_errors=True)
+    folder.rename(aside)
 
 
 def _folder_at(run: Path, step: int) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ from maskloom.data.order import VERSIONS, Cursor, LaneCursors
 from maskloom.data.plan import DataPlan
 from maskloom.errors import UserError
 from maskloom.tokenizer import Tokenizer
+from maskloom.train.guard import GuardState
+from maskloom.train.passed_over import PassedOver
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,8 @@ class State:
         fingerprint: what the data follows from; a resume with another one is refused.
         skipped: blocks that were passed over, over all ranks.
         world_size, zero_stage, precision: how the engine's files are laid out.
+        guard: what decides which steps are taken, as `GuardState.to_json` gives it.
+        passed_over: intervals of the data before `step` that the run went past, as `PassedOver.to_json` gives them.
     """
 
     step: int
@@ -36,9 +40,17 @@ class State:
     world_size: int
     zero_stage: int
     precision: str
+    guard: dict[str, Any] = field(default_factory=dict)
+    passed_over: list[dict[str, Any]] = field(default_factory=list)
 
     def lane_cursors(self) -> list[LaneCursors]:
         return [tuple(map(Cursor.from_json, lane)) for lane in self.cursors]
+
+    def guard_state(self) -> GuardState:
+        return GuardState.from_json(self.guard)
+
+    def intervals(self) -> list[PassedOver]:
+        return [PassedOver.from_json(values) for values in self.passed_over]
 
 
 def identity(corpora: Sequence[Index], tokenizer: Tokenizer) -> dict[str, Any]:
@@ -60,8 +72,10 @@ def parse_state(text: str, folder: Path) -> State:
     """The data state that `folder`'s data.json holds. Raises UserError where another version of maskloom wrote it."""
     values = json.loads(text)
     try:
-        return State(**values)
-    except TypeError:
+        state = State(**values)
+        state.guard_state(), state.intervals()
+        return state
+    except (TypeError, KeyError, ValueError):
         raise UserError(
             f"{folder} was written by another version of maskloom ({', '.join(values)} in its data.json): go on with that "
             "version, or start a new run in another run_dir"

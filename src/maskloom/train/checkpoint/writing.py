@@ -84,9 +84,14 @@ def remove_old(run: Path, settings: Checkpoint) -> None:
     for folder in saved_folders(run)[settings.keep_last :]:
         if every and step_of(folder) % every == 0:
             continue
-        leaving = folder.with_name(f".removing-{folder.name}")
         try:
-            folder.rename(leaving)
+            remove(folder)
         except OSError as error:
             warn(f"{folder} is no longer kept and could not be removed: {error.strerror}")
-        shutil.rmtree(leaving, ignore_errors=True)
+
+
+def remove(folder: Path) -> None:
+    """Remove a checkpoint: under its name it is whole to the last."""
+    leaving = folder.with_name(f".removing-{folder.name}")
+    folder.rename(leaving)
+    shutil.rmtree(leaving, ignore_errors=True)

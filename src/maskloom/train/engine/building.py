@@ -61,8 +61,24 @@ def build_engine(config: RunConfig, model: MaskedLM, settings: dict[str, Any]) -
     if engine.zero_optimization_stage() == 0 and engine.world_size == 1:
         # Nothing to reduce, but DeepSpeed would copy all gradients to a buffer and back: a fifth of a step on a CPU.
         engine.enable_backward_allreduce = False
+    if engine.zero_optimization_stage() == 3 and config.optimizer.name == "muon":
+        # DeepSpeed looks at its gradients before Muon's momentum takes them up only in fp16, and afterwards else.
+        engine.optimizer._overflow_check_and_loss_scale_update = functools.partial(_check_overflow, engine.optimizer)
     place_tensors(engine)
     return engine
+
+
+def _check_overflow(wrapper: Any, update_scale: bool = True) -> bool:
+    """In place of ZeRO-3's method of that name, which its step calls with `update_scale` False."""
+    assert not update_scale
+    wrapper.check_overflow()
+    return bool(wrapper.overflow)
+
+
+def release_engine(engine: Any) -> None:
+    """Undo what `build_engine` did outside of the engine; its memory is free when the caller has dropped it."""
+    engine.destroy()
+    torch._dynamo.reset()  # the limit of compilations counts those of both engines
 
 
 def prepare_forward(model: MaskedLM, settings: Engine) -> None:

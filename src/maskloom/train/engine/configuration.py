@@ -134,6 +134,8 @@ def deepspeed_config(config: RunConfig, micro_batch_rows: int, accumulates: bool
         derived["zero_optimization"]["reduce_scatter"] = False  # its Muon needs whole gradients
     if precision != "fp32":
         derived[precision] = {"enabled": True}
+        if precision == "bf16":
+            derived[precision]["check_grad_overflow"] = True  # steps that are not taken rely on it
         if accumulates:
             derived["data_types"] = {"grad_accum_dtype": "fp32"}
     if config.engine.reduce_precision != "auto":
