@@ -18,6 +18,7 @@ COMMANDS = {
     "train": "train, on this machine or on the hosts of a hostfile",
     "status": "how a run stands, and what to do next",
     "peek": "print the batches of some steps as text, or their digest",
+    "monitor": "TensorBoard over a run, for this machine alone",
     "eval": "held-out loss of a run",
     "export": "write a run's model for Hugging Face",
     "fill": "fill the masks of a sentence",

@@ -32,8 +32,7 @@ GOOD = Facts(
     source="abc",
     device="cuda",
     cores=32,
-    memory_total_bytes=256 * GIB,
-    memory_available_bytes=200 * GIB,
+    memory_free_bytes=200 * GIB,
     gpus=(GPU,) * 4,
     config_digest="1",
     tokenizer_digest="2",
@@ -129,12 +128,12 @@ def test_one_host_that_differs_is_named(name: str, level: str, change: dict[str,
 
 
 def test_memory_that_is_too_small_for_ranks_on_cpus() -> None:
-    small = replace(ON_CPU, memory_available_bytes=2 * GIB)
+    small = replace(ON_CPU, memory_free_bytes=2 * GIB)
     bad = only(findings(ON_CPU, small, ON_CPU), "memory", "fail")
     assert bad.hosts == ("node2",)
     # 4 ranks with weights and gradients of 4 bytes, and a twelfth of the moments of 8.
     assert rank_bytes(config(), 110_000_000, 12) == int(110_000_000 * (8 + 8 / 12))
-    assert "2.0 GiB available, weights, gradients and moments are 3.6 GiB" in bad.value
+    assert "2.0 GiB free, weights, gradients and moments are 3.6 GiB" in bad.value
 
 
 def test_a_corpus_that_a_run_refuses_is_named_once() -> None:
