@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import socket
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -29,17 +31,20 @@ from maskloom.train.engine.configuration import deepspeed_config, device_of, res
 from maskloom.train.engine.files import load_engine
 from maskloom.train.engine.stepping import LossScaleCollapsed, apply_gradients, loss_scale, reduction
 from maskloom.train.evaluation import evaluate
+from maskloom.train.heartbeats import Pulse
 from maskloom.train.metrics import Work, memory_peaks
 from maskloom.train.notices import NAMES, Notices
 from maskloom.train.schedule import learning_rate
 from maskloom.train.skipped import Skipped
-from maskloom.train.traffic import Traffic
+from maskloom.train.stragglers import Stragglers
+from maskloom.train.traffic import Totals, Traffic
 
 
 class Trainer:
     """Engine, data position and counters of a run; every rank has one."""
 
-    def __init__(self, config: RunConfig, plan: DataPlan, world: World, traffic: Traffic) -> None:
+    def __init__(self, config: RunConfig, plan: DataPlan, world: World, traffic: Traffic, pulse: Pulse) -> None:
+        self.pulse = pulse
         self.config, self.plan, self.world, self.traffic = config, plan, world, traffic
         self.device = device_of(world)
         self.attention = choose_flash_kernel(self.device)
@@ -71,6 +76,7 @@ class Trainer:
             self.step, self.cursors = state.step, state.lane_cursors()
         else:
             self.step, self.cursors = 0, first_cursors(plan.lanes, len(plan.corpora))
+        pulse.step = self.step
         count = state.skipped if found else 0
         self.skipped = Skipped(run, plan, self.step, count, config.data.max_bad_share, world)
         self._tokens = torch.tensor(state.tokens_seen if found else 0, dtype=torch.int64, device=self.device)
@@ -78,6 +84,10 @@ class Trainer:
         self._losses = torch.zeros((), dtype=torch.float64, device=self.device)
         self._counts = torch.zeros(4, dtype=torch.int64, device=self.device)
         self._computed_slots = 0
+        # Where this rank's time went since then: waiting for the others at the beginning of steps, and evaluations and saves.
+        self._waits = traffic.meter()
+        self._marked_s, self._paused_s = time.perf_counter(), 0.0
+        self.stragglers = Stragglers(gather_objects(socket.gethostname(), world), world.is_first)
         self.shape = Shape.of(model.config)
         peak = peak_of(self.device, resolve_precision(config.engine.precision), config.logging.peak_tflops)
         self.peak_flops = float(sum_over_ranks(torch.tensor(peak.flops, dtype=torch.float64, device=self.device)))
@@ -99,7 +109,7 @@ class Trainer:
         self.traffic.begin_step()
         buckets = [bucket.to(self.device) for bucket in self._micro_batches(batch)]
         said = torch.cat([self._count(batch), self.notices.said()])
-        sums = sum_over_ranks(to_device(said, self.device))
+        sums = self._waits.timed(sum_over_ranks, to_device(said, self.device))
         counts = sums[: -len(NAMES)]
         self.notices.hear(sums[-len(NAMES) :])
         # Ranks average their gradients: with world / N on each, the loss is the mean over the global batch's N tokens.
@@ -107,10 +117,12 @@ class Trainer:
         results = torch.zeros(2, dtype=torch.float64, device=self.device)
         with reduction(self.engine, self.config.engine.reduce, len(buckets)) as backward:
             for number, bucket in enumerate(buckets):
+                self.pulse.tick("compute")
                 self._seed_dropout(batch.number, number)
                 loss, hits = self.engine(bucket)
                 backward(loss * scale)
                 results += torch.stack([loss.detach().double(), hits.double()])
+        self.pulse.tick("update")
         lr = learning_rate(batch.number + 1, self.config.optimizer, self.config.schedules)
         try:
             norm = apply_gradients(self.engine, lr)
@@ -118,6 +130,7 @@ class Trainer:
             raise self._collapsed(batch.number, buckets, float(scale)) from None
         self.traffic.end_step()
         self.step = batch.number + 1
+        self.pulse.stepped(self.step)
         self._tokens += counts[1]
         self._losses += results[0]
         self._counts += counts
@@ -134,9 +147,18 @@ class Trainer:
 
     def evaluate(self) -> dict[str, float]:
         """Held-out figures; every rank gets the same."""
+        began_s = time.perf_counter()
         self.engine.eval()
         plan, settings = self.plan, self.config.evaluation_filled
-        return evaluate(self.engine, plan.corpora, plan.tokenizer, settings, self.device, self.world, plan.skips_bad)
+
+        def forward(batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
+            self.pulse.tick("evaluate")
+            loss, hits = self.engine(batch)
+            return loss, hits
+
+        values = evaluate(forward, plan.corpora, plan.tokenizer, settings, self.device, self.world, plan.skips_bad)
+        self._paused_s += time.perf_counter() - began_s
+        return values
 
     def save(self) -> None:
         """Begin to write a checkpoint; every rank takes part. `saver.finish` waits for it.
@@ -144,6 +166,7 @@ class Trainer:
         Raises:
             SaveFailed: too many in a row could not be written.
         """
+        began_s = time.perf_counter()
         self._check_weights()
         self.skipped.settle(self._my_cursors())
         mine = [
@@ -163,6 +186,7 @@ class Trainer:
             str(self.config.engine.precision),
         )
         self.saver.start(self.engine, state)
+        self._paused_s += time.perf_counter() - began_s
 
     def _my_cursors(self) -> dict[int, LaneCursors]:
         return {lane: self.cursors[lane] for lane in self.world.share(self.plan.lanes)}
@@ -186,6 +210,7 @@ class Trainer:
         norm: torch.Tensor | float,
         not_finite: Callable[[], str],
     ) -> tuple[dict[str, float], Work]:
+        totals, own_s = self._own_time()
         loss_sum, hits, mean_sum = sum_over_ranks(torch.cat([sums, self._losses[None]])).tolist()
         loss = loss_sum / max(int(masked), 1)
         if not math.isfinite(loss):
@@ -206,7 +231,9 @@ class Trainer:
         scale = loss_scale(self.engine)
         if scale is not None:
             values |= {"loss_scale": scale, "skipped_steps": self.engine.skipped_steps}
-        return {**values, **self._memory(), **self._communication()}, work
+        values = {**values, **self._memory(), **self._communication(totals, own_s)}
+        self._marked_s = time.perf_counter()
+        return values, work
 
     def _memory(self) -> dict[str, float]:
         """The largest peaks over ranks."""
@@ -214,14 +241,27 @@ class Trainer:
         largest = max_over_ranks(torch.tensor(list(peaks.values()), dtype=torch.int64, device=self.device))
         return dict(zip(peaks, largest.tolist(), strict=True))
 
-    def _communication(self) -> dict[str, float]:
-        """A step's seconds of communication, the mean over ranks, and bytes, which are the same on every rank."""
+    def _own_time(self) -> tuple[Totals, float]:
+        """What was sent since the last logged line, and the seconds a step that this rank did not spend waiting for others."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        elapsed_s = time.perf_counter() - self._marked_s - self._paused_s
+        self._paused_s = 0.0
         totals = self.traffic.take()
+        own_s = elapsed_s - totals.seconds - self._waits.take().seconds
+        return totals, max(own_s, 0.0) / max(totals.steps, 1)
+
+    def _communication(self, totals: Totals, own_s: float) -> dict[str, float]:
+        """A step's seconds of communication, the mean over ranks, bytes, which are the same on every rank, and how much the
+        slowest rank holds the others up."""
         steps = max(totals.steps, 1)
-        seconds = sum_over_ranks(torch.tensor(totals.seconds, dtype=torch.float64, device=self.device))
+        mine = torch.zeros(1 + self.world.size, dtype=torch.float64)
+        mine[0], mine[1 + self.world.rank] = totals.seconds, own_s
+        seconds, *all_own_s = sum_over_ranks(mine.to(self.device)).tolist()
         kinds = {f"communication_bytes_{kind}": sent / steps for kind, sent in sorted(totals.sent_bytes.items())}
         return {
-            "communication_s": float(seconds) / self.world.size / steps,
+            "straggler_ratio": self.stragglers.add(all_own_s),
+            "communication_s": seconds / self.world.size / steps,
             "communication_bytes": sum(kinds.values()),
             **kinds,
         }
