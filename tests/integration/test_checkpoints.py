@@ -8,6 +8,7 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -90,7 +91,7 @@ def test_a_run_goes_on_at_another_stage_and_number_of_ranks(
 def test_what_is_written_in_the_background_is_what_is_written_at_once(
     stage: int, precision: str, settings: dict, write_config: Write, tmp_path: Path
 ) -> None:
-    """The same digests: what a copy holds did not change while training went on."""
+    """What a copy holds did not change while training went on, and tensors share memory in it as they do in the engine."""
     configs = []
     for name in ("background", "at-once"):
         kept = {**settings["checkpoint"], "background": name == "background"}
@@ -99,12 +100,28 @@ def test_what_is_written_in_the_background_is_what_is_written_at_once(
         configs.append(write_config(tree, f"{name}.yaml"))
     train_in_ranks(configs, 2, tmp_path / "output.log")
     for step in range(EVERY, STEPS + 1, EVERY):
-        manifests = [
-            tmp_path / name / f"checkpoints/step-{step:08d}/manifest.json" for name in ("background", "at-once")
-        ]
-        one, other = (json.loads(manifest.read_text())["files"] for manifest in manifests)
-        assert len(one) == {0: 2, 1: 4, 3: 5}[stage]
-        assert one == other
+        folders = [tmp_path / name / f"checkpoints/step-{step:08d}" for name in ("background", "at-once")]
+        names = [sorted(path.name for path in folder.iterdir()) for folder in folders]
+        assert names[0] == names[1]
+        assert len(names[0]) == {0: 3, 1: 5, 3: 6}[stage]
+        assert (folders[0] / "data.json").read_text() == (folders[1] / "data.json").read_text()
+        for name in names[0]:
+            files = [folder / name for folder in folders]
+            assert files[0].stat().st_size == pytest.approx(files[1].stat().st_size, abs=999), name
+            if name.endswith(".pt"):
+                one, other = (torch.load(file, weights_only=False) for file in files)
+                assert same(one, other), name
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two nested values are equal, tensors bit for bit."""
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(value, other[key]) for key, value in one.items())
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(same, one, other))
+    return bool(one == other) or (type(one) is type(other) and same(vars(one), vars(other)))
 
 
 def limit_files(pids: list[int], size_bytes: int) -> None:

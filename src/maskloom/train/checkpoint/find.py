@@ -21,6 +21,7 @@ from maskloom.progress import warn
 from maskloom.train.checkpoint.digests import DATA, Damaged, Digest, damage, fault_of, read_manifest
 from maskloom.train.checkpoint.fit import check_fits, split_origin
 from maskloom.train.checkpoint.state import State, folder_of, parse_state, read_state, saved_folders, step_of
+from maskloom.train.checkpoint.writing import point_at
 
 T = TypeVar("T")
 LEFT_BEHIND = (".partial-*", ".removing-*", ".latest.json.*")
@@ -52,6 +53,8 @@ def find(run: Path, world: World) -> tuple[Path, State] | None:
             aside = folder.with_name(f".damaged-{folder.name}")
             shutil.rmtree(aside, ignore_errors=True)
             folder.rename(aside)
+        if found and faults:
+            point_at(found[0])
 
     _first_rank(put_aside, world)
     return found
