@@ -68,9 +68,10 @@ def train_in_ranks(
     timeout_s: float = 240,
     compiles: bool = True,
     patch: Callable[[], None] | None = None,
+    meanwhile: Callable[[list[int]], None] | None = None,
 ) -> str:
     """Train configuration files one after the other, in the same `size` processes; returns their output, and fails where
-    one of them fails.
+    one of them fails. `meanwhile` is called once they run, with their process ids.
 
     The ranks fork from a server that has imported everything already: what costs ten seconds otherwise. `patch` is called in
     each before it begins.
@@ -85,6 +86,8 @@ def train_in_ranks(
     ]
     for rank in ranks:
         rank.start()
+    if meanwhile:
+        meanwhile([rank.pid for rank in ranks])
     for rank in ranks:
         rank.join(timeout_s)
     codes = [rank.exitcode for rank in ranks]
