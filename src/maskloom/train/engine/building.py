@@ -11,6 +11,7 @@ from typing import Any, cast
 import deepspeed
 import torch
 from deepspeed.accelerator import get_accelerator
+from deepspeed.runtime.zero.parameter_offload import FWD_MODULE_STACK
 from deepspeed.utils import set_z3_leaf_modules
 
 from maskloom.config import Engine, Optimizer, RunConfig
@@ -68,6 +69,8 @@ def _check_overflow(wrapper: Any, update_scale: bool = True) -> bool:
 def release_engine(engine: Any) -> None:
     """Undo what `build_engine` did outside of the engine; its memory is free when the caller has dropped it."""
     engine.destroy()
+    # ZeRO-3 puts every model that it wraps at the bottom of this stack, and never takes it off.
+    FWD_MODULE_STACK[:] = [module for module in FWD_MODULE_STACK if module is not engine.module]
     torch._dynamo.reset()  # the limit of compilations counts those of both engines
 
 
