@@ -6,19 +6,27 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import json
 import os
 import socket
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed
+from torch.distributed import distributed_c10d
 
-from maskloom.errors import UserError
+from maskloom.errors import PassingFault, UserError
 
-LOOPBACK = "127.0.0.1"
+LOOPBACK, LOOPBACK_INTERFACE = "127.0.0.1", "lo"
+AGENT_STORE = "TORCHELASTIC_USE_AGENT_STORE"
+"""Of torch: that somebody else keeps the ranks' store."""
+_stores: list[Any] = []  # what this process keeps for the others, until it ends
 
 
 @dataclass(frozen=True)
@@ -62,6 +70,8 @@ class World:
             "MASTER_ADDR": self.master_addr,
             "MASTER_PORT": str(self.master_port),
         }
+        if self.is_on_loopback and LOOPBACK_INTERFACE in (name for _, name in socket.if_nameindex()):
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", LOOPBACK_INTERFACE)
 
     def share(self, total: int) -> range:
         """This rank's contiguous part of `total` items; parts differ by at most one, and in rank order they tile."""
@@ -72,8 +82,89 @@ class World:
         return -(-total // self.size)
 
     @property
+    def is_on_loopback(self) -> bool:
+        """Whether the ranks meet at an address that only this machine reaches."""
+        return self.master_addr == "localhost" or self.master_addr.startswith("127.")
+
+    @property
     def is_first(self) -> bool:
         return self.rank == 0
+
+
+@contextlib.contextmanager
+def meeting(world: World, timeout_s: float) -> Iterator[None]:
+    """Around the rendezvous: what goes wrong there, in words that say what to do."""
+    where = f"{world.master_addr}:{world.master_port}"
+    try:
+        yield
+    except torch.distributed.DistError as error:
+        if "EADDRINUSE" in str(error) or "address already in use" in str(error):
+            raise PassingFault(
+                f"rank {world.rank}: port {world.master_port} on {world.master_addr} is taken, where the ranks should meet: "
+                "another run uses it, most likely. Set MASTER_PORT (deepspeed and torchrun: --master_port) to a free one"
+            ) from None
+        raise PassingFault(
+            f"rank {world.rank}: the {world.size} ranks did not meet at {where} within timeouts.start_s ({timeout_s:g} s): "
+            f"{str(error).splitlines()[0]}. Either a rank was not started, or rank 0's host cannot be reached there: see that "
+            "MASTER_ADDR and MASTER_PORT are the same for all ranks, and that no firewall is between them"
+        ) from None
+
+
+def set_timeouts(seconds: float) -> None:
+    """How long a collective waits for other ranks, in every group there is and every one that is made from now on.
+
+    DeepSpeed and torch set them for the group of all ranks only; the groups of ZeRO would keep half an hour.
+    """
+    timeout = timedelta(seconds=seconds)
+    defaults: Any = distributed_c10d
+    defaults.default_pg_timeout = timeout
+    if defaults.default_pg_nccl_timeout is not None:
+        defaults.default_pg_nccl_timeout = timeout
+    if torch.distributed.is_initialized():
+        for group in distributed_c10d._world.pg_map:
+            distributed_c10d._set_pg_timeout(timeout, group)
+
+
+@contextlib.contextmanager
+def meeting_place(world: World) -> Iterator[None]:
+    """Within it, `init_process_group` meets where no other machine reaches, if the ranks are all on this one.
+
+    torch's store listens on every interface and believes whoever connects. It takes a socket of ours, though, and ranks that
+    are told that somebody else (torchrun, otherwise) keeps the store are all its clients.
+
+    Raises:
+        DistNetworkError: as torch does, where the port is taken.
+    """
+    if torch.distributed.is_initialized() or not world.is_on_loopback or AGENT_STORE in os.environ:
+        yield
+        return
+    if world.is_first:
+        listener = socket.socket()
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((world.master_addr, world.master_port))
+        except OSError as error:
+            listener.close()
+            if error.errno != errno.EADDRINUSE:
+                raise
+            raise torch.distributed.DistNetworkError(
+                f"port {world.master_port} (EADDRINUSE, address already in use)"
+            ) from None
+        listener.listen(socket.SOMAXCONN)
+        _stores.append(
+            torch.distributed.TCPStore(  # type: ignore[attr-defined]
+                world.master_addr,
+                world.master_port,
+                is_master=True,
+                wait_for_workers=False,
+                master_listen_fd=listener.detach(),
+            )
+        )
+    os.environ[AGENT_STORE] = "True"
+    try:
+        yield
+    finally:
+        del os.environ[AGENT_STORE]
 
 
 def barrier() -> None:
@@ -96,12 +187,32 @@ def max_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def gather_objects(value: Any, world: World) -> list[Any]:
-    """One small object of every rank, in rank order, on every rank."""
+    """One small value of every rank, in rank order, on every rank.
+
+    It travels as JSON, and nothing is unpickled: whoever reaches the ports of a run could otherwise run code in it.
+
+    Args:
+        value: numbers, texts, None, and lists and dicts of text keys of them.
+
+    Raises:
+        TypeError: JSON would give back another value (a tuple, a dict with keys that are no texts).
+    """
+    text = json.dumps(value)
+    if json.loads(text) != value:
+        raise TypeError(f"{value!r} is not what JSON makes of it: send lists, and dicts with texts as keys")
     if not torch.distributed.is_initialized():
         return [value]
-    values: list[Any] = [None] * world.size
-    torch.distributed.all_gather_object(values, value)
-    return values
+    on_cuda = torch.distributed.get_backend() == "nccl"
+    device = torch.device("cuda", torch.cuda.current_device()) if on_cuda else torch.device("cpu")
+    mine = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8).to(device)
+    lengths = [torch.zeros(1, dtype=torch.int64, device=device) for _ in range(world.size)]
+    torch.distributed.all_gather(lengths, torch.tensor([len(mine)], device=device))
+    sizes = [int(length) for length in lengths]
+    padded = torch.zeros(max(sizes), dtype=torch.uint8, device=device)
+    padded[: len(mine)] = mine
+    parts = [torch.empty_like(padded) for _ in range(world.size)]
+    torch.distributed.all_gather(parts, padded)
+    return [json.loads(bytes(part[:size].tolist())) for part, size in zip(parts, sizes, strict=True)]
 
 
 def _integer(environment: Mapping[str, str], name: str) -> int:

@@ -69,7 +69,9 @@ def spoil(spoils: Spoils, batches: str, kill_at: int = 0, kill_before_writing: b
             os.kill(os.getpid(), signal.SIGKILL)
         now["kind"] = spoils.get(batch.cursors.get(LANE), "")
         with open(f"{batches}.{Path(self.config.run_dir).name}.{self.world.rank}", "a") as file:
-            for lane, rows in zip(batch.cursors, torch.from_numpy(batch.rows.input_ids).chunk(len(batch.cursors))):
+            for lane, rows in zip(
+                batch.cursors, torch.from_numpy(batch.rows.input_ids).chunk(len(batch.cursors)), strict=True
+            ):
                 digest = hashlib.sha256(rows.numpy().tobytes()).hexdigest()
                 file.write(json.dumps([batch.number + 1, lane, digest]) + "\n")
         before, bad_steps = snapshot(self.engine), self.guard.bad_steps
@@ -192,7 +194,7 @@ def test_a_step_that_is_not_taken_changes_nothing(
     spoils = spoils_of(configs[0], {3: "loss", 10: "gradient", 12: "spike", 14: "loss"})
     patch = functools.partial(spoil, spoils, str(tmp_path / "batches"))
     output = train_in_ranks(configs, 2, tmp_path / "output.log", fake_fp16=True, compiles=False, patch=patch)
-    for number, (stage, precision, *_) in enumerate(ENGINES):
+    for number, (_, precision, *_) in enumerate(ENGINES):
         found = {line["step"]: line for line in lines(tmp_path / f"run{number}")}
         where = f"{ENGINES[number]}\n{output}"
         is_fp16 = precision == "fp16"  # whose gradients may overflow: the scale is lowered, and all is well
@@ -269,7 +271,9 @@ def test_a_run_goes_back_and_on_behind_the_data_also_when_it_is_killed(
         shutil.copytree(whole, copy)
         for step in removed:
             shutil.rmtree(copy / f"checkpoints/step-000000{step}")
-        train_in_ranks([write_config({**going_back, "run_dir": str(copy), "engine": engines[0]})], size, log, patch=patch)
+        train_in_ranks(
+            [write_config({**going_back, "run_dir": str(copy), "engine": engines[0]})], size, log, patch=patch
+        )
         found = batches_of(batches, whole.name) | batches_of(batches, copy.name)
         assert found == batches_of(batches, whole.name), f"{size} ranks"
         assert losses(copy).keys() == losses(whole).keys()
@@ -322,7 +326,11 @@ def test_a_run_that_keeps_diverging_ends_and_never_saves_what_is_not_finite(
     config = write_config(tree)
     spoils = spoils_of(config, dict.fromkeys(range(4, 13), "loss"))
     output = train_in_ranks(
-        [config], 2, tmp_path / "output.log", expect=1, patch=functools.partial(spoil, spoils, str(tmp_path / "batches"))
+        [config],
+        2,
+        tmp_path / "output.log",
+        expect=1,
+        patch=functools.partial(spoil, spoils, str(tmp_path / "batches")),
     )
     assert output.count("going back to step 2") == 1
     assert "the run diverged: step 5 was not taken, as its loss is nan" in output

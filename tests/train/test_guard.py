@@ -19,7 +19,10 @@ anything = st.one_of(finite, st.sampled_from([math.nan, math.inf, 1e6]))
 settings = st.builds(Guard, spike_sigma=st.sampled_from([None, 1.0, 6.0]), window_steps=st.integers(8, 12))
 
 
-def run(losses: list[float], guard: Guard, state: GuardState = GuardState(), phase: int = 0) -> tuple[GuardState, list]:
+AT_START = GuardState()
+
+
+def run(losses: list[float], guard: Guard, state: GuardState = AT_START, phase: int = 0) -> tuple[GuardState, list]:
     """The state after steps with these losses, and what each was refused for."""
     found = []
     for loss in losses:

@@ -26,7 +26,9 @@ def test_they_survive_the_file(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "passed_over.json").read_text())[0]["rows_of_steps"] == [5, 8]
 
 
-@pytest.mark.parametrize("text", ["{", "[{}]", '[{"rows_of_steps": [1, 2], "other": 3}]', '[{"rows_of_steps": [1]}]', "3"])
+@pytest.mark.parametrize(
+    "text", ["{", "[{}]", '[{"rows_of_steps": [1, 2], "other": 3}]', '[{"rows_of_steps": [1]}]', "3"]
+)
 def test_a_damaged_file_is_named(text: str, tmp_path: Path) -> None:
     (tmp_path / "passed_over.json").write_text(text)
     with pytest.raises(UserError, match=r"passed_over\.json is damaged"):

@@ -27,10 +27,11 @@ import pydantic
 from numpy.typing import NDArray
 
 from maskloom.config import Storage
-from maskloom.data.remote import shown
 from maskloom.data.samples import TokenBlock, read_documents, read_tokens
 from maskloom.data.storage import fetch, is_remote, join, local_path, open_range, read_whole
 from maskloom.errors import DataFault, UserError
+from maskloom.files import private_folder
+from maskloom.redaction import shown
 from maskloom.tokenizer import Tokenized, Tokenizer
 
 FORMAT, VERSION = "maskloom-index", 2
@@ -294,7 +295,7 @@ def _open_remote(folder: str, header: dict[str, Any], settings: Storage, where: 
     digest = hashlib.sha256(json.dumps(header["table_digest"]).encode()).hexdigest()  # a name, whatever the header says
     files = base / "maskloom" / f"index-{digest[:32]}"
     try:
-        (files / "index").mkdir(parents=True, exist_ok=True)
+        private_folder(files / "index", "set XDG_CACHE_HOME to a folder of your own")
     except OSError as error:
         raise UserError(
             f"the index of {where} cannot be kept in {files}: {error.strerror}. Set XDG_CACHE_HOME to a folder that can be "

@@ -15,6 +15,7 @@ Shapes: T slots, K predicted tokens, D hidden size, H heads, V vocabulary.
 from __future__ import annotations
 
 import math
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -150,10 +151,12 @@ def save_definition(model: MaskedLM, tokenizer: Tokenizer, folder: Path) -> None
     tokenizer.save(folder / "tokenizer.json")
 
 
-def build_defined(folder: Path) -> MaskedLM:
-    """The model that `save_definition` described; its weights are about to be loaded."""
+def build_defined(folder: Path, settings: Model | None = None) -> MaskedLM:
+    """The model that `save_definition` described, with the dropout of `settings`; its weights are about to be loaded."""
+    names = ("hidden_dropout_prob", "attention_probs_dropout_prob")
+    dropout = {name: getattr(settings, name) for name in names} if settings else {}
     try:
-        return MaskedLM(BertConfig.from_pretrained(folder))
+        return MaskedLM(BertConfig.from_pretrained(folder, **dropout))
     except (OSError, ValueError) as error:
         raise UserError(f"{folder / 'config.json'} cannot be read: {error}") from None
 
@@ -193,6 +196,11 @@ def load_checkpoint(
                 dtype=torch.float32,
                 use_safetensors=_has_safetensors(source),
             )
+    except pickle.UnpicklingError:
+        raise UserError(
+            f"{name} holds a pickle of more than tensors, and was not loaded, for it could run any code: take a checkpoint "
+            "with model.safetensors"
+        ) from None
     except Exception as error:  # the libraries raise many kinds for a damaged file
         raise UserError(f"{name} cannot be loaded: {error}") from None
     if config.model_type != "bert":

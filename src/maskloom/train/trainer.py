@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import gc
+import socket
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +16,7 @@ import torch
 
 from maskloom.config import RunConfig
 from maskloom.data.batch import Layout, MicroBatch, micro_batches, to_device, to_host
-from maskloom.data.order import LaneCursors, first_cursors, make_key
+from maskloom.data.order import Cursor, LaneCursors, first_cursors, make_key
 from maskloom.data.plan import DataPlan
 from maskloom.data.rows import count_slots, count_text_tokens
 from maskloom.data.stream import Step, read_steps
@@ -28,21 +30,25 @@ from maskloom.progress import say, warn
 from maskloom.train import checkpoint
 from maskloom.train.engine.building import build_engine, optimizer_title, own_part, release_engine
 from maskloom.train.engine.configuration import deepspeed_config, device_of, resolve_precision
+from maskloom.train.engine.files import load_engine
 from maskloom.train.engine.stepping import LossScaleCollapsed, adapts_loss_scale, apply_gradients, loss_scale, reduction
 from maskloom.train.evaluation import evaluate
 from maskloom.train.guard import NOT_FINITE, GuardState, after_step, highest_loss, must_go_back, objection
+from maskloom.train.heartbeats import Pulse
 from maskloom.train.metrics import Work, memory_peaks
 from maskloom.train.notices import NAMES, Notices
 from maskloom.train.passed_over import PassedOver, jumps, known, read_intervals, with_one_more, write_intervals
 from maskloom.train.schedule import learning_rate
 from maskloom.train.skipped import Skipped
-from maskloom.train.traffic import Traffic
+from maskloom.train.stragglers import Stragglers
+from maskloom.train.traffic import Totals, Traffic
 
 
 class Trainer:
     """Engine, data position and counters of a run; every rank has one."""
 
-    def __init__(self, config: RunConfig, plan: DataPlan, world: World, traffic: Traffic) -> None:
+    def __init__(self, config: RunConfig, plan: DataPlan, world: World, traffic: Traffic, pulse: Pulse) -> None:
+        self.pulse = pulse
         self.config, self.plan, self.world, self.traffic = config, plan, world, traffic
         self.device = device_of(world)
         self.attention = choose_flash_kernel(self.device)
@@ -50,9 +56,19 @@ class Trainer:
         self.capacities = [plan.capacity(phase) for phase in range(len(plan.phases))]
         self.run = Path(config.run_dir)
         self.notices = Notices()
+        self.saver = checkpoint.Saver(self.run, config.checkpoint, world, self.notices)
+        # Where this rank's time went since the last logged line: waiting for the others at the beginning of steps, and
+        # evaluations and saves.
+        self._waits = traffic.meter()
+        self._marked_s, self._paused_s = time.perf_counter(), 0.0
+        self.stragglers = Stragglers(gather_objects(socket.gethostname(), world), world.is_first)
         self._beginnings = 0
         found = checkpoint.find(self.run, world)
-        of_run = gather_objects(read_intervals(self.run) if world.is_first else None, world)[0]
+        mine = [interval.to_json() for interval in read_intervals(self.run)] if world.is_first else []
+        of_run = [PassedOver.from_json(values) for values in gather_objects(mine, world)[0]]
+        if found is None and config.from_ is not None:
+            found = checkpoint.find_origin(str(config.from_), world)
+            self.config = config.model_copy(update={"from_": checkpoint.origin_of(*found)})
         self.passed_over = known(found[1].intervals(), found[1].step, of_run) if found else of_run
         origin = self._begin_from(found)
         self.shape = Shape.of(self.engine.module.config)
@@ -69,16 +85,20 @@ class Trainer:
         state: checkpoint.State | None = None
         if found:
             folder, state = found
-            checkpoint.check_fits(state, plan, config.engine.zero_stage, str(config.engine.precision), folder)
-            model, origin = build_defined(self.run / "model"), f"resumed from {folder}"
+            if is_fork := folder.parents[1] != self.run:
+                model, origin = build_defined(folder.parents[1] / "model", config.model), f"begun from {folder}"
+            else:
+                model, origin = build_defined(folder.parents[1] / "model"), f"resumed from {folder}"
+            checkpoint.check_fits(state, plan, None if is_fork else str(config.engine.precision), folder)
+            self.saver.last_good = None if is_fork else folder.name
         else:
             model, origin = build_model(config.model, plan.tokenizer, config.seed)
         self._check_positions(model.config.max_position_embeddings)
-        universal = state is not None and checkpoint.needs_universal(state, world)
-        self.engine: Any = build_engine(config, model, deepspeed_settings(config, plan, world, universal))
+        self.engine: Any = build_engine(config, model, deepspeed_settings(config, plan, world))
         if state:
-            checkpoint.load(self.engine, folder, state, world)
-        self.step = state.step if state else 0
+            same_spread = (state.zero_stage, state.world_size) == (config.engine.zero_stage, world.size)
+            load_engine(self.engine, folder, same_spread, state.precision == config.engine.precision)
+        self.step = self.pulse.step = state.step if state else 0
         self.cursors = state.lane_cursors() if state else first_cursors(plan.lanes, len(plan.corpora))
         self.guard = state.guard_state() if state else GuardState()
         count = state.skipped if state else 0
@@ -109,11 +129,12 @@ class Trainer:
 
     def train_step(self, batch: Step) -> Any:
         """One optimizer step on this rank's rows; returns a function that reads the step's values (all ranks call it)."""
+        self.saver.follow()
         self.engine.train()
         self.traffic.begin_step()
         buckets = [bucket.to(self.device) for bucket in self._micro_batches(batch)]
         said = torch.cat([self._count(batch), self.notices.said()])
-        sums = sum_over_ranks(to_device(said, self.device))
+        sums = self._waits.timed(sum_over_ranks, to_device(said, self.device))
         counts = sums[: -len(NAMES)]
         self.notices.hear(sums[-len(NAMES) :])
         # Ranks average their gradients: with world / N on each, the loss is the mean over the global batch's N tokens.
@@ -122,6 +143,7 @@ class Trainer:
         results = torch.zeros(2, dtype=torch.float64, device=self.device)
         with reduction(self.engine, self.config.engine.reduce, len(buckets)) as backward:
             for number, bucket in enumerate(buckets):
+                self.pulse.tick("compute")
                 self._seed_dropout(batch.number, number)
                 loss, hits = self.engine(bucket)
                 results += torch.stack([loss.detach().double(), hits.double()])
@@ -132,6 +154,7 @@ class Trainer:
                     factor = torch.where(mean <= highest, scale, torch.nan)
                     read = to_host(torch.stack([mean, results[1] / counts[0].clamp(min=1)]))
                 backward(loss * factor)
+        self.pulse.tick("update")
         lr = learning_rate(batch.number + 1, self.config.optimizer, self.config.schedules)
         mean_loss, accuracy = read()
         reason = objection(mean_loss, highest)
@@ -144,6 +167,7 @@ class Trainer:
             reason = reason or NOT_FINITE
         self.traffic.end_step()
         self.step = batch.number + 1
+        self.pulse.stepped(self.step)
         self._judged(phase, mean_loss, reason, where)
         self._tokens += counts[1]
         if reason is None:
@@ -175,7 +199,10 @@ class Trainer:
             UserError: the run went back to it as often as it may.
         """
         reason, where = self._objection
+        self.saver.finish()
         found = checkpoint.find_at_most(self.run, self.step - self.guard.in_a_row, self.world)
+        if found is None and self.config.from_ is not None:
+            found = checkpoint.find_origin(str(self.config.from_), self.world)
         step = found[1].step if found else 0
         times = sum(interval.after_step == step for interval in self.passed_over)
         if times >= self.config.guard.rollbacks:
@@ -226,12 +253,26 @@ class Trainer:
 
     def evaluate(self) -> dict[str, float]:
         """Held-out figures; every rank gets the same."""
+        began_s = time.perf_counter()
         self.engine.eval()
         plan, settings = self.plan, self.config.evaluation_filled
-        return evaluate(self.engine, plan.corpora, plan.tokenizer, settings, self.device, self.world, plan.skips_bad)
 
-    def save(self, run: Path) -> None:
-        """Write a checkpoint; every rank takes part."""
+        def forward(batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
+            self.pulse.tick("evaluate")
+            loss, hits = self.engine(batch)
+            return loss, hits
+
+        values = evaluate(forward, plan.corpora, plan.tokenizer, settings, self.device, self.world, plan.skips_bad)
+        self._paused_s += time.perf_counter() - began_s
+        return values
+
+    def save(self) -> None:
+        """Begin to write a checkpoint; every rank takes part. `saver.finish` waits for it.
+
+        Raises:
+            SaveFailed: too many in a row could not be written.
+        """
+        began_s = time.perf_counter()
         self._check_weights()
         self.skipped.settle(self._my_cursors())
         self._gather_cursors()
@@ -247,15 +288,17 @@ class Trainer:
             self.guard.to_json(),
             [interval.to_json() for interval in self._intervals_behind()],
         )
-        folder = checkpoint.save(self.engine, run, state, self.config.checkpoint.keep_last, self.world)
-        if self.world.is_first:
-            say(f"step {self.step:,} | checkpoint {folder}")
+        self.saver.start(self.engine, state)
+        self._paused_s += time.perf_counter() - began_s
 
     def _gather_cursors(self) -> None:
         """Learn where the other ranks' lanes stand."""
-        for part in gather_objects(self._my_cursors(), self.world):
-            for lane, cursors in part.items():
-                self.cursors[lane] = cursors
+        mine = [
+            [lane, [cursor.to_json() for cursor in cursors]] for lane, cursors in sorted(self._my_cursors().items())
+        ]
+        for part in gather_objects(mine, self.world):
+            for lane, cursors in part:
+                self.cursors[lane] = tuple(map(Cursor.from_json, cursors))
 
     def _my_cursors(self) -> dict[int, LaneCursors]:
         return {lane: self.cursors[lane] for lane in self.world.share(self.plan.lanes)}
@@ -274,6 +317,7 @@ class Trainer:
     def _values(
         self, loss: float, accuracy: float, lr: float, norm: torch.Tensor | float
     ) -> tuple[dict[str, float], Work]:
+        totals, own_s = self._own_time()
         loss_sum, taken = self._losses.tolist()
         predicted, _, slots, squares = self._counts.tolist()
         mean = loss_sum / taken if taken else loss
@@ -295,7 +339,9 @@ class Trainer:
         scale = loss_scale(self.engine)
         if scale is not None:
             values |= {"loss_scale": scale, "skipped_steps": self.engine.skipped_steps}
-        return {**values, **self._memory(), **self._communication()}, work
+        values = {**values, **self._memory(), **self._communication(totals, own_s)}
+        self._marked_s = time.perf_counter()
+        return values, work
 
     def _memory(self) -> dict[str, float]:
         """The largest peaks over ranks."""
@@ -303,14 +349,27 @@ class Trainer:
         largest = max_over_ranks(torch.tensor(list(peaks.values()), dtype=torch.int64, device=self.device))
         return dict(zip(peaks, largest.tolist(), strict=True))
 
-    def _communication(self) -> dict[str, float]:
-        """A step's seconds of communication, the mean over ranks, and bytes, which are the same on every rank."""
+    def _own_time(self) -> tuple[Totals, float]:
+        """What was sent since the last logged line, and the seconds a step that this rank did not spend waiting for others."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        elapsed_s = time.perf_counter() - self._marked_s - self._paused_s
+        self._paused_s = 0.0
         totals = self.traffic.take()
+        own_s = elapsed_s - totals.seconds - self._waits.take().seconds
+        return totals, max(own_s, 0.0) / max(totals.steps, 1)
+
+    def _communication(self, totals: Totals, own_s: float) -> dict[str, float]:
+        """A step's seconds of communication, the mean over ranks, bytes, which are the same on every rank, and how much the
+        slowest rank holds the others up."""
         steps = max(totals.steps, 1)
-        seconds = sum_over_ranks(torch.tensor(totals.seconds, dtype=torch.float64, device=self.device))
+        mine = torch.zeros(1 + self.world.size, dtype=torch.float64)
+        mine[0], mine[1 + self.world.rank] = totals.seconds, own_s
+        seconds, *all_own_s = sum_over_ranks(mine.to(self.device)).tolist()
         kinds = {f"communication_bytes_{kind}": sent / steps for kind, sent in sorted(totals.sent_bytes.items())}
         return {
-            "communication_s": float(seconds) / self.world.size / steps,
+            "straggler_ratio": self.stragglers.add(all_own_s),
+            "communication_s": seconds / self.world.size / steps,
             "communication_bytes": sum(kinds.values()),
             **kinds,
         }
@@ -382,11 +441,11 @@ class Trainer:
             say(f"going on after step {self.step:,} of {self.plan.total_steps:,}")
 
 
-def deepspeed_settings(config: RunConfig, plan: DataPlan, world: World, universal: bool = False) -> dict[str, Any]:
+def deepspeed_settings(config: RunConfig, plan: DataPlan, world: World) -> dict[str, Any]:
     """The DeepSpeed configuration of this run at this world size."""
     layouts = phase_layouts(config, plan, world)
     accumulates = any(layout.micro_batches > 1 for layout in layouts)
-    return deepspeed_config(config, layouts[0].micro_batch_rows, accumulates, universal, world.size)
+    return deepspeed_config(config, layouts[0].micro_batch_rows, accumulates, world.size)
 
 
 def phase_layouts(config: RunConfig, plan: DataPlan, world: World) -> list[Layout]:

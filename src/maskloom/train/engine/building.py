@@ -6,6 +6,8 @@ import contextlib
 import functools
 import io
 import warnings
+from datetime import timedelta
+from pathlib import Path
 from typing import Any, cast
 
 import deepspeed
@@ -13,23 +15,31 @@ import torch
 from deepspeed.accelerator import get_accelerator
 from deepspeed.runtime.zero.parameter_offload import FWD_MODULE_STACK
 from deepspeed.utils import set_z3_leaf_modules
+from torch._inductor.runtime.cache_dir_utils import cache_dir
 
 from maskloom.config import Engine, Optimizer, RunConfig
-from maskloom.distributed import World
+from maskloom.distributed import World, meeting, meeting_place
+from maskloom.files import private_folder
 from maskloom.model.bert import MaskedLM, PackedBertLayer
 from maskloom.model.kernels import KERNELS
 from maskloom.model.layer import encoder_layer
+from maskloom.train.engine.ops import load_operator
 from maskloom.train.lamb import Lamb, Piece, Placing
 from maskloom.train.optim import adamw, betas, lamb, parameter_groups
 from maskloom.train.traffic import Traffic
 
 
-def start_distributed(world: World) -> Traffic:
-    """Join the other ranks; returns the meter of what DeepSpeed sends, which stays at 0 where there are no others."""
+def start_distributed(world: World, timeout_s: float = 1800.0) -> Traffic:
+    """Join the other ranks; returns the meter of what DeepSpeed sends, which stays at 0 where there are no others.
+
+    Raises:
+        PassingFault: the port is taken, or not all ranks came within `timeout_s`.
+    """
     warnings.filterwarnings("ignore", "`torch.distributed.* is deprecated|.*_tensor. is deprecated", FutureWarning)
     world.export()
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
+    with meeting(world, timeout_s), meeting_place(world):
+        deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False, timeout=timedelta(seconds=timeout_s))
     if get_accelerator().device_name() != "cpu":
         get_accelerator().set_device(world.local_rank)
     on_cuda = get_accelerator().device_name() == "cuda"
@@ -91,6 +101,8 @@ def prepare_forward(model: MaskedLM, settings: Engine) -> None:
     """
     compiles = settings.kernels == "compile"
     if compiles:
+        # What lies there is loaded as code, and without the variable it is a name in /tmp that anybody can take first.
+        private_folder(Path(cache_dir()), "set TORCHINDUCTOR_CACHE_DIR to a folder of your own")
         # One compilation for each shape of micro-batch, with and without gradients; beyond torch's limit of 8 it would go
         # on uncompiled without a word.
         torch._dynamo.config.recompile_limit = 64
@@ -119,7 +131,7 @@ def build_optimizer(model: MaskedLM, settings: Optimizer) -> Any:
     """The optimizer over a model's parameters; `optimizer_title` says which it became."""
     if settings.name == "lamb":
         return lamb(model, settings)
-    fused = None if why_no_fused_adam() else deepspeed.ops.adam.FusedAdam
+    fused = None if why_no_fused_adam() else fused_adam()
     if settings.name == "adamw":
         if fused is None:
             return adamw(model, settings)
@@ -134,6 +146,12 @@ def build_optimizer(model: MaskedLM, settings: Optimizer) -> Any:
     if fused is not None:
         return MuonWithAuxAdam(groups, fused, {"adam_w_mode": True})
     return MuonWithAuxAdam(groups, torch.optim.AdamW, {"fused": True})
+
+
+def fused_adam() -> Any:
+    """DeepSpeed's FusedAdam, its operator loaded: what compiles it is one rank of each machine."""
+    load_operator(deepspeed.ops.op_builder.FusedAdamBuilder())
+    return deepspeed.ops.adam.FusedAdam
 
 
 def why_no_fused_adam() -> str | None:
