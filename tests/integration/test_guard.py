@@ -47,7 +47,6 @@ SPOILED: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "loss": lambda loss: loss * torch.nan,
     "gradient": InfiniteGradient.apply,
     "spike": lambda loss: loss * 1000,
-    "kill": lambda loss: os.kill(os.getpid(), signal.SIGKILL),
 }
 
 
@@ -238,8 +237,7 @@ def test_a_run_goes_back_and_on_behind_the_data_also_when_it_is_killed(
     assert "going back to step 4, and on behind the rows of steps 5 to 8 (48 rows are passed over)" in output
 
     for number in numbers:
-        kill = functools.partial(patch, kill_at=6)
-        train_in_ranks([config("killed", number)], 2, log, expect=-signal.SIGKILL, patch=kill)
+        assert -signal.SIGKILL in expect_a_death(config("killed", number), log, functools.partial(patch, kill_at=6))
     train_in_ranks([config("killed", number) for number in numbers], 2, log, patch=patch)
 
     for number in numbers:
