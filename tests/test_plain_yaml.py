@@ -32,7 +32,12 @@ def test_what_was_written_is_read(tree: object) -> None:
 
 @pytest.mark.parametrize(
     "tag",
-    ["!!python/object/apply:os.system", "!!python/object/new:os.system", "!!python/name:os.system", "!!python/module:os"],
+    [
+        "!!python/object/apply:os.system",
+        "!!python/object/new:os.system",
+        "!!python/name:os.system",
+        "!!python/module:os",
+    ],
 )
 def test_tags_of_python_are_refused_and_run_nothing(tag: str, tmp_path: Path) -> None:
     trap = tmp_path / "ran"
@@ -64,7 +69,11 @@ def test_a_bomb_of_references_is_refused_before_it_is_built() -> None:
 
 
 def test_references_that_stay_small_are_read() -> None:
-    assert read_yaml("a: &a {lr: 1}\nb: {<<: *a, c: 2}\nd: *a", "x") == {"a": {"lr": 1}, "b": {"lr": 1, "c": 2}, "d": {"lr": 1}}
+    assert read_yaml("a: &a {lr: 1}\nb: {<<: *a, c: 2}\nd: *a", "x") == {
+        "a": {"lr": 1},
+        "b": {"lr": 1, "c": 2},
+        "d": {"lr": 1},
+    }
 
 
 @pytest.mark.parametrize(

@@ -30,13 +30,17 @@ def test_values_of_the_environment_are_hidden_by_their_names() -> None:
     assert redacted(text, environment) == f"{HIDDEN} was refused in /root/home by short, see /run/secret"
 
 
-@pytest.mark.parametrize("name", ["COMET_API_KEY", "apikey", "apiKey", "api-key", "key", "token", "AWS_SECRET_ACCESS_KEY"])
+@pytest.mark.parametrize(
+    "name", ["COMET_API_KEY", "apikey", "apiKey", "api-key", "key", "token", "AWS_SECRET_ACCESS_KEY"]
+)
 def test_names_of_secrets(name: str) -> None:
     assert is_secret_name(name)
     assert is_secret_name(f"MY_{name}")
 
 
-@pytest.mark.parametrize("name", ["TOKENIZERS_PARALLELISM", "tokenizer", "monkey", "keyboard", "token_file", "max_seqlen"])
+@pytest.mark.parametrize(
+    "name", ["TOKENIZERS_PARALLELISM", "tokenizer", "monkey", "keyboard", "token_file", "max_seqlen"]
+)
 def test_names_that_only_look_so(name: str) -> None:
     assert not is_secret_name(name)
 

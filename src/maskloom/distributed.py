@@ -14,17 +14,19 @@ import socket
 import subprocess
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed
+from torch.distributed import distributed_c10d
 
-from maskloom.errors import UserError
+from maskloom.errors import PassingFault, UserError
 
 LOOPBACK, LOOPBACK_INTERFACE = "127.0.0.1", "lo"
 AGENT_STORE = "TORCHELASTIC_USE_AGENT_STORE"
 """Of torch: that somebody else keeps the ranks' store."""
-_stores: list[torch.distributed.TCPStore] = []  # what this process keeps for the others, until it ends
+_stores: list[Any] = []  # what this process keeps for the others, until it ends
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,40 @@ class World:
 
 
 @contextlib.contextmanager
+def meeting(world: World, timeout_s: float) -> Iterator[None]:
+    """Around the rendezvous: what goes wrong there, in words that say what to do."""
+    where = f"{world.master_addr}:{world.master_port}"
+    try:
+        yield
+    except torch.distributed.DistError as error:
+        if "EADDRINUSE" in str(error) or "address already in use" in str(error):
+            raise PassingFault(
+                f"rank {world.rank}: port {world.master_port} on {world.master_addr} is taken, where the ranks should meet: "
+                "another run uses it, most likely. Set MASTER_PORT (deepspeed and torchrun: --master_port) to a free one"
+            ) from None
+        raise PassingFault(
+            f"rank {world.rank}: the {world.size} ranks did not meet at {where} within timeouts.start_s ({timeout_s:g} s): "
+            f"{str(error).splitlines()[0]}. Either a rank was not started, or rank 0's host cannot be reached there: see that "
+            "MASTER_ADDR and MASTER_PORT are the same for all ranks, and that no firewall is between them"
+        ) from None
+
+
+def set_timeouts(seconds: float) -> None:
+    """How long a collective waits for other ranks, in every group there is and every one that is made from now on.
+
+    DeepSpeed and torch set them for the group of all ranks only; the groups of ZeRO would keep half an hour.
+    """
+    timeout = timedelta(seconds=seconds)
+    defaults: Any = distributed_c10d
+    defaults.default_pg_timeout = timeout
+    if defaults.default_pg_nccl_timeout is not None:
+        defaults.default_pg_nccl_timeout = timeout
+    if torch.distributed.is_initialized():
+        for group in distributed_c10d._world.pg_map:
+            distributed_c10d._set_pg_timeout(timeout, group)
+
+
+@contextlib.contextmanager
 def meeting_place(world: World) -> Iterator[None]:
     """Within it, `init_process_group` meets where no other machine reaches, if the ranks are all on this one.
 
@@ -116,7 +152,7 @@ def meeting_place(world: World) -> Iterator[None]:
             ) from None
         listener.listen(socket.SOMAXCONN)
         _stores.append(
-            torch.distributed.TCPStore(
+            torch.distributed.TCPStore(  # type: ignore[attr-defined]
                 world.master_addr,
                 world.master_port,
                 is_master=True,

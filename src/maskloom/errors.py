@@ -6,7 +6,20 @@ ours and keeps its traceback.
 
 
 class UserError(ValueError):
-    """Bad input: the message says what, the offending value, where, and what to do."""
+    """Bad input: the message says what, the offending value, where, and what to do.
+
+    Attributes:
+        can_retry: whether the same command may succeed later although nobody corrected anything.
+    """
+
+    can_retry = False
+
+
+class PassingFault(UserError):
+    """Something around the run stands in the way, and may be gone at the next attempt: a port that is taken, a host that does
+    not answer."""
+
+    can_retry = True
 
 
 class DataFault(UserError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from types import TracebackType
 
 from tqdm import tqdm
@@ -13,14 +14,37 @@ from maskloom.redaction import redacted
 SECONDS_BETWEEN_LINES = 5.0
 
 
+_readers: list[Callable[[str], None]] = []
+
+
+def add_reader(reader: Callable[[str], None]) -> None:
+    """Have `reader` called with every line that is said from now on, such as a log of this process."""
+    _readers.append(reader)
+
+
+def remove_reader(reader: Callable[[str], None]) -> None:
+    _readers.remove(reader)
+
+
 def say(message: str) -> None:
     """Print one line at once, so that it is not lost in a buffer when the process is killed."""
-    print(redacted(message), flush=True)
+    _tell(redacted(message))
 
 
 def warn(message: str) -> None:
     """Print one line where it does not mix with a command's output."""
-    print(f"WARNING: {redacted(message)}", file=sys.stderr, flush=True)
+    _tell(f"WARNING: {redacted(message)}", to_stderr=True)
+
+
+def complain(message: str) -> None:
+    """Print what ended the program, beside its output."""
+    _tell(redacted(message), to_stderr=True)
+
+
+def _tell(line: str, to_stderr: bool = False) -> None:
+    for reader in _readers:
+        reader(line)
+    print(line, file=sys.stderr if to_stderr else sys.stdout, flush=True)
 
 
 def duration(seconds: float) -> str:

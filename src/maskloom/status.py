@@ -61,20 +61,28 @@ class Status:
 
     def write(self, run: Path) -> None:
         """Replace `RUN/status.json`, with the time of writing."""
-        content = asdict(replace(self, updated_unix_s=round(time.time(), 3)))
-        write_atomically(run / "status.json", json.dumps(content, indent=1))
+        write_atomically(run / "status.json", self.as_text())
+
+    def as_text(self) -> str:
+        """What `parse_status` reads, with the time of writing."""
+        return json.dumps(asdict(replace(self, updated_unix_s=round(time.time(), 3))), indent=1)
 
 
 def read_status(run: Path) -> Status | None:
     """The status of a run, None where it has none yet. Raises UserError where the file is no status."""
     file = run / "status.json"
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-        return Status(**{**values, "hosts": tuple(values["hosts"])})
+        return parse_status(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file} is damaged ({error!r}): remove it; the next start writes it anew") from None
+
+
+def parse_status(text: str) -> Status:
+    """Raises ValueError, KeyError or TypeError where the text is no status."""
+    values = json.loads(text)
+    return Status(**{**values, "hosts": tuple(values["hosts"])})
 
 
 def note_attempt(run: Path, line: dict[str, Any]) -> None:

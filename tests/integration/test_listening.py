@@ -13,7 +13,15 @@ import psutil
 
 from .conftest import free_port
 
-LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT", "GLOO_SOCKET_IFNAME")
+LAUNCHER_VARIABLES = (
+    "RANK",
+    "WORLD_SIZE",
+    "LOCAL_RANK",
+    "LOCAL_SIZE",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+    "GLOO_SOCKET_IFNAME",
+)
 
 
 def listening(process: psutil.Process) -> dict[str, int]:
@@ -33,7 +41,13 @@ def test_ranks_on_one_machine_listen_on_loopback(
     run_config["data"]["workers"] = 1
     config, port = write_config(run_config), str(free_port())
     kept = {name: value for name, value in os.environ.items() if name not in LAUNCHER_VARIABLES}
-    kept |= {"WORLD_SIZE": "2", "LOCAL_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+    kept |= {
+        "WORLD_SIZE": "2",
+        "LOCAL_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+        "OMP_NUM_THREADS": "1",
+    }
     with (tmp_path / "output.log").open("w") as log:
         ranks = [
             subprocess.Popen(

@@ -182,7 +182,9 @@ def test_what_is_refused_here_would_run_otherwise(
 
 @pytest.mark.parametrize("write", WRITERS)
 def test_a_model_to_start_from_runs_no_code(write: Callable[[Bomb, Path], None], trap: Path, tmp_path: Path) -> None:
-    BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64).save_pretrained(tmp_path)
+    BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64).save_pretrained(
+        tmp_path
+    )
     write(Bomb(trap), tmp_path / "pytorch_model.bin")
     with pytest.raises(UserError, match="model.init here holds a pickle of more than tensors, and was not loaded"):
         load_checkpoint(MaskedLM, str(tmp_path), "model.init here")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from maskloom.distributed import World
 from maskloom.errors import UserError
 from maskloom.files import write_atomically
 from maskloom.model.bert import build_model
+from maskloom.status import read_status
 from maskloom.tokenizer import Tokenizer
 from maskloom.train.run_dir import PACKAGES, RunDir, reconcile
 
@@ -32,6 +34,7 @@ def begin(tokenizer: Tokenizer) -> Callable[..., RunDir]:
 
     def begun(config: RunConfig, world: World = ALONE, step: int = 0) -> RunDir:
         run = RunDir(config, world)
+        run.meet()
         model, _ = build_model(config.model, tokenizer, 0)
         run.begin(config, model, tokenizer, world, step)
         return run
@@ -42,7 +45,7 @@ def begin(tokenizer: Tokenizer) -> Callable[..., RunDir]:
 @pytest.fixture
 def started(config: RunConfig, begin: Callable[..., RunDir]) -> RunConfig:
     """A run that was begun and closed again."""
-    begin(config)._lock.close()
+    begin(config).close()
     return config
 
 
@@ -149,7 +152,7 @@ class TestReconcile:
     def test_a_muon_run_goes_on(self, run_config: dict, begin: Callable[..., RunDir]) -> None:
         run_config["optimizer"] = {"name": "muon", "gradient_clipping": 0.0, "muon": {"lr": 0.02}}
         wanted = parse_config(run_config, "run.yaml")
-        begin(wanted)._lock.close()
+        begin(wanted).close()
         assert reconcile(wanted) == wanted
         run_config["optimizer"]["muon"]["momentum"] = 0.9
         with pytest.raises(UserError, match=r"optimizer\.muon\.momentum: 0\.95 in the run, 0\.9 now"):
@@ -161,7 +164,7 @@ class TestReconcile:
         corpora = [{"path": "/corpora/a", "weight": 3.0}, {"path": "/corpora/b", "weight": 1.0}]
         run_config["data"]["train"] = corpora
         run_config["phases"][0]["weights"] = [1.0, 1.0]
-        begin(parse_config(run_config, "run.yaml"))._lock.close()
+        begin(parse_config(run_config, "run.yaml")).close()
         return run_config
 
     def test_a_corpus_of_a_list_may_move(self, mixed: dict) -> None:
@@ -208,7 +211,7 @@ class TestReconcile:
 
     def test_an_earlier_phase_keeps_its_steps(self, run_config: dict, begin: Callable[..., RunDir]) -> None:
         run_config["phases"].append({"steps": 4, "seq_len": 64, "global_batch_rows": 6})
-        begin(parse_config(run_config, "run.yaml"))._lock.close()
+        begin(parse_config(run_config, "run.yaml")).close()
         run_config["phases"][0]["steps"] += 1
         with pytest.raises(UserError, match=r"phases\.0\.steps"):
             reconcile(parse_config(run_config, "run.yaml"))
@@ -240,12 +243,17 @@ class TestRunDir:
         assert load_config(Path(started.run_dir) / "config.yaml") == started
 
     def test_a_second_writer_is_refused(self, config: RunConfig) -> None:
-        held = RunDir(config, World())
+        held = RunDir(config, ALONE)
+        second = RunDir(config, ALONE)
         with pytest.raises(UserError, match=r"is in use by process \d+ on "):
-            RunDir(config, World())
-        assert held._lock is not None
-        held._lock.close()
-        RunDir(config, World())._lock.close()
+            second.meet()
+        second.fail("in use", "", can_retry=False)
+        second.close()
+        assert Path(config.run_dir).exists(), "the folder is the first one's"
+        held.close()
+        third = RunDir(config, ALONE)
+        third.meet()
+        third.close()
 
     def test_the_lock_goes_with_its_process(self, config: RunConfig, write_config: Callable[[dict], Path]) -> None:
         path = write_config(config.model_dump(mode="json"))
@@ -254,12 +262,14 @@ class TestRunDir:
             "from maskloom.train.run_dir import RunDir; run = RunDir(load_config(sys.argv[1]), World()); os._exit(9)"
         )
         assert subprocess.run([sys.executable, "-c", code, str(path)], check=False).returncode == 9
-        RunDir(config, World())._lock.close()
+        RunDir(config, ALONE).meet()
 
     def test_other_ranks_write_nothing(self, config: RunConfig, begin: Callable[..., RunDir]) -> None:
         run = begin(config, World(1, 2))
         run.record("running", 3)
-        run.fail(ValueError("never mind"))
+        run.refresh(4)
+        run.stop("SIGTERM", 4)
+        run.fail("never mind", "", can_retry=True)
         assert not Path(config.run_dir).exists()
 
     def test_the_environment_is_that_of_the_beginning(
@@ -271,20 +281,81 @@ class TestRunDir:
         assert (first["threads"], first["world_size"]) == (3, 2)
         assert first["packages"].keys() == set(PACKAGES)
         monkeypatch.setattr("torch.get_num_threads", lambda: 7)
-        run._lock.close()
+        run.close()
         run = begin(config)
         assert json.loads((run.folder / "environment.json").read_text()) == first
         assert run.threads(World(), 16) == 3
 
     def test_a_run_that_fails_before_it_begins_leaves_nothing(self, config: RunConfig) -> None:
-        RunDir(config, World()).fail(ValueError("no such thing"))
+        run = RunDir(config, ALONE)
+        run.meet()
+        assert run.fail("no such thing", "", can_retry=False) is None
         assert not Path(config.run_dir).exists()
 
     def test_a_run_that_fails_later_says_so(self, config: RunConfig, begin: Callable[..., RunDir]) -> None:
         run = begin(config, step=4)
-        run.fail(UserError("the loss is nan"))
-        status = json.loads((run.folder / "status.json").read_text())
-        assert status == {"state": "failed", "step": 4, "total_steps": 12, "reason": "UserError: the loss is nan"}
+        assert run.fail("the loss is nan", "Lower it.", can_retry=False)
+        status = read_status(run.folder)
+        assert status is not None
+        assert (status.state, status.step, status.total_steps) == ("failed", 4, 12)
+        assert (status.reason, status.advice, status.can_retry) == ("the loss is nan", "Lower it.", False)
+        assert (status.attempt, status.world_size, status.hosts) == (1, 1, (socket.gethostname(),))
+
+    def test_the_first_failure_is_the_status(self, config: RunConfig, begin: Callable[..., RunDir]) -> None:
+        first = begin(config, step=4)
+        other = RunDir(config, World(1, 2))
+        other.attempt = first.attempt
+        assert other.fail("rank 1: no memory", "", can_retry=True)
+        assert first.fail("connection closed", "", can_retry=True) is False
+        first.refresh(5)
+        status = read_status(first.folder)
+        assert status is not None
+        assert (failure := first.failure()) is not None
+        assert failure.reason == status.reason
+        assert (status.state, status.reason) == ("failed", "rank 1: no memory")
+        first.close()
+        again = begin(config, step=4)
+        status = read_status(again.folder)
+        assert status is not None
+        assert (status.state, status.attempt, status.reason) == ("running", 2, "")
+
+    def test_each_start_is_counted_and_listed(self, config: RunConfig, begin: Callable[..., RunDir]) -> None:
+        for step in (0, 4, 4):
+            begin(config, step=step).close()
+        lines = [json.loads(line) for line in (Path(config.run_dir) / "attempts.jsonl").read_text().splitlines()]
+        assert [(line["attempt"], line["step"]) for line in lines] == [(1, 0), (2, 4), (3, 4)]
+        assert lines[0].items() >= {"world_size": 1, "hosts": [socket.gethostname()]}.items()
+
+    def test_a_refresh_shows_that_the_run_is_at_work(self, config: RunConfig, begin: Callable[..., RunDir]) -> None:
+        run = begin(config)
+        before = read_status(run.folder)
+        run.refresh(3)
+        after = read_status(run.folder)
+        assert before is not None
+        assert after is not None
+        assert (after.state, after.step) == ("running", 3)
+        assert after.updated_unix_s >= before.updated_unix_s
+        run.record("done", 12)
+        run.refresh(3)
+        status = read_status(run.folder)
+        assert status is not None
+        assert (status.state, status.step) == ("done", 12)
+
+    def test_a_stop_is_carried_out_once(self, config: RunConfig, begin: Callable[..., RunDir]) -> None:
+        run = begin(config)
+        (run.folder / "stop").write_text("maintenance")
+        run.stop("the file stop (maintenance)", 3)
+        status = read_status(run.folder)
+        assert status is not None
+        assert (status.state, status.step, status.can_retry) == ("stopped", 3, True)
+        assert "maintenance" in status.reason
+        assert not (run.folder / "stop").exists()
+
+    def test_a_damaged_status_is_refused(self, started: RunConfig) -> None:
+        (Path(started.run_dir) / "status.json").write_text("{")
+        run = RunDir(started, ALONE)
+        with pytest.raises(UserError, match=r"status\.json is damaged"):
+            run.meet()
 
     @pytest.mark.parametrize(("given", "expected"), [("5", 5), ("", 4), ("0", 4), ("many", 4)])
     def test_threads_are_the_share_of_the_cores_or_what_is_asked_for(
@@ -296,13 +367,6 @@ class TestRunDir:
     def test_more_ranks_than_cores_have_a_thread_each(self, config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
         assert RunDir(config, World()).threads(World(size=8, local_size=8), 2) == 1
-
-    def test_the_status_is_the_newest(self, config: RunConfig) -> None:
-        run = RunDir(config, World())
-        run.record("running", 3)
-        run.record("failed", 4, reason="power")
-        status = json.loads((run.folder / "status.json").read_text())
-        assert status == {"state": "failed", "step": 4, "total_steps": 12, "reason": "power"}
 
 
 def test_an_atomic_write_replaces_and_leaves_nothing_beside(tmp_path: Path) -> None:

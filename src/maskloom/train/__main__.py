@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+from typing import NoReturn
+
+from maskloom.processes import end_children
+from maskloom.status import EXIT_FAILED
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -18,22 +23,33 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("config", help="YAML file of the run")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace the file's")
     options = parser.parse_args(arguments)
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a lost peer is said once, by us
     # Reader processes import this module again: what is heavy comes after that point.
-    from maskloom.config import load_config
-    from maskloom.distributed import World
-    from maskloom.errors import UserError
-    from maskloom.redaction import redacted
-    from maskloom.train.loop import train
+    from maskloom.train.watch import Watch
 
-    world = None
-    try:
-        world = World.discover()
-        train(load_config(options.config, options.overrides), world)
-    except (UserError, OSError) as error:  # bad input; a folder that may not be written, a full disk
-        print(f"maskloom: rank {world.rank if world else '?'}: {redacted(str(error))}", file=sys.stderr, flush=True)
-        return 1
-    return 0
+    with Watch() as watch:  # before what takes seconds to import: a request to stop may come at any time
+        from maskloom.config import load_config
+        from maskloom.distributed import World
+        from maskloom.errors import UserError
+        from maskloom.progress import complain
+        from maskloom.train.loop import train
+
+        try:
+            world = World.discover()
+            config = load_config(options.config, options.overrides)
+        except (UserError, OSError) as error:
+            complain(f"maskloom: {watch.me()}: {error}")
+            return EXIT_FAILED
+        return train(config, world, watch)
+
+
+def end(code: int) -> NoReturn:
+    """Leave at once: nothing of what the interpreter, NCCL or a reader process would still wait for is needed any more."""
+    end_children()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end(main())

@@ -5,6 +5,7 @@ batch of rows -> micro-batches -> loss -> backward -> step -> what is due: log, 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Iterator
@@ -14,58 +15,105 @@ import torch
 from maskloom.config import RunConfig, rechecked
 from maskloom.data.plan import DataPlan, open_corpora
 from maskloom.data.stream import Step
-from maskloom.distributed import World
+from maskloom.distributed import World, barrier, gather_objects, set_timeouts
 from maskloom.progress import say, warn
+from maskloom.status import EXIT_DONE, EXIT_STOPPED
 from maskloom.tokenizer import load_tokenizer
 from maskloom.train.engine.building import start_distributed
 from maskloom.train.engine.configuration import device_of, resolve_precision
 from maskloom.train.metrics import Metrics
 from maskloom.train.run_dir import RunDir, reconcile
 from maskloom.train.trainer import Trainer, deepspeed_settings
+from maskloom.train.watch import Watch
 
 
-def train(config: RunConfig, world: World) -> None:
-    """Train, from the run's newest checkpoint where it has one.
+def train(config: RunConfig, world: World, watch: Watch | None = None) -> int:
+    """Train, from the run's newest checkpoint where it has one. How it ended is in the run's status, and was said.
 
-    Raises:
-        UserError: bad input, before anything is written; or a loss that is no number.
+    Returns:
+        the exit code: EXIT_DONE, EXIT_STOPPED after a request to stop, EXIT_FAILED.
     """
+    with contextlib.nullcontext(watch) if watch else Watch() as watch:
+        run = RunDir(config, world)
+        watch.take_up(run, config.timeouts)
+        try:
+            return attempt(config, world, run, watch)
+        except BaseException as error:
+            return watch.fail(error)
+
+
+def attempt(config: RunConfig, world: World, run: RunDir, watch: Watch) -> int:
+    """From the meeting of the ranks to the end of the run, or to a stop; the exit code."""
+    traffic = start_distributed(world, config.timeouts.start_s)
+    run.meet()
+    watch.join()
+    if why := agreed_to_stop(watch, world):
+        return stopped(why, run.step, run)
     config, plan = prepare(config, world)
-    run = RunDir(config, world)
     torch.set_num_threads(run.threads(world, len(os.sched_getaffinity(0))))
-    try:
-        trainer = Trainer(config, plan, world, start_distributed(world))
-        run.begin(config, trainer.engine.module, plan.tokenizer, world, trainer.step)
-        loop(
-            config,
-            plan,
-            run,
-            trainer,
-            Metrics(run.folder, trainer.step, plan.total_steps, trainer.tokens_seen(), world, trainer.peak_flops),
-        )
-    except BaseException as error:
-        run.fail(error)
-        raise
+    with watch.section("load", set_timeouts):
+        trainer = Trainer(config, plan, world, traffic, watch.pulse)
+    run.begin(config, trainer.engine.module, plan.tokenizer, world, trainer.step)
+    watch.log_to(run)
+    metrics = Metrics(run.folder, trainer.step, plan.total_steps, trainer.tokens_seen(), world, trainer.peak_flops)
+    why = agreed_to_stop(watch, world)
+    if not why and loop(config, plan, run, trainer, metrics, watch):
+        why = agreed_to_stop(watch, world)
+    metrics.close()
+    if why and trainer.step < plan.total_steps:
+        return stopped(why, trainer.step, run)
     run.record("done", trainer.step)
+    barrier()
     if world.is_first:
         say(f"done: step {trainer.step:,} of {plan.total_steps:,}; the run is in {run.folder}")
+    return EXIT_DONE
 
 
-def loop(config: RunConfig, plan: DataPlan, run: RunDir, trainer: Trainer, metrics: Metrics) -> None:
-    """Step by step from where the trainer stands to the end of the run."""
-    for batch in timed(trainer.steps(), metrics, plan):
+def loop(config: RunConfig, plan: DataPlan, run: RunDir, trainer: Trainer, metrics: Metrics, watch: Watch) -> bool:
+    """Step by step from where the trainer stands to the end of the run. Returns whether it stopped before, because a rank was
+    asked to; then too the last step is saved."""
+    for batch in timed(trainer.steps(), metrics, plan, watch):
+        trainer.notices.mine["stop"] = int(watch.requests.reason is not None)
         values = trainer.train_step(batch)
         step = trainer.step
+        watch.keep_limits(set_timeouts)
         if is_due(step, config.logging.every_steps, plan.total_steps):
             metrics.log_step(step, trainer.tokens_seen(), *values())
+        stops = trainer.notices.heard()["stop"] > 0
         began_s = time.perf_counter()
-        if config.evaluation.every_steps and is_due(step, config.evaluation.every_steps, plan.total_steps):
+        if (
+            not stops
+            and config.evaluation.every_steps
+            and is_due(step, config.evaluation.every_steps, plan.total_steps)
+        ):
             metrics.log_evaluation(step, trainer.evaluate())
-        if is_due(step, config.checkpoint.every_steps, plan.total_steps):
-            trainer.save(run.folder)
+        if stops or is_due(step, config.checkpoint.every_steps, plan.total_steps):
+            with watch.section("save", set_timeouts):
+                trainer.save(run.folder)
             run.record("running", step)
+        if stops:
+            return True
         metrics.paused(time.perf_counter() - began_s)
-    metrics.close()
+    return False
+
+
+def agreed_to_stop(watch: Watch, world: World) -> str:
+    """Why a rank was asked to stop, on all ranks alike; empty where none was."""
+    reasons = gather_objects(watch.requests.reason, world)
+    by_reason = {reason: [rank for rank, said in enumerate(reasons) if said == reason] for reason in reasons if reason}
+    return "; ".join(
+        f"{reason} on {'all ranks' if len(ranks) == world.size > 1 else 'rank ' + ', '.join(map(str, ranks))}"
+        for reason, ranks in by_reason.items()
+    )
+
+
+def stopped(why: str, step: int, run: RunDir) -> int:
+    """All ranks end at the same time, with everything saved; returns the exit code."""
+    run.stop(why, step)
+    barrier()
+    if run.is_writer:
+        say(f"stopped after step {step:,} of {run.total_steps:,}: {why}. The same command goes on from there")
+    return EXIT_STOPPED
 
 
 def prepare(config: RunConfig, world: World) -> tuple[RunConfig, DataPlan]:
@@ -100,11 +148,12 @@ def is_due(step: int, every: int, last: int) -> bool:
     return step == last or (every > 0 and step % every == 0)
 
 
-def timed(steps: Iterator[Step], metrics: Metrics, plan: DataPlan) -> Iterator[Step]:
+def timed(steps: Iterator[Step], metrics: Metrics, plan: DataPlan, watch: Watch) -> Iterator[Step]:
     """Pass steps on, counting the time spent waiting for each."""
     has_begun = False
     while True:
         began_s = time.perf_counter()
+        watch.pulse.tick("data")
         step = next(steps, None)
         if step is None:
             return

@@ -24,15 +24,27 @@ class Notices:
     def __init__(self) -> None:
         self.mine = dict.fromkeys(NAMES, 0)
         self._sums: torch.Tensor | None = None
+        self._copied: torch.cuda.Event | None = None
 
     def said(self) -> torch.Tensor:
         """int64 [len(NAMES)] on the CPU: to be summed over the ranks."""
         return torch.tensor([self.mine[name] for name in NAMES], dtype=torch.int64)
 
     def hear(self, sums: torch.Tensor) -> None:
-        """Take the sums of a step: int64 [len(NAMES)], on any device."""
-        self._sums = sums
+        """Take the sums of a step: int64 [len(NAMES)], on any device.
+
+        From a GPU they are copied as soon as they are there, while it goes on with the step.
+        """
+        if sums.is_cuda:
+            self._sums = torch.empty(sums.shape, dtype=sums.dtype, pin_memory=True)
+            self._sums.copy_(sums, non_blocking=True)
+            self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._copied.record()
+        else:
+            self._sums, self._copied = sums, None
 
     def heard(self) -> dict[str, int]:
         """The sums of the last step that was heard; zeros before the first."""
+        if self._copied is not None:
+            self._copied.synchronize()
         return dict(zip(NAMES, [0] * len(NAMES) if self._sums is None else self._sums.tolist(), strict=True))

@@ -1,31 +1,34 @@
 """The run's folder: one writer, the resolved configuration, the environment, the status.
 
-RUN/  config.yaml  environment.json  status.json  metrics.jsonl  tensorboard/  checkpoints/
+RUN/  config.yaml  environment.json  status.json  attempts.jsonl  metrics.jsonl  tensorboard/  checkpoints/  logs/
           model/{config.json, tokenizer.json}: beside them the run needs nothing from where it was started
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import platform
 import re
 import socket
+import threading
+import time
 from importlib.metadata import version
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 
 from maskloom.config import RunConfig, differences, dump_config, load_config, rechecked, saved_form
-from maskloom.distributed import World
+from maskloom.distributed import World, gather_objects
 from maskloom.errors import UserError
-from maskloom.files import open_own, whole_folder, write_atomically
+from maskloom.files import LOCK, whole_folder, write_atomically
 from maskloom.model.bert import MaskedLM, save_definition
 from maskloom.redaction import redacted
+from maskloom.status import State, Status, note_attempt, parse_status, read_status
 from maskloom.tokenizer import Tokenizer
+from maskloom.train.run_lock import RunLock
 
 MAY_CHANGE = re.compile(
     r"run_dir|tokenizer|data\.(train(\.\d+\.path)?|workers|prefetch_steps|on_bad_data|max_bad_share|storage\..*)|phases\.\d+\.micro_batch_rows|logging\..*|checkpoint\..*|guard\..*|timeouts\..*"
@@ -33,6 +36,8 @@ MAY_CHANGE = re.compile(
 )
 """What a resumed run may set otherwise: nothing of it changes which rows are seen. Moved files (tokenizer, data.train)
 are recognised by their digests; `engine.zero_stage` is checked when the checkpoint is loaded."""
+FAILED = ".failed-"
+"""Name, before the number of the attempt, of the file that the first failing rank makes: it alone writes the status."""
 PACKAGES = ("maskloom", "deepspeed", "torch", "transformers", "tokenizers", "webdataset", "numpy")
 
 
@@ -47,10 +52,7 @@ def reconcile(config: RunConfig) -> RunConfig:
     folder = Path(config.run_dir)
     saved_file = folder / "config.yaml"
     if not saved_file.exists():
-        if folder.is_dir() and any(entry.name != ".lock" for entry in folder.iterdir()):
-            raise UserError(f"run_dir {folder} is not empty and holds no run (no config.yaml): choose another folder")
-        if folder.exists() and not folder.is_dir():
-            raise UserError(f"run_dir {folder} is a file: choose another folder")
+        refuse_foreign(folder)
         return config
     saved = load_config(saved_file)
     if config.data.lanes is None:
@@ -74,32 +76,65 @@ def reconcile(config: RunConfig) -> RunConfig:
 
 
 class RunDir:
-    """The open folder of a run; only the first rank writes, and only one process at a time may hold it.
+    """The open folder of a run. Only the first rank writes, but for the reason of a failure, which is the first failing rank's.
 
-    Opening it takes the lock and writes nothing else: what `begin` writes makes it a run.
+    Opening it takes the lock and writes nothing else: what `begin` writes makes it a run. `meet` comes before anything that
+    needs to know of the other ranks.
+
+    Attributes:
+        attempt: starts of this run so far, this one included; known to all ranks after `meet`.
+        places: host and process id of every rank.
     """
 
     def __init__(self, config: RunConfig, world: World) -> None:
         self.folder = Path(config.run_dir)
+        self.world = world
         self.is_writer = world.is_first
         self.step, self.total_steps = 0, config.total_steps
+        self.attempt = 0
+        self.places: list[tuple[str, int]] = [(socket.gethostname(), os.getpid())]
+        self.key = ""
         self._begun = (self.folder / "config.yaml").exists()
-        self._lock: IO[str] | None = None
+        self._is_running, self._is_noted = False, False
+        self._writing = threading.Lock()  # of status.json: the main thread and the watch thread do
+        self._lock: RunLock | None = None
+        self._refusal: str | None = None
         if not self.is_writer:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = os.fdopen(open_own(self.folder / ".lock"), "r+")
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._lock.seek(0)
-            raise UserError(
-                f"run_dir {self.folder} is in use by {self._lock.read().strip() or 'another process'}: wait for it, stop "
-                "it, or choose another folder"
-            ) from None
-        self._lock.truncate(0)
-        self._lock.write(f"process {os.getpid()} on {socket.gethostname()}")
-        self._lock.flush()
+            refuse_foreign(self.folder)
+            self._lock = RunLock(self.folder)
+            before = read_status(self.folder)
+            self.attempt = 1 + (before.attempt if before else 0)
+            self.step = before.step if before else 0
+            for left in self.folder.glob(f"{FAILED}*"):
+                left.unlink()
+        except (UserError, OSError) as error:
+            self._refusal = str(error)
+
+    def meet(self) -> None:
+        """Tell the ranks of each other.
+
+        Raises:
+            UserError: on all ranks, where the first could not open the folder.
+        """
+        key = f"{os.getpid()}-{time.time_ns()}"
+        mine = [socket.gethostname(), os.getpid(), self._refusal, self.attempt, self.step, key]
+        said = gather_objects(mine, self.world)
+        self.places = [(host, pid) for host, pid, *_ in said]
+        _, _, refusal, self.attempt, self.step, self.key = said[0]
+        if refusal is not None:
+            self._refusal = refusal
+            raise UserError(refusal)
+
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        """In the order of their first ranks."""
+        return tuple(dict.fromkeys(host for host, _ in self.places))
+
+    def rank_name(self, rank: int) -> str:
+        host, pid = self.places[rank] if rank < len(self.places) else ("?", 0)
+        return f"rank {rank} on {host} (process {pid})"
 
     def threads(self, world: World, cores: int) -> int:
         """CPU threads a rank: what the run recorded when it began (other counts give other bits), else the share of
@@ -135,23 +170,133 @@ class RunDir:
                 "threads": torch.get_num_threads(),
             }
             write_atomically(self.folder / "environment.json", json.dumps(content, indent=1))
+        self._note(step)
         self.record("running", step)
 
-    def fail(self, error: BaseException) -> None:
-        """Record why the run ended; a folder that never became a run is taken away again."""
-        with contextlib.suppress(OSError):  # a full disk: the error that ended the run matters more
-            if self._begun:
-                self.record("failed", self.step, reason=redacted(f"{type(error).__name__}: {error}"))
-            elif self.is_writer and [entry.name for entry in self.folder.iterdir()] == [".lock"]:
-                (self.folder / ".lock").unlink()
-                self.folder.rmdir()
-
-    def record(self, state: str, step: int, **more: Any) -> None:
-        """Write `status.json`: `running`, `done` or `failed`, at which step."""
+    def record(self, state: State, step: int, reason: str = "", advice: str = "") -> None:
+        """Write `status.json`: `running`, `stopped` or `done`, at which step."""
         self.step = step
-        if self.is_writer:
-            status = {"state": state, "step": step, "total_steps": self.total_steps, **more}
-            write_atomically(self.folder / "status.json", json.dumps(status, indent=1))
+        if not self.is_writer:
+            return
+        with self._writing:
+            self._is_running = state == "running"
+            self._status(state, redacted(reason), advice).write(self.folder)
+        if state == "done":
+            (self.folder / "stop").unlink(missing_ok=True)
+
+    def stop(self, why: str, step: int) -> None:
+        """Record that the run stopped as it was asked to; the request is carried out."""
+        self.step = step
+        if not self.is_writer or not self._begun:
+            return
+        self._note(step)
+        origin = self.last_good_checkpoint() or "the beginning"
+        self.record("stopped", step, why, f"The same command goes on from {origin}.")
+        (self.folder / "stop").unlink(missing_ok=True)
+
+    def refresh(self, step: int) -> None:
+        """Show that the run is at work; nothing where it is not, or any more."""
+        with self._writing:
+            if not self._is_running or self.failure() is not None:
+                return
+            self.step = step
+            self._status("running").write(self.folder)
+            if (failure := self.failure()) is not None:  # while we wrote
+                failure.write(self.folder)
+
+    def touch(self) -> None:
+        if self._lock is not None:
+            self._lock.touch()
+
+    def fail(self, reason: str, advice: str, can_retry: bool) -> bool | None:
+        """Record why the attempt ended, unless another rank failed before; a folder that never became a run is taken away.
+
+        Returns:
+            whether no other rank failed before; None where that cannot be known.
+        """
+        if self._refusal is not None:
+            return self.is_writer
+        if not self._begun:
+            self._remove()
+            return None
+        if not self.attempt:  # this rank has not met the first one, which may hold the folder or not
+            return None
+        self._note(self.step)
+        status = self._status("failed", redacted(reason), redacted(advice), can_retry)
+        try:
+            with self._failed.open("x", encoding="utf-8") as file:
+                file.write(status.as_text())
+        except FileExistsError:
+            return False
+        except OSError:  # a full disk: the error that ended the run matters more
+            pass
+        with self._writing, contextlib.suppress(OSError):
+            self._is_running = False
+            status.write(self.folder)
+        return True
+
+    def failure(self) -> Status | None:
+        """How this attempt failed, on whichever rank was first; None where none has."""
+        try:
+            return parse_status(self._failed.read_text(encoding="utf-8"))
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def last_good_checkpoint(self) -> str | None:
+        """The name that `checkpoints/latest.json` points at."""
+        try:
+            return str(json.loads((self.folder / "checkpoints" / "latest.json").read_text())["name"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def close(self) -> None:
+        """Give the folder free; one that never became a run is taken away."""
+        if not self._begun and self._refusal is None:
+            self._remove()
+        if self._lock is not None:
+            self._lock.release()
+
+    @property
+    def _failed(self) -> Path:
+        return self.folder / f"{FAILED}{self.attempt}"
+
+    def _status(self, state: State, reason: str = "", advice: str = "", can_retry: bool = True) -> Status:
+        return Status(
+            state,
+            self.step,
+            self.total_steps,
+            self.attempt,
+            reason,
+            advice,
+            can_retry,
+            self.last_good_checkpoint(),
+            self.hosts,
+            self.world.size,
+        )
+
+    def _note(self, step: int) -> None:
+        if self.is_writer and not self._is_noted:
+            self._is_noted = True
+            line = {"attempt": self.attempt, "step": step, "world_size": self.world.size, "hosts": list(self.hosts)}
+            with contextlib.suppress(OSError):
+                note_attempt(self.folder, line)
+
+    def _remove(self) -> None:
+        if self.is_writer and self._lock is not None:
+            with contextlib.suppress(OSError):
+                if [entry.name for entry in self.folder.iterdir()] == [LOCK]:
+                    (self.folder / LOCK).unlink()
+                    self.folder.rmdir()
+
+
+def refuse_foreign(folder: Path) -> None:
+    """Raises UserError where the folder is none, or holds something that is no run."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"run_dir {folder} is a file: choose another folder")
+    if (folder / "config.yaml").exists() or not folder.is_dir():
+        return
+    if not all(entry.name.startswith(".") for entry in folder.iterdir()):
+        raise UserError(f"run_dir {folder} is not empty and holds no run (no config.yaml): choose another folder")
 
 
 def _is_more_steps(key: str, old: Any, new: Any, phases: int) -> bool:

@@ -28,6 +28,7 @@ from maskloom.train.engine.building import build_engine, optimizer_title, own_pa
 from maskloom.train.engine.configuration import deepspeed_config, device_of, resolve_precision
 from maskloom.train.engine.stepping import LossScaleCollapsed, apply_gradients, loss_scale, reduction
 from maskloom.train.evaluation import evaluate
+from maskloom.train.heartbeats import Pulse
 from maskloom.train.metrics import Work, memory_peaks
 from maskloom.train.notices import NAMES, Notices
 from maskloom.train.schedule import learning_rate
@@ -38,7 +39,8 @@ from maskloom.train.traffic import Traffic
 class Trainer:
     """Engine, data position and counters of a run; every rank has one."""
 
-    def __init__(self, config: RunConfig, plan: DataPlan, world: World, traffic: Traffic) -> None:
+    def __init__(self, config: RunConfig, plan: DataPlan, world: World, traffic: Traffic, pulse: Pulse) -> None:
+        self.pulse = pulse
         self.config, self.plan, self.world, self.traffic = config, plan, world, traffic
         self.device = device_of(world)
         self.attention = choose_flash_kernel(self.device)
@@ -61,6 +63,7 @@ class Trainer:
             self.step, self.cursors = state.step, state.lane_cursors()
         else:
             self.step, self.cursors = 0, first_cursors(plan.lanes, len(plan.corpora))
+        pulse.step = self.step
         count = state.skipped if found else 0
         self.skipped = Skipped(run, plan, self.step, count, config.data.max_bad_share, world)
         self._tokens = torch.tensor(state.tokens_seen if found else 0, dtype=torch.int64, device=self.device)
@@ -97,10 +100,12 @@ class Trainer:
         results = torch.zeros(2, dtype=torch.float64, device=self.device)
         with reduction(self.engine, self.config.engine.reduce, len(buckets)) as backward:
             for number, bucket in enumerate(buckets):
+                self.pulse.tick("compute")
                 self._seed_dropout(batch.number, number)
                 loss, hits = self.engine(bucket)
                 backward(loss * scale)
                 results += torch.stack([loss.detach().double(), hits.double()])
+        self.pulse.tick("update")
         lr = learning_rate(batch.number + 1, self.config.optimizer, self.config.schedules)
         try:
             norm = apply_gradients(self.engine, lr)
@@ -108,6 +113,7 @@ class Trainer:
             raise self._collapsed(batch.number, buckets, float(scale)) from None
         self.traffic.end_step()
         self.step = batch.number + 1
+        self.pulse.stepped(self.step)
         self._tokens += counts[1]
         self._losses += results[0]
         self._counts += counts
@@ -126,7 +132,13 @@ class Trainer:
         """Held-out figures; every rank gets the same."""
         self.engine.eval()
         plan, settings = self.plan, self.config.evaluation_filled
-        return evaluate(self.engine, plan.corpora, plan.tokenizer, settings, self.device, self.world, plan.skips_bad)
+
+        def forward(batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
+            self.pulse.tick("evaluate")
+            loss, hits = self.engine(batch)
+            return loss, hits
+
+        return evaluate(forward, plan.corpora, plan.tokenizer, settings, self.device, self.world, plan.skips_bad)
 
     def save(self, run: Path) -> None:
         """Write a checkpoint; every rank takes part."""

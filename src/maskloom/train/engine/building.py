@@ -6,6 +6,7 @@ import contextlib
 import functools
 import io
 import warnings
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,7 +17,7 @@ from deepspeed.utils import set_z3_leaf_modules
 from torch._inductor.runtime.cache_dir_utils import cache_dir
 
 from maskloom.config import Engine, Optimizer, RunConfig
-from maskloom.distributed import World, meeting_place
+from maskloom.distributed import World, meeting, meeting_place
 from maskloom.files import private_folder
 from maskloom.model.bert import MaskedLM, PackedBertLayer
 from maskloom.model.kernels import KERNELS
@@ -27,13 +28,17 @@ from maskloom.train.optim import adamw, betas, lamb, parameter_groups
 from maskloom.train.traffic import Traffic
 
 
-def start_distributed(world: World) -> Traffic:
-    """Join the other ranks; returns the meter of what DeepSpeed sends, which stays at 0 where there are no others."""
+def start_distributed(world: World, timeout_s: float = 1800.0) -> Traffic:
+    """Join the other ranks; returns the meter of what DeepSpeed sends, which stays at 0 where there are no others.
+
+    Raises:
+        PassingFault: the port is taken, or not all ranks came within `timeout_s`.
+    """
     warnings.filterwarnings("ignore", "`torch.distributed.* is deprecated|.*_tensor. is deprecated", FutureWarning)
     world.export()
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    with meeting_place(world):
-        deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
+    with meeting(world, timeout_s), meeting_place(world):
+        deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False, timeout=timedelta(seconds=timeout_s))
     if get_accelerator().device_name() != "cpu":
         get_accelerator().set_device(world.local_rank)
     on_cuda = get_accelerator().device_name() == "cuda"

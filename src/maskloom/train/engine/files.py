@@ -41,9 +41,7 @@ def safe_loading() -> Iterator[None]:
         except pickle.UnpicklingError as error:
             asked = re.search(r"GLOBAL (\S+)", str(error))
             what = f"the class or function {asked[1]}" if asked else "a pickle of something else than tensors"
-            raise UserError(
-                f"{file} holds what no checkpoint of maskloom does, and was not loaded: {what}"
-            ) from None
+            raise UserError(f"{file} holds what no checkpoint of maskloom does, and was not loaded: {what}") from None
         except torch.OutOfMemoryError:
             raise
         except (RuntimeError, EOFError) as error:  # of another format than torch's, or cut off

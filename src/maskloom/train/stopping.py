@@ -1,0 +1,104 @@
+"""Asked to stop: by a signal, by the end of what started this rank, or by a file in the run's folder.
+
+Slurm sends SIGTERM (preemption, time limit, scancel) or what `--signal` asks for, launchers SIGTERM or SIGINT, a terminal SIGINT,
+to every process of a job or to some. All mean the same: finish the step, save, end with exit code 75. A second SIGINT ends the
+rank at once. SIGUSR1 means nothing: NCCL and launchers use it.
+
+A handler of Python's would run when the main thread comes back from what it waits in, such as a collective for half an hour. So
+the numbers of signals go through a socket to the watch thread. A rank that a launcher started is sent SIGTERM by the system when
+that launcher ends, be it killed: otherwise its ranks would train on, unknown to anybody.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from maskloom.processes import end_with_parent
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
+LAUNCHERS_VARIABLES = ("RANK", "SLURM_STEP_ID", "OMPI_COMM_WORLD_RANK")
+SECOND_INTERRUPT_S = 1.0
+"""A SIGINT so soon after another is the same: Ctrl-C comes from the terminal, and once more from the launcher."""
+
+
+class Requests:
+    """Requests to stop that reached this process. Entered in the main thread; read by the watch thread.
+
+    Attributes:
+        reason: the first of them in words, None where there is none.
+        insists: there was a second SIGINT.
+    """
+
+    def __init__(self, environment: Mapping[str, str] = os.environ) -> None:
+        self.reason: str | None = None
+        self.insists = False
+        self._interrupted_s: float | None = None
+        self._launcher = os.getppid() if any(name in environment for name in LAUNCHERS_VARIABLES) else None
+
+    def __enter__(self) -> Requests:
+        self._read, self._write = socket.socketpair()
+        self._read.setblocking(False)
+        self._write.setblocking(False)
+        self._before: dict[signal.Signals, Any] = {number: signal.signal(number, _no_more) for number in STOP_SIGNALS}
+        self._before[signal.SIGUSR1] = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+        self._wakeup = signal.set_wakeup_fd(self._write.fileno(), warn_on_full_buffer=False)
+        if self._launcher is not None:
+            end_with_parent(signal.SIGTERM)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        signal.set_wakeup_fd(self._wakeup)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._read.close()
+        self._write.close()
+
+    def wait(self, timeout_s: float) -> None:
+        """Wait for a signal, and note what came."""
+        select.select([self._read], [], [], timeout_s)
+        try:
+            numbers = self._read.recv(4096)
+        except BlockingIOError:
+            numbers = b""
+        for number in numbers:
+            if number in STOP_SIGNALS:
+                self._note(signal.Signals(number))
+        if self._launcher is not None and os.getppid() != self._launcher:
+            self.ask(f"what started it (process {self._launcher}) ended")
+            self._launcher = None
+
+    def ask(self, reason: str) -> None:
+        """Ask to stop, unless something did before."""
+        self.reason = self.reason or reason
+
+    def _note(self, number: signal.Signals) -> None:
+        now_s = time.monotonic()
+        if self._launcher is not None and number == signal.SIGTERM and os.getppid() != self._launcher:
+            return  # the system's, and `wait` names its cause
+        if number == signal.SIGINT:
+            if self._interrupted_s is not None and now_s - self._interrupted_s > SECOND_INTERRUPT_S:
+                self.insists = True
+            self._interrupted_s = self._interrupted_s or now_s
+        self.ask(number.name)
+
+
+def read_stop_file(run: Path) -> str | None:
+    """The text of `RUN/stop`, None where there is no such file."""
+    try:
+        return (run / "stop").read_text(encoding="utf-8", errors="replace").strip() or "no text in it"
+    except OSError:
+        return None
+
+
+def _no_more(number: int, frame: object) -> None:
+    """A signal has gone through the socket already."""
