@@ -186,7 +186,7 @@ def test_a_model_to_start_from_runs_no_code(write: Callable[[Bomb, Path], None],
         tmp_path
     )
     write(Bomb(trap), tmp_path / "pytorch_model.bin")
-    with pytest.raises(UserError, match="model.init here holds a pickle of more than tensors, and was not loaded"):
+    with pytest.raises(UserError, match=r"model\.init here holds a pickle of more than tensors, and was not loaded"):
         load_checkpoint(MaskedLM, str(tmp_path), "model.init here")
     assert not trap.exists()
 

@@ -410,8 +410,8 @@ def lock_holder(run_dir: Path) -> str | None:
 def look_at_corpora(config: RunConfig, request: Request) -> Iterator[Corpus]:
     """Open each corpus, and verify some blocks: the first, the last, and between them others on every host."""
     from maskloom.data.index import load_index
-    from maskloom.data.remote import shown
     from maskloom.errors import DataFault, UserError
+    from maskloom.redaction import shown
 
     skips = config.data.on_bad_data == "skip"
     for corpus in config.data.corpora:
