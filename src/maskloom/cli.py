@@ -14,7 +14,8 @@ COMMANDS = {
     "shards": "write text as webdataset shards with an index",
     "index": "index webdataset tars that exist",
     "tokenizer": "train a WordPiece tokenizer on shards",
-    "train": "train on this machine",
+    "train": "train, on this machine or on the hosts of a hostfile",
+    "status": "how a run stands, and what to do next",
     "peek": "print the batches of some steps as text, or their digest",
     "eval": "held-out loss of a run",
     "export": "write a run's model for Hugging Face",
@@ -47,19 +48,20 @@ def main(arguments: list[str] | None = None) -> int:
     )
     module.configure(own)
     from maskloom.errors import UserError
+    from maskloom.redaction import redacted
 
     try:
         code = int(module.run(own.parse_intermixed_args(options.arguments)))  # key=value also after --options
         sys.stdout.flush()  # here, where a closed pipe is expected
         return code
     except UserError as error:
-        print(f"maskloom {options.command}: {error}", file=sys.stderr)
+        print(f"maskloom {options.command}: {redacted(str(error))}", file=sys.stderr)
         return 1
     except BrokenPipeError:  # `maskloom peek ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:  # a folder that may not be written, a full disk
-        print(f"maskloom {options.command}: {error}", file=sys.stderr)
+        print(f"maskloom {options.command}: {redacted(str(error))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"maskloom {options.command}: interrupted", file=sys.stderr)

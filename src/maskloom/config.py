@@ -29,12 +29,16 @@ from pydantic import (
 )
 
 from maskloom.errors import UserError
+from maskloom.plain_yaml import read_yaml
+from maskloom.redaction import secret_keys, secret_urls, shown
 
 BelowOne = Annotated[float, Field(ge=0.0, lt=1.0)]
 PositiveShare = Annotated[float, Field(gt=0.0, le=1.0)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 LARGEST_WEIGHT = 1e6  # only the proportions of weights count
 
+QUERY_LEFT_OUT = "?<left-out>"
+"""Stands in a run's config.yaml for the query of a URL."""
 ONE, SEVERAL = "<one>", "<several>"  # the two forms of data.train; pydantic puts their names into an error's place
 
 
@@ -528,13 +532,14 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """
     path = Path(path)
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise UserError(f"no configuration file {path}") from None
     except OSError as error:
         raise UserError(f"cannot read the configuration file {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         raise UserError(f"{path} is not valid YAML: {error}") from None
+    tree = read_yaml(text, str(path))
     if not isinstance(tree, dict):
         raise UserError(f"{path} must hold `key: value` lines, not {type(tree).__name__}")
     for override in overrides:
@@ -544,6 +549,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 def parse_config(tree: dict[str, Any], where: str) -> RunConfig:
     """Check a tree of plain values. Raises UserError naming every fault; `where` says what it was read from."""
+    _refuse_secrets(tree, where)
     try:
         return RunConfig.model_validate(tree)
     except pydantic.ValidationError as error:
@@ -569,6 +575,39 @@ def dump_config(config: RunConfig) -> str:
     return yaml.safe_dump(tree, sort_keys=False)
 
 
+def saved_form(config: RunConfig) -> RunConfig:
+    """The configuration as a run's folder holds it: the queries of URLs, which open what is not public, are left out."""
+    train = config.data.train
+    saved = (
+        _without_query(train)
+        if isinstance(train, str)
+        else tuple(corpus.model_copy(update={"path": _without_query(corpus.path)}) for corpus in train)
+    )
+    return config.model_copy(update={"data": config.data.model_copy(update={"train": saved})})
+
+
+def _without_query(url: str) -> str:
+    left = shown(url)
+    return left if left == url else f"{left}{QUERY_LEFT_OUT}"
+
+
+def _refuse_secrets(tree: dict[str, Any], where: str) -> None:
+    """Raises UserError naming every key whose value is a secret: all of the configuration is saved with the run, and its
+    deepspeed block in every checkpoint."""
+    wrong = [
+        f"  {key}: a URL here holds no user and no password: leave them out (S3's credentials are found as the AWS tools "
+        "find them)"
+        for key in secret_urls(tree)
+    ]
+    wrong += [
+        f"  {key}: by its name a secret, which would be saved in config.yaml and in every checkpoint: remove it, and give "
+        "it in the variable of the environment that the service reads"
+        for key in secret_keys(tree.get("deepspeed"), "deepspeed.")
+    ]
+    if wrong:
+        raise UserError(f"{where}:\n" + "\n".join(wrong))
+
+
 def differences(left: dict[str, Any], right: dict[str, Any], prefix: str = "") -> dict[str, tuple[Any, Any]]:
     """Dotted key -> (left value, right value) for every leaf in which two plain trees differ."""
     found: dict[str, tuple[Any, Any]] = {}
@@ -587,10 +626,7 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise UserError(f"'{override}' is not key=value, for example phases.0.steps=20")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"'{override}': the value is not valid YAML: {error}") from None
+    value = read_yaml(text, f"the value of '{key}'")
     if isinstance(value, str):
         value = _number(value)
     node: Any = tree

@@ -6,10 +6,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import json
 import os
 import socket
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +21,10 @@ import torch.distributed
 
 from maskloom.errors import UserError
 
-LOOPBACK = "127.0.0.1"
+LOOPBACK, LOOPBACK_INTERFACE = "127.0.0.1", "lo"
+AGENT_STORE = "TORCHELASTIC_USE_AGENT_STORE"
+"""Of torch: that somebody else keeps the ranks' store."""
+_stores: list[torch.distributed.TCPStore] = []  # what this process keeps for the others, until it ends
 
 
 @dataclass(frozen=True)
@@ -62,6 +68,8 @@ class World:
             "MASTER_ADDR": self.master_addr,
             "MASTER_PORT": str(self.master_port),
         }
+        if self.is_on_loopback and LOOPBACK_INTERFACE in (name for _, name in socket.if_nameindex()):
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", LOOPBACK_INTERFACE)
 
     def share(self, total: int) -> range:
         """This rank's contiguous part of `total` items; parts differ by at most one, and in rank order they tile."""
@@ -72,8 +80,55 @@ class World:
         return -(-total // self.size)
 
     @property
+    def is_on_loopback(self) -> bool:
+        """Whether the ranks meet at an address that only this machine reaches."""
+        return self.master_addr == "localhost" or self.master_addr.startswith("127.")
+
+    @property
     def is_first(self) -> bool:
         return self.rank == 0
+
+
+@contextlib.contextmanager
+def meeting_place(world: World) -> Iterator[None]:
+    """Within it, `init_process_group` meets where no other machine reaches, if the ranks are all on this one.
+
+    torch's store listens on every interface and believes whoever connects. It takes a socket of ours, though, and ranks that
+    are told that somebody else (torchrun, otherwise) keeps the store are all its clients.
+
+    Raises:
+        DistNetworkError: as torch does, where the port is taken.
+    """
+    if not world.is_on_loopback or AGENT_STORE in os.environ:
+        yield
+        return
+    if world.is_first:
+        listener = socket.socket()
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((world.master_addr, world.master_port))
+        except OSError as error:
+            listener.close()
+            if error.errno != errno.EADDRINUSE:
+                raise
+            raise torch.distributed.DistNetworkError(
+                f"port {world.master_port} (EADDRINUSE, address already in use)"
+            ) from None
+        listener.listen(socket.SOMAXCONN)
+        _stores.append(
+            torch.distributed.TCPStore(
+                world.master_addr,
+                world.master_port,
+                is_master=True,
+                wait_for_workers=False,
+                master_listen_fd=listener.detach(),
+            )
+        )
+    os.environ[AGENT_STORE] = "True"
+    try:
+        yield
+    finally:
+        del os.environ[AGENT_STORE]
 
 
 def barrier() -> None:
@@ -96,12 +151,32 @@ def max_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def gather_objects(value: Any, world: World) -> list[Any]:
-    """One small object of every rank, in rank order, on every rank."""
+    """One small value of every rank, in rank order, on every rank.
+
+    It travels as JSON, and nothing is unpickled: whoever reaches the ports of a run could otherwise run code in it.
+
+    Args:
+        value: numbers, texts, None, and lists and dicts of text keys of them.
+
+    Raises:
+        TypeError: JSON would give back another value (a tuple, a dict with keys that are no texts).
+    """
+    text = json.dumps(value)
+    if json.loads(text) != value:
+        raise TypeError(f"{value!r} is not what JSON makes of it: send lists, and dicts with texts as keys")
     if not torch.distributed.is_initialized():
         return [value]
-    values: list[Any] = [None] * world.size
-    torch.distributed.all_gather_object(values, value)
-    return values
+    on_cuda = torch.distributed.get_backend() == "nccl"
+    device = torch.device("cuda", torch.cuda.current_device()) if on_cuda else torch.device("cpu")
+    mine = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8).to(device)
+    lengths = [torch.zeros(1, dtype=torch.int64, device=device) for _ in range(world.size)]
+    torch.distributed.all_gather(lengths, torch.tensor([len(mine)], device=device))
+    sizes = [int(length) for length in lengths]
+    padded = torch.zeros(max(sizes), dtype=torch.uint8, device=device)
+    padded[: len(mine)] = mine
+    parts = [torch.empty_like(padded) for _ in range(world.size)]
+    torch.distributed.all_gather(parts, padded)
+    return [json.loads(bytes(part[:size].tolist())) for part, size in zip(parts, sizes, strict=True)]
 
 
 def _integer(environment: Mapping[str, str], name: str) -> int:

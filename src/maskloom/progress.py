@@ -8,17 +8,19 @@ from types import TracebackType
 
 from tqdm import tqdm
 
+from maskloom.redaction import redacted
+
 SECONDS_BETWEEN_LINES = 5.0
 
 
 def say(message: str) -> None:
     """Print one line at once, so that it is not lost in a buffer when the process is killed."""
-    print(message, flush=True)
+    print(redacted(message), flush=True)
 
 
 def warn(message: str) -> None:
     """Print one line where it does not mix with a command's output."""
-    print(f"WARNING: {message}", file=sys.stderr, flush=True)
+    print(f"WARNING: {redacted(message)}", file=sys.stderr, flush=True)
 
 
 def duration(seconds: float) -> str:

@@ -8,6 +8,7 @@ ranks where none of them could (all were killed). `RUN/attempts.jsonl` has a lin
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from dataclasses import asdict, dataclass, replace
@@ -87,3 +88,38 @@ def stands_still(first_steps: list[int]) -> bool:
     ATTEMPTS_WITHOUT_PROGRESS began at the same step."""
     newest = first_steps[-ATTEMPTS_WITHOUT_PROGRESS:]
     return len(newest) == ATTEMPTS_WITHOUT_PROGRESS and len(set(newest)) == 1
+
+
+def attempt_steps(run: Path) -> list[int]:
+    """The steps at which this run's attempts began, oldest first. A line that a crash cut short does not count."""
+    steps = []
+    with contextlib.suppress(FileNotFoundError):
+        for line in (run / "attempts.jsonl").read_text(encoding="utf-8", errors="replace").splitlines():
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                steps.append(int(json.loads(line)["step"]))
+    return steps
+
+
+def next_step(status: Status | None) -> int:
+    """The step that another attempt would begin at: that of the newest whole checkpoint."""
+    name = (status.last_good_checkpoint if status else None) or "step-0"
+    return int(name.rpartition("-")[2])
+
+
+def why_not_again(status: Status | None, first_steps: list[int]) -> str | None:
+    """Why another attempt of a run that ended is of no use; None where it may get on.
+
+    Args:
+        first_steps: the steps that its attempts began at, oldest first.
+    """
+    if status is None:
+        return "it did not begin"
+    if status.state == "done":
+        return "it is done"
+    if status.state == "failed" and not status.can_retry:
+        return "the same command would fail again"
+    if stands_still(first_steps) and next_step(status) <= first_steps[-1]:
+        return (
+            f"the last {ATTEMPTS_WITHOUT_PROGRESS} attempts all began at step {first_steps[-1]:,}, and none got further"
+        )
+    return None

@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 
 from maskloom.config import Storage
 from maskloom.data import remote, storage
-from maskloom.data.remote import shown
 from maskloom.data.storage import fetch, join, list_tars, open_range, read_whole, size_of
 from maskloom.errors import DataFault, UserError
+from maskloom.redaction import shown
 from tests.conftest import missing
 from tests.fault_server import Fault, FaultServer
 

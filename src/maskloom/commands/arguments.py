@@ -35,6 +35,13 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def natural(text: str) -> int:
+    """A whole number, 0 too."""
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"'{text}' is no whole number")
+    return int(text)
+
+
 def step_range(text: str) -> range:
     """`10:12` -> the steps 10 and 11, counted from 0."""
     match = re.fullmatch(r"(\d+):(\d+)", text)

@@ -18,6 +18,7 @@ from maskloom.commands.loading import load_run
 from maskloom.data.plan import open_corpora
 from maskloom.distributed import World
 from maskloom.errors import UserError
+from maskloom.redaction import shown
 from maskloom.train.evaluation import evaluate, unigram_entropy
 from maskloom.train.metrics import read_metrics
 
@@ -25,12 +26,18 @@ from maskloom.train.metrics import read_metrics
 def configure(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("run", type=Path, metavar="RUN", help="run directory")
+    add(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="settings that replace the run's: data.train where the data moved",
+    )
     add("--step", type=positive, help="checkpoint to take (default: the newest)")
     add("--json", action="store_true", help="print one JSON object")
 
 
 def run(options: argparse.Namespace) -> int:
-    loaded = load_run(options.run, options.step)
+    loaded = load_run(options.run, options.step, options.overrides)
     corpora = open_corpora(loaded.config.data)
     folders = ", ".join(index.folder for index in corpora)
     if not any(len(index.held_out_blocks) for index in corpora):
@@ -58,7 +65,7 @@ def run(options: argparse.Namespace) -> int:
     )
     for number, index in enumerate(corpora if len(corpora) > 1 else ()):
         if (loss := figures.get(f"evaluation_loss_{number}")) is not None:
-            print(f"    of {index.folder}: {loss:.3f}")
+            print(f"    of {shown(index.folder)}: {loss:.3f}")
     print(f"  perplexity        {figures['evaluation_perplexity']:,.1f}")
     print(f"  accuracy          {figures['evaluation_accuracy']:.1%} of the masked tokens")
     if losses:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,10 +25,10 @@ class LoadedRun:
     step: int
 
 
-def load_run(run: Path, step: int | None) -> LoadedRun:
+def load_run(run: Path, step: int | None, overrides: Sequence[str] = ()) -> LoadedRun:
     """The model of a run in fp32 and evaluation mode, at `step` or its newest whole checkpoint."""
     folder = saved_at(run, step)
-    config = load_config(run / "config.yaml")
+    config = load_config(run / "config.yaml", overrides)
     tokenizer = load_tokenizer(run / "model")
     model = build_defined(run / "model")
     weights = full_precision_weights(folder)

@@ -1,10 +1,13 @@
-"""Train on this machine: one process a GPU, or --processes on the CPU.
+"""Train, on this machine or on the hosts of a hostfile; a run that exists in run_dir goes on.
 
-A run that exists in run_dir is resumed. On several machines, start `maskloom.train` with deepspeed or srun:
-  deepspeed --hostfile hosts --module maskloom.train CONFIG key=value ...
+On this machine it starts one process a GPU, or --processes on the CPU. On the hosts of --hostfile (lines such as
+`node1 slots=8`) it starts them through deepspeed's launcher, over pdsh and ssh. SIGTERM, SIGUSR2, Ctrl-C and the file
+RUN/stop end the run after a step, with a checkpoint and exit code 75: the same command goes on. Without a launcher of
+ours: `deepspeed --module maskloom.train CONFIG ...`, torchrun, or srun (launcher/slurm.sbatch).
 
 example:
   maskloom train configs/quickstart.yaml run_dir=runs/first phases.0.steps=200
+  maskloom train configs/bert_base.yaml --hostfile hosts --max-restarts 20 run_dir=/shared/runs/base
 """
 
 from __future__ import annotations
@@ -13,11 +16,12 @@ import argparse
 import json
 import os
 import sys
-from typing import NoReturn
+from pathlib import Path
 
-from maskloom.commands.arguments import cores, positive
-from maskloom.config import load_config
+from maskloom.commands.arguments import cores, natural, positive
+from maskloom.config import RunConfig, load_config
 from maskloom.distributed import World
+from maskloom.errors import UserError
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -25,36 +29,96 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("config", metavar="CONFIG", help="YAML file of the run")
     add("overrides", nargs="*", metavar="key=value", help="settings that replace the file's")
     add("--processes", type=positive, help="default: one a GPU; 1 where there is none")
+    add("--hostfile", help="machines to run on, and how many processes on each")
+    add(
+        "--max-restarts",
+        type=natural,
+        default=0,
+        help="start again so often after a fault, without hosts that are not fit; ends early after three attempts without "
+        "progress (default: %(default)s)",
+    )
+    add("--ssh-config", help="ssh_config file for the hosts (default: yours)")
+    add(
+        "--master-addr",
+        help="address of the first host as the others reach it (default: what ssh_config or the hostfile says)",
+    )
     add("--show-deepspeed", action="store_true", help="print the DeepSpeed configuration that is derived, and stop")
 
 
 def run(options: argparse.Namespace) -> int:
+    from maskloom.train.__main__ import main as train_as_rank
+
+    arguments = [options.config, *options.overrides]
+    if World.discover().size > 1:  # by somebody's launcher: this is one rank of it
+        return train_as_rank(arguments)
+    if options.hostfile is None and (options.ssh_config or options.master_addr):
+        raise UserError("--ssh-config and --master-addr are for --hostfile, which is not given")
+    config = load_config(options.config, options.overrides)
+    if options.hostfile is not None:
+        return _on_hosts(options, config, arguments)
+
     import torch
 
-    from maskloom.train.loop import prepare, train
+    processes = options.processes or max(torch.cuda.device_count(), 1)
+    if options.show_deepspeed:
+        print(json.dumps(_derived(config, World(size=processes, local_size=processes)), indent=2))
+        return 0
+    if processes == 1 and not options.max_restarts:
+        return train_as_rank(arguments)
+    return _on_this_machine(processes, options.max_restarts, config, arguments)
+
+
+def _on_this_machine(processes: int, max_restarts: int, config: RunConfig, arguments: list[str]) -> int:
+    from maskloom.launch.ending import Stop
+    from maskloom.launch.supervisor import OnThisMachine, supervise
+    from maskloom.train.loop import prepare
+
+    prepare(config, World(size=processes, local_size=processes))  # bad input is said once, and not by every rank
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // processes)))
+    command, run = [sys.executable, "-u", "-m", "maskloom.train", *arguments], Path(config.run_dir)
+    with Stop() as stop:
+        return supervise(OnThisMachine(command, processes, run, _grace_s(config)), run, max_restarts, stop)
+
+
+def _on_hosts(options: argparse.Namespace, config: RunConfig, arguments: list[str]) -> int:
+    import shutil
+
+    from maskloom.data.plan import DataPlan, open_corpora
+    from maskloom.launch.ending import Stop
+    from maskloom.launch.hostfile import read_hostfile
+    from maskloom.launch.ssh import Ssh
+    from maskloom.launch.supervisor import OnHosts, supervise
+    from maskloom.tokenizer import load_tokenizer
+    from maskloom.train.run_dir import reconcile
+
+    if options.processes:
+        raise UserError("--processes is for this machine: a hostfile says how many each host has, as slots=N")
+    hosts, ssh = read_hostfile(options.hostfile), Ssh.of(options.ssh_config)
+    world = World(size=sum(host.slots for host in hosts), local_size=hosts[0].slots)
+    if options.show_deepspeed:
+        print(json.dumps(_derived(config, world), indent=2))
+        return 0
+    if missing := [tool for tool in ("pdsh", "ssh") if not shutil.which(tool)]:
+        raise UserError(
+            f"--hostfile needs {' and '.join(missing)} on this machine: install it, or use launcher/slurm.sbatch"
+        )
+    # All but the devices: this machine need not have those of the hosts.
+    known = reconcile(config)
+    DataPlan.of(known, open_corpora(known.data), load_tokenizer(known.tokenizer)).check_world(world)
+    run = Path(config.run_dir)
+    launch = OnHosts(hosts, arguments, run, _grace_s(config), ssh, options.master_addr)
+    with Stop() as stop:
+        return supervise(launch, run, options.max_restarts, stop)
+
+
+def _derived(config: RunConfig, world: World) -> dict[str, object]:
+    from maskloom.train.loop import prepare
     from maskloom.train.trainer import deepspeed_settings
 
-    config = load_config(options.config, options.overrides)
-    started = World.discover()
-    if started.size > 1:  # by somebody's launcher: this is one rank of it
-        train(config, started)
-        return 0
-    processes = options.processes or max(torch.cuda.device_count(), 1)
-    world = World(size=processes, local_size=processes)
     prepared, plan = prepare(config, world)
-    if options.show_deepspeed:
-        print(json.dumps(deepspeed_settings(prepared, plan, world), indent=2))
-        return 0
-    if processes == 1:
-        train(config, started)
-        return 0
-    return _become_torchrun(processes, [options.config, *options.overrides])
+    return deepspeed_settings(prepared, plan, world)
 
 
-def _become_torchrun(processes: int, arguments: list[str]) -> NoReturn:
-    """torchrun stops its ranks when it is stopped, and reports the first that failed. In place of this process, so that
-    signals reach it."""
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // processes)))
-    sys.stdout.flush()
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    os.execv(sys.executable, [*launcher, "--module", "maskloom.train", *arguments])
+def _grace_s(config: RunConfig) -> float:
+    """How long ranks may take to end after a request: the rest of a step, and saving. Ranks that take longer end themselves."""
+    return config.timeouts.train_s + config.timeouts.start_s

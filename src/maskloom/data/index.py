@@ -27,10 +27,10 @@ import pydantic
 from numpy.typing import NDArray
 
 from maskloom.config import Storage
-from maskloom.data.remote import shown
 from maskloom.data.samples import TokenBlock, read_documents, read_tokens
 from maskloom.data.storage import fetch, is_remote, join, local_path, open_range, read_whole
 from maskloom.errors import DataFault, UserError
+from maskloom.redaction import shown
 from maskloom.tokenizer import Tokenized, Tokenizer
 
 FORMAT, VERSION = "maskloom-index", 2

@@ -39,12 +39,12 @@ from maskloom.data.index import (
     table_digest,
     text_hash,
 )
-from maskloom.data.remote import shown
 from maskloom.data.samples import read_documents
 from maskloom.data.storage import fetch, is_remote, local_path, size_of
 from maskloom.errors import DataFault, UserError
 from maskloom.files import write_atomically
 from maskloom.processes import Pool
+from maskloom.redaction import shown
 
 BLOCK_BYTES = 128 * 1024
 TAR_RECORD = 512

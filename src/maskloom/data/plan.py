@@ -6,13 +6,13 @@ import functools
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from maskloom.config import Data, Masking, RunConfig
+from maskloom.config import QUERY_LEFT_OUT, Data, Masking, RunConfig
 from maskloom.data.index import Index, load_index
 from maskloom.data.masking import MaskRule, rate_at
 from maskloom.data.order import default_lanes
-from maskloom.data.remote import shown
 from maskloom.distributed import World
 from maskloom.errors import UserError
+from maskloom.redaction import shown
 from maskloom.tokenizer import Tokenizer
 
 
@@ -20,8 +20,15 @@ def open_corpora(data: Data) -> tuple[Index, ...]:
     """Open and verify the index of each corpus.
 
     Raises:
-        UserError: as `load_index` (but for missing shards, where bad data is skipped), or two of them hold the same text.
+        UserError: as `load_index` (but for missing shards, where bad data is skipped), two of them hold the same text, or
+            the query of a URL was left out where the configuration was saved.
     """
+    for corpus in data.corpora:
+        if corpus.path.endswith(QUERY_LEFT_OUT):
+            raise UserError(
+                f"data.train {shown(corpus.path)}: the query of this URL was not saved with the run, for it can be a secret: "
+                "give the whole URL again (data.train=URL)"
+            )
     finds_shards = data.on_bad_data == "raise"
     corpora = tuple(load_index(corpus.path, data.storage, finds_shards) for corpus in data.corpora)
     for number, index in enumerate(corpora):

@@ -40,6 +40,7 @@ from urllib3.exceptions import (
 
 from maskloom.config import Storage
 from maskloom.errors import DataFault, UserError
+from maskloom.redaction import shown
 
 CHUNK_BYTES = 256 * 1024
 SLOWEST_BYTES = (
@@ -96,17 +97,6 @@ class _Patience:
         # Ranks that lost one server together come back spread out, each at a time of its own.
         wait_s = FIRST_WAIT_S * 4 ** (self.failed - 1) * (1 + os.getpid() % 256 / 512)
         time.sleep(min(max(wait_s, broken.wait_s), self.settings.timeout_s))
-
-
-def shown(url: str) -> str:
-    """A URL as messages may have it: without user, password and query, for these can be secrets."""
-    scheme, mark, rest = url.partition("://")
-    if not mark:
-        return url
-    if scheme.lower() != "s3":  # an object of S3 may have any character in its name
-        rest = re.split(r"[?#]", rest, maxsplit=1)[0]
-    host, slash, path = rest.partition("/")
-    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
 
 
 def read_range(url: str, offset: int, length: int, settings: Storage) -> tuple[bytes, str]:

@@ -23,9 +23,9 @@ from urllib.parse import quote, unquote, urlsplit, urlunsplit
 from maskloom.config import Storage
 from maskloom.data import remote
 from maskloom.data.cache import entry_name, open_cache
-from maskloom.data.remote import shown
 from maskloom.errors import DataFault, UserError
 from maskloom.progress import warn
+from maskloom.redaction import shown
 
 REMOTE_SCHEMES = ("http", "https", "s3")
 SCHEMES = ("file", *REMOTE_SCHEMES)

@@ -15,6 +15,7 @@ Shapes: T slots, K predicted tokens, D hidden size, H heads, V vocabulary.
 from __future__ import annotations
 
 import math
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -193,6 +194,11 @@ def load_checkpoint(
                 dtype=torch.float32,
                 use_safetensors=_has_safetensors(source),
             )
+    except pickle.UnpicklingError:
+        raise UserError(
+            f"{name} holds a pickle of more than tensors, and was not loaded, for it could run any code: take a checkpoint "
+            "with model.safetensors"
+        ) from None
     except Exception as error:  # the libraries raise many kinds for a damaged file
         raise UserError(f"{name} cannot be loaded: {error}") from None
     if config.model_type != "bert":

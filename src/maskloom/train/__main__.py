@@ -22,6 +22,7 @@ def main(arguments: list[str] | None = None) -> int:
     from maskloom.config import load_config
     from maskloom.distributed import World
     from maskloom.errors import UserError
+    from maskloom.redaction import redacted
     from maskloom.train.loop import train
 
     world = None
@@ -29,7 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
         world = World.discover()
         train(load_config(options.config, options.overrides), world)
     except (UserError, OSError) as error:  # bad input; a folder that may not be written, a full disk
-        print(f"maskloom: rank {world.rank if world else '?'}: {error}", file=sys.stderr, flush=True)
+        print(f"maskloom: rank {world.rank if world else '?'}: {redacted(str(error))}", file=sys.stderr, flush=True)
         return 1
     return 0
 

@@ -96,10 +96,14 @@ def find(run: Path, world: World) -> tuple[Path, State] | None:
     Raises:
         UserError: there are checkpoints, and every one is damaged.
     """
-    chosen = gather_objects(_settle(run) if world.is_first else None, world)[0]
-    if isinstance(chosen, str):
-        raise UserError(chosen)
-    return None if chosen is None else (chosen, read_state(chosen))
+    chosen = _settle(run) if world.is_first else None
+    name, fault = gather_objects([chosen.name, None] if isinstance(chosen, Path) else [None, chosen], world)[0]
+    if fault is not None:
+        raise UserError(fault)
+    if name is None:
+        return None
+    folder = run / "checkpoints" / name
+    return folder, read_state(folder)
 
 
 def read_state(folder: Path) -> State:

@@ -19,11 +19,12 @@ from typing import IO, Any
 
 import torch
 
-from maskloom.config import RunConfig, differences, dump_config, load_config, rechecked
+from maskloom.config import RunConfig, differences, dump_config, load_config, rechecked, saved_form
 from maskloom.distributed import World
 from maskloom.errors import UserError
 from maskloom.files import whole_folder, write_atomically
 from maskloom.model.bert import MaskedLM, save_definition
+from maskloom.redaction import redacted
 from maskloom.tokenizer import Tokenizer
 
 MAY_CHANGE = re.compile(
@@ -119,7 +120,7 @@ class RunDir:
         self.step = step
         if not self.is_writer:
             return
-        write_atomically(self.folder / "config.yaml", dump_config(config))  # from here on it is a run
+        write_atomically(self.folder / "config.yaml", dump_config(saved_form(config)))  # from here on it is a run
         self._begun = True
         if not (self.folder / "model").exists():
             with whole_folder(self.folder / "model") as partial:
@@ -140,7 +141,7 @@ class RunDir:
         """Record why the run ended; a folder that never became a run is taken away again."""
         with contextlib.suppress(OSError):  # a full disk: the error that ended the run matters more
             if self._begun:
-                self.record("failed", self.step, reason=f"{type(error).__name__}: {error}")
+                self.record("failed", self.step, reason=redacted(f"{type(error).__name__}: {error}"))
             elif self.is_writer and [entry.name for entry in self.folder.iterdir()] == [".lock"]:
                 (self.folder / ".lock").unlink()
                 self.folder.rmdir()

@@ -52,7 +52,7 @@ class Skipped:
         if not self.plan.skips_bad:
             return
         read = sum(cursor.number // self.plan.lanes + 1 for cursors in mine.values() for cursor in cursors)
-        parts = gather_objects((self._pending, read), self.world)
+        parts = gather_objects([self._pending, read], self.world)
         self._pending = []
         lines = [line for pending, _ in parts for line in pending]
         self.count += len(lines)

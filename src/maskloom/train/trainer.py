@@ -12,7 +12,7 @@ import torch
 
 from maskloom.config import RunConfig
 from maskloom.data.batch import Layout, MicroBatch, micro_batches, to_device
-from maskloom.data.order import LaneCursors, first_cursors, make_key
+from maskloom.data.order import Cursor, LaneCursors, first_cursors, make_key
 from maskloom.data.plan import DataPlan
 from maskloom.data.rows import count_slots, count_text_tokens
 from maskloom.data.stream import Step, read_steps
@@ -132,9 +132,12 @@ class Trainer:
         """Write a checkpoint; every rank takes part."""
         self._check_weights()
         self.skipped.settle(self._my_cursors())
-        for part in gather_objects(self._my_cursors(), self.world):
-            for lane, cursors in part.items():
-                self.cursors[lane] = cursors
+        mine = [
+            [lane, [cursor.to_json() for cursor in cursors]] for lane, cursors in sorted(self._my_cursors().items())
+        ]
+        for part in gather_objects(mine, self.world):
+            for lane, cursors in part:
+                self.cursors[lane] = tuple(map(Cursor.from_json, cursors))
         state = checkpoint.State(
             self.step,
             self.tokens_seen(),

@@ -2,6 +2,7 @@
 
     configuration   configuration and world -> DeepSpeed's dict
     building        model and dict -> engine: kernels, optimizer, what DeepSpeed is told by hand
+    ops             DeepSpeed's compiled operators: built by one rank of a machine, whatever a killed build left
     stepping        loss -> gradients, reduced over ranks -> weights
     files           checkpoints: loading without unpickling anything else, other world sizes, weights in fp32
 

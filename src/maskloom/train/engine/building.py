@@ -14,10 +14,11 @@ from deepspeed.accelerator import get_accelerator
 from deepspeed.utils import set_z3_leaf_modules
 
 from maskloom.config import Engine, Optimizer, RunConfig
-from maskloom.distributed import World
+from maskloom.distributed import World, meeting_place
 from maskloom.model.bert import MaskedLM, PackedBertLayer
 from maskloom.model.kernels import KERNELS
 from maskloom.model.layer import encoder_layer
+from maskloom.train.engine.ops import load_operator
 from maskloom.train.lamb import Lamb, Piece, Placing
 from maskloom.train.optim import adamw, betas, lamb, parameter_groups
 from maskloom.train.traffic import Traffic
@@ -28,7 +29,8 @@ def start_distributed(world: World) -> Traffic:
     warnings.filterwarnings("ignore", "`torch.distributed.* is deprecated|.*_tensor. is deprecated", FutureWarning)
     world.export()
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
+    with meeting_place(world):
+        deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
     if get_accelerator().device_name() != "cpu":
         get_accelerator().set_device(world.local_rank)
     on_cuda = get_accelerator().device_name() == "cuda"
@@ -92,7 +94,7 @@ def build_optimizer(model: MaskedLM, settings: Optimizer) -> Any:
     """The optimizer over a model's parameters; `optimizer_title` says which it became."""
     if settings.name == "lamb":
         return lamb(model, settings)
-    fused = None if why_no_fused_adam() else deepspeed.ops.adam.FusedAdam
+    fused = None if why_no_fused_adam() else fused_adam()
     if settings.name == "adamw":
         if fused is None:
             return adamw(model, settings)
@@ -107,6 +109,12 @@ def build_optimizer(model: MaskedLM, settings: Optimizer) -> Any:
     if fused is not None:
         return MuonWithAuxAdam(groups, fused, {"adam_w_mode": True})
     return MuonWithAuxAdam(groups, torch.optim.AdamW, {"fused": True})
+
+
+def fused_adam() -> Any:
+    """DeepSpeed's FusedAdam, its operator loaded: what compiles it is one rank of each machine."""
+    load_operator(deepspeed.ops.op_builder.FusedAdamBuilder())
+    return deepspeed.ops.adam.FusedAdam
 
 
 def why_no_fused_adam() -> str | None:

@@ -7,6 +7,7 @@ import functools
 import io
 import logging
 import pickle
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,9 @@ def safe_loading() -> Iterator[None]:
     """Within it, whatever DeepSpeed unpickles is limited to tensors, plain values and the classes of its own checkpoints.
 
     DeepSpeed passes `weights_only=False` to every `torch.load`; a checkpoint from elsewhere could run any code.
+
+    Raises:
+        UserError: naming the file, for anything else in it.
     """
     from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum
@@ -31,18 +35,24 @@ def safe_loading() -> Iterator[None]:
     original = torch.load
 
     @functools.wraps(original)
-    def load(*args: Any, **options: Any) -> Any:
-        return original(*args, **{**options, "weights_only": True})
+    def load(file: Any, *args: Any, **options: Any) -> Any:
+        try:
+            return original(file, *args, **{**options, "weights_only": True})
+        except pickle.UnpicklingError as error:
+            asked = re.search(r"GLOBAL (\S+)", str(error))
+            what = f"the class or function {asked[1]}" if asked else "a pickle of something else than tensors"
+            raise UserError(
+                f"{file} holds what no checkpoint of maskloom does, and was not loaded: {what}"
+            ) from None
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, EOFError) as error:  # of another format than torch's, or cut off
+            reason = str(error).strip().split("\n")[0] or type(error).__name__
+            raise UserError(f"{file} cannot be read: {reason}") from None
 
     allowed = [LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address]
-    try:
-        with torch.serialization.safe_globals(allowed), mock.patch.object(torch, "load", load):
-            yield
-    except pickle.UnpicklingError as error:
-        reason = str(error).strip().split("\n")[0]
-        raise UserError(
-            f"the checkpoint holds what no checkpoint of maskloom does, and was not loaded: {reason}"
-        ) from None
+    with torch.serialization.safe_globals(allowed), mock.patch.object(torch, "load", load):
+        yield
 
 
 def load_engine(engine: Any, folder: Path, tag: str) -> None:

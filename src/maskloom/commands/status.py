@@ -1,0 +1,74 @@
+"""How a run stands: its state, step, attempts, the newest good checkpoint, and what to do next.
+
+With --should-restart it answers by its exit code whether what started the run should start it again, for scripts: 0 where
+another attempt may get on; 1 where the run is done, would fail again, made no progress in three attempts, or holds a file
+`no-restart`. Ask when the last attempt has ended.
+
+example:
+  maskloom status runs/first
+  maskloom status configs/bert_base.yaml run_dir=/shared/runs/base --should-restart
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+from maskloom.config import load_config
+from maskloom.errors import UserError
+from maskloom.launch.supervisor import NO_RESTART
+from maskloom.progress import duration
+from maskloom.status import Status, attempt_steps, read_status, why_not_again
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("run", metavar="RUN", help="folder of a run, or the YAML file that it is started with")
+    add("overrides", nargs="*", metavar="key=value", help="settings that replace the file's")
+    add("--should-restart", action="store_true", help="exit with 0 where it should be started again, else 1")
+    add("--folder", action="store_true", help="print the run's folder only")
+
+
+def run(options: argparse.Namespace) -> int:
+    folder = Path(options.run)
+    if folder.is_file():
+        folder = Path(load_config(folder, options.overrides).run_dir)
+    elif options.overrides:
+        raise UserError(f"{options.overrides[0]}: settings go with a YAML file, and {folder} is none")
+    if options.folder:
+        print(folder)
+        return 0
+    status = read_status(folder)
+    if options.should_restart:
+        why = f"{folder / NO_RESTART} exists" if (folder / NO_RESTART).exists() else None
+        why = why or why_not_again(status, attempt_steps(folder))
+        print(f"{folder}: " + (f"not to be started again: {why}" if why else "to be started again"))
+        return int(why is not None)
+    if status is None:
+        raise UserError(f"no run at {folder} (no status.json)")
+    print("\n".join(described(folder, status, time.time())))
+    return 0
+
+
+def described(folder: Path, status: Status, now_unix_s: float) -> list[str]:
+    """A status as lines of text."""
+    where = f", {status.world_size} rank(s) on {', '.join(status.hosts)}" if status.hosts else ""
+    lines = [
+        f"{folder}: {status.state} at step {status.step:,} of {status.total_steps:,}; attempt {status.attempt}{where}",
+        f"written:         {duration(now_unix_s - status.updated_unix_s)} ago",
+        f"last good:       {status.last_good_checkpoint or 'no checkpoint yet'}",
+    ]
+    if status.reason:
+        lines.append(f"reason:          {status.reason}")
+    return [*lines, f"what to do next: {status.advice or _next(folder, status)}"]
+
+
+def _next(folder: Path, status: Status) -> str:
+    goes_on = f"start the same command again to go on from {status.last_good_checkpoint or 'the beginning'}"
+    return {
+        "running": f"wait, or ask it to stop with `touch {folder}/stop`; where its processes are gone, {goes_on}",
+        "done": f"maskloom eval {folder}; maskloom export {folder} MODEL",
+        "stopped": goes_on,
+        "failed": goes_on if status.can_retry else "correct what the reason names, then start it again",
+    }[status.state]

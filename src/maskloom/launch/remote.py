@@ -1,0 +1,215 @@
+"""Ranks on the hosts of a hostfile, through `deepspeed --hostfile ... --module maskloom.train` over pdsh.
+
+What DeepSpeed's launcher leaves to us, each found by running 0.19.8 with pdsh 2.34:
+
+- pdsh waits for every host, also when one has failed and the others hang. Its line `pdsh@head: node1: ssh exited with exit
+  code 1` says so at once; from then on the others have a short time.
+- Signals do not cross pdsh. A request to stop is the file RUN/stop, which all ranks look for.
+- When the launcher is told to end, it ends everything on the hosts that looks like it, other runs too. So it never is: what has
+  this attempt's token is ended, and the launcher then ends for want of hosts.
+- SIGUSR1 and SIGUSR2 would kill it, and orphan all ranks: both are ignored from the start. It has a session of its own, which
+  no terminal reaches.
+- One host alone would be taken for this machine (`--force_multi`); a name would be resolved by ssh (`--master_addr`).
+- Its exit code may be 0 whatever happened: status.json decides.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import re
+import secrets
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+from maskloom.launch.ending import FAILED_GRACE_S, POLL_S, WELL, Ended, Stop, exit_code, in_words, say_stopping
+from maskloom.launch.environment import environment_file, for_hosts, without_secrets
+from maskloom.launch.guardian import guarded
+from maskloom.launch.hostfile import Host, as_hostfile
+from maskloom.launch.leftovers import VARIABLE, end_leftovers
+from maskloom.launch.ssh import FAILED, Ssh
+from maskloom.progress import say, warn
+from maskloom.status import EXIT_DONE, EXIT_STOPPED
+
+HOST_FAILED = re.compile(r"pdsh@[^:\s]+: ([^:\s]+): (?:ssh )?exited with exit code (\d+)")
+LEFTOVERS_GRACE_S = 5.0
+"""For what is left on the hosts when pdsh has ended."""
+LARGEST_SIGNAL = 64
+
+
+@dataclass
+class Failures:
+    """The hosts whose launcher has ended with an exit code other than 0, in that order, as pdsh tells of them."""
+
+    codes: list[tuple[str, int]] = field(default_factory=list)
+
+    def hear(self, line: str) -> None:
+        if match := HOST_FAILED.match(line):
+            self.codes.append((match[1], host_code(int(match[2]))))
+
+    @property
+    def first(self) -> tuple[str, int] | None:
+        """The first that failed: neither well, nor stopped."""
+        return next(((host, code) for host, code in self.codes if code not in WELL), None)
+
+
+def host_code(code: int) -> int:
+    """DeepSpeed's launcher ends with -9 where a rank was killed by signal 9, which a shell sees as 247; ours is 137. 255 is ssh's
+    own."""
+    return 128 + 256 - code if 256 - LARGEST_SIGNAL <= code < FAILED else code
+
+
+def run_on_hosts(
+    hosts: Sequence[Host],
+    arguments: Sequence[str],
+    run: Path,
+    master: tuple[str, int],
+    ssh: Ssh,
+    stop: Stop,
+    grace_s: float,
+    failed_grace_s: float = FAILED_GRACE_S,
+) -> Ended:
+    """Start `maskloom.train` with these arguments once a slot, wait until all have ended, and leave nothing behind.
+
+    Args:
+        run: the run's folder, where a request to stop is put.
+        master: the address of the first host as the others reach it, and a port that is free there.
+        grace_s: after a request to stop, or when one host has ended well, for all others.
+        failed_grace_s: for the others when a host has failed.
+    """
+    token = secrets.token_hex(8)
+    variables = {**for_hosts(), VARIABLE: token}
+    with (
+        _private_files(as_hostfile(hosts), environment_file(variables)) as (hostfile, environment),
+        guarded(hosts, token, ssh),
+    ):
+        launcher = subprocess.Popen(
+            deepspeed_command(hostfile, master, arguments),
+            env={
+                **without_secrets(),
+                "DS_ENV_FILE": str(environment),
+                "PDSH_SSH_ARGS_APPEND": shlex.join(ssh.options()),
+            },
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+        failures = Failures()
+        assert launcher.stderr is not None
+        pump = threading.Thread(target=_pass_on, args=(launcher.stderr, failures), daemon=True)
+        pump.start()
+        what = None
+        try:
+            what = _wait(launcher, failures, stop, run, grace_s, failed_grace_s)
+        finally:
+            found = end_leftovers(hosts, token, ssh, LEFTOVERS_GRACE_S if what is None else 0.0)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(launcher.pid, signal.SIGKILL)
+            code = exit_code(launcher.wait())
+            pump.join(POLL_S * 10)
+            if found:
+                say(f"{found} processes that had not ended by themselves were ended on the hosts")
+    return _ended(code, failures, what, stop)
+
+
+def deepspeed_command(hostfile: Path, master: tuple[str, int], arguments: Sequence[str]) -> list[str]:
+    """The command line of DeepSpeed's launcher. It logs that of pdsh, with all variables, at level `info` only."""
+    launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--hostfile", str(hostfile), "--launcher", "pdsh"]
+    launcher += ["--master_addr", master[0], "--master_port", str(master[1]), "--force_multi", "--no_ssh_check"]
+    launcher += ["--log_level", "warning", "--module", "maskloom.train", *map(for_pdsh, arguments)]
+    return ["sh", "-c", "trap '' USR1 USR2; exec \"$@\"", "sh", *launcher]
+
+
+def for_pdsh(argument: str) -> str:
+    """An argument such that it comes out of DeepSpeed's launcher, pdsh and the shell of a host as it went in.
+
+    The launcher puts what has a space between double quotes, and nothing else; pdsh replaces %h and the like."""
+    if " " in argument:
+        return re.sub(r"([\\$`])", r"\\\1", argument).replace("%", "%%")
+    return shlex.quote(argument).replace("%", "%%")
+
+
+def _wait(
+    launcher: subprocess.Popen[bytes], failures: Failures, stop: Stop, run: Path, grace_s: float, failed_grace_s: float
+) -> str | None:
+    """Until the launcher has ended by itself (None), or why its ranks must be ended."""
+    end_at_s, why = math.inf, ""
+    is_asked = is_failed = False
+    while launcher.poll() is None:
+        now_s = time.monotonic()
+        if stop.signal and not is_asked:
+            is_asked = True
+            if not _ask_to_stop(run, stop):
+                return "they were asked to stop before they had begun"
+            say_stopping(stop, grace_s)
+            end_at_s, why = now_s + grace_s, "they did not stop in time"
+        if failures.first and not is_failed:
+            is_failed = True
+            warn(f"{_described(*failures.first)}; the other hosts have {failed_grace_s:,.0f} s to end")
+            end_at_s, why = now_s + failed_grace_s, "they did not end although a host had failed"
+        elif failures.codes and math.isinf(end_at_s):
+            end_at_s, why = now_s + grace_s, "they did not end although a host had stopped"
+        if stop.urgent:
+            return "they were asked to stop twice"
+        if now_s >= end_at_s:
+            return why
+        time.sleep(POLL_S)
+    return None
+
+
+def _ask_to_stop(run: Path, stop: Stop) -> bool:
+    """Leave word in the run's folder; False where there is none yet."""
+    if not (run / "config.yaml").exists():
+        return False
+    (run / "stop").write_text(stop.reason + "\n", encoding="utf-8")
+    return True
+
+
+def _ended(code: int, failures: Failures, what: str | None, stop: Stop) -> Ended:
+    if failures.first:
+        host, code = failures.first
+        return Ended(code, _described(host, code))
+    if what and "before they had begun" in what:
+        return Ended(EXIT_STOPPED, f"the ranks were ended: {what}")
+    if what:
+        number = signal.SIGINT if stop.urgent else signal.SIGKILL
+        return Ended(128 + number, f"the ranks were ended: {what}")
+    if code == EXIT_STOPPED:
+        return Ended(code, "the ranks saved and stopped")
+    if code == EXIT_DONE:
+        return Ended(code, "all hosts ended well")
+    return Ended(code, f"deepspeed's launcher {in_words(code)}")
+
+
+def _described(host: str, code: int) -> str:
+    return f"{host}: ssh failed: host lost, or not reached" if code == FAILED else f"a rank on {host} {in_words(code)}"
+
+
+def _pass_on(stream: IO[bytes], failures: Failures) -> None:
+    """Write what the launcher writes, and listen for hosts that failed."""
+    for line in stream:
+        failures.hear(line.decode(errors="replace"))
+        with contextlib.suppress(OSError):
+            sys.stderr.buffer.write(line)
+            sys.stderr.buffer.flush()
+
+
+@contextlib.contextmanager
+def _private_files(*texts: str) -> Iterator[tuple[Path, ...]]:
+    """Files that nobody else can read or foresee, for as long as the block runs."""
+    with tempfile.TemporaryDirectory(prefix="maskloom-") as folder:  # mode 0700
+        paths = tuple(Path(folder) / f"{number}" for number in range(len(texts)))
+        for path, text in zip(paths, texts, strict=True):
+            with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+                file.write(text)
+        yield paths

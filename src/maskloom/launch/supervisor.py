@@ -1,0 +1,270 @@
+"""Attempt after attempt, until the run is done, is asked to stop, or another attempt is of no use.
+
+    check the hosts -> a port -> ranks start, train and end -> status.json says how it stands -> again?
+
+The exit codes of launchers are not to be trusted, and ranks that are killed cannot say anything: whether the run is done, and
+whether it may go on, is what status.json says. Where it still says `running` after the last rank has ended, the supervisor
+writes there how it ended.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+from maskloom.config import load_config
+from maskloom.errors import UserError
+from maskloom.files import only_one
+from maskloom.launch.ending import POLL_S, Ended, Stop
+from maskloom.launch.hostfile import Host
+from maskloom.launch.local import run_ranks
+from maskloom.launch.ports import free_port, preferred_port
+from maskloom.launch.probe import look_at_all
+from maskloom.launch.remote import run_on_hosts
+from maskloom.launch.ssh import Ssh
+from maskloom.progress import say, warn
+from maskloom.status import (
+    EXIT_DONE,
+    EXIT_FAILED,
+    EXIT_STOPPED,
+    Status,
+    attempt_steps,
+    next_step,
+    read_status,
+    stands_still,
+    why_not_again,
+)
+
+PAUSES_S = (2.0, 10.0, 30.0, 60.0)
+"""Before the first restart, the second, and so on; the last one before all others."""
+LOCK_WAIT_S = 120.0
+WRONG_USAGE = 2
+NOWHERE = 69
+"""Exit code where the ranks can run nowhere: sysexits.h has it for a service that is not available."""
+NO_RESTART = "no-restart"
+"""A file of this name in the run's folder, made by anybody: the run is not started again."""
+
+
+class Launch(Protocol):
+    """One way of starting ranks."""
+
+    def prepare(self, attempt: int) -> str:
+        """Choose where the ranks run; describes it. Raises UserError where they can run nowhere."""
+
+    def start(self, stop: Stop) -> Ended:
+        """Run the ranks where `prepare` said, until all have ended."""
+
+
+class OnThisMachine:
+    """Ranks on this machine. `command` is a rank's."""
+
+    def __init__(self, command: Sequence[str], processes: int, run: Path, grace_s: float) -> None:
+        self.command, self.processes, self.run, self.grace_s = command, processes, run, grace_s
+        self._port = 0
+
+    def prepare(self, attempt: int) -> str:
+        self._port = free_port(preferred_port(self.run, attempt))
+        return f"{self.processes} rank(s) on this machine"
+
+    def start(self, stop: Stop) -> Ended:
+        return run_ranks(self.command, self.processes, self._port, stop, self.grace_s)
+
+
+class OnHosts:
+    """Ranks on the hosts of a hostfile. The first attempt needs all hosts; later ones go on with those that are fit.
+
+    Args:
+        arguments: of `maskloom.train`.
+        master_addr: of the first host, where its name in the ssh_config is not what the others reach it by.
+    """
+
+    def __init__(
+        self,
+        hosts: Sequence[Host],
+        arguments: Sequence[str],
+        run: Path,
+        grace_s: float,
+        ssh: Ssh,
+        master_addr: str | None,
+    ) -> None:
+        self.hosts, self.arguments, self.run, self.grace_s = tuple(hosts), arguments, run, grace_s
+        self.ssh, self.master_addr = ssh, master_addr
+        self._fit: tuple[Host, ...] = ()
+        self._master = ("", 0)
+
+    def prepare(self, attempt: int) -> str:
+        found = look_at_all(self.hosts, self.ssh, self.run, preferred_port(self.run, attempt))
+        unfit = [f"  {host.name}: {look.fault}" for host, look in zip(self.hosts, found, strict=True) if look.fault]
+        if unfit and (attempt == 1 or len(unfit) == len(self.hosts)):
+            raise UserError("hosts that cannot take ranks:\n" + "\n".join(unfit))
+        if unfit:
+            warn("going on without the hosts that cannot take ranks:\n" + "\n".join(unfit))
+        fit = [(host, look.port) for host, look in zip(self.hosts, found, strict=True) if not look.fault]
+        first, port = fit[0]
+        given = self.master_addr if first is self.hosts[0] else None
+        self._fit = tuple(host for host, _ in fit)
+        self._master = (given or self.ssh.address(first.name), port)
+        names = ", ".join(f"{host.name} ({host.slots})" for host in self._fit)
+        return f"{sum(host.slots for host in self._fit)} rank(s) on {names}; they meet at {self._master[0]}:{port}"
+
+    def start(self, stop: Stop) -> Ended:
+        return run_on_hosts(self._fit, self.arguments, self.run, self._master, self.ssh, stop, self.grace_s)
+
+
+def supervise(launch: Launch, run: Path, max_restarts: int, stop: Stop, pauses_s: Sequence[float] = PAUSES_S) -> int:
+    """Start a run, and again after attempts that failed, at most `max_restarts` times. Returns the honest exit code.
+
+    Raises:
+        UserError: the first attempt cannot start.
+    """
+    first_steps: list[int] = []
+    while True:
+        attempt = len(first_steps) + 1
+        before, begun = known_status(run), len(attempt_steps(run))
+        ended = _attempt(launch, attempt, max_restarts, stop)
+        outcome = settle(run, before, ended)
+        steps = attempt_steps(run)
+        first_steps.append(steps[-1] if len(steps) > begun else next_step(before))
+        forbidden = f"{run / NO_RESTART} exists" if (run / NO_RESTART).exists() else None
+        why = no_other(outcome, first_steps, max_restarts, bool(stop.signal), forbidden)
+        if why is not None:
+            say(conclusion(run, outcome, why if max_restarts else ""))
+            return final_code(outcome)
+        pause_s = pauses_s[min(attempt, len(pauses_s)) - 1]
+        say(
+            f"attempt {attempt} failed: {ended.what}. Another one in {pause_s:.0f} s, from step {next_step(outcome.status):,}"
+        )
+        stop.wait(pause_s)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run stands after an attempt.
+
+    Attributes:
+        ended: how the attempt's ranks ended.
+        status: of the run; None where it has none.
+        is_news: whether this attempt wrote it. Without, the ranks did not come as far as to train.
+    """
+
+    ended: Ended
+    status: Status | None
+    is_news: bool
+
+    @property
+    def state(self) -> str:
+        """That this attempt ended in; empty where it did not begin."""
+        return self.status.state if self.status and self.is_news else ""
+
+
+def no_other(
+    outcome: Outcome, first_steps: Sequence[int], max_restarts: int, is_asked_to_stop: bool, forbidden: str | None
+) -> str | None:
+    """Why no other attempt is made; None where one is.
+
+    Args:
+        first_steps: the steps that the attempts began at, oldest first.
+        forbidden: why nobody may start the run again.
+    """
+    if outcome.state == "done":
+        return "it is done"
+    if is_asked_to_stop or outcome.state == "stopped":
+        return "it was asked to stop"
+    if not outcome.is_news and outcome.ended.code in (EXIT_DONE, EXIT_FAILED, WRONG_USAGE):
+        return "it did not begin"
+    if outcome.is_news and (why := why_not_again(outcome.status, list(first_steps))):
+        return why
+    if stands_still(list(first_steps)) and next_step(outcome.status) <= first_steps[-1]:
+        return f"{len(first_steps)} attempts got nowhere"
+    if forbidden:
+        return forbidden
+    return f"{max_restarts} restarts were allowed" if len(first_steps) > max_restarts else None
+
+
+def final_code(outcome: Outcome) -> int:
+    """0 only where the run is done and its ranks ended well."""
+    code = outcome.ended.code
+    if outcome.state == "done" and code == EXIT_DONE:
+        return EXIT_DONE
+    if outcome.state == "stopped" or code == EXIT_STOPPED:
+        return EXIT_STOPPED
+    return code or EXIT_FAILED
+
+
+def conclusion(run: Path, outcome: Outcome, why: str) -> str:
+    """The last line: how it ended, and what to do."""
+    status, ended = outcome.status, outcome.ended
+    ending = f" (no other attempt: {why})" if why and outcome.state != "done" else ""
+    if status is None or not outcome.is_news:
+        return f"{run}: this attempt did not begin to train: {ended.what}{ending}. What is said above tells why"
+    at = f"at step {status.step:,} of {status.total_steps:,}"
+    if status.state == "done":
+        return f"{run}: done {at}" + (f", but {ended.what}" if ended.code else "")
+    if status.state == "stopped":
+        return f"{run}: stopped {at}. The same command goes on from {status.last_good_checkpoint or 'the beginning'}"
+    advice = status.advice or "what is said above, or in its logs, tells why"
+    return f"{run}: failed {at}: {status.reason or ended.what}{ending}. {advice}"
+
+
+def settle(run: Path, before: Status | None, ended: Ended) -> Outcome:
+    """How a run stands after an attempt; where its ranks were killed and could not say so, that is written for them."""
+    status = known_status(run)
+    is_news = status != before
+    is_open = status.state == "running" if status else (run / "config.yaml").exists()
+    if not is_open:
+        return Outcome(ended, status, is_news)
+    try:
+        with _held(run, LOCK_WAIT_S if is_news else 0.0):
+            status = status or Status("failed", 0, load_config(run / "config.yaml").total_steps, 1)
+            goes_on = f"The same command goes on from {status.last_good_checkpoint or 'the beginning'}"
+            status = replace(status, state="failed", reason=ended.what, advice=goes_on, can_retry=True)
+            status.write(run)
+            return Outcome(ended, known_status(run), True)
+    except UserError:  # another process trains in this folder: its status
+        return Outcome(ended, before, False)
+
+
+def known_status(run: Path) -> Status | None:
+    """The status of a run; None where it has none, or none that can be read."""
+    try:
+        return read_status(run)
+    except UserError as error:
+        warn(str(error))
+        return None
+
+
+@contextlib.contextmanager
+def _held(run: Path, wait_s: float) -> Iterator[None]:
+    """Hold the run's lock, once nobody else does: a file server keeps that of a machine that is gone for a while.
+
+    Raises:
+        UserError: somebody holds it for longer than `wait_s`.
+    """
+    until_s = time.monotonic() + wait_s
+    while True:
+        try:
+            with only_one(run / ".lock", f"{run} is in use"):
+                yield
+                return
+        except UserError:
+            if time.monotonic() >= until_s:
+                raise
+        time.sleep(POLL_S * 10)
+
+
+def _attempt(launch: Launch, attempt: int, max_restarts: int, stop: Stop) -> Ended:
+    """One attempt. A request to stop that came before it is honoured at once."""
+    try:
+        where = launch.prepare(attempt)
+    except (UserError, OSError) as error:  # hosts, or ports
+        if attempt == 1:
+            raise
+        return Ended(NOWHERE, str(error))
+    if stop.signal:
+        return Ended(EXIT_STOPPED, "it was asked to stop before the ranks were started")
+    say(f"attempt {attempt} of at most {max_restarts + 1}: {where}" if max_restarts else f"starting {where}")
+    return launch.start(stop)

@@ -1,0 +1,75 @@
+"""What may be a secret, and how messages and files show it: not at all.
+
+Secrets come in by four ways: a user and password or a signed query inside a URL, a value below a key whose name says so
+(`api_key`), a variable of the environment whose name says so, and what a library puts into its error. Whatever is printed
+or saved goes through `redacted`; the configuration refuses secrets that a checkpoint would hold.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+SECRET_NAME = re.compile(r"secret|passw|passphrase|credential|api_?key|(?<![a-z])(key|token)s?(?![a-z])", re.IGNORECASE)
+PLACE_NAME = re.compile(r"_(file|dir|path)$", re.IGNORECASE)
+"""Where a secret is kept is none."""
+URL = re.compile(r"\b[a-z][a-z0-9+.-]*://[^\s'\"<>]+", re.IGNORECASE)
+SHORTEST_SECRET = 8
+"""Characters. A shorter value of the environment is no credential, and would be found in the middle of words."""
+HIDDEN = "<hidden>"
+
+
+def shown(url: str) -> str:
+    """A URL as messages may have it: without user, password and query, for these can be secrets."""
+    scheme, mark, rest = url.partition("://")
+    if not mark:
+        return url
+    if scheme.lower() != "s3":  # an object of S3 may have any character in its name
+        rest = re.split(r"[?#]", rest, maxsplit=1)[0]
+    host, slash, path = rest.partition("/")
+    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
+
+
+def redacted(text: str, environment: Mapping[str, str] = os.environ) -> str:
+    """A text without the secrets that can be known: those in its URLs, and values of the environment."""
+    for name, value in environment.items():
+        if len(value) >= SHORTEST_SECRET and value in text and is_secret_name(name):
+            text = text.replace(value, HIDDEN)
+    return URL.sub(lambda match: shown(match[0]), text)
+
+
+def is_secret_name(name: str) -> bool:
+    """Whether a key or variable of this name holds a secret: `COMET_API_KEY`, `password`; not `TOKENIZERS_PARALLELISM`."""
+    name = name.replace("-", "_")
+    return bool(SECRET_NAME.search(name)) and not PLACE_NAME.search(name)
+
+
+def secret_keys(tree: Any, prefix: str = "") -> Iterator[str]:
+    """Dotted keys of a plain tree whose values are texts and by the keys' names secrets."""
+    for key, value in _items(tree):
+        path = f"{prefix}{key}"
+        if isinstance(value, str) and value and is_secret_name(str(key)):
+            yield path
+        yield from secret_keys(value, f"{path}.")
+
+
+def secret_urls(tree: Any, prefix: str = "") -> Iterator[str]:
+    """Dotted keys of a plain tree whose values are URLs with a user or password in them."""
+    for key, value in _items(tree):
+        path = f"{prefix}{key}"
+        if isinstance(value, str) and any("@" in _authority(match[0]) for match in URL.finditer(value)):
+            yield path
+        yield from secret_urls(value, f"{path}.")
+
+
+def _items(tree: Any) -> Iterator[tuple[Any, Any]]:
+    if isinstance(tree, Mapping):
+        yield from tree.items()
+    elif isinstance(tree, list | tuple):
+        yield from enumerate(tree)
+
+
+def _authority(url: str) -> str:
+    return re.split(r"[/?#]", url.partition("://")[2], maxsplit=1)[0]
