@@ -82,13 +82,13 @@ SchedulerParameters=batch_sched_delay=0,sched_interval=2,bf_interval=2,requeue_d
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 JobRequeue=1
-KillWait=10
+KillWait=30
 SlurmdTimeout=15
 SlurmctldTimeout=15
 InactiveLimit=0
 MinJobAge=300
 {nodes}
-PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1 PreemptMode=REQUEUE GraceTime=30
+PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1 PreemptMode=REQUEUE GraceTime=60
 PartitionName=urgent Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=10 PreemptMode=OFF
 """
 SSH_CLIENT = """\

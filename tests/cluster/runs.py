@@ -21,6 +21,9 @@ from .cluster import HEAD, Cluster, ClusterError, Process
 PATIENCE_S = 240.0
 """For anything that must happen: this machine may be busy."""
 MODULE = "maskloom.train"
+LAUNCHERS = Path(__file__).parents[2] / "launcher"
+Command = Callable[[Cluster, Path, Sequence[str]], list[str]]
+"""From the cluster, a configuration file and settings to a command line for the head."""
 
 
 def by_deepspeed(cluster: Cluster, config: Path, overrides: Sequence[str]) -> list[str]:
@@ -31,6 +34,16 @@ def by_deepspeed(cluster: Cluster, config: Path, overrides: Sequence[str]) -> li
 def by_srun(cluster: Cluster, config: Path, overrides: Sequence[str]) -> list[str]:
     options = ["--nodes=2", "--ntasks=2", "--kill-on-bad-exit=1"]
     return ["srun", *options, sys.executable, "-u", "-m", MODULE, str(config), *overrides]
+
+
+def by_script(*options: str) -> Command:
+    """launcher/deepspeed.sh, from the head."""
+
+    def command(cluster: Cluster, config: Path, overrides: Sequence[str]) -> list[str]:
+        hostfile = ["--hostfile", str(cluster.hostfile())]
+        return [str(LAUNCHERS / "deepspeed.sh"), *hostfile, *options, str(config), *overrides]
+
+    return command
 
 
 class Run:
@@ -51,14 +64,15 @@ class Run:
 
     def start(
         self,
-        command: Callable[[Cluster, Path, Sequence[str]], list[str]],
+        command: Command,
         *overrides: str,
         environment: Mapping[str, str] | None = None,
     ) -> None:
         argv = command(self.cluster, self.config, overrides)
         with self.log.open("a") as log:
             options = {"stdout": log, "stderr": subprocess.STDOUT, "stdin": subprocess.DEVNULL}
-            self.launcher = self.cluster.start(HEAD, argv, start_new_session=True, env=environment or {}, **options)
+            variables = {"PYTHON": sys.executable, **(environment or {})}
+            self.launcher = self.cluster.start(HEAD, argv, start_new_session=True, env=variables, **options)
 
     def end(self, timeout_s: float = PATIENCE_S) -> int:
         """Wait for the launcher's end; its exit code, negative for a signal."""
@@ -69,6 +83,9 @@ class Run:
             raise ClusterError(
                 f"the launcher goes on after {timeout_s:.0f} s:\n{self.output()}\n{self.who()}"
             ) from None
+
+    def is_over(self) -> bool:
+        return self.launcher is not None and self.launcher.poll() is not None
 
     def output(self) -> str:
         return self.log.read_text(errors="replace")[-8000:]
@@ -164,3 +181,38 @@ def _environment(pid: int) -> dict[str, str]:
     except OSError:
         return {}
     return dict(line.partition("=")[::2] for line in lines)
+
+
+class Job(Run):
+    """A run that launcher/slurm.sbatch trains, in one job that is requeued where it must.
+
+    Attributes:
+        job: its number.
+    """
+
+    job = ""
+
+    def submit(self, *options: str) -> None:
+        fixed = ["--parsable", "--nodes=2", "--ntasks-per-node=1", f"--output={self.log}", *options]
+        submitted = self.cluster.run_on(
+            HEAD, ["sbatch", *fixed, str(LAUNCHERS / "slurm.sbatch"), str(self.config)], env={"PYTHON": sys.executable}
+        )
+        self.job = submitted.stdout.strip()
+        self.log.touch()
+
+    def facts(self) -> dict[str, str]:
+        """What Slurm knows of the job."""
+        shown = self.cluster.run_on(HEAD, ["scontrol", "show", "job", "--oneliner", self.job]).stdout
+        return dict(word.partition("=")[::2] for word in shown.split() if "=" in word)
+
+    def is_over(self) -> bool:
+        over = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED")
+        return self.facts()["JobState"] in over
+
+    def end(self, timeout_s: float = PATIENCE_S) -> int:
+        """Wait until Slurm has done with the job; the exit code of its script."""
+        self.until("the job has ended", self.is_over, timeout_s)
+        return int(self.facts()["ExitCode"].split(":")[0])
+
+    def scancel(self, *options: str) -> None:
+        self.cluster.run_on(HEAD, ["scancel", *options, self.job])

@@ -372,8 +372,8 @@ def report(rows: list[dict[str, Any]], seed: int, steps: int, took_s: float) -> 
 PAGE = """# {faults} faults in one run
 
 Made by `python -m tests.cluster.soak --faults {faults} --seed {seed} --write docs/soak.md`: one run of {steps} steps with two
-ranks on the CPU, a checkpoint every 5 steps, struck {faults} times at random moments and started again each time, in {took} minutes
-in all. Every loss that any attempt logged, and the final weights, are those of the undisturbed run, bit for bit.
+ranks on the CPU, a checkpoint every 5 steps, struck {faults} times at random moments and started again each time, in {took}
+minutes in all. Every loss that any attempt logged, and the final weights, are those of the undisturbed run, bit for bit.
 
 | fault | how | times | s until its ranks had ended, median | most | lost steps, mean | most | lost samples |
 |---|---|---|---|---|---|---|---|
