@@ -1,7 +1,7 @@
 """Every fault of the table, on two nodes: how the run ends, that nothing is left of it, and that it goes on as if undisturbed.
 
-The table is written as docs/fault-table.md with MASKLOOM_WRITE_DOCS=1. Otherwise its columns are compared with what the tests find,
-but for the times and the lost steps.
+The table is written as docs/fault-table.md with MASKLOOM_WRITE_DOCS=1. Otherwise its columns are compared with what the tests
+find, but for the times and the lost steps.
 """
 
 from __future__ import annotations
