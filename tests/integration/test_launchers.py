@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from maskloom.status import attempt_steps, read_status
+from tests.waiting import lives, wait_until
 
 from .conftest import free_port, losses
 
@@ -197,4 +198,4 @@ def test_a_killed_launcher_leaves_no_rank(run_config: dict, write_config: Callab
     pids = ranks_of(launcher)
     launcher.kill()
     launcher.communicate(timeout=240)  # until the last rank has closed its output
-    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+    wait_until(lambda: not any(map(lives, pids)), "the ranks to end")

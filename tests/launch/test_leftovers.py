@@ -8,8 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from maskloom.launch.leftovers import VARIABLE, end_here
-
-from .conftest import lives, wait_until
+from tests.waiting import lives, wait_until
 
 Started = Callable[..., subprocess.Popen[str]]
 DEAF = "import signal, sys, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nprint('ready', flush=True)\ntime.sleep(300)"
