@@ -205,6 +205,7 @@ def test_a_damaged_newest_one_is_said_and_the_one_before_it_taken(
     assert "Taking step-00000004" in error
     assert any(part in error for part in said.split("|"))
     assert newest.with_name(".damaged-step-00000008").is_dir()
+    assert json.loads((newest.parent / "latest.json").read_text()) == {"name": "step-00000004", "step": 4}
     assert not newest.exists()
 
 

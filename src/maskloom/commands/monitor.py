@@ -10,13 +10,12 @@ example:
 from __future__ import annotations
 
 import argparse
-import ipaddress
 import os
 import sys
 from pathlib import Path
 
 from maskloom.commands.arguments import natural
-from maskloom.distributed import LOOPBACK
+from maskloom.distributed import LOOPBACK, is_loopback
 from maskloom.errors import UserError
 
 
@@ -40,11 +39,3 @@ def run(options: argparse.Namespace) -> int:
     sys.stdout.flush()
     # In place of this process, so that signals reach it and it ends with whatever started this.
     os.execv(sys.executable, [sys.executable, "-m", "tensorboard.main", *arguments])
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches an address: 127.0.0.0/8, ::1, or localhost by name. Other names are not looked up."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -275,6 +275,8 @@ def _read_header(folder: str, where: str, settings: Storage) -> dict[str, Any]:
         ) from None
     except DataFault as fault:
         raise UserError(f"no index at {shown(where)}: {fault}") from None
+    except UserError:
+        raise
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where} is not valid JSON: {error}") from None
     if not isinstance(header, dict) or header.get("format") != FORMAT or header.get("version") != VERSION:

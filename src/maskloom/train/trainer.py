@@ -92,6 +92,7 @@ class Trainer:
             checkpoint.check_fits(state, plan, None if is_fork else str(config.engine.precision), folder)
             self.saver.last_good = None if is_fork else folder.name
         else:
+            self.saver.last_good = None
             model, origin = build_model(config.model, plan.tokenizer, config.seed)
         self._check_positions(model.config.max_position_embeddings)
         self.engine: Any = build_engine(config, model, deepspeed_settings(config, plan, world))

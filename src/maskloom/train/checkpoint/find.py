@@ -8,7 +8,6 @@ fast as it is loaded, and all agree on what is wrong.
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -18,12 +17,11 @@ from maskloom.data.order import LaneCursors
 from maskloom.data.plan import DataPlan
 from maskloom.distributed import World, gather_objects
 from maskloom.errors import UserError
-from maskloom.files import write_atomically
 from maskloom.progress import warn
 from maskloom.train.checkpoint.digests import DATA, Damaged, Digest, damage, fault_of, read_manifest
 from maskloom.train.checkpoint.fit import check_fits, split_origin
 from maskloom.train.checkpoint.state import State, folder_of, parse_state, read_state, saved_folders, step_of
-from maskloom.train.checkpoint.writing import remove
+from maskloom.train.checkpoint.writing import point_at, remove
 from maskloom.train.passed_over import PassedOver, known, read_intervals
 
 T = TypeVar("T")
@@ -54,6 +52,8 @@ def find(run: Path, world: World) -> tuple[Path, State] | None:
     def put_aside() -> None:
         for folder in folders[: len(faults)]:
             _put_aside(folder)
+        if found and faults:
+            point_at(found[0])
 
     _first_rank(put_aside, world)
     return found
@@ -141,11 +141,10 @@ def drop_after(run: Path, step: int, world: World) -> None:
                     _put_aside(folder)
                 else:
                     remove(folder)
-        latest = run / "checkpoints" / "latest.json"
         if left := saved_folders(run):
-            write_atomically(latest, json.dumps({"name": left[0].name, "step": step_of(left[0])}))
+            point_at(left[0])
         else:
-            latest.unlink(missing_ok=True)
+            (run / "checkpoints" / "latest.json").unlink(missing_ok=True)
 
     _first_rank(drop, world)
 

@@ -71,11 +71,16 @@ def publish(partial: Path, folder: Path, state: State, settings: Checkpoint) -> 
     sync_folder(folder.parent)
     shutil.rmtree(replaced, ignore_errors=True)
     try:
-        write_atomically(folder.parent / "latest.json", json.dumps({"name": folder.name, "step": state.step}))
-        sync_folder(folder.parent)
-    except OSError as error:  # for people and their scripts: `find` does not need it
+        point_at(folder)
+    except OSError as error:  # `find` does not need it
         warn(f"{folder} is saved, but latest.json could not be written: {error}")
     remove_old(folder.parent.parent, settings)
+
+
+def point_at(folder: Path) -> None:
+    """Make latest.json name a checkpoint: for the status, for people and for scripts."""
+    write_atomically(folder.parent / "latest.json", json.dumps({"name": folder.name, "step": step_of(folder)}))
+    sync_folder(folder.parent)
 
 
 def remove_old(run: Path, settings: Checkpoint) -> None:

@@ -13,6 +13,7 @@ from typing import Any, cast
 import deepspeed
 import torch
 from deepspeed.accelerator import get_accelerator
+from deepspeed.runtime.zero.parameter_offload import FWD_MODULE_STACK
 from deepspeed.utils import set_z3_leaf_modules
 from torch._inductor.runtime.cache_dir_utils import cache_dir
 
@@ -76,8 +77,18 @@ def _check_overflow(wrapper: Any, update_scale: bool = True) -> bool:
 
 
 def release_engine(engine: Any) -> None:
-    """Undo what `build_engine` did outside of the engine; its memory is free when the caller has dropped it."""
+    """Give back the memory of an engine that is not used any more; nobody may look into it afterwards."""
+    module = engine.module
     engine.destroy()
+    # ZeRO-3 puts every model that it wraps at the bottom of this stack, and never takes it off.
+    FWD_MODULE_STACK[:] = [other for other in FWD_MODULE_STACK if other is not module]
+    # Its hooks lie in cycles through autograd, in which Python's collector cannot see.
+    for parameter in module.parameters():
+        parameter.grad = None
+        vars(parameter).clear()
+        parameter.data = torch.empty(0, device=parameter.device, dtype=parameter.dtype)
+    for part in {engine.basic_optimizer, engine.optimizer, engine}:
+        vars(part).clear()
     torch._dynamo.reset()  # the limit of compilations counts those of both engines
 
 
