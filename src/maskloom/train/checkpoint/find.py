@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,6 +26,7 @@ from maskloom.train.checkpoint.writing import point_at, remove
 from maskloom.train.passed_over import PassedOver, known, read_intervals
 
 T = TypeVar("T")
+READERS = 4  # files that a rank reads at once: a digest is a core's work, and the wait for a disk nobody's
 LEFT_BEHIND = (".partial-*", ".removing-*", ".latest.json.*")
 
 
@@ -212,7 +214,9 @@ def _verify(folder: Path, world: World) -> tuple[str | None, str]:
     if fault is None:
         largest_first = sorted(files, key=lambda entry: (-entry[1], entry[0]))
         mine = largest_first[world.rank :: world.size]
-        own = next((found for name, *wanted in mine if (found := fault_of(folder / name, Digest(*wanted)))), None)
+        with ThreadPoolExecutor(READERS) as pool:
+            found = list(pool.map(lambda entry: fault_of(folder / entry[0], Digest(*entry[1:])), mine))
+        own = next((fault for fault in found if fault), None)
         fault = next((found for found in gather_objects(own, world) if found), None)
     return fault, text
 
