@@ -14,7 +14,7 @@ COMMANDS = {
     "shards": "write text as webdataset shards with an index",
     "index": "index webdataset tars that exist",
     "tokenizer": "train a WordPiece tokenizer on shards",
-    "doctor": "check whether a run would start here, or on the hosts of a hostfile",
+    "doctor": "check whether a run would start, on this machine or on the hosts of a hostfile",
     "train": "train, on this machine or on the hosts of a hostfile",
     "status": "how a run stands, and what to do next",
     "peek": "print the batches of some steps as text, or their digest",

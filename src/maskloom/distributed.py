@@ -144,7 +144,7 @@ def meeting_place(world: World) -> Iterator[None]:
     Raises:
         DistNetworkError: as torch does, where the port is taken.
     """
-    if not world.is_on_loopback or AGENT_STORE in os.environ:
+    if torch.distributed.is_initialized() or not world.is_on_loopback or AGENT_STORE in os.environ:
         yield
         return
     if world.is_first:

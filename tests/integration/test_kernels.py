@@ -78,7 +78,8 @@ def test_a_collapse_of_fp16_names_the_layer(
     run_ranks: Callable[..., str],
     tmp_path: Path,
 ) -> None:
-    """A second layer whose output fp16 has no numbers for: no loss scale helps."""
+    """A second layer whose output fp16 has no numbers for: no loss scale helps. And a loss scale that may not be lowered
+    although gradients overflow."""
     shape = {name: value for name, value in settings["model"].items() if not name.endswith("prob")}
     model = BertForMaskedLM(BertConfig(vocab_size=load_tokenizer(settings["tokenizer"]).vocab_size, **shape))
     with torch.no_grad():

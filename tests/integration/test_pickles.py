@@ -21,7 +21,7 @@ from transformers import BertConfig, BertForMaskedLM
 from maskloom.cli import main
 from maskloom.errors import UserError
 from maskloom.model.bert import MaskedLM, load_checkpoint
-from maskloom.train.checkpoint import _digest
+from maskloom.train.checkpoint.digests import digest
 from maskloom.train.engine.files import convert_to_universal, full_precision_weights, safe_loading
 
 from .conftest import train_in_ranks
@@ -93,7 +93,7 @@ def with_bomb(run: Path, copy: Path, name: str, write: Callable[[Bomb, Path], No
     (folder,) = (copy / "checkpoints").glob("step-*")
     write(Bomb(trap), folder / name)
     manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["files"][name] = _digest(folder / name)
+    manifest["files"][name] = digest(folder / name)._asdict()
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return folder
 

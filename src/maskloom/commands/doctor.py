@@ -37,6 +37,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     where("--hostfile", metavar="FILE", help="hosts with their slots, as deepspeed reads it")
     where("--processes", type=positive, help="ranks on this machine; default: one a GPU; 1 where there is none")
     add("--ssh-config", metavar="FILE", help="with --hostfile: configuration of ssh in place of your own")
+    add("--master-addr", help="with --hostfile: address of the first host as the others reach it")
     add(
         "--port",
         type=positive,
@@ -45,15 +46,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    if options.ssh_config and not options.hostfile:
-        raise UserError("--ssh-config means nothing without --hostfile: this machine is not reached by ssh")
+    if options.hostfile is None and (options.ssh_config or options.master_addr):
+        raise UserError("--ssh-config and --master-addr are for --hostfile, which is not given")
     if options.hostfile:
         hosts, way, environment = read_hostfile(options.hostfile), Way(Ssh.of(options.ssh_config)), for_hosts()
     else:
         hosts, way, environment = (Host(socket.gethostname(), options.processes or _gpus() or 1),), Way(), {}
     ranks = sum(host.slots for host in hosts)
     print(f"{len(hosts)} host(s), {ranks} rank(s); this takes about half a minute", file=sys.stderr, flush=True)
-    findings = list(visit(hosts, way, options.config, options.overrides, environment, options.port or 0))
+    findings = list(
+        visit(hosts, way, options.config, options.overrides, environment, options.master_addr, options.port or 0)
+    )
     print(table(findings))
     print(f"\n{ending(findings)}")
     return exit_code(findings)

@@ -34,7 +34,7 @@ def end_leftovers(hosts: Sequence[Host], token: str, ssh: Ssh, grace_s: float) -
     A host that cannot be asked is named: its ranks end themselves when they wait too long (`timeouts`).
     """
     timeout_s = grace_s + TERM_GRACE_S + KILL_S + CONNECT_S
-    with ThreadPoolExecutor(min(AT_ONCE, len(hosts))) as pool:
+    with ThreadPoolExecutor(AT_ONCE) as pool:
         answers = list(
             pool.map(
                 lambda host: ssh.run(host.name, "maskloom.launch.leftovers", [token, str(grace_s)], timeout_s), hosts

@@ -5,7 +5,7 @@ agent's of torchrun), every two seconds. Nobody reads them until something is wr
 
 Clocks of machines differ, so that no time travels: a rank is silent when its count of beats does not grow while one looks.
 A store whose process is stopped never answers, and its client waits for ever. So a question is asked in a thread of its own,
-which is left behind where no answer comes.
+which is left behind where no answer comes; should the answer come after all, the client is in order again.
 """
 
 from __future__ import annotations
@@ -109,6 +109,7 @@ class Board:
     def __init__(self, host: str, port: int, prefix: str) -> None:
         self.host, self.port, self.prefix = host, port, prefix
         self._store: Any = None
+        self._fault = ""
 
     def put(self, beat: Beat) -> None:
         self._ask(lambda store: store.set(f"beat/{beat.rank}", json.dumps(asdict(beat))))
@@ -143,7 +144,9 @@ class Board:
         return int(self._ask(lambda store: store.add("left", 0)))
 
     def _ask(self, question: Callable[[Any], T]) -> T:
-        """Raises NoAnswer."""
+        """Raises NoAnswer; from then on always, where the connection broke: a store begins but once."""
+        if self._fault:
+            raise NoAnswer(self._fault)
         answers: list[T] = []
         faults: list[BaseException] = []
 
@@ -159,8 +162,8 @@ class Board:
         thread.join(ANSWER_S)
         if answers:
             return answers[0]
-        self._store = None  # its thread may hold it for ever
-        raise NoAnswer(str(faults[0]).split("\n")[0] if faults else f"no answer in {ANSWER_S:g} s")
+        self._fault = str(faults[0]).split("\n")[0] if faults else ""
+        raise NoAnswer(self._fault or f"no answer in {ANSWER_S:g} s")
 
     def _connect(self) -> Any:
         import torch.distributed as dist

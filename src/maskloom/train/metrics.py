@@ -8,11 +8,14 @@ which the terminal shows, cover the steps since the line before. Tokens are text
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import math
+import os
 import resource
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,14 +49,23 @@ class Metrics:
         self, run: Path, step: int, total_steps: int, tokens_seen: int, world: World, peak_flops: float
     ) -> None:
         self.total_steps, self.ranks, self.peak_flops = total_steps, world.size, peak_flops
-        self.started_at = step
+        self.run, self.path, self.is_writer = run, run / "metrics.jsonl", world.is_first
         self.board: SummaryWriter | None = None
+        self._writes, self._has_warned = False, False
+        self._unwritten: list[str] = []
+        self.begin_at(step, tokens_seen)
+
+    def begin_at(self, step: int, tokens_seen: int) -> None:
+        """Go on behind `step`: what was logged beyond is dropped."""
+        self.started_at = step
         self.mark(step, tokens_seen)
         self.started_s = self.marked_s
-        if world.is_first:
-            self.path = run / "metrics.jsonl"
+        if self.is_writer:
+            self.close()
             keep_until(self.path, step)
-            self.board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
+            self._writes = True
+            with self._surviving_the_board():
+                self.board = SummaryWriter(str(self.run / "tensorboard"), purge_step=step + 1)
 
     def mark(self, step: int, tokens_seen: int) -> None:
         """Begin an interval of rates."""
@@ -84,7 +96,7 @@ class Metrics:
             "data_wait_s": self.waited_s / steps,
         }
         self._write(step, {**values, **rates, "tokens_seen": tokens_seen}, "train")
-        if self.board is not None:
+        if self._writes:
             left_s = (time.perf_counter() - self.started_s) / max(step - self.started_at, 1) * (self.total_steps - step)
             say(
                 f"step {step:,}/{self.total_steps:,} | loss {values['loss_mean']:.4f} | accuracy {values['accuracy']:.1%} | "
@@ -96,33 +108,70 @@ class Metrics:
     def log_evaluation(self, step: int, values: dict[str, float]) -> None:
         """Log held-out figures; none where every held-out document is too short to have a token predicted."""
         if not values:
-            if self.board is not None:
+            if self._writes:
                 warn(f"step {step:,}: the held-out documents have no token to predict")
             return
         self._write(step, values, "evaluation")
-        if self.board is not None:
+        if self._writes:
             say(
                 f"step {step:,} | held-out loss {values['evaluation_loss']:.4f} | "
                 f"perplexity {values['evaluation_perplexity']:.1f} | accuracy {values['evaluation_accuracy']:.1%}"
             )
 
     def close(self) -> None:
-        if self.board is not None:
-            self.board.close()
+        if self._writes:
+            self._append()
+        if self._unwritten:
+            warn(f"{len(self._unwritten)} line(s) could not be written to {self.path}, and are lost")
+        with self._surviving_the_board():
+            if self.board is not None:
+                self.board.close()
 
     def _write(self, step: int, values: dict[str, float], group: str) -> None:
-        if self.board is None:
+        if not self._writes:
             return
-        for name, value in values.items():
-            self.board.add_scalar(f"{group}/{name.removeprefix('evaluation_')}", value, step)
-        self.board.flush()
+        with self._surviving_the_board():
+            if self.board is not None:
+                for name, value in values.items():
+                    self.board.add_scalar(f"{group}/{name.removeprefix('evaluation_')}", value, step)
+                self.board.flush()
+                if not Path(self.board.log_dir).is_dir():
+                    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self.board.log_dir)
         # The norm of a step that fp16 skipped is infinite, which JSON has no number for.
         line: dict[str, Any] = {
             "step": step,
             **{name: value if math.isfinite(value) else None for name, value in values.items()},
         }
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        self._unwritten.append(json.dumps(line) + "\n")
+        self._append()
+
+    def _append(self) -> None:
+        """Write the lines that wait to metrics.jsonl; where that fails, all of them go on waiting."""
+        size = self.path.stat().st_size if self.path.exists() else 0
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write("".join(self._unwritten))
+        except OSError as error:
+            with contextlib.suppress(OSError):  # what of them was written
+                os.truncate(self.path, size)
+            if not self._has_warned:
+                warn(
+                    f"cannot write to {self.path} ({error}): its lines are kept, and written when that is possible again"
+                )
+            self._has_warned = True
+        else:
+            self._unwritten, self._has_warned = [], False
+
+    @contextlib.contextmanager
+    def _surviving_the_board(self) -> Iterator[None]:
+        """A TensorBoard folder that cannot be written any more ends no run: it goes on without, and says so once."""
+        try:
+            yield
+        except Exception as error:
+            self.board = None
+            warn(
+                f"TensorBoard cannot be written any more ({error}): the run goes on without it; metrics.jsonl has all of it"
+            )
 
 
 def memory_peaks(device: torch.device) -> dict[str, int]:

@@ -14,6 +14,7 @@ import re
 import socket
 import threading
 import time
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from maskloom.model.bert import MaskedLM, save_definition
 from maskloom.redaction import redacted
 from maskloom.status import State, Status, note_attempt, parse_status, read_status
 from maskloom.tokenizer import Tokenizer
+from maskloom.train.checkpoint.fit import fit_origin, is_same_origin, unlike_data
 from maskloom.train.run_lock import RunLock
 
 MAY_CHANGE = re.compile(
@@ -41,10 +43,14 @@ FAILED = ".failed-"
 PACKAGES = ("maskloom", "deepspeed", "torch", "transformers", "tokenizers", "webdataset", "numpy")
 
 
-def reconcile(config: RunConfig) -> RunConfig:
-    """The configuration to run with, given what the run directory holds already.
+def reconcile(config: RunConfig, data: Mapping[str, Any] | None = None) -> RunConfig:
+    """The configuration to run with, given what the run directory holds already, or the run that it begins from.
 
-    A run that exists keeps what was derived when it began (lanes); what may change is taken from `config`.
+    A run that exists keeps what was derived when it began (lanes, the checkpoint that it began from); what may change is
+    taken from `config`.
+
+    Args:
+        data: what `identity` gives for the tokenizer and the corpora; left out, they are not compared.
 
     Raises:
         UserError: the folder is something else, or the configurations differ in what may not change (all listed).
@@ -53,20 +59,23 @@ def reconcile(config: RunConfig) -> RunConfig:
     saved_file = folder / "config.yaml"
     if not saved_file.exists():
         refuse_foreign(folder)
-        return config
+        return fit_origin(config, data) if config.from_ and data else config
     saved = load_config(saved_file)
     if config.data.lanes is None:
         config = config.model_copy(update={"data": config.data.model_copy(update={"lanes": saved.data.lanes})})
     if config.engine.precision == "auto":
         engine = config.engine.model_copy(update={"precision": saved.engine.precision})
         config = config.model_copy(update={"engine": engine})
+    if is_same_origin(saved.from_, config.from_):
+        config = config.model_copy(update={"from_": saved.from_})
     config = rechecked(config, f"the settings given, with the lanes of the run in {folder}")
-    found = differences(saved.model_dump(mode="json"), config.model_dump(mode="json"))
+    found = differences(saved.model_dump(mode="json", by_alias=True), config.model_dump(mode="json", by_alias=True))
     refused = [
         f"  {key}: {old!r} in the run, {new!r} now"
         for key, (old, new) in found.items()
         if not MAY_CHANGE.fullmatch(key) and not _is_more_steps(key, old, new, len(saved.phases))
     ]
+    refused += unlike_data(folder, data, "in the run") if data else []
     if refused:
         raise UserError(
             f"the run in {folder} was started with another configuration:\n" + "\n".join(refused) + "\n"
@@ -152,11 +161,10 @@ class RunDir:
 
     def begin(self, config: RunConfig, model: MaskedLM, tokenizer: Tokenizer, world: World, step: int) -> None:
         """Everything is ready to train from `step`: write what describes the run. What it began with is written once."""
-        self.step = step
+        self.step, self._begun = step, True
         if not self.is_writer:
             return
         write_atomically(self.folder / "config.yaml", dump_config(saved_form(config)))  # from here on it is a run
-        self._begun = True
         if not (self.folder / "model").exists():
             with whole_folder(self.folder / "model") as partial:
                 save_definition(model, tokenizer, partial)

@@ -62,7 +62,8 @@ class RunLock:
         if self._holder_lives(locked):
             raise self._in_use()
         mine = f"process {os.getpid()} on {socket.gethostname()}"
-        self.file.truncate(0)
+        self.file.seek(0)
+        self.file.truncate()
         self.file.write(mine)
         self.file.flush()
         if not locked:  # of two that came at once, the one that wrote last has it

@@ -79,7 +79,7 @@ class Watch:
         self._has_met, self._is_alarmed, self._first_step_ends = False, False, True
         self._beats = 0
         self._due_s = dict.fromkeys(("beat", "stop file", "refresh"), 0.0)
-        self._ended = threading.Event()
+        self._ended, self._ending = threading.Event(), threading.Lock()
         self._thread = threading.Thread(target=self._watch, name="watch", daemon=True)
 
     def __enter__(self) -> Watch:
@@ -152,6 +152,8 @@ class Watch:
     def fail(self, error: BaseException) -> int:
         """Say why the run ends, in the main thread, unless another rank did. Returns the exit code."""
         assert self.log is not None and self.run is not None
+        self.pulse.tick("end")
+        self._claim_end()
         self.log.add_traceback(error)
         is_expected = isinstance(error, UserError | OSError)
         said = str(error) if is_expected else f"{type(error).__name__}: {error}"
@@ -167,6 +169,11 @@ class Watch:
             self._report(f"{self.me()}: {said}", advice, can_retry)
         self._leave()
         return EXIT_FAILED
+
+    def _claim_end(self) -> None:
+        """In the main thread: it ends this rank. Where the watch thread does already, nothing is left to do but to wait."""
+        if not self._ending.acquire(blocking=False):
+            threading.Event().wait()
 
     def _watch(self) -> None:
         while not self._ended.is_set():
@@ -233,6 +240,8 @@ class Watch:
     def _expire(self) -> None:
         """The main thread has been quiet for too long: end this rank."""
         assert self.run is not None and self.log is not None
+        if not self._ending.acquire(blocking=False):  # the main thread ends the rank, and hangs in it
+            self._exit(EXIT_FAILED)
         self._is_alarmed = True
         what = f"nothing happened for {self.limit_s():g} s (timeouts) on {self.me()}, after step {self.pulse.step}"
         self.log.add_stacks(what)
@@ -259,6 +268,7 @@ class Watch:
                 return "another rank found out"
             return blame(before, self.board.beats(world.size), world.rank)
         except NoAnswer as error:
+            self.board = None
             keeper = self.run.rank_name(0)
             if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
                 keeper = f"torchrun's agent on {world.master_addr}"

@@ -37,6 +37,7 @@ SILENCES = (
     ("No route to host", "no route", "is it on, and its network up?"),
     ("Network is unreachable", "no route", "is this machine's network up?"),
     ("Connection refused", "connection refused", "no sshd listens there: start it, or set its Port in ~/.ssh/config"),
+    ("not responding", "timeout", "is it still on, and its network up?"),
     ("timed out", "timeout", "is it on, and its network up? A firewall may drop port 22"),
     ("Connection closed", "connection closed", "see sshd's log there: MaxStartups, AllowUsers, or it is shutting down"),
     ("Connection reset", "connection closed", "see sshd's log there: MaxStartups, AllowUsers, or it is shutting down"),

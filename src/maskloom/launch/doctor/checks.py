@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
@@ -157,11 +156,9 @@ def devices(wanted: Wanted, facts: Mapping[str, Facts]) -> list[Finding]:
             found.append(
                 Finding("warn", "GPUs", (host,), f"{count} for {slots} slot(s)", f"slots={count} would use all")
             )
-    kinds = {
-        host: ", ".join(f"{number} x {name}" for name, number in Counter(gpu.name for gpu in fact.gpus).items())
-        for host, fact in facts.items()
-        if fact.gpus
-    }
+    kinds = {host: ", ".join(sorted({gpu.name for gpu in fact.gpus})) for host, fact in facts.items() if fact.gpus}
+    if not found:
+        found = [Finding("ok", "GPUs", tuple(counts), "one for each slot")]
     return found + same("GPU kinds", kinds, "warn", "the slowest sets the pace of all")
 
 
@@ -247,12 +244,12 @@ def memory(wanted: Wanted, facts: Mapping[str, Facts]) -> list[Finding]:
         needed = 0
         if fact.device == "cpu":
             needed = wanted.slots[host] * rank_bytes(wanted.config, fact.parameters, wanted.world_size)
-        least = fact.memory_available_bytes if least is None else min(least, fact.memory_available_bytes)
-        if fact.memory_available_bytes < needed:
-            value = f"{gib(fact.memory_available_bytes)} available, weights, gradients and moments are {gib(needed)}"
+        least = fact.memory_free_bytes if least is None else min(least, fact.memory_free_bytes)
+        if fact.memory_free_bytes < needed:
+            value = f"{gib(fact.memory_free_bytes)} free, weights, gradients and moments are {gib(needed)}"
             found.append(Finding("fail", "memory", (host,), value, "fewer slots, or a higher engine.zero_stage"))
     well = tuple(host for host in facts if not any(host in bad.hosts for bad in found))
-    return [*([Finding("ok", "memory", well, f"at least {gib(least or 0)} available")] if well else []), *found]
+    return [*([Finding("ok", "memory", well, f"at least {gib(least or 0)} free")] if well else []), *found]
 
 
 def files(wanted: Wanted, facts: Mapping[str, Facts]) -> list[Finding]:

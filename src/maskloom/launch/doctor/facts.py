@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import maskloom
+from maskloom.files import LOCK, NO_LOCKS
 from maskloom.launch.ports import free_port, is_free
 
 if TYPE_CHECKING:
@@ -135,6 +136,7 @@ class Facts:
 
     Attributes:
         source: digest of maskloom's Python files.
+        memory_free_bytes: of the machine, or of this control group where it has less.
         device: `cuda` or `cpu`: what a rank would compute on.
         config_digest, tokenizer_digest: of the files; None where they cannot be read.
         refusal: what ends a run's own checks here, in its words.
@@ -152,8 +154,7 @@ class Facts:
     source: str
     device: str
     cores: int
-    memory_total_bytes: int
-    memory_available_bytes: int
+    memory_free_bytes: int
     gpus: tuple[Gpu, ...] = ()
     config_digest: str | None = None
     tokenizer_digest: str | None = None
@@ -197,8 +198,9 @@ def look(request: Request) -> Facts:
     """Find out everything about this machine that `Facts` has room for."""
     import torch
 
+    from maskloom.train.checkpoint.room import free_memory_bytes
+
     gpus = look_at_gpus(torch.cuda.device_count())
-    total, available = memory_bytes()
     return Facts(
         hostname=socket.gethostname(),
         python=platform.python_version(),
@@ -206,8 +208,7 @@ def look(request: Request) -> Facts:
         source=source_digest(Path(maskloom.__file__).parent),
         device="cuda" if gpus else "cpu",
         cores=len(os.sched_getaffinity(0)),
-        memory_total_bytes=total,
-        memory_available_bytes=available,
+        memory_free_bytes=free_memory_bytes(),
         gpus=gpus,
         config_digest=file_digest(Path(request.config)) if request.config else None,
         run=look_at_folder(request) if request.run_dir else None,
@@ -275,18 +276,6 @@ def file_digest(file: Path) -> str | None:
         return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
     except OSError:
         return None
-
-
-def memory_bytes() -> tuple[int, int]:
-    """(total, available): of the machine, or of this control group where it may have less. Swap counts as available."""
-    lines = Path("/proc/meminfo").read_text().splitlines()
-    kib = {name: int(rest.split()[0]) for name, rest in (line.split(":") for line in lines)}
-    total, available = kib["MemTotal"] << 10, (kib["MemAvailable"] + kib["SwapFree"]) << 10
-    with contextlib.suppress(OSError, ValueError):  # no control groups of version 2, or no limit
-        group = Path("/sys/fs/cgroup")
-        most = int((group / "memory.max").read_text())
-        total, available = min(total, most), min(available, most - int((group / "memory.current").read_text()))
-    return total, available
 
 
 def look_at_gpus(count: int) -> tuple[Gpu, ...]:
@@ -396,14 +385,28 @@ def nearest(folder: Path) -> Path:
 
 
 def lock_holder(run_dir: Path) -> str | None:
-    """Who holds a run's lock, in words; None where nobody does."""
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError), (run_dir / ".lock").open() as lock:
+    """Who holds a run's lock, in words; None where nobody does. A holder on another machine, which locks may not reach, is known
+    by touching the file: that may take SILENT_S."""
+    from maskloom.train.run_lock import SILENT_S
+
+    path = run_dir / LOCK
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError), path.open(encoding="utf-8") as lock:
+        holder = lock.read().strip()
         try:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: two doctors do not find each other
+            fcntl.flock(lock, fcntl.LOCK_UN)
         except BlockingIOError:
-            return lock.read().strip() or "another process"
-        except OSError:  # no locks on this file system
+            return holder or "another process"
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+        if not holder or holder.endswith(f" on {socket.gethostname()}"):
             return None
+        touched, end_s = path.stat().st_mtime, time.monotonic() + SILENT_S
+        while time.monotonic() < end_s:
+            if path.stat().st_mtime != touched:
+                return holder
+            time.sleep(0.5)
     return None
 
 

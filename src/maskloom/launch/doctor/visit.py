@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from maskloom.config import RunConfig, load_config
+from maskloom.distributed import LOOPBACK
 from maskloom.errors import UserError
 from maskloom.launch.doctor.asking import Way, ask
 from maskloom.launch.doctor.checks import Finding, Wanted, check, network
@@ -27,12 +28,14 @@ def visit(
     config_path: str,
     overrides: Sequence[str],
     environment: dict[str, str],
+    master_addr: str | None = None,
     port: int = 0,
 ) -> Iterator[Finding]:
     """All findings, as they come.
 
     Args:
         environment: variables that ranks will have there.
+        master_addr: address of the first host as the others reach it; None: what ssh or the hostfile calls it.
         port: that the first rank is told to listen on; 0: one that belongs to the run.
     """
     config, config_fault = None, None
@@ -66,7 +69,9 @@ def visit(
     there = [(host, answer.facts) for host, answer in zip(hosts, answers, strict=True) if answer.facts]
     if sum(host.slots for host, _ in there) > 1:
         names = [host.name for host, _ in there]
-        first = way.ssh.address(names[0]) if way.ssh else "127.0.0.1"
+        first = LOOPBACK if not way.ssh else way.ssh.address(names[0])
+        if master_addr and names[0] == hosts[0].name:
+            first = master_addr
         counts = [host.slots for host, _ in there]
         master = first, there[0][1].spare_port
         yield from network(names, measure(names, counts, way, master, SUM_BYTES, SUM_S, environment))

@@ -4,7 +4,9 @@
     building        model and dict -> engine: kernels, optimizer, what DeepSpeed is told by hand
     ops             DeepSpeed's compiled operators: built by one rank of a machine, whatever a killed build left
     stepping        loss -> gradients, reduced over ranks -> weights
-    files           checkpoints: loading without unpickling anything else, other world sizes, weights in fp32
+    writing         what a checkpoint consists of, copied to be written later
+    reshape         a checkpoint of one layout into an engine of another
+    files           checkpoints: loading without unpickling anything else, weights in fp32
 
 What is done by hand here, each because DeepSpeed 0.19 does otherwise by default:
 

@@ -93,15 +93,12 @@ def resolve_precision(wanted: Literal["auto", "fp32", "bf16", "fp16"]) -> Precis
     return wanted
 
 
-def deepspeed_config(
-    config: RunConfig, micro_batch_rows: int, accumulates: bool, universal: bool = False, ranks: int = 1
-) -> dict[str, Any]:
+def deepspeed_config(config: RunConfig, micro_batch_rows: int, accumulates: bool, ranks: int = 1) -> dict[str, Any]:
     """The DeepSpeed configuration: what is derived, and what the run passes through.
 
     Args:
         micro_batch_rows: rows of the first phase's micro-batches.
         accumulates: whether any phase runs more than one micro-batch a step.
-        universal: load a checkpoint in the universal format.
         ranks: size of the world; one alone has nothing to overlap.
 
     Raises:
@@ -125,11 +122,6 @@ def deepspeed_config(
             "loses the gradients of what AdamW moves. Set engine.zero_stage=1 or 3, or raise phases.N.micro_batch_rows until "
             "a step is one micro-batch"
         )
-    if config.optimizer.name == "muon" and universal:
-        raise UserError(
-            "the checkpoint was written by another number of ranks, and DeepSpeed cannot spread Muon's momentum anew: start "
-            "as many ranks as wrote it"
-        )
     derived: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": micro_batch_rows,
         "gradient_accumulation_steps": 1,
@@ -142,6 +134,8 @@ def deepspeed_config(
         derived["zero_optimization"]["reduce_scatter"] = False  # its Muon needs whole gradients
     if precision != "fp32":
         derived[precision] = {"enabled": True}
+        if precision == "bf16":
+            derived[precision]["check_grad_overflow"] = True  # steps that are not taken rely on it
         if accumulates:
             derived["data_types"] = {"grad_accum_dtype": "fp32"}
     if config.engine.reduce_precision != "auto":
@@ -151,8 +145,6 @@ def deepspeed_config(
             f"engine.reduce_precision fp16 with precision {precision}: without fp16's loss scale small gradients become 0 on "
             "their way. Set engine.reduce_precision=bf16 or fp32"
         )
-    if universal:
-        derived["checkpoint"] = {"load_universal": True}
     reserved = RESERVED | ({"fp16", "bf16"} - {precision})
     clashes = [*_clashes(derived, config.deepspeed), *sorted(reserved & config.deepspeed.keys() - derived.keys())]
     if clashes:
