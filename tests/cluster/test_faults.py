@@ -402,7 +402,7 @@ def tree(corpus_dir: Path, tokenizer_dir: Path) -> dict[str, Any]:
         "optimizer": {"lr": 1e-3, "warmup_steps": 2},
         "phases": [{"steps": STEPS, "seq_len": 32, "global_batch_rows": 12, "micro_batch_rows": 4}],
         "checkpoint": {"every_steps": EVERY_STEPS},
-        "logging": {"every_steps": 1},
+        "logging": {"every_steps": 1, "peak_tflops": 1.0},
         "timeouts": {"start_s": 180, "train_s": HUNG_S},
     }
 
