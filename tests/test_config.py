@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,18 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from maskloom.config import RunConfig, Section, _apply, differences, dump_config, load_config, parse_config
+from maskloom.config import (
+    QUERY_LEFT_OUT,
+    RunConfig,
+    Section,
+    _apply,
+    differences,
+    dump_config,
+    load_config,
+    parse_config,
+    saved_form,
+)
+from maskloom.data.plan import open_corpora
 from maskloom.errors import UserError
 
 
@@ -439,3 +451,56 @@ def test_the_lamb_recipe_is_nvidias() -> None:
         (1563, 4e-3, round(0.128 * 1563)),
     ]
     assert [(phase.seq_len, phase.global_batch_rows) for phase in config.phases] == [(128, 65536), (512, 32768)]
+
+
+class TestSecrets:
+    def test_every_key_with_a_secret_is_named_and_no_value(self, run_config: dict) -> None:
+        run_config["data"]["train"] = "https://ada:S3CRET@host/shards"
+        run_config["deepspeed"] = {
+            "comet": {"enabled": True, "api_key": "S3CRET"},
+            "csv_monitor": {"password": "S3CRET"},
+        }
+        with pytest.raises(UserError) as error:
+            parse_config(run_config, "run.yaml")
+        message = str(error.value)
+        assert "S3CRET" not in message
+        assert [line.split(":")[0] for line in message.splitlines()] == [
+            "run.yaml",
+            "  data.train",
+            "  deepspeed.comet.api_key",
+            "  deepspeed.csv_monitor.password",
+        ]
+        assert "the variable of the environment" in message
+
+    @pytest.mark.parametrize("place", ["tokenizer", "run_dir", "model__init", "data__storage__cache"])
+    def test_a_url_with_a_password_is_refused_everywhere(self, place: str, run_config: dict) -> None:
+        node, *parents = run_config, *place.split("__")
+        for name in parents[:-1]:
+            node = node.setdefault(name, {})
+        node[parents[-1]] = "http://ada:S3CRET@host/x"
+        with pytest.raises(UserError, match=rf"{place.replace('__', '.')}: a URL here holds no user") as error:
+            parse_config(run_config, "run.yaml")
+        assert "S3CRET" not in str(error.value)
+
+    def test_on_the_command_line_too(self, run_config: dict, write_config: Callable[..., Path]) -> None:
+        with pytest.raises(UserError, match=r"deepspeed\.wandb\.api_key: by its name a secret") as error:
+            load_config(write_config(run_config), ["deepspeed.wandb.api_key=S3CRET"])
+        assert "S3CRET" not in str(error.value)
+        with pytest.raises(UserError, match=r"the value of 'deepspeed\.x' is not valid YAML") as error:
+            load_config(write_config(run_config), ["deepspeed.x=[S3CRET"])
+        assert "S3CRET" not in str(error.value)
+
+    def test_the_query_of_a_url_is_not_saved(self, run_config: dict) -> None:
+        url = "https://host/shards?X-Amz-Signature=S3CRET"
+        for train in (url, [{"path": url, "weight": 2.0}, {"path": "/local"}]):
+            config = parse_config({**run_config, "data": {**run_config["data"], "train": train}}, "run.yaml")
+            saved = dump_config(saved_form(config))
+            assert "S3CRET" not in saved
+            assert (
+                parse_config(yaml.safe_load(saved), "saved").data.corpora[0].path
+                == f"https://host/shards{QUERY_LEFT_OUT}"
+            )
+            with pytest.raises(UserError, match=r"the query of this URL was not saved with the run") as error:
+                open_corpora(parse_config(yaml.safe_load(saved), "saved").data)
+            assert "data.train=URL" in str(error.value)
+        assert saved_form(parse_config(run_config, "x")) == parse_config(run_config, "x")

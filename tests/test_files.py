@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from maskloom.errors import UserError
-from maskloom.files import only_one, whole_file, whole_folder, write_atomically
+from maskloom.files import only_one, open_own, private_folder, whole_file, whole_folder, write_atomically
 
 
 def names(folder: Path) -> list[str]:
@@ -106,3 +106,60 @@ def test_what_a_killed_attempt_left_is_removed_and_what_another_writes_is_not(tm
         with whole_folder(tmp_path / "out"):
             pass
     assert names(tmp_path) == [".out.alive.partial", "out"]
+
+
+def test_a_link_in_the_place_of_a_temporary_is_not_followed(tmp_path: Path) -> None:
+    """Its name can be guessed by whoever may write into the folder."""
+    theirs = tmp_path / "theirs"
+    theirs.write_text("precious")
+    (tmp_path / f".status.json.{os.getpid()}").symlink_to(theirs)
+    write_atomically(tmp_path / "status.json", "new")
+    assert theirs.read_text() == "precious"
+    assert (tmp_path / "status.json").read_text() == "new"
+    assert not (tmp_path / "status.json").is_symlink()
+
+
+def test_a_file_of_ours_is_no_link(tmp_path: Path) -> None:
+    os.close(open_own(tmp_path / "lock"))
+    os.close(open_own(tmp_path / "lock"))
+    for target in ("theirs", "nowhere"):
+        (tmp_path / "theirs").write_text("precious")
+        link = tmp_path / f"link to {target}"
+        link.symlink_to(tmp_path / target)
+        with pytest.raises(UserError, match=f"is a link to {tmp_path / target}: remove it"):
+            open_own(link)
+    assert (tmp_path / "theirs").read_text() == "precious"
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_folder_of_ours_is_private(tmp_path: Path) -> None:
+    private_folder(tmp_path / "a" / "b", "use another")
+    assert (tmp_path / "a" / "b").stat().st_mode & 0o777 == 0o700
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared").chmod(0o1777)
+    with pytest.raises(UserError, match=r"every user may write into .*shared: use another"):
+        private_folder(tmp_path / "shared", "use another")
+    (tmp_path / "shared").chmod(0o755)
+    private_folder(tmp_path / "shared", "use another")
+
+
+def test_a_folder_of_another_user_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "getuid", lambda: 4711)
+    if tmp_path.stat().st_uid == 0:
+        private_folder(tmp_path, "use another")  # what root made is trusted
+        os.chown(tmp_path, 4712, -1)
+    with pytest.raises(UserError, match=r"belongs to user .* who could put anything there: use another"):
+        private_folder(tmp_path, "use another")
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
+def test_the_umask_decides_who_may_read_and_write(umask: int, tmp_path: Path) -> None:
+    before = os.umask(umask)
+    try:
+        write_atomically(tmp_path / "file", "a")
+        with whole_folder(tmp_path / "folder") as partial:
+            (partial / "inside").write_text("a")
+    finally:
+        os.umask(before)
+    modes = [(tmp_path / name).stat().st_mode & 0o777 for name in ("file", "folder/inside", "folder")]
+    assert modes == [0o666 & ~umask, 0o666 & ~umask, 0o777 & ~umask]

@@ -338,7 +338,7 @@ class Guard(Section):
     taken: its gradients are dropped, and it is counted (as in OLMo 2; 6 there). Left out: only losses and gradients that are
     not finite."""
     window_steps: Annotated[int, Field(ge=8)] = 128
-    """Steps that a loss is compared with; until there are as many, none counts as a spike."""
+    """Steps of the phase that a loss is compared with; until so many were taken, none counts as a spike."""
     skips_before_rollback: PositiveInt = 3
     """So many steps in a row that were not taken, and the run goes back to its last checkpoint and on behind their data."""
     rollbacks: NonNegativeInt = 2
@@ -419,6 +419,10 @@ class Stretch(NamedTuple):
 class RunConfig(Section):
     run_dir: str
     """Folder of the run. A run that exists there is resumed."""
+    from_: str | None = Field(default=None, alias="from")
+    """`RUN@STEP`, or `RUN` for its newest checkpoint: another run that this one goes on from, with its weights, optimizer state,
+    data position and steps. Model, tokenizer, corpora, lanes and optimizer have to be the same. Once this run has
+    checkpoints of its own, it goes on with those."""
     tokenizer: str
     """`tokenizer.json` of a WordPiece tokenizer, or a folder that holds one."""
     phases: Annotated[tuple[Phase, ...], Field(min_length=1)]
@@ -569,7 +573,7 @@ def rechecked(config: RunConfig, where: str) -> RunConfig:
 
 def dump_config(config: RunConfig) -> str:
     """The whole configuration as YAML; `load_config` reads it back to an equal one."""
-    tree = config.model_dump(mode="json")
+    tree = config.model_dump(mode="json", by_alias=True)
     if config.model.init:  # the shape is the checkpoint's and may not be given beside it
         tree["model"] = {key: value for key, value in tree["model"].items() if key not in SHAPE_FIELDS}
     return yaml.safe_dump(tree, sort_keys=False)
@@ -687,7 +691,7 @@ def _keys_beside(loc: tuple[int | str, ...]) -> list[str]:
     for part in loc[:-1]:
         if isinstance(part, str) and part in section.model_fields:
             section = _section_in(section.model_fields[part].annotation) or section
-    return list(section.model_fields)
+    return [field.alias or name for name, field in section.model_fields.items()]
 
 
 def _section_in(annotation: Any) -> type[BaseModel] | None:

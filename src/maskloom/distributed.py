@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import ipaddress
 import json
 import os
 import socket
@@ -84,7 +85,7 @@ class World:
     @property
     def is_on_loopback(self) -> bool:
         """Whether the ranks meet at an address that only this machine reaches."""
-        return self.master_addr == "localhost" or self.master_addr.startswith("127.")
+        return is_loopback(self.master_addr)
 
     @property
     def is_first(self) -> bool:
@@ -125,6 +126,14 @@ def set_timeouts(seconds: float) -> None:
             distributed_c10d._set_pg_timeout(timeout, group)
 
 
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches an address: 127.0.0.0/8, ::1, or localhost by name. Other names are not looked up."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
 @contextlib.contextmanager
 def meeting_place(world: World) -> Iterator[None]:
     """Within it, `init_process_group` meets where no other machine reaches, if the ranks are all on this one.
@@ -135,22 +144,21 @@ def meeting_place(world: World) -> Iterator[None]:
     Raises:
         DistNetworkError: as torch does, where the port is taken.
     """
-    if not world.is_on_loopback or AGENT_STORE in os.environ:
+    if torch.distributed.is_initialized() or not world.is_on_loopback or AGENT_STORE in os.environ:
         yield
         return
     if world.is_first:
-        listener = socket.socket()
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        family = socket.AF_INET6 if ":" in world.master_addr else socket.AF_INET
         try:
-            listener.bind((world.master_addr, world.master_port))
+            listener = socket.create_server(
+                (world.master_addr, world.master_port), family=family, backlog=socket.SOMAXCONN
+            )
         except OSError as error:
-            listener.close()
             if error.errno != errno.EADDRINUSE:
                 raise
             raise torch.distributed.DistNetworkError(
                 f"port {world.master_port} (EADDRINUSE, address already in use)"
             ) from None
-        listener.listen(socket.SOMAXCONN)
         _stores.append(
             torch.distributed.TCPStore(  # type: ignore[attr-defined]
                 world.master_addr,

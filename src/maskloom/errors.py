@@ -22,6 +22,12 @@ class PassingFault(UserError):
     can_retry = True
 
 
+class SaveFailed(UserError):
+    """Checkpoints could not be written: once there is room, the same command goes on from the last good one."""
+
+    can_retry = True
+
+
 class DataFault(UserError):
     """Data that is not what was indexed; under `data.on_bad_data: skip` it is passed over, counted and listed.
 

@@ -47,8 +47,9 @@ def whole_file(path: Path, temporary: Path) -> Iterator[IO[bytes]]:
     Args:
         temporary: where it is written; on the same file system, and this process's alone.
     """
+    temporary.unlink(missing_ok=True)  # of a process that was killed; or a link that somebody laid there
     try:
-        with naming(path), temporary.open("wb") as file:
+        with naming(path), temporary.open("xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -85,6 +86,35 @@ def only_one(lock: Path, busy: str) -> Iterator[bool]:
                 raise
             locked = False
         yield locked
+
+
+def open_own(path: Path) -> int:
+    """A descriptor of a file to read and write, made where it is missing; a link in its place is refused: what it leads to is
+    not ours.
+
+    Raises:
+        UserError: the path is a link.
+    """
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise UserError(f"{path} is a link to {path.readlink()}: remove it, and see who laid it there") from None
+        raise
+
+
+def private_folder(folder: Path, remedy: str) -> None:
+    """Make a folder that no other user can write into, or see that it is one: what is read from it is trusted.
+
+    Raises:
+        UserError: it belongs to another user, or others may write there; `remedy` says what to do.
+    """
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    status = folder.stat()
+    if status.st_uid not in (os.getuid(), 0):
+        raise UserError(f"{folder} belongs to user {status.st_uid}, who could put anything there: {remedy}")
+    if status.st_mode & 0o002:
+        raise UserError(f"every user may write into {folder}: {remedy}")
 
 
 def refuse_existing(out: Path) -> None:

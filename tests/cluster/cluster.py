@@ -82,13 +82,13 @@ SchedulerParameters=batch_sched_delay=0,sched_interval=2,bf_interval=2,requeue_d
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 JobRequeue=1
-KillWait=10
+KillWait=30
 SlurmdTimeout=15
 SlurmctldTimeout=15
 InactiveLimit=0
 MinJobAge=300
 {nodes}
-PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1 PreemptMode=REQUEUE GraceTime=30
+PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1 PreemptMode=REQUEUE GraceTime=60
 PartitionName=urgent Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=10 PreemptMode=OFF
 """
 SSH_CLIENT = """\
@@ -426,6 +426,14 @@ class Cluster:
         """Connect a node's network, or take it away: what was sent is lost, and no connection is told."""
         _run([*self._enter(HEAD, "--net"), "ip", "link", "set", node, "up" if is_up else "down"])
 
+    def bandwidth(self, rate: str | None) -> None:
+        """Limit what each node sends, as `8mbit`: the pace of a run that costs no CPU time. None takes the limit away."""
+        for name in NODES:
+            shaping = [*self._enter(name, "--net"), "tc", "qdisc"]
+            subprocess.run([*shaping, "del", "dev", "eth0", "root"], capture_output=True, check=False)
+            if rate:
+                _run([*shaping, "add", "dev", "eth0", "root", "tbf", "rate", rate, "burst", "16kb", "latency", "2s"])
+
     def stop_slurmd(self, node: str) -> None:
         """Kill a node's slurmd; its jobs' processes go on."""
         os.kill(self._pid_of_slurmd(node), signal.SIGKILL)
@@ -449,7 +457,8 @@ class Cluster:
         return found.stdout.strip() or "unknown"
 
     def settle(self) -> None:
-        """Undo faults: both nodes connected, their slurmd running, idle."""
+        """Undo faults: both nodes connected at full speed, their slurmd running, idle."""
+        self.bandwidth(None)
         for name in NODES:
             self.link(name, True)
             if f"slurmd-{name}" not in self._started and self._lock:

@@ -136,6 +136,24 @@ def test_the_umask_says_who_may_read(tmp_path: Path) -> None:
     assert modes == {0o640}
 
 
+def test_a_folder_that_everybody_may_write_into_is_refused(tmp_path: Path) -> None:
+    """Blocks are checked by their CRC-32, which says nothing against somebody who wants to change them."""
+    tmp_path.chmod(0o1777)
+    with pytest.raises(
+        UserError, match=r"every user may write into .*: set data\.storage\.cache to a folder of your own"
+    ):
+        Cache(tmp_path, SIZE)
+
+
+def test_a_link_in_the_place_of_the_count_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "theirs").write_text("precious")
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / COUNT).symlink_to(tmp_path / "theirs")
+    with pytest.raises(UserError, match="is a link"):
+        Cache(tmp_path / "cache", 10 * SIZE).put(name(1), block(1))
+    assert (tmp_path / "theirs").read_text() == "precious"
+
+
 def _write_beyond_the_limit(folder: Path, sender) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (SIZE // 2, SIZE // 2))
     warnings: list[str] = []

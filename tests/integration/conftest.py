@@ -15,6 +15,9 @@ import torch
 from maskloom.train.checkpoint import saved_at
 from maskloom.train.engine.files import full_precision_weights
 
+PRELOADED = ["maskloom.train.loop", "torch.utils.tensorboard", "deepspeed.runtime.zero.muon.muon_optimizer"]
+"""The last one brings torch's inductor along, whatever the optimizer: most of what a start would cost."""
+
 
 def free_port() -> int:
     with socket.socket() as probe:
@@ -22,7 +25,16 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def _rank(configs: list[str], rank: int, size: int, port: int, log: str, fake_fp16: bool, compiles: bool) -> None:
+def _rank(
+    configs: list[str],
+    rank: int,
+    size: int,
+    port: int,
+    log: str,
+    fake_fp16: bool,
+    compiles: bool,
+    patch: Callable[[], None] | None,
+) -> None:
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(output, 1)
     os.dup2(output, 2)
@@ -44,8 +56,35 @@ def _rank(configs: list[str], rank: int, size: int, port: int, log: str, fake_fp
         torch.compiler.set_stance("force_eager")
     from maskloom.train.__main__ import main
 
+    if patch is not None:
+        patch()
     codes = (main([config]) for config in configs)
     os._exit(next((code for code in codes if code), 0))
+
+
+def start_ranks(
+    configs: Sequence[Path],
+    size: int,
+    log: Path,
+    fake_fp16: bool = False,
+    compiles: bool = True,
+    patch: Callable[[], None] | None = None,
+) -> list[multiprocessing.process.BaseProcess]:
+    """Start `size` processes, each of which trains configuration files one after the other.
+
+    They fork from a server that has imported everything already: what costs ten seconds otherwise. `patch` is called in each
+    before it begins.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    port, names = free_port(), [str(config) for config in configs]
+    ranks = [
+        context.Process(target=_rank, args=(names, rank, size, port, str(log), fake_fp16, compiles, patch))
+        for rank in range(size)
+    ]
+    for rank in ranks:
+        rank.start()
+    return list(ranks)
 
 
 def train_in_ranks(
@@ -56,22 +95,15 @@ def train_in_ranks(
     expect: int = 0,
     timeout_s: float = 240,
     compiles: bool = True,
+    patch: Callable[[], None] | None = None,
+    meanwhile: Callable[[list[int]], None] | None = None,
 ) -> str:
     """Train configuration files one after the other, in the same `size` processes; returns their output, and fails where
-    one of them fails.
-
-    The ranks fork from a server that has imported everything already: what costs ten seconds otherwise.
-    """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["maskloom.train.loop", "torch.utils.tensorboard"])
+    one of them fails. `meanwhile` is called once they run, with their process ids."""
     log.unlink(missing_ok=True)
-    port, names = free_port(), [str(config) for config in configs]
-    ranks = [
-        context.Process(target=_rank, args=(names, rank, size, port, str(log), fake_fp16, compiles))
-        for rank in range(size)
-    ]
-    for rank in ranks:
-        rank.start()
+    ranks = start_ranks(configs, size, log, fake_fp16, compiles, patch)
+    if meanwhile:
+        meanwhile([rank.pid or 0 for rank in ranks])
     for rank in ranks:
         rank.join(timeout_s)
     codes = [rank.exitcode for rank in ranks]

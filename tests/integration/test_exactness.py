@@ -145,8 +145,8 @@ def test_resume_with_another_corpus_is_refused(
     write_shards([str(tmp_path / "other.txt")], tmp_path / "other", Options(val_fraction=0.0))
     moved = {**run_config, "data": {**run_config["data"], "train": str(tmp_path / "other")}}
     output = run_ranks(write_config(moved), expect=1)
-    assert "does not fit this run" in output
-    assert "corpus" in output
+    assert "was started with another configuration" in output
+    assert "  corpus 0: " in output
 
 
 def test_diverged_weights_are_never_saved(

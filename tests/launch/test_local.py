@@ -17,8 +17,7 @@ from maskloom.distributed import World
 from maskloom.launch.ending import Ended, Stop
 from maskloom.launch.local import _first_failed, run_ranks
 from maskloom.launch.ports import free_port
-
-from .conftest import lives, wait_until
+from tests.waiting import lives, wait_until
 
 FakeRank = Callable[[str], list[str]]
 LONG_S = 120.0

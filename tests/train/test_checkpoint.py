@@ -3,28 +3,43 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from maskloom.config import Masking
+from maskloom.config import Checkpoint, Masking
 from maskloom.data import order
 from maskloom.data.index import Index
 from maskloom.data.masking import MaskRule
 from maskloom.data.order import VERSIONS, Cursor, first_cursors
 from maskloom.data.plan import DataPlan, PhasePlan
 from maskloom.distributed import World
-from maskloom.errors import UserError
+from maskloom.errors import SaveFailed, UserError
 from maskloom.files import write_atomically
 from maskloom.tokenizer import Tokenizer, train_tokenizer
 from maskloom.train import checkpoint
-from maskloom.train.checkpoint import State, check_fits, damage, fingerprint
-from tests.conftest import sentences
+from maskloom.train.checkpoint import Saver, State, check_fits, damage, fingerprint
+from maskloom.train.checkpoint import save as saving
+from maskloom.train.checkpoint.digests import digest
+from maskloom.train.checkpoint.fit import is_same_origin, split_origin
+from maskloom.train.checkpoint.room import UNLIMITED, free_memory_bytes
+from maskloom.train.checkpoint.writing import publish, write_parts
+from maskloom.train.engine.writing import Part, copied, tensor_bytes
+from maskloom.train.notices import Notices
+from tests.conftest import missing, sentences
 from tests.data.reading import corpus_of
 
 HERE = Path("RUN/checkpoints/step-00000004")
@@ -47,10 +62,10 @@ def state_of(plan: DataPlan, **more: Any) -> State:
     return replace(State(4, 1000, cursors, 0, fingerprint(plan), 2, 1, "fp32"), **more)
 
 
-def refusal(state: State, plan: DataPlan, zero_stage: int = 1, precision: str = "fp32") -> list[str]:
+def refusal(state: State, plan: DataPlan, precision: str | None = "fp32") -> list[str]:
     """The lines that say what does not fit, each `KEY: ...`."""
     with pytest.raises(UserError, match="does not fit this run") as error:
-        check_fits(state, plan, zero_stage, precision, HERE)
+        check_fits(state, plan, precision, HERE)
     first, *lines, last = str(error.value).split("\n")
     assert first.startswith(str(HERE))
     assert "in another run_dir" in last
@@ -74,9 +89,10 @@ def test_the_state_survives_json(tmp_path_factory: pytest.TempPathFactory, curso
 
 
 def test_the_same_plan_fits(plan: DataPlan) -> None:
-    check_fits(state_of(plan), plan, 1, "fp32", HERE)
+    check_fits(state_of(plan), plan, "fp32", HERE)
+    check_fits(state_of(plan), plan, None, HERE)
     stored = State(**json.loads(json.dumps(asdict(state_of(plan)))))
-    check_fits(stored, plan, 1, "fp32", HERE)
+    check_fits(stored, plan, "fp32", HERE)
 
 
 def test_the_fingerprint_names_each_corpus_and_each_version(plan: DataPlan, corpora: tuple[Index, ...]) -> None:
@@ -113,33 +129,8 @@ def test_another_version_of_a_part_is_refused_with_the_reason(
 
 def test_everything_that_does_not_fit_is_listed(plan: DataPlan, documents: list[str]) -> None:
     other = replace(plan, lanes=3, tokenizer=train_tokenizer(documents[:50], 100), phases=(PhasePlan(3, 32, 2),))
-    lines = refusal(state_of(plan), other, 3, "bf16")
-    assert [line.partition(":")[0] for line in lines] == [
-        "tokenizer",
-        "lanes",
-        "engine.zero_stage",
-        "engine.precision",
-        "steps",
-    ]
-
-
-@pytest.mark.parametrize(
-    ("saved", "now", "fits"),
-    [(0, 0, True), (1, 2, True), (2, 1, True), (0, 1, False), (3, 2, False), (2, 3, False)],
-)
-def test_stages_one_and_two_exchange(plan: DataPlan, saved: int, now: int, fits: bool) -> None:
-    state = state_of(plan, zero_stage=saved)
-    if fits:
-        check_fits(state, plan, now, "fp32", HERE)
-    else:
-        assert refusal(state, plan, now)[0].startswith(f"engine.zero_stage: {saved} in the checkpoint, {now} now")
-
-
-@pytest.mark.parametrize(("stage", "size", "universal"), [(0, 3, False), (1, 2, False), (1, 3, True), (3, 1, True)])
-def test_a_state_that_is_spread_is_converted_for_another_number_of_ranks(
-    plan: DataPlan, stage: int, size: int, universal: bool
-) -> None:
-    assert checkpoint.needs_universal(state_of(plan, zero_stage=stage), World(0, size)) is universal
+    lines = refusal(state_of(plan), other, "bf16")
+    assert [line.partition(":")[0] for line in lines] == ["tokenizer", "lanes", "engine.precision", "steps"]
 
 
 def saved(run: Path, plan: DataPlan, steps: list[int]) -> list[Path]:
@@ -149,7 +140,7 @@ def saved(run: Path, plan: DataPlan, steps: list[int]) -> list[Path]:
         folder = run / "checkpoints" / f"step-{step:08d}"
         folder.mkdir(parents=True)
         write_atomically(folder / "data.json", json.dumps(asdict(state_of(plan, step=step))))
-        files = {"data.json": checkpoint._digest(folder / "data.json")}
+        files = {"data.json": digest(folder / "data.json")._asdict()}
         write_atomically(folder / "manifest.json", json.dumps({"step": step, "files": files}))
         folders.append(folder)
     return folders
@@ -183,6 +174,296 @@ def test_any_byte_that_changed_is_damage(plan: DataPlan, tmp_path: Path) -> None
         assert damage(folder) == "the content of data.json is not what was written"
     (folder / "data.json").unlink()
     assert damage(folder) == "data.json is missing"
+
+
+@pytest.mark.parametrize(
+    ("harm", "said"),
+    [
+        (lambda folder: (folder / "manifest.json").unlink(), "its manifest cannot be read"),
+        (lambda folder: (folder / "manifest.json").write_text("{"), "its manifest cannot be read"),
+        (lambda folder: (folder / "manifest.json").write_text('{"step": 8, "files": {}}'), "does not list data.json"),
+        (lambda folder: shutil.copy(folder.with_name("step-00000004") / "manifest.json", folder), "that of step 4"),
+        (lambda folder: os.truncate(folder / "rank0.pt", 100), "rank0.pt has 100 bytes instead of"),
+        (lambda folder: (folder / "rank1.pt").unlink(), "rank1.pt is missing"),
+        (lambda folder: (folder / "data.json").unlink(), "data.json is missing|data.json cannot be read"),
+        (lambda folder: flip(folder / "rank1.pt"), "the content of rank1.pt is not what was written"),
+        (lambda folder: flip(folder / "data.json"), "the content of data.json is not what was written"),
+        (lambda folder: renamed_in_manifest(folder, "rank1.pt", "../../config.yaml"), "which is no file of it"),
+    ],
+)
+def test_a_damaged_newest_one_is_said_and_the_one_before_it_taken(
+    harm: Callable[[Path], object], said: str, plan: DataPlan, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for step in (4, 8):
+        whole(tmp_path, plan, step)
+    newest = tmp_path / "checkpoints/step-00000008"
+    harm(newest)
+    found = checkpoint.find(tmp_path, World())
+    assert found is not None
+    assert (found[0].name, found[1].step) == ("step-00000004", 4)
+    error = capsys.readouterr().err
+    assert "Taking step-00000004" in error
+    assert any(part in error for part in said.split("|"))
+    assert newest.with_name(".damaged-step-00000008").is_dir()
+    assert json.loads((newest.parent / "latest.json").read_text()) == {"name": "step-00000004", "step": 4}
+    assert not newest.exists()
+
+
+def flip(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def renamed_in_manifest(folder: Path, name: str, to: str) -> None:
+    file = folder / "manifest.json"
+    file.write_text(file.read_text().replace(name, to))
+
+
+def whole(run: Path, plan: DataPlan, step: int, settings: Checkpoint | None = None) -> Path:
+    """A checkpoint as two ranks write it, of a tensor each."""
+    folder = run / "checkpoints" / f"step-{step:08d}"
+    partial = folder.with_name(f".partial-{folder.name}")
+    partial.mkdir(parents=True)
+    for rank in range(2):
+        write_parts(partial, [Part(f"rank{rank}.pt", {"w": torch.full((999,), step)}, 3996, True)], rank)
+    publish(partial, folder, state_of(plan, step=step), settings or Checkpoint())
+    return folder
+
+
+def test_the_newest_and_every_nth_are_kept(plan: DataPlan, tmp_path: Path) -> None:
+    settings = Checkpoint(keep_last=2, keep_every_steps=8)
+    for step in range(4, 37, 4):
+        whole(tmp_path, plan, step, settings)
+    kept = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert kept == ["latest.json", *(f"step-{step:08d}" for step in (8, 16, 24, 32, 36))]
+
+
+def test_the_manifest_says_what_the_checkpoint_is(plan: DataPlan, tmp_path: Path) -> None:
+    folder = whole(tmp_path, plan, 4)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert (manifest["step"], manifest["world_size"], manifest["zero_stage"], manifest["precision"]) == (
+        4,
+        2,
+        1,
+        "fp32",
+    )
+    assert set(manifest["versions"]) == {"maskloom", "deepspeed", "torch"}
+    assert (
+        set(manifest["files"])
+        == {"rank0.pt", "rank1.pt", "data.json"}
+        == {path.name for path in folder.iterdir()} - {"manifest.json"}
+    )
+    latest = json.loads((tmp_path / "checkpoints/latest.json").read_text())
+    assert latest == {"name": "step-00000004", "step": 4}
+
+
+def test_whatever_a_save_or_a_start_is_killed_at_a_whole_checkpoint_is_found(tmp_path: Path) -> None:
+    """At each write, flush, rename, removal and new file in turn: see crash/saves.py."""
+    compiler = shutil.which("cc") or missing("a C compiler")
+    library = tmp_path / "crash.so"
+    source = Path(__file__).parent / "crash" / "crash.c"
+    subprocess.run([str(compiler), "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
+    result = subprocess.run(
+        [sys.executable, "-m", "tests.train.crash.saves", tmp_path],
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "LD_PRELOAD": str(library)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stderr
+    changes = [int(line.rsplit(" ", 2)[1]) for line in result.stdout.splitlines() if line.endswith(" changes")]
+    # Of a save: per rank open, write, flush, and the same of its digests with a rename; then data.json and the manifest.
+    assert len(changes) == 3
+    assert changes[0] > 30 < changes[1]
+    assert changes[2] >= 12
+
+
+class TestSaver:
+    """One rank, without an engine: what is saved is a tensor."""
+
+    @pytest.fixture
+    def saver(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Saver:
+        def parts(engine: Any, folder: Path, may_copy: Callable[[int], bool]) -> list[Part]:
+            content = {"w": torch.ones(1000)}
+            return [Part("rank0.pt", content, 4000, may_copy(4000))]
+
+        monkeypatch.setattr(saving, "collect_parts", parts)
+        return Saver(tmp_path, Checkpoint(), World(), Notices())
+
+    def state(self, plan: DataPlan, step: int) -> State:
+        return state_of(plan, step=step, world_size=1)
+
+    def steps_on(self, saver: Saver) -> None:
+        """A step of training, as far as the saver is concerned."""
+        saver.follow()
+        saver.notices.hear(saver.notices.said())
+
+    def test_training_goes_on_until_all_is_on_the_disk(self, saver: Saver, plan: DataPlan, tmp_path: Path) -> None:
+        saver.start(None, self.state(plan, 4))
+        deadline = time.monotonic() + 60
+        while saver.last_good is None:
+            assert time.monotonic() < deadline
+            self.steps_on(saver)
+        assert saver.last_good == "step-00000004"
+        assert damage(tmp_path / "checkpoints/step-00000004") is None
+        assert saver.notices.mine["saved"] == saver.notices.mine["not_saved"] == 0
+
+    def test_what_was_said_of_the_save_before_does_not_count(
+        self, saver: Saver, plan: DataPlan, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        saver.start(None, self.state(plan, 4))
+        while not saver.notices.mine["saved"]:
+            self.steps_on(saver)
+        saver.finish()
+        may_write = threading.Event()
+
+        def waits(*arguments: Any) -> None:
+            may_write.wait(60)
+            write_parts(*arguments)
+
+        monkeypatch.setattr(saving, "write_parts", waits)
+        saver.start(None, self.state(plan, 8))
+        for _ in range(5):
+            self.steps_on(saver)
+        assert saver.last_good == "step-00000004"
+        may_write.set()
+        saver.finish(must_succeed=True)
+        assert saver.last_good == "step-00000008"
+
+    def test_a_save_waits_for_the_one_before(self, saver: Saver, plan: DataPlan, tmp_path: Path) -> None:
+        for step in (4, 8, 12):
+            saver.start(None, self.state(plan, step))
+        assert saver.last_good == "step-00000008"
+        saver.finish()
+        assert saver.last_good == "step-00000012"
+
+    def test_without_room_in_memory_it_is_written_at_once_and_said_once(
+        self, saver: Saver, plan: DataPlan, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setattr(saving, "free_memory_bytes", lambda: 3000)
+        for step in (4, 8):
+            saver.start(None, self.state(plan, step))
+            assert saver._part is not None
+            assert saver._part.outcome() == ""
+        saver.finish(must_succeed=True)
+        assert capsys.readouterr().err.count("no room in memory for a copy of the state") == 1
+
+    def test_without_room_on_the_disk_it_is_no_save_and_the_third_ends_the_run(
+        self,
+        saver: Saver,
+        plan: DataPlan,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        saver.start(None, self.state(plan, 4))
+        saver.finish()
+        monkeypatch.setattr(saving, "free_disk_bytes", lambda folder: 5000)
+        for step in (8, 12):
+            saver.start(None, self.state(plan, step))
+            assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [
+                "latest.json",
+                "step-00000004",
+            ]
+        error = capsys.readouterr().err
+        assert "the checkpoint of step 8 could not be written, and nothing of it is left: it needs 0.02 GB" in error
+        assert "The last good one is step-00000004. Free space on the file system of" in error
+        with pytest.raises(SaveFailed, match="3 checkpoints in a row could not be written") as failed:
+            saver.start(None, self.state(plan, 16))
+        assert failed.value.can_retry
+        assert "start the same command again" in str(failed.value)
+
+    def test_a_good_one_between_begins_the_count_anew(
+        self, saver: Saver, plan: DataPlan, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for step in range(4, 40, 4):
+            with monkeypatch.context() as patch:
+                if step % 3:
+                    patch.setattr(saving, "free_disk_bytes", lambda folder: 0)
+                saver.start(None, self.state(plan, step))
+                saver.finish()
+        assert saver.last_good == "step-00000036"
+
+    def test_the_last_one_has_to_succeed(self, saver: Saver, plan: DataPlan, monkeypatch: pytest.MonkeyPatch) -> None:
+        def fails(*arguments: Any) -> None:
+            raise OSError(28, "No space left on device", "optim_states.pt")
+
+        monkeypatch.setattr(saving, "write_parts", fails)
+        saver.start(None, self.state(plan, 4))
+        with pytest.raises(SaveFailed, match=r"the last checkpoint could not be written: rank 0: .*optim_states\.pt"):
+            saver.finish(must_succeed=True)
+
+    @pytest.mark.parametrize("at", ["write_parts", "publish"])
+    def test_a_failed_one_leaves_nothing_and_is_heard_of(
+        self, at: str, saver: Saver, plan: DataPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        original = getattr(saving, at)
+
+        def fails(partial: Path, *rest: Any) -> None:
+            original(partial, *rest) if at == "write_parts" else None
+            raise OSError(5, "Input/output error")
+
+        monkeypatch.setattr(saving, at, fails)
+        saver.start(None, self.state(plan, 4))
+        deadline = time.monotonic() + 60
+        while not saver.failures:
+            assert time.monotonic() < deadline
+            self.steps_on(saver)
+        assert "Input/output error" in saver.failures[0]
+        assert list((tmp_path / "checkpoints").iterdir()) == []
+
+
+def test_a_copy_shares_nothing_and_keeps_what_is_shared() -> None:
+    flat = torch.arange(12.0)
+    weight = torch.nn.Parameter(flat[2:8].view(2, 3))
+    content = {"a": flat, "b": [weight, (flat[::2], 7)], "c": {"shape": torch.Size([2, 3])}, "d": torch.tensor(3)}
+    copy = copied(content)
+    assert tensor_bytes(content) == 12 * 4 + 8
+    assert tensor_bytes(copy) == 12 * 4 + 8
+    flat.zero_()
+    assert copy["a"].tolist() == list(range(12))
+    assert copy["b"][0].tolist() == [[2, 3, 4], [5, 6, 7]]
+    assert isinstance(copy["b"][0], torch.nn.Parameter)
+    copy["a"][2] = 99
+    assert copy["b"][0][0, 0] == 99
+    assert copy["b"][1][0][1] == 99
+    assert type(copy["c"]["shape"]) is torch.Size
+
+
+def test_a_containers_limit_of_memory_counts(tmp_path: Path) -> None:
+    def write(name: str, text: str) -> None:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+
+    write("proc/meminfo", "MemTotal: 4000 kB\nMemAvailable:   2000 kB\n")
+    write("proc/self/cgroup", "0::/a/b\n")
+    assert free_memory_bytes(tmp_path) == 2000 << 10
+    write("sys/fs/cgroup/a/memory.max", "1000000\n")
+    write("sys/fs/cgroup/a/memory.current", "700000\n")
+    write("sys/fs/cgroup/a/memory.stat", "anon 100\ninactive_file 50000\n")
+    write("sys/fs/cgroup/a/b/memory.max", "max\n")
+    assert free_memory_bytes(tmp_path) == 350000
+    write("proc/self/cgroup", "5:memory,cpu:/job\n3:pids:/job\n")
+    write("sys/fs/cgroup/memory/job/memory.limit_in_bytes", f"{UNLIMITED * 8}\n")
+    assert free_memory_bytes(tmp_path) == 2000 << 10
+    write("sys/fs/cgroup/memory/job/memory.limit_in_bytes", "500000\n")
+    write("sys/fs/cgroup/memory/job/memory.usage_in_bytes", "400000\n")
+    write("sys/fs/cgroup/memory/job/memory.stat", "total_inactive_file 1\n")
+    assert free_memory_bytes(tmp_path) == 100001
+    assert free_memory_bytes() > 0
+
+
+def test_an_origin_is_a_run_and_perhaps_a_step() -> None:
+    assert split_origin("runs/a@1000") == (Path("runs/a"), 1000)
+    assert split_origin("runs/a") == (Path("runs/a"), None)
+    assert split_origin("runs/me@home") == (Path("runs/me@home"), None)
+    assert is_same_origin("runs/a@10", None)
+    assert is_same_origin("runs/a@10", "runs/a")
+    assert is_same_origin("runs/a@10", "runs/a@10")
+    assert not is_same_origin("runs/a@10", "runs/a@11")
+    assert not is_same_origin(None, "runs/a")
 
 
 def test_where_a_step_is_read_from_is_the_checkpoint_before_it(plan: DataPlan, tmp_path: Path) -> None:

@@ -129,7 +129,10 @@ class TestWhichAdam:
 
     def test_where_it_can_be_had_it_is_taken(self, on_cuda: None, monkeypatch: pytest.MonkeyPatch) -> None:
         made: list[Any] = []
+        loaded: list[str] = []
         monkeypatch.setitem(git_version_info.installed_ops, "fused_adam", True)
+        monkeypatch.setattr(building, "load_operator", lambda builder: loaded.append(builder.name))
         monkeypatch.setattr("deepspeed.ops.adam.FusedAdam", lambda *given, **more: made.append(more) or "fused")
         assert building.build_optimizer(tiny_model(), Optimizer(lr=3e-4)) == "fused"
+        assert loaded == ["fused_adam"]
         assert made == [{"lr": 3e-4, "betas": (0.9, 0.98), "eps": 1e-6, "adam_w_mode": True}]

@@ -256,7 +256,7 @@ class TestRunDir:
         third.close()
 
     def test_the_lock_goes_with_its_process(self, config: RunConfig, write_config: Callable[[dict], Path]) -> None:
-        path = write_config(config.model_dump(mode="json"))
+        path = write_config(config.model_dump(mode="json", by_alias=True))
         code = (
             "import os, sys; from maskloom.config import load_config; from maskloom.distributed import World; "
             "from maskloom.train.run_dir import RunDir; run = RunDir(load_config(sys.argv[1]), World()); os._exit(9)"

@@ -1,9 +1,9 @@
 """Print the batches of some steps as text, with the masks shown, or their digest.
 
 TARGET is a configuration or a run directory; a run is read from its newest checkpoint at or before the first step, as a
-resume would. Steps count from 0. The digest is a SHA-256 of the global batches: the same for every --world, every
---workers, and whether the run came to the first step from 0 or was resumed there. In the text, [MASK]{word} is a masked
-token, {a>b} one replaced by a random b, {a} one that is predicted but stays.
+resume would, without the rows that it passed over when it went back. Steps count from 0. The digest is a SHA-256 of the
+global batches: the same for every --world, every --workers, and whether the run came to the first step from 0 or was resumed
+there. In the text, [MASK]{word} is a masked token, {a>b} one replaced by a random b, {a} one that is predicted but stays.
 
 example:
   maskloom peek configs/quickstart.yaml --steps 10:12 --world 2 --digest
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,8 @@ from maskloom.data.stream import read_steps, skip_steps
 from maskloom.distributed import World
 from maskloom.errors import UserError
 from maskloom.tokenizer import Tokenizer, load_tokenizer
-from maskloom.train.checkpoint import resumable_cursors
+from maskloom.train.checkpoint import known_intervals, resumable_cursors
+from maskloom.train.passed_over import jumps
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -49,6 +51,8 @@ def run(options: argparse.Namespace) -> int:
         raise UserError(f"--steps {steps.start}:{steps.stop}: the run has {plan.total_steps} steps")
     if options.workers < 0:
         raise UserError(f"--workers {options.workers} is below 0")
+    if is_run:
+        plan = replace(plan, jumps=jumps(known_intervals(options.target)))
     begin = resumable_cursors(options.target, steps.start, plan) if is_run else None
     first, cursors = begin or (0, first_cursors(plan.lanes, len(plan.corpora)))
     cursors = skip_steps(plan, cursors, first, steps.start)

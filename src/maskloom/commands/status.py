@@ -2,7 +2,7 @@
 
 With --should-restart it answers by its exit code whether what started the run should start it again, for scripts: 0 where
 another attempt may get on; 1 where the run is done, would fail again, made no progress in three attempts, or holds a file
-`no-restart`. Ask when the last attempt has ended.
+`no-restart`. Ask when the last attempt has ended, and say so with --ended CODE: ranks that were killed could not write it.
 
 example:
   maskloom status runs/first
@@ -15,9 +15,11 @@ import argparse
 import time
 from pathlib import Path
 
+from maskloom.commands.arguments import natural
 from maskloom.config import load_config
 from maskloom.errors import UserError
-from maskloom.launch.supervisor import NO_RESTART
+from maskloom.launch.ending import Ended, in_words
+from maskloom.launch.supervisor import NO_RESTART, settle
 from maskloom.progress import duration
 from maskloom.status import Status, attempt_steps, read_status, why_not_again
 
@@ -27,6 +29,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("run", metavar="RUN", help="folder of a run, or the YAML file that it is started with")
     add("overrides", nargs="*", metavar="key=value", help="settings that replace the file's")
     add("--should-restart", action="store_true", help="exit with 0 where it should be started again, else 1")
+    add(
+        "--ended",
+        type=natural,
+        metavar="CODE",
+        help="the last attempt ended with this exit code: `running` becomes `failed`",
+    )
     add("--folder", action="store_true", help="print the run's folder only")
 
 
@@ -40,6 +48,8 @@ def run(options: argparse.Namespace) -> int:
         print(folder)
         return 0
     status = read_status(folder)
+    if options.ended is not None:
+        status = settle(folder, status, Ended(options.ended, f"what ran the ranks {in_words(options.ended)}")).status
     if options.should_restart:
         why = f"{folder / NO_RESTART} exists" if (folder / NO_RESTART).exists() else None
         why = why or why_not_again(status, attempt_steps(folder))

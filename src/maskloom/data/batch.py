@@ -5,7 +5,7 @@ Shapes: R rows, S slots a row, T = R*S slots, N pieces (paddings and empty ones 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,6 +61,23 @@ def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     if device.type == "cuda" and tensor.device.type == "cpu":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
+
+
+def to_host(tensor: torch.Tensor) -> Callable[[], list[float]]:
+    """Begin to copy a vector to this process; returns what reads it, waiting on CUDA for the work that was given before this
+    call, but not for any that was given after."""
+    if tensor.device.type != "cuda":
+        return tensor.tolist
+    copy = tensor.to("cpu", non_blocking=True)
+    event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    event.record()
+
+    def read() -> list[float]:
+        event.synchronize()
+        values: list[float] = copy.tolist()
+        return values
+
+    return read
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from maskloom.errors import UserError
+from maskloom.files import open_own, private_folder
 from maskloom.progress import warn
 
 COUNT = "count"
@@ -54,7 +55,7 @@ class Cache:
     def __init__(self, folder: Path, bound_bytes: int) -> None:
         self.folder, self.bound_bytes, self.is_written = folder, bound_bytes, True
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            private_folder(folder, "set data.storage.cache to a folder of your own")
         except (FileExistsError, NotADirectoryError):
             raise UserError(f"data.storage.cache: {folder} is a file, or lies below one: name a folder") from None
         except OSError as error:
@@ -127,7 +128,7 @@ class Cache:
     @contextlib.contextmanager
     def _lock(self) -> Iterator[int]:
         """The only writer of the count: its file, opened."""
-        count = os.open(self.folder / COUNT, os.O_RDWR | os.O_CREAT, 0o666)
+        count = open_own(self.folder / COUNT)
         try:
             fcntl.flock(count, fcntl.LOCK_EX)
             yield count

@@ -30,6 +30,7 @@ from maskloom.config import Storage
 from maskloom.data.samples import TokenBlock, read_documents, read_tokens
 from maskloom.data.storage import fetch, is_remote, join, local_path, open_range, read_whole
 from maskloom.errors import DataFault, UserError
+from maskloom.files import private_folder
 from maskloom.redaction import shown
 from maskloom.tokenizer import Tokenized, Tokenizer
 
@@ -274,6 +275,8 @@ def _read_header(folder: str, where: str, settings: Storage) -> dict[str, Any]:
         ) from None
     except DataFault as fault:
         raise UserError(f"no index at {shown(where)}: {fault}") from None
+    except UserError:
+        raise
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where} is not valid JSON: {error}") from None
     if not isinstance(header, dict) or header.get("format") != FORMAT or header.get("version") != VERSION:
@@ -294,7 +297,7 @@ def _open_remote(folder: str, header: dict[str, Any], settings: Storage, where: 
     digest = hashlib.sha256(json.dumps(header["table_digest"]).encode()).hexdigest()  # a name, whatever the header says
     files = base / "maskloom" / f"index-{digest[:32]}"
     try:
-        (files / "index").mkdir(parents=True, exist_ok=True)
+        private_folder(files / "index", "set XDG_CACHE_HOME to a folder of your own")
     except OSError as error:
         raise UserError(
             f"the index of {where} cannot be kept in {files}: {error.strerror}. Set XDG_CACHE_HOME to a folder that can be "

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from maskloom.config import QUERY_LEFT_OUT, Data, Masking, RunConfig
 from maskloom.data.index import Index, load_index
 from maskloom.data.masking import MaskRule, rate_at
-from maskloom.data.order import default_lanes
+from maskloom.data.order import LaneCursors, default_lanes
 from maskloom.distributed import World
 from maskloom.errors import UserError
 from maskloom.redaction import shown
@@ -118,6 +119,8 @@ class DataPlan:
 
     Attributes:
         skips_bad: pass over data that is not what was indexed, in place of raising.
+        jumps: step, which counts from 0 -> where all lanes stand before it, in place of behind the step before it: the data
+            between is passed over (`maskloom.train.passed_over`).
     """
 
     corpora: tuple[Index, ...]
@@ -128,6 +131,7 @@ class DataPlan:
     masking: Masking
     rule: MaskRule
     skips_bad: bool = False
+    jumps: Mapping[int, Sequence[LaneCursors]] = field(default_factory=dict)
 
     @staticmethod
     def of(config: RunConfig, corpora: tuple[Index, ...], tokenizer: Tokenizer) -> DataPlan:

@@ -72,12 +72,11 @@ class LaneReader(IterableDataset[Any]):
             if any(is_remote(index.url(index.shards[0])) for index in self.plan.corpora):
                 executor = ThreadPoolExecutor(FETCHES_AT_ONCE)
                 stack.callback(executor.shutdown, wait=False, cancel_futures=True)
-            lanes = [Lane(self.plan, number, self.cursors[number], executor) for number in numbers]
-            for lane in lanes:
-                for track in lane.tracks:
-                    track.prefetch()
+            lanes = self._open({number: self.cursors[number] for number in numbers}, executor)
             try:
                 for step in range(self.first_step, self.last_step):
+                    if jump := self.plan.jumps.get(step):
+                        lanes = self._open({number: jump[number] for number in numbers}, executor)
                     rows = rows_of_step(lanes, step)
                     skips = tuple(skip for lane in lanes for skip in lane.skipped()) if self.plan.skips_bad else ()
                     yield Step(step, rows, {lane.number: lane.cursors for lane in lanes}, skips)
@@ -91,6 +90,13 @@ class LaneReader(IterableDataset[Any]):
                 )
             except UserError as error:
                 yield error
+
+    def _open(self, cursors: dict[int, LaneCursors], executor: ThreadPoolExecutor | None) -> list[Lane]:
+        lanes = [Lane(self.plan, number, lane_cursors, executor) for number, lane_cursors in cursors.items()]
+        for lane in lanes:
+            for track in lane.tracks:
+                track.prefetch()
+        return lanes
 
 
 def read_steps(
@@ -144,6 +150,8 @@ def skip_steps(plan: DataPlan, cursors: Sequence[LaneCursors], first_step: int, 
     """Where the lanes stand before `last_step`, if they stand at `cursors` before `first_step`."""
     lanes = [Lane(plan, number, lane_cursors) for number, lane_cursors in enumerate(cursors)]
     for step in range(first_step, last_step):
+        if jump := plan.jumps.get(step):
+            lanes = [Lane(plan, number, lane_cursors) for number, lane_cursors in enumerate(jump)]
         reading = plan.reading(step)
         for lane in lanes:
             lane.skip(reading)

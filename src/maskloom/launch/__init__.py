@@ -4,4 +4,5 @@ hostfile     hosts and slots, checked
 local        ranks on this machine, as processes that never outlive this one
 remote       ranks on the hosts of a hostfile, through the deepspeed launcher
 supervisor   attempt after attempt: which hosts, which port, whether another one is worth it, the honest exit code
+doctor       what `maskloom doctor` finds out before a run
 """

@@ -14,11 +14,11 @@ from pathlib import Path
 
 from maskloom.errors import UserError
 from maskloom.progress import warn
-from maskloom.redaction import is_secret_name
+from maskloom.redaction import is_secret_name, secret_urls
 
 PASSED_ON = re.compile(
-    r"(NCCL|GLOO|OMP|KMP|MKL|TORCH|TORCHINDUCTOR|PYTORCH|TRITON|CUDA|HF|TRANSFORMERS|UCX|FI|RDMAV|DEEPSPEED|DS|MASKLOOM|PYTHON)_?.*"
-    r"|AWS_(PROFILE|REGION|DEFAULT_REGION|ENDPOINT_URL.*|CONFIG_FILE|SHARED_CREDENTIALS_FILE|CA_BUNDLE)"
+    r"(NCCL|GLOO|OMP|KMP|MKL|TORCH|TORCHINDUCTOR|PYTORCH|TRITON|CUDA|HF|TRANSFORMERS|UCX|FI|RDMAV|DEEPSPEED|DS|MASKLOOM|PYTHON)_?[A-Z0-9_]*"
+    r"|AWS_(PROFILE|REGION|DEFAULT_REGION|ENDPOINT_URL[A-Z0-9_]*|CONFIG_FILE|SHARED_CREDENTIALS_FILE|CA_BUNDLE)"
     r"|TOKENIZERS_PARALLELISM|LD_LIBRARY_PATH|TMPDIR|https?_proxy|no_proxy|SSL_CERT_FILE"
 )
 OWN = re.compile(r"CUDA_VISIBLE_DEVICES|DS_ENV_FILE|PYTHONPATH|(OMP|KMP)_(PROC_BIND|PLACES|AFFINITY)")
@@ -37,7 +37,7 @@ def for_hosts(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
     for name, value in environment.items():
         if not PASSED_ON.fullmatch(name) or OWN.fullmatch(name):
             continue
-        if is_secret_name(name):
+        if is_secret_name(name) or list(secret_urls({name: value})):
             warn(f"{name} is not passed to the hosts: command lines would show it. Put it into a file on each of them")
         else:
             variables[name] = value
@@ -82,7 +82,7 @@ def _read(file: Path) -> dict[str, str]:
             continue
         if not mark or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
             faults.append(f"  line {number}: not NAME=VALUE")
-        elif is_secret_name(name):
+        elif is_secret_name(name) or list(secret_urls({name: value})):
             faults.append(
                 f"  line {number}: {name} would stand in the command lines and logs of all hosts: take it out"
             )

@@ -46,7 +46,7 @@ def healthy(host: Host, ssh: Ssh, run: Path) -> str | None:
 
 def look_at_all(hosts: Sequence[Host], ssh: Ssh, run: Path, preferred_port: int) -> list[Findings]:
     """A look at each host, many at once, in their order."""
-    with ThreadPoolExecutor(min(AT_ONCE, len(hosts))) as pool:
+    with ThreadPoolExecutor(AT_ONCE) as pool:
         return list(pool.map(lambda host: look_at(host, ssh, run, preferred_port), hosts))
 
 

@@ -6,7 +6,7 @@ What DeepSpeed's launcher leaves to us, each found by running 0.19.8 with pdsh 2
   code 1` says so at once; from then on the others have a short time.
 - Signals do not cross pdsh. A request to stop is the file RUN/stop, which all ranks look for.
 - When the launcher is told to end, it ends everything on the hosts that looks like it, other runs too. So it never is: what has
-  this attempt's token is ended, and the launcher then ends for want of hosts.
+  the run's token is ended, and the launcher then ends for want of hosts.
 - SIGUSR1 and SIGUSR2 would kill it, and orphan all ranks: both are ignored from the start. It has a session of its own, which
   no terminal reaches.
 - One host alone would be taken for this machine (`--force_multi`); a name would be resolved by ssh (`--master_addr`).
@@ -19,7 +19,6 @@ import contextlib
 import math
 import os
 import re
-import secrets
 import shlex
 import signal
 import subprocess
@@ -38,8 +37,9 @@ from maskloom.launch.guardian import guarded
 from maskloom.launch.hostfile import Host, as_hostfile
 from maskloom.launch.leftovers import VARIABLE, end_leftovers
 from maskloom.launch.ssh import FAILED, Ssh
+from maskloom.launch.tied import tied
 from maskloom.progress import say, warn
-from maskloom.status import EXIT_DONE, EXIT_STOPPED
+from maskloom.status import EXIT_HUNG, EXIT_STOPPED
 
 HOST_FAILED = re.compile(r"pdsh@[^:\s]+: ([^:\s]+): (?:ssh )?exited with exit code (\d+)")
 LEFTOVERS_GRACE_S = 5.0
@@ -71,6 +71,8 @@ def host_code(code: int) -> int:
 
 def run_on_hosts(
     hosts: Sequence[Host],
+    everywhere: Sequence[Host],
+    token: str,
     arguments: Sequence[str],
     run: Path,
     master: tuple[str, int],
@@ -82,16 +84,17 @@ def run_on_hosts(
     """Start `maskloom.train` with these arguments once a slot, wait until all have ended, and leave nothing behind.
 
     Args:
+        everywhere: hosts on which something with `token` may run, also of an earlier attempt: nothing is left on any.
+        token: that all processes of the run have in their environment.
         run: the run's folder, where a request to stop is put.
         master: the address of the first host as the others reach it, and a port that is free there.
         grace_s: after a request to stop, or when one host has ended well, for all others.
         failed_grace_s: for the others when a host has failed.
     """
-    token = secrets.token_hex(8)
     variables = {**for_hosts(), VARIABLE: token}
     with (
-        _private_files(as_hostfile(hosts), environment_file(variables)) as (hostfile, environment),
-        guarded(hosts, token, ssh),
+        private_files(as_hostfile(hosts), environment_file(variables)) as (hostfile, environment),
+        guarded(everywhere, token, ssh, hostfile.parent),
     ):
         launcher = subprocess.Popen(
             deepspeed_command(hostfile, master, arguments),
@@ -108,18 +111,19 @@ def run_on_hosts(
         assert launcher.stderr is not None
         pump = threading.Thread(target=_pass_on, args=(launcher.stderr, failures), daemon=True)
         pump.start()
-        what = None
+        grace_left_s, ended = 0.0, None
         try:
-            what = _wait(launcher, failures, stop, run, grace_s, failed_grace_s)
+            ended = _wait(launcher, failures, stop, run, grace_s, failed_grace_s)
+            grace_left_s = LEFTOVERS_GRACE_S if ended is None else 0.0
         finally:
-            found = end_leftovers(hosts, token, ssh, LEFTOVERS_GRACE_S if what is None else 0.0)
+            found = end_leftovers(everywhere, token, ssh, grace_left_s)
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(launcher.pid, signal.SIGKILL)
             code = exit_code(launcher.wait())
             pump.join(POLL_S * 10)
             if found:
                 say(f"{found} processes that had not ended by themselves were ended on the hosts")
-    return _ended(code, failures, what, stop)
+    return ended or _by_itself(code, failures)
 
 
 def deepspeed_command(hostfile: Path, master: tuple[str, int], arguments: Sequence[str]) -> list[str]:
@@ -127,7 +131,7 @@ def deepspeed_command(hostfile: Path, master: tuple[str, int], arguments: Sequen
     launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--hostfile", str(hostfile), "--launcher", "pdsh"]
     launcher += ["--master_addr", master[0], "--master_port", str(master[1]), "--force_multi", "--no_ssh_check"]
     launcher += ["--log_level", "warning", "--module", "maskloom.train", *map(for_pdsh, arguments)]
-    return ["sh", "-c", "trap '' USR1 USR2; exec \"$@\"", "sh", *launcher]
+    return tied(["sh", "-c", "trap '' USR1 USR2; exec \"$@\"", "sh", *launcher])
 
 
 def for_pdsh(argument: str) -> str:
@@ -141,28 +145,30 @@ def for_pdsh(argument: str) -> str:
 
 def _wait(
     launcher: subprocess.Popen[bytes], failures: Failures, stop: Stop, run: Path, grace_s: float, failed_grace_s: float
-) -> str | None:
-    """Until the launcher has ended by itself (None), or why its ranks must be ended."""
-    end_at_s, why = math.inf, ""
-    is_asked = is_failed = False
+) -> Ended | None:
+    """Until the launcher has ended by itself (None), or how the attempt ended where its ranks must be ended."""
+    end_at_s, late = math.inf, Ended(EXIT_HUNG, "the other hosts' ranks did not end although those of one had")
+    is_asked, failed = False, None
     while launcher.poll() is None:
         now_s = time.monotonic()
         if stop.signal and not is_asked:
             is_asked = True
             if not _ask_to_stop(run, stop):
-                return "they were asked to stop before they had begun"
+                return Ended(EXIT_STOPPED, "the ranks were asked to stop before they had begun")
             say_stopping(stop, grace_s)
-            end_at_s, why = now_s + grace_s, "they did not stop in time"
-        if failures.first and not is_failed:
-            is_failed = True
-            warn(f"{_described(*failures.first)}; the other hosts have {failed_grace_s:,.0f} s to end")
-            end_at_s, why = now_s + failed_grace_s, "they did not end although a host had failed"
+            end_at_s, late = (
+                now_s + grace_s,
+                Ended(128 + signal.SIGKILL, "the ranks did not stop in time, and were killed"),
+            )
+        if not failed and (failed := failures.first):
+            warn(f"{_described(*failed)}; the other hosts have {failed_grace_s:,.0f} s to end")
+            end_at_s, late = now_s + failed_grace_s, Ended(failed[1], _described(*failed))
         elif failures.codes and math.isinf(end_at_s):
-            end_at_s, why = now_s + grace_s, "they did not end although a host had stopped"
+            end_at_s = now_s + grace_s
         if stop.urgent:
-            return "they were asked to stop twice"
+            return Ended(128 + signal.SIGINT, "the ranks were killed: asked to stop twice")
         if now_s >= end_at_s:
-            return why
+            return late
         time.sleep(POLL_S)
     return None
 
@@ -175,20 +181,13 @@ def _ask_to_stop(run: Path, stop: Stop) -> bool:
     return True
 
 
-def _ended(code: int, failures: Failures, what: str | None, stop: Stop) -> Ended:
+def _by_itself(code: int, failures: Failures) -> Ended:
+    """How an attempt ended whose launcher ended with this code, with nobody's help."""
     if failures.first:
-        host, code = failures.first
-        return Ended(code, _described(host, code))
-    if what and "before they had begun" in what:
-        return Ended(EXIT_STOPPED, f"the ranks were ended: {what}")
-    if what:
-        number = signal.SIGINT if stop.urgent else signal.SIGKILL
-        return Ended(128 + number, f"the ranks were ended: {what}")
+        return Ended(failures.first[1], _described(*failures.first))
     if code == EXIT_STOPPED:
         return Ended(code, "the ranks saved and stopped")
-    if code == EXIT_DONE:
-        return Ended(code, "all hosts ended well")
-    return Ended(code, f"deepspeed's launcher {in_words(code)}")
+    return Ended(code, f"deepspeed's launcher {in_words(code)}" if code else "all hosts ended well")
 
 
 def _described(host: str, code: int) -> str:
@@ -205,7 +204,7 @@ def _pass_on(stream: IO[bytes], failures: Failures) -> None:
 
 
 @contextlib.contextmanager
-def _private_files(*texts: str) -> Iterator[tuple[Path, ...]]:
+def private_files(*texts: str) -> Iterator[tuple[Path, ...]]:
     """Files that nobody else can read or foresee, for as long as the block runs."""
     with tempfile.TemporaryDirectory(prefix="maskloom-") as folder:  # mode 0700
         paths = tuple(Path(folder) / f"{number}" for number in range(len(texts)))

@@ -151,10 +151,12 @@ def save_definition(model: MaskedLM, tokenizer: Tokenizer, folder: Path) -> None
     tokenizer.save(folder / "tokenizer.json")
 
 
-def build_defined(folder: Path) -> MaskedLM:
-    """The model that `save_definition` described; its weights are about to be loaded."""
+def build_defined(folder: Path, settings: Model | None = None) -> MaskedLM:
+    """The model that `save_definition` described, with the dropout of `settings`; its weights are about to be loaded."""
+    names = ("hidden_dropout_prob", "attention_probs_dropout_prob")
+    dropout = {name: getattr(settings, name) for name in names} if settings else {}
     try:
-        return MaskedLM(BertConfig.from_pretrained(folder))
+        return MaskedLM(BertConfig.from_pretrained(folder, **dropout))
     except (OSError, ValueError) as error:
         raise UserError(f"{folder / 'config.json'} cannot be read: {error}") from None
 

@@ -19,6 +19,7 @@ from maskloom.distributed import World, barrier, gather_objects, set_timeouts
 from maskloom.progress import say, warn
 from maskloom.status import EXIT_DONE, EXIT_STOPPED
 from maskloom.tokenizer import load_tokenizer
+from maskloom.train.checkpoint.state import identity
 from maskloom.train.engine.building import start_distributed
 from maskloom.train.engine.configuration import device_of, resolve_precision
 from maskloom.train.metrics import Metrics
@@ -53,12 +54,14 @@ def attempt(config: RunConfig, world: World, run: RunDir, watch: Watch) -> int:
     torch.set_num_threads(run.threads(world, len(os.sched_getaffinity(0))))
     with watch.section("load", set_timeouts):
         trainer = Trainer(config, plan, world, traffic, watch.pulse)
-    run.begin(config, trainer.engine.module, plan.tokenizer, world, trainer.step)
+    run.begin(trainer.config, trainer.engine.module, plan.tokenizer, world, trainer.step)
     why = agreed_to_stop(watch, world)
     watch.log_to(run)
     metrics = Metrics(run.folder, trainer.step, plan.total_steps, trainer.tokens_seen(), world, trainer.peak_flops)
     if not why and loop(config, plan, run, trainer, metrics, watch):
         why = agreed_to_stop(watch, world)
+    with watch.section("save", set_timeouts):
+        trainer.saver.finish(must_succeed=True)
     metrics.close()
     if why and trainer.step < plan.total_steps:
         return stopped(why, trainer.step, run)
@@ -72,9 +75,17 @@ def attempt(config: RunConfig, world: World, run: RunDir, watch: Watch) -> int:
 def loop(config: RunConfig, plan: DataPlan, run: RunDir, trainer: Trainer, metrics: Metrics, watch: Watch) -> bool:
     """Step by step from where the trainer stands to the end of the run. Returns whether it stopped before, because a rank was
     asked to; then too the last step is saved."""
+    save_is_due = False
     for batch in timed(trainer.steps(), metrics, plan, watch):
         trainer.notices.mine["stop"] = int(watch.requests.reason is not None)
         values = trainer.train_step(batch)
+        if trainer.must_go_back:
+            with watch.section("load", set_timeouts):
+                trainer.go_back()
+            metrics.begin_at(trainer.step, trainer.tokens_seen())
+            run.record("running", trainer.step)
+            save_is_due = False
+            continue
         step = trainer.step
         watch.keep_limits(set_timeouts)
         if is_due(step, config.logging.every_steps, plan.total_steps):
@@ -87,9 +98,12 @@ def loop(config: RunConfig, plan: DataPlan, run: RunDir, trainer: Trainer, metri
             and is_due(step, config.evaluation.every_steps, plan.total_steps)
         ):
             metrics.log_evaluation(step, trainer.evaluate())
-        if stops or is_due(step, config.checkpoint.every_steps, plan.total_steps):
+        save_is_due |= is_due(step, config.checkpoint.every_steps, plan.total_steps)
+        # Not amid steps that are not taken: the run may have to go back to before them.
+        if stops or (save_is_due and (trainer.guard.in_a_row == 0 or step == plan.total_steps)):
+            save_is_due = False
             with watch.section("save", set_timeouts):
-                trainer.save(run.folder)
+                trainer.save()
             run.record("running", step)
         if stops:
             return True
@@ -122,9 +136,9 @@ def prepare(config: RunConfig, world: World) -> tuple[RunConfig, DataPlan]:
     Returns:
         the configuration with what was derived (lanes, precision) filled in, and the plan of its data.
     """
-    config = reconcile(config)
-    tokenizer = load_tokenizer(config.tokenizer)
-    plan = DataPlan.of(config, open_corpora(config.data), tokenizer)
+    tokenizer, corpora = load_tokenizer(config.tokenizer), open_corpora(config.data)
+    config = reconcile(config, identity(corpora, tokenizer))
+    plan = DataPlan.of(config, corpora, tokenizer)
     plan.check_world(world)
     if config.evaluation.every_steps and world.is_first:
         for index in plan.corpora:

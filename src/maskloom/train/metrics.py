@@ -49,18 +49,23 @@ class Metrics:
         self, run: Path, step: int, total_steps: int, tokens_seen: int, world: World, peak_flops: float
     ) -> None:
         self.total_steps, self.ranks, self.peak_flops = total_steps, world.size, peak_flops
-        self.started_at = step
+        self.run, self.path, self.is_writer = run, run / "metrics.jsonl", world.is_first
         self.board: SummaryWriter | None = None
         self._writes, self._has_warned = False, False
         self._unwritten: list[str] = []
+        self.begin_at(step, tokens_seen)
+
+    def begin_at(self, step: int, tokens_seen: int) -> None:
+        """Go on behind `step`: what was logged beyond is dropped."""
+        self.started_at = step
         self.mark(step, tokens_seen)
         self.started_s = self.marked_s
-        if world.is_first:
-            self.path = run / "metrics.jsonl"
+        if self.is_writer:
+            self.close()
             keep_until(self.path, step)
             self._writes = True
             with self._surviving_the_board():
-                self.board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
+                self.board = SummaryWriter(str(self.run / "tensorboard"), purge_step=step + 1)
 
     def mark(self, step: int, tokens_seen: int) -> None:
         """Begin an interval of rates."""

@@ -14,6 +14,7 @@ import re
 import socket
 import threading
 import time
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from maskloom.model.bert import MaskedLM, save_definition
 from maskloom.redaction import redacted
 from maskloom.status import State, Status, note_attempt, parse_status, read_status
 from maskloom.tokenizer import Tokenizer
+from maskloom.train.checkpoint.fit import fit_origin, is_same_origin, unlike_data
 from maskloom.train.run_lock import RunLock
 
 MAY_CHANGE = re.compile(
@@ -41,10 +43,14 @@ FAILED = ".failed-"
 PACKAGES = ("maskloom", "deepspeed", "torch", "transformers", "tokenizers", "webdataset", "numpy")
 
 
-def reconcile(config: RunConfig) -> RunConfig:
-    """The configuration to run with, given what the run directory holds already.
+def reconcile(config: RunConfig, data: Mapping[str, Any] | None = None) -> RunConfig:
+    """The configuration to run with, given what the run directory holds already, or the run that it begins from.
 
-    A run that exists keeps what was derived when it began (lanes); what may change is taken from `config`.
+    A run that exists keeps what was derived when it began (lanes, the checkpoint that it began from); what may change is
+    taken from `config`.
+
+    Args:
+        data: what `identity` gives for the tokenizer and the corpora; left out, they are not compared.
 
     Raises:
         UserError: the folder is something else, or the configurations differ in what may not change (all listed).
@@ -53,20 +59,23 @@ def reconcile(config: RunConfig) -> RunConfig:
     saved_file = folder / "config.yaml"
     if not saved_file.exists():
         refuse_foreign(folder)
-        return config
+        return fit_origin(config, data) if config.from_ and data else config
     saved = load_config(saved_file)
     if config.data.lanes is None:
         config = config.model_copy(update={"data": config.data.model_copy(update={"lanes": saved.data.lanes})})
     if config.engine.precision == "auto":
         engine = config.engine.model_copy(update={"precision": saved.engine.precision})
         config = config.model_copy(update={"engine": engine})
+    if is_same_origin(saved.from_, config.from_):
+        config = config.model_copy(update={"from_": saved.from_})
     config = rechecked(config, f"the settings given, with the lanes of the run in {folder}")
-    found = differences(saved.model_dump(mode="json"), config.model_dump(mode="json"))
+    found = differences(saved.model_dump(mode="json", by_alias=True), config.model_dump(mode="json", by_alias=True))
     refused = [
         f"  {key}: {old!r} in the run, {new!r} now"
         for key, (old, new) in found.items()
         if not MAY_CHANGE.fullmatch(key) and not _is_more_steps(key, old, new, len(saved.phases))
     ]
+    refused += unlike_data(folder, data, "in the run") if data else []
     if refused:
         raise UserError(
             f"the run in {folder} was started with another configuration:\n" + "\n".join(refused) + "\n"
@@ -294,7 +303,7 @@ def refuse_foreign(folder: Path) -> None:
         raise UserError(f"run_dir {folder} is a file: choose another folder")
     if (folder / "config.yaml").exists() or not folder.is_dir():
         return
-    if any(entry.name != LOCK for entry in folder.iterdir()):
+    if not all(entry.name.startswith(".") for entry in folder.iterdir()):
         raise UserError(f"run_dir {folder} is not empty and holds no run (no config.yaml): choose another folder")
 
 

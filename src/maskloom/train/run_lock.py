@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 from maskloom.errors import UserError
-from maskloom.files import LOCK, NO_LOCKS
+from maskloom.files import LOCK, NO_LOCKS, open_own
 from maskloom.progress import say
 
 TOUCH_S = 5.0
@@ -31,7 +31,7 @@ class RunLock:
     def __init__(self, folder: Path) -> None:
         self.path = folder / LOCK
         folder.mkdir(parents=True, exist_ok=True)
-        self.file = self.path.open("a+")
+        self.file = os.fdopen(open_own(self.path), "r+")
         try:
             self._take()
         except BaseException:
@@ -62,7 +62,8 @@ class RunLock:
         if self._holder_lives(locked):
             raise self._in_use()
         mine = f"process {os.getpid()} on {socket.gethostname()}"
-        self.file.truncate(0)
+        self.file.seek(0)
+        self.file.truncate()
         self.file.write(mine)
         self.file.flush()
         if not locked:  # of two that came at once, the one that wrote last has it

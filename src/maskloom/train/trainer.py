@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import math
+import functools
+import gc
 import socket
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,26 +15,29 @@ import numpy as np
 import torch
 
 from maskloom.config import RunConfig
-from maskloom.data.batch import Layout, MicroBatch, micro_batches, to_device
+from maskloom.data.batch import Layout, MicroBatch, micro_batches, to_device, to_host
 from maskloom.data.order import Cursor, LaneCursors, first_cursors, make_key
 from maskloom.data.plan import DataPlan
 from maskloom.data.rows import count_slots, count_text_tokens
 from maskloom.data.stream import Step, read_steps
-from maskloom.distributed import World, gather_objects, max_over_ranks, sum_over_ranks
+from maskloom.distributed import World, barrier, gather_objects, max_over_ranks, sum_over_ranks
 from maskloom.errors import UserError
 from maskloom.model.attention import choose_flash_kernel
 from maskloom.model.bert import build_defined, build_model
 from maskloom.model.flops import Shape, peak_of, training_flops
 from maskloom.model.overflow import find_overflow
-from maskloom.progress import say
+from maskloom.progress import say, warn
 from maskloom.train import checkpoint
-from maskloom.train.engine.building import build_engine, optimizer_title, own_part
+from maskloom.train.engine.building import build_engine, optimizer_title, own_part, release_engine
 from maskloom.train.engine.configuration import deepspeed_config, device_of, resolve_precision
-from maskloom.train.engine.stepping import LossScaleCollapsed, apply_gradients, loss_scale, reduction
+from maskloom.train.engine.files import load_engine
+from maskloom.train.engine.stepping import LossScaleCollapsed, adapts_loss_scale, apply_gradients, loss_scale, reduction
 from maskloom.train.evaluation import evaluate
+from maskloom.train.guard import NOT_FINITE, GuardState, after_step, highest_loss, must_go_back, objection
 from maskloom.train.heartbeats import Pulse
 from maskloom.train.metrics import Work, memory_peaks
 from maskloom.train.notices import NAMES, Notices
+from maskloom.train.passed_over import PassedOver, jumps, known, read_intervals, with_one_more, write_intervals
 from maskloom.train.schedule import learning_rate
 from maskloom.train.skipped import Skipped
 from maskloom.train.stragglers import Stragglers
@@ -49,52 +54,83 @@ class Trainer:
         self.attention = choose_flash_kernel(self.device)
         self.layouts = phase_layouts(config, plan, world)
         self.capacities = [plan.capacity(phase) for phase in range(len(plan.phases))]
-        run = Path(config.run_dir)
-        found = checkpoint.find(run, world)
-        universal = False
-        if found:
-            folder, state = found
-            checkpoint.check_fits(state, plan, config.engine.zero_stage, str(config.engine.precision), folder)
-            universal = checkpoint.needs_universal(state, world)
-            model, origin = build_defined(run / "model"), f"resumed from {folder}"
-        else:
-            model, origin = build_model(config.model, plan.tokenizer, config.seed)
-        self._check_positions(model.config.max_position_embeddings)
-        self.engine = build_engine(config, model, deepspeed_settings(config, plan, world, universal))
-        if found:
-            checkpoint.load(self.engine, folder, state, world)
-            self.step, self.cursors = state.step, state.lane_cursors()
-        else:
-            self.step, self.cursors = 0, first_cursors(plan.lanes, len(plan.corpora))
-        pulse.step = self.step
-        count = state.skipped if found else 0
-        self.skipped = Skipped(run, plan, self.step, count, config.data.max_bad_share, world)
-        self._tokens = torch.tensor(state.tokens_seen if found else 0, dtype=torch.int64, device=self.device)
-        # Since the last logged line: this rank's losses, what `_count` counts on all ranks, and the slots they computed.
-        self._losses = torch.zeros((), dtype=torch.float64, device=self.device)
-        self._counts = torch.zeros(4, dtype=torch.int64, device=self.device)
+        self.run = Path(config.run_dir)
         self.notices = Notices()
-        self._computed_slots = 0
-        # Where this rank's time went since then: waiting for the others at the beginning of steps, and evaluations and saves.
+        self.saver = checkpoint.Saver(self.run, config.checkpoint, world, self.notices)
+        # Where this rank's time went since the last logged line: waiting for the others at the beginning of steps, and
+        # evaluations and saves.
         self._waits = traffic.meter()
         self._marked_s, self._paused_s = time.perf_counter(), 0.0
         self.stragglers = Stragglers(gather_objects(socket.gethostname(), world), world.is_first)
-        self.shape = Shape.of(model.config)
+        self._beginnings = 0
+        found = checkpoint.find(self.run, world)
+        mine = [interval.to_json() for interval in read_intervals(self.run)] if world.is_first else []
+        of_run = [PassedOver.from_json(values) for values in gather_objects(mine, world)[0]]
+        if found is None and config.from_ is not None:
+            found = checkpoint.find_origin(str(config.from_), world)
+            self.config = config.model_copy(update={"from_": checkpoint.origin_of(*found)})
+        self.passed_over = known(found[1].intervals(), found[1].step, of_run) if found else of_run
+        origin = self._begin_from(found)
+        self.shape = Shape.of(self.engine.module.config)
         peak = peak_of(self.device, resolve_precision(config.engine.precision), config.logging.peak_tflops)
         self.peak_flops = float(sum_over_ranks(torch.tensor(peak.flops, dtype=torch.float64, device=self.device)))
         if world.is_first:
             self._announce(origin)
             say(f"peak: {self.peak_flops / world.size / 1e12:,.3g} TFLOP/s a rank ({peak.origin})")
 
+    def _begin_from(self, found: tuple[Path, checkpoint.State] | None) -> str:
+        """Stand where the checkpoint was written, or at the beginning; returns where the weights are from, in words."""
+        config, world = self.config, self.world
+        plan = self.plan = replace(self.plan, jumps=jumps(self.passed_over))
+        state: checkpoint.State | None = None
+        if found:
+            folder, state = found
+            if is_fork := folder.parents[1] != self.run:
+                model, origin = build_defined(folder.parents[1] / "model", config.model), f"begun from {folder}"
+            else:
+                model, origin = build_defined(folder.parents[1] / "model"), f"resumed from {folder}"
+            checkpoint.check_fits(state, plan, None if is_fork else str(config.engine.precision), folder)
+            self.saver.last_good = None if is_fork else folder.name
+        else:
+            self.saver.last_good = None
+            model, origin = build_model(config.model, plan.tokenizer, config.seed)
+        self._check_positions(model.config.max_position_embeddings)
+        self.engine: Any = build_engine(config, model, deepspeed_settings(config, plan, world))
+        if state:
+            same_spread = (state.zero_stage, state.world_size) == (config.engine.zero_stage, world.size)
+            load_engine(self.engine, folder, same_spread, state.precision == config.engine.precision)
+        self.step = self.pulse.step = state.step if state else 0
+        self.cursors = state.lane_cursors() if state else first_cursors(plan.lanes, len(plan.corpora))
+        self.guard = state.guard_state() if state else GuardState()
+        count = state.skipped if state else 0
+        self.skipped = Skipped(self.run, plan, self.step, count, config.data.max_bad_share, world)
+        self._tokens = torch.tensor(state.tokens_seen if state else 0, dtype=torch.int64, device=self.device)
+        # Since the last logged line: losses and predicted tokens of the steps taken, and of all steps what `_count` counts and
+        # the slots that were computed; over all ranks.
+        self._losses = torch.zeros(2, dtype=torch.float64, device=self.device)
+        self._counts = torch.zeros(4, dtype=torch.int64, device=self.device)
+        self._computed_slots = 0
+        self._objection: tuple[str, Callable[[], str]] = ("", str)
+        self._beginnings += 1
+        return origin
+
     def steps(self) -> Iterator[Step]:
-        """This rank's rows, from where the run stands to its end."""
+        """This rank's rows, from where the run stands to its end; where it goes back, on from there."""
         data = self.config.data
-        return read_steps(
-            self.plan, self.world, self.cursors, self.step, workers=data.workers, prefetch_steps=data.prefetch_steps
-        )
+        beginning = 0
+        while beginning != self._beginnings:
+            beginning = self._beginnings
+            reader = read_steps(
+                self.plan, self.world, self.cursors, self.step, workers=data.workers, prefetch_steps=data.prefetch_steps
+            )
+            for batch in reader:
+                yield batch
+                if beginning != self._beginnings:
+                    break
 
     def train_step(self, batch: Step) -> Any:
         """One optimizer step on this rank's rows; returns a function that reads the step's values (all ranks call it)."""
+        self.saver.follow()
         self.engine.train()
         self.traffic.begin_step()
         buckets = [bucket.to(self.device) for bucket in self._micro_batches(batch)]
@@ -104,33 +140,114 @@ class Trainer:
         self.notices.hear(sums[-len(NAMES) :])
         # Ranks average their gradients: with world / N on each, the loss is the mean over the global batch's N tokens.
         scale = self.world.size / counts[0].clamp(min=1)
+        highest = highest_loss(self.guard, self.config.guard, phase := self.plan.phase_of(batch.number))
         results = torch.zeros(2, dtype=torch.float64, device=self.device)
         with reduction(self.engine, self.config.engine.reduce, len(buckets)) as backward:
             for number, bucket in enumerate(buckets):
                 self.pulse.tick("compute")
                 self._seed_dropout(batch.number, number)
                 loss, hits = self.engine(bucket)
-                backward(loss * scale)
                 results += torch.stack([loss.detach().double(), hits.double()])
+                factor = scale
+                if number == len(buckets) - 1:
+                    # The loss of the global batch is known before the last backward, which it can spoil without being waited for.
+                    mean = sum_over_ranks(results)[0] / counts[0].clamp(min=1)
+                    factor = torch.where(mean <= highest, scale, torch.nan)
+                    read = to_host(torch.stack([mean, results[1] / counts[0].clamp(min=1)]))
+                backward(loss * factor)
         self.pulse.tick("update")
         lr = learning_rate(batch.number + 1, self.config.optimizer, self.config.schedules)
+        mean_loss, accuracy = read()
+        reason = objection(mean_loss, highest)
+        where = functools.partial(self._not_finite, batch.number, buckets, float(scale))
         try:
-            norm = apply_gradients(self.engine, lr)
+            norm, is_applied = apply_gradients(self.engine, lr, is_spoilt=reason is not None)
         except LossScaleCollapsed:
-            raise self._collapsed(batch.number, buckets, float(scale)) from None
+            raise self._collapsed(batch.number, where()) from None
+        if not is_applied and not adapts_loss_scale(self.engine):
+            reason = reason or NOT_FINITE
         self.traffic.end_step()
         self.step = batch.number + 1
         self.pulse.stepped(self.step)
+        self._judged(phase, mean_loss, reason, where)
         self._tokens += counts[1]
-        self._losses += results[0]
+        if reason is None:
+            self._losses += torch.stack([results[0], counts[0].double()])
         self._counts += counts
         self._computed_slots += self.world.size * sum(len(bucket.input_ids) for bucket in buckets)
         for lane, cursors in batch.cursors.items():
             self.cursors[lane] = cursors
         self.skipped.add(self.step, batch.skips)
-        return lambda: self._values(
-            results, counts[0], lr, norm, lambda: self._not_finite(batch.number, buckets, float(scale))
+        return lambda: self._values(mean_loss, accuracy, lr, norm)
+
+    def _judged(self, phase: int, loss: float, reason: str | None, where: Callable[[], str]) -> None:
+        """Keep account of a step that was taken, or was not for a reason."""
+        self.guard = after_step(self.guard, self.config.guard, phase, loss, is_taken=reason is None)
+        self._objection = (reason, where) if reason else ("", str)
+        if reason and self.world.is_first:
+            warn(f"step {self.step:,} was not taken: {reason} ({self.guard.in_a_row} in a row)")
+
+    @property
+    def must_go_back(self) -> bool:
+        """Whether too many steps in a row were not taken."""
+        return must_go_back(self.guard, self.config.guard)
+
+    def go_back(self) -> None:
+        """Load the newest checkpoint from before the steps that were not taken, and stand there behind their data. Every rank
+        takes part.
+
+        Raises:
+            UserError: the run went back to it as often as it may.
+        """
+        reason, where = self._objection
+        self.saver.finish()
+        found = checkpoint.find_at_most(self.run, self.step - self.guard.in_a_row, self.world)
+        if found is None and self.config.from_ is not None:
+            found = checkpoint.find_origin(str(self.config.from_), self.world)
+        step = found[1].step if found else 0
+        times = sum(interval.after_step == step for interval in self.passed_over)
+        if times >= self.config.guard.rollbacks:
+            place = f" ({found_there} is not finite)" if (found_there := where()) else ""
+            raise self._diverged(
+                f"step {self.step} was not taken, as {reason}{place}, nor were the {self.guard.in_a_row - 1} before it, and the "
+                f"run went back to step {step} {times} time(s) already (guard.rollbacks)"
+            )
+        self._gather_cursors()
+        kept = [interval for interval in self.passed_over if interval.after_step <= step]
+        before = sum(interval.bad_steps for interval in kept) + (found[1].guard_state().bad_steps if found else 0)
+        interval = PassedOver(
+            step,
+            (step + 1, self.step),
+            sum(self.plan.lanes * self.plan.lane_rows(number) for number in range(step, self.step)),
+            self.bad_steps - before,
+            f"step {self.step}: {reason}",
+            [[cursor.to_json() for cursor in lane] for lane in self.cursors],
         )
+        self.passed_over = with_one_more(self.passed_over, interval)
+        # In this order: a run that is killed between the two meets the same steps again, and goes back again.
+        checkpoint.drop_after(self.run, step, self.world)
+        if self.world.is_first:
+            write_intervals(self.run, self.passed_over)
+            warn(
+                f"step {self.step:,}: {self.guard.in_a_row} steps in a row were not taken: going back to step {step:,}, and on "
+                f"behind the rows of steps {step + 1:,} to {self.step:,} ({interval.rows:,} rows are passed over)"
+            )
+        barrier()
+        self._objection = ("", str)  # it holds the engine
+        release_engine(self.engine)
+        self.engine = None
+        del where
+        gc.collect()
+        torch.cuda.empty_cache()
+        self._begin_from(found)
+
+    @property
+    def bad_steps(self) -> int:
+        """Steps not taken so far, those among what was passed over included."""
+        return self.guard.bad_steps + sum(interval.bad_steps for interval in self._intervals_behind())
+
+    def _intervals_behind(self) -> list[PassedOver]:
+        return [interval for interval in self.passed_over if interval.after_step < self.step]
 
     def tokens_seen(self) -> int:
         return int(self._tokens)
@@ -150,17 +267,16 @@ class Trainer:
         self._paused_s += time.perf_counter() - began_s
         return values
 
-    def save(self, run: Path) -> None:
-        """Write a checkpoint; every rank takes part."""
+    def save(self) -> None:
+        """Begin to write a checkpoint; every rank takes part. `saver.finish` waits for it.
+
+        Raises:
+            SaveFailed: too many in a row could not be written.
+        """
         began_s = time.perf_counter()
         self._check_weights()
         self.skipped.settle(self._my_cursors())
-        mine = [
-            [lane, [cursor.to_json() for cursor in cursors]] for lane, cursors in sorted(self._my_cursors().items())
-        ]
-        for part in gather_objects(mine, self.world):
-            for lane, cursors in part:
-                self.cursors[lane] = tuple(map(Cursor.from_json, cursors))
+        self._gather_cursors()
         state = checkpoint.State(
             self.step,
             self.tokens_seen(),
@@ -170,11 +286,20 @@ class Trainer:
             self.world.size,
             self.config.engine.zero_stage,
             str(self.config.engine.precision),
+            self.guard.to_json(),
+            [interval.to_json() for interval in self._intervals_behind()],
         )
-        folder = checkpoint.save(self.engine, run, state, self.config.checkpoint.keep_last, self.world)
-        if self.world.is_first:
-            say(f"step {self.step:,} | checkpoint {folder}")
+        self.saver.start(self.engine, state)
         self._paused_s += time.perf_counter() - began_s
+
+    def _gather_cursors(self) -> None:
+        """Learn where the other ranks' lanes stand."""
+        mine = [
+            [lane, [cursor.to_json() for cursor in cursors]] for lane, cursors in sorted(self._my_cursors().items())
+        ]
+        for part in gather_objects(mine, self.world):
+            for lane, cursors in part:
+                self.cursors[lane] = tuple(map(Cursor.from_json, cursors))
 
     def _my_cursors(self) -> dict[int, LaneCursors]:
         return {lane: self.cursors[lane] for lane in self.world.share(self.plan.lanes)}
@@ -191,28 +316,24 @@ class Trainer:
         return torch.tensor([np.count_nonzero(batch.rows.chosen), text_tokens, slots, squares], dtype=torch.int64)
 
     def _values(
-        self,
-        sums: torch.Tensor,
-        masked: torch.Tensor,
-        lr: float,
-        norm: torch.Tensor | float,
-        not_finite: Callable[[], str],
+        self, loss: float, accuracy: float, lr: float, norm: torch.Tensor | float
     ) -> tuple[dict[str, float], Work]:
         totals, own_s = self._own_time()
-        loss_sum, hits, mean_sum = sum_over_ranks(torch.cat([sums, self._losses[None]])).tolist()
-        loss = loss_sum / max(int(masked), 1)
-        if not math.isfinite(loss):
-            # From stage 1 on DeepSpeed skips such a step, so that the weights are those that it was taken with.
-            where = f" ({not_finite() or 'no layer'} is not finite)" if self.config.engine.zero_stage else ""
-            raise self._diverged(f"the loss is {loss}{where}")
+        loss_sum, taken = self._losses.tolist()
         predicted, _, slots, squares = self._counts.tolist()
-        mean = mean_sum / max(predicted, 1)
+        mean = loss_sum / taken if taken else loss
         work = Work(slots, self._computed_slots, training_flops(self.shape, slots, squares, predicted))
         self._losses.zero_()
         self._counts.zero_()
         self._computed_slots = 0
-        accuracy = hits / max(int(masked), 1)
-        values = {"loss": loss, "loss_mean": mean, "accuracy": accuracy, "lr": lr, "grad_norm": float(norm)}
+        values: dict[str, float] = {
+            "loss": loss,
+            "loss_mean": mean,
+            "accuracy": accuracy,
+            "lr": lr,
+            "grad_norm": float(norm),
+        }
+        values |= {"bad_steps": self.bad_steps, "rollbacks": len(self._intervals_behind())}
         self.skipped.settle(self._my_cursors())
         if self.plan.skips_bad:
             values["skipped_blocks"] = self.skipped.count
@@ -260,20 +381,20 @@ class Trainer:
         for parameter in self.engine.module.parameters():
             wrong += (~torch.isfinite(own_part(parameter))).sum()
         if count := int(sum_over_ranks(wrong)):
-            raise self._diverged(f"{count:,} weights are not finite")
+            raise self._diverged(f"{count:,} weights are not finite after step {self.step}, which was not saved")
 
     def _diverged(self, what: str) -> UserError:
+        fp16 = ", or engine.precision=bf16" if self.config.engine.precision == "fp16" else ""
         return UserError(
-            f"the run diverged: {what} after step {self.step}, which was not saved. Start anew in another run_dir with a lower "
-            f"optimizer.lr (now {self.config.optimizer.lr}) or a longer optimizer.warmup_steps"
+            f"the run diverged: {what}. Start anew in another run_dir with a lower optimizer.lr (now {self.config.optimizer.lr}) "
+            f"or a longer optimizer.warmup_steps{fp16}"
         )
 
     def _seed_dropout(self, step: int, micro_batch: int) -> None:
         torch.manual_seed(make_key(self.config.seed, "dropout", step, micro_batch, self.world.rank) >> 1)
 
-    def _collapsed(self, step: int, buckets: list[MicroBatch], scale: float) -> UserError:
+    def _collapsed(self, step: int, where: str) -> UserError:
         """The error that names the layer; `step` counts from 0."""
-        where = self._not_finite(step, buckets, scale)
         return UserError(
             f"fp16 collapsed at step {step + 1}: gradients overflow although the loss scale is at its minimum. Not finite: "
             f"{where or 'the sum of the gradients'}. Export the last checkpoint (maskloom export) and start from it, with "
@@ -321,11 +442,11 @@ class Trainer:
             say(f"going on after step {self.step:,} of {self.plan.total_steps:,}")
 
 
-def deepspeed_settings(config: RunConfig, plan: DataPlan, world: World, universal: bool = False) -> dict[str, Any]:
+def deepspeed_settings(config: RunConfig, plan: DataPlan, world: World) -> dict[str, Any]:
     """The DeepSpeed configuration of this run at this world size."""
     layouts = phase_layouts(config, plan, world)
     accumulates = any(layout.micro_batches > 1 for layout in layouts)
-    return deepspeed_config(config, layouts[0].micro_batch_rows, accumulates, universal, world.size)
+    return deepspeed_config(config, layouts[0].micro_batch_rows, accumulates, world.size)
 
 
 def phase_layouts(config: RunConfig, plan: DataPlan, world: World) -> list[Layout]:

@@ -219,3 +219,16 @@ def test_a_saved_dataset_among_other_files_is_never_left_out(tmp_path: Path) -> 
     datasets.Dataset.from_dict({"text": ROWS}).save_to_disk(tmp_path / "deep" / "saved")
     with pytest.raises(UserError, match=r"deep/saved is a dataset .* name it as an INPUT of its own"):
         find_sources([str(tmp_path)])
+
+
+@pytest.mark.parametrize("kind", ["script", "pickle"])
+def test_no_code_of_a_dataset_is_run(kind: str, tmp_path: Path) -> None:
+    trap, folder = tmp_path / "ran", tmp_path / "mine"
+    folder.mkdir()
+    if kind == "script":
+        (folder / "mine.py").write_text(f"open({str(trap)!r}, 'w')\n")
+    else:
+        (folder / "train.pkl").write_bytes(f"cos\nsystem\n(S'touch {trap}'\ntR.".encode())
+    with pytest.raises(UserError):
+        texts(f"hf:{folder}:train")
+    assert not trap.exists()

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from maskloom.config import Engine
+from maskloom.errors import UserError
 from maskloom.model.bert import MaskedLM
 from maskloom.model.kernels import KERNELS
 from maskloom.tokenizer import Tokenizer
@@ -35,3 +38,13 @@ def test_elsewhere_its_gradient_is_a_matrix(tied: bool, stage: int, kernels: str
     prepare_forward(model, Engine(zero_stage=stage, kernels=kernels))
     assert not model.bert.embeddings.word_embeddings.sparse
     assert model.kernels.dropout is KERNELS[kernels].dropout
+
+
+def test_compiled_code_is_not_loaded_from_a_folder_of_everybody(
+    tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As torch's own choice, a name in /tmp, is where somebody else took it first."""
+    tmp_path.chmod(0o1777)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    with pytest.raises(UserError, match=r"every user may write into .*: set TORCHINDUCTOR_CACHE_DIR"):
+        prepare_forward(MaskedLM(tiny_config(tokenizer.vocab_size)), Engine(kernels="compile"))

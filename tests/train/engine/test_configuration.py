@@ -9,7 +9,7 @@ import pytest
 from maskloom.config import RunConfig, parse_config
 from maskloom.errors import UserError
 from maskloom.train.engine import configuration
-from maskloom.train.engine.configuration import BUCKET_ELEMENTS, deepspeed_config
+from maskloom.train.engine.configuration import BUCKET_ELEMENTS, PASSED_ON, RESERVED, deepspeed_config
 
 
 class Gpu:
@@ -90,3 +90,60 @@ def test_what_is_decided_here_may_not_be_passed_through(key: str) -> None:
         deepspeed_config(run_with({key: True}), 4, True)
     with pytest.raises(UserError, match=r"derives: zero_optimization\.overlap_comm"):
         deepspeed_config(run_with({"zero_optimization": {"overlap_comm": True}}), 4, True)
+
+
+class Recording(dict):
+    """Settings that remember which keys were asked for."""
+
+    def __init__(self, *settings: Any) -> None:
+        super().__init__(*settings)
+        self.asked: set[str] = set()
+
+    def __contains__(self, key: object) -> bool:
+        self.asked.add(str(key))
+        return super().__contains__(key)
+
+    def __getitem__(self, key: str) -> Any:
+        self.asked.add(key)
+        return super().__getitem__(key)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        self.asked.add(key)
+        return super().get(key, default)
+
+    def keys(self) -> Any:
+        return self
+
+    def __copy__(self) -> Recording:
+        return self
+
+
+def test_every_key_that_deepspeed_reads_is_derived_reserved_or_passed_on() -> None:
+    from deepspeed.runtime.config import _REMOVED_TOP_LEVEL_CONFIG_KEYS, DeepSpeedConfig
+
+    settings = Recording({"train_micro_batch_size_per_gpu": 1})
+    DeepSpeedConfig(settings)
+    derived = deepspeed_config(run_with(), 4, False).keys()
+    halves = {"bf16", "fp16"}  # reserved or derived, with the precision
+    assert settings.asked - _REMOVED_TOP_LEVEL_CONFIG_KEYS.keys() >= PASSED_ON
+    assert settings.asked - _REMOVED_TOP_LEVEL_CONFIG_KEYS.keys() - halves - RESERVED - derived == PASSED_ON
+
+
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        ("activation_checkpoint", "'activation_checkpoint' (did you mean 'activation_checkpointing'?)"),
+        ("wall_clock_break_down", "'wall_clock_break_down' (did you mean 'wall_clock_breakdown'?)"),
+        ("qqq", "'qqq'."),
+        ("nebula", "'nebula'"),
+    ],
+)
+def test_keys_that_deepspeed_does_not_know_are_refused(key: str, said: str) -> None:
+    with pytest.raises(UserError, match="what DeepSpeed does not know") as error:
+        deepspeed_config(run_with({key: {}}), 4, False)
+    assert said in str(error.value)
+
+
+def test_another_name_of_what_is_derived_is_reserved_too() -> None:
+    with pytest.raises(UserError, match="maskloom derives: bfloat16"):
+        deepspeed_config(run_with({"bfloat16": {"enabled": True}}), 4, False)

@@ -7,15 +7,19 @@ import functools
 import io
 import warnings
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, cast
 
 import deepspeed
 import torch
 from deepspeed.accelerator import get_accelerator
+from deepspeed.runtime.zero.parameter_offload import FWD_MODULE_STACK
 from deepspeed.utils import set_z3_leaf_modules
+from torch._inductor.runtime.cache_dir_utils import cache_dir
 
 from maskloom.config import Engine, Optimizer, RunConfig
 from maskloom.distributed import World, meeting, meeting_place
+from maskloom.files import private_folder
 from maskloom.model.bert import MaskedLM, PackedBertLayer
 from maskloom.model.kernels import KERNELS
 from maskloom.model.layer import encoder_layer
@@ -58,8 +62,34 @@ def build_engine(config: RunConfig, model: MaskedLM, settings: dict[str, Any]) -
     if engine.zero_optimization_stage() == 0 and engine.world_size == 1:
         # Nothing to reduce, but DeepSpeed would copy all gradients to a buffer and back: a fifth of a step on a CPU.
         engine.enable_backward_allreduce = False
+    if engine.zero_optimization_stage() == 3 and config.optimizer.name == "muon":
+        # DeepSpeed looks at its gradients before Muon's momentum takes them up only in fp16, and afterwards else.
+        engine.optimizer._overflow_check_and_loss_scale_update = functools.partial(_check_overflow, engine.optimizer)
     place_tensors(engine)
     return engine
+
+
+def _check_overflow(wrapper: Any, update_scale: bool = True) -> bool:
+    """In place of ZeRO-3's method of that name, which its step calls with `update_scale` False."""
+    assert not update_scale
+    wrapper.check_overflow()
+    return bool(wrapper.overflow)
+
+
+def release_engine(engine: Any) -> None:
+    """Give back the memory of an engine that is not used any more; nobody may look into it afterwards."""
+    module = engine.module
+    engine.destroy()
+    # ZeRO-3 puts every model that it wraps at the bottom of this stack, and never takes it off.
+    FWD_MODULE_STACK[:] = [other for other in FWD_MODULE_STACK if other is not module]
+    # Its hooks lie in cycles through autograd, in which Python's collector cannot see.
+    for parameter in module.parameters():
+        parameter.grad = None
+        vars(parameter).clear()
+        parameter.data = torch.empty(0, device=parameter.device, dtype=parameter.dtype)
+    for part in {engine.basic_optimizer, engine.optimizer, engine}:
+        vars(part).clear()
+    torch._dynamo.reset()  # the limit of compilations counts those of both engines
 
 
 def prepare_forward(model: MaskedLM, settings: Engine) -> None:
@@ -71,6 +101,8 @@ def prepare_forward(model: MaskedLM, settings: Engine) -> None:
     """
     compiles = settings.kernels == "compile"
     if compiles:
+        # What lies there is loaded as code, and without the variable it is a name in /tmp that anybody can take first.
+        private_folder(Path(cache_dir()), "set TORCHINDUCTOR_CACHE_DIR to a folder of your own")
         # One compilation for each shape of micro-batch, with and without gradients; beyond torch's limit of 8 it would go
         # on uncompiled without a word.
         torch._dynamo.config.recompile_limit = 64

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from typing import Any, Literal
 
 import torch
@@ -22,8 +23,43 @@ RESERVED = {
     "checkpoint",
     "communication_data_type",
     "managed_gradient_accumulation",
+    "bfloat16",
 }
 """What maskloom decides, also where it does not write it into DeepSpeed's configuration."""
+PASSED_ON = {
+    "activation_checkpointing",
+    "aio",
+    "autotuning",
+    "comet",
+    "comms_logger",
+    "compile",
+    "csv_monitor",
+    "data_efficiency",
+    "dataloader_drop_last",
+    "datastates_ckpt",
+    "disable_allgather",
+    "disable_python_gc",
+    "dump_state",
+    "expert_parallel",
+    "flops_profiler",
+    "gradient_allreduce_op",
+    "gradient_predivide_factor",
+    "hybrid_engine",
+    "log_level",
+    "memory_breakdown",
+    "pipeline",
+    "prescale_gradients",
+    "seq_parallel_communication_data_type",
+    "tensor_parallel",
+    "timers",
+    "use_data_before_expert_parallelism",
+    "vocabulary_size",
+    "wall_clock_breakdown",
+    "wandb",
+    "weight_quantization",
+    "zero_force_ds_cpu_optimizer",
+}
+"""What else DeepSpeed 0.19.8 reads; any other key it would pass over without a word."""
 Precision = Literal["fp32", "bf16", "fp16"]
 BUCKET_ELEMENTS = 2**24
 """Gradients that are reduced at once, unless `deepspeed.zero_optimization.reduce_bucket_size` says otherwise. DeepSpeed's own
@@ -57,15 +93,12 @@ def resolve_precision(wanted: Literal["auto", "fp32", "bf16", "fp16"]) -> Precis
     return wanted
 
 
-def deepspeed_config(
-    config: RunConfig, micro_batch_rows: int, accumulates: bool, universal: bool = False, ranks: int = 1
-) -> dict[str, Any]:
+def deepspeed_config(config: RunConfig, micro_batch_rows: int, accumulates: bool, ranks: int = 1) -> dict[str, Any]:
     """The DeepSpeed configuration: what is derived, and what the run passes through.
 
     Args:
         micro_batch_rows: rows of the first phase's micro-batches.
         accumulates: whether any phase runs more than one micro-batch a step.
-        universal: load a checkpoint in the universal format.
         ranks: size of the world; one alone has nothing to overlap.
 
     Raises:
@@ -89,11 +122,6 @@ def deepspeed_config(
             "loses the gradients of what AdamW moves. Set engine.zero_stage=1 or 3, or raise phases.N.micro_batch_rows until "
             "a step is one micro-batch"
         )
-    if config.optimizer.name == "muon" and universal:
-        raise UserError(
-            "the checkpoint was written by another number of ranks, and DeepSpeed cannot spread Muon's momentum anew: start "
-            "as many ranks as wrote it"
-        )
     derived: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": micro_batch_rows,
         "gradient_accumulation_steps": 1,
@@ -106,6 +134,8 @@ def deepspeed_config(
         derived["zero_optimization"]["reduce_scatter"] = False  # its Muon needs whole gradients
     if precision != "fp32":
         derived[precision] = {"enabled": True}
+        if precision == "bf16":
+            derived[precision]["check_grad_overflow"] = True  # steps that are not taken rely on it
         if accumulates:
             derived["data_types"] = {"grad_accum_dtype": "fp32"}
     if config.engine.reduce_precision != "auto":
@@ -115,8 +145,6 @@ def deepspeed_config(
             f"engine.reduce_precision fp16 with precision {precision}: without fp16's loss scale small gradients become 0 on "
             "their way. Set engine.reduce_precision=bf16 or fp32"
         )
-    if universal:
-        derived["checkpoint"] = {"load_universal": True}
     reserved = RESERVED | ({"fp16", "bf16"} - {precision})
     clashes = [*_clashes(derived, config.deepspeed), *sorted(reserved & config.deepspeed.keys() - derived.keys())]
     if clashes:
@@ -124,6 +152,7 @@ def deepspeed_config(
             f"the deepspeed: block sets what maskloom derives: {', '.join(clashes)}. Remove it there, and use phases, "
             "optimizer and engine instead"
         )
+    _refuse_unknown(config.deepspeed, PASSED_ON | derived.keys())
     merged = _merged(derived, config.deepspeed)
     offload = merged["zero_optimization"].get("offload_optimizer") or {}
     if config.optimizer.name != "adamw" and offload.get("device", "none") != "none":
@@ -150,6 +179,15 @@ def _zero_config(config: RunConfig, precision: Precision, accumulates: bool, ran
     given = config.deepspeed.get("zero_optimization")
     sized = isinstance(given, dict) and "reduce_bucket_size" in given
     return {"stage": stage, "overlap_comm": overlap, **({} if sized else {"reduce_bucket_size": BUCKET_ELEMENTS})}
+
+
+def _refuse_unknown(given: dict[str, Any], known: set[str]) -> None:
+    lines = []
+    for key in sorted(given.keys() - known):
+        near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+        lines.append(f"'{key}'" + (f" (did you mean '{near[0]}'?)" if near else ""))
+    if lines:
+        raise UserError(f"the deepspeed: block has what DeepSpeed does not know: {', '.join(lines)}. Remove it there")
 
 
 def _clashes(derived: dict[str, Any], given: dict[str, Any], prefix: str = "") -> list[str]:

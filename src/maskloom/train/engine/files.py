@@ -1,11 +1,10 @@
-"""DeepSpeed's checkpoint files: loading them safely, at another world size, and as weights in fp32."""
+"""DeepSpeed's checkpoint files: loading them safely, into an engine or as weights in fp32."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
 import io
-import logging
 import pickle
 import re
 from collections.abc import Iterator
@@ -17,6 +16,14 @@ import torch
 
 from maskloom.errors import UserError
 from maskloom.train.engine.building import place_tensors
+from maskloom.train.engine.reshape import (
+    layout_of_engine,
+    layout_of_files,
+    load_reshaped,
+    model_file,
+    optimizer_files,
+    optimizer_state,
+)
 
 
 @contextlib.contextmanager
@@ -53,24 +60,29 @@ def safe_loading() -> Iterator[None]:
         yield
 
 
-def load_engine(engine: Any, folder: Path, tag: str) -> None:
-    """Load model and optimizer from checkpoint `tag` in `folder`. Raises UserError where DeepSpeed finds nothing there."""
+def load_engine(engine: Any, folder: Path, same_spread: bool, same_precision: bool) -> None:
+    """Load model and optimizer from a checkpoint; all ranks call it.
+
+    Args:
+        same_spread: it was written at this ZeRO stage by as many ranks.
+        same_precision: it was written in this precision.
+
+    Raises:
+        UserError: DeepSpeed finds nothing there, or it is of another model.
+    """
     before = [{key: group[key] for key in group.keys() - {"params"}} for group in engine.optimizer.param_groups]
-    announcements = logging.getLogger("DeepSpeed")
-    level = announcements.level
-    announcements.setLevel(logging.ERROR)  # a resume at another world size warns that there is no tensor parallelism
-    try:
-        with safe_loading():
-            loaded, _ = engine.load_checkpoint(str(folder), tag=tag)
-    finally:
-        announcements.setLevel(level)
-    if loaded is None:
-        raise UserError(f"DeepSpeed could not load {folder / tag}")
-    # Hyperparameters are the configuration's: its universal loader for stage 3 gives every group the first one's.
+    with safe_loading():
+        if same_spread and same_precision and layout_of_files(folder) == layout_of_engine(engine):
+            loaded, _ = engine.load_checkpoint(str(folder.parent), tag=folder.name)
+            if loaded is None:
+                raise UserError(f"DeepSpeed could not load {folder}")
+        else:
+            load_reshaped(engine, folder, keeps_loss_scale=same_precision)
+    # Hyperparameters are the configuration's.
     for group, settings in zip(engine.optimizer.param_groups, before, strict=True):
         group |= settings
-    # torch's AdamW counts steps in a tensor a parameter (the universal loader gives all of them one tensor, which would then
-    # count several times a step), the others in an integer: the checkpoint may come from a machine with another one.
+    # torch's AdamW counts steps in a tensor a parameter, the others in an integer: the checkpoint may come from a machine with
+    # another one.
     optimizer = engine.basic_optimizer
     counts_in_tensors = isinstance(getattr(optimizer, "aux_optimizer", optimizer), torch.optim.AdamW)
     for parameter, state in optimizer.state.items():
@@ -85,42 +97,21 @@ def full_precision_weights(folder: Path) -> dict[str, torch.Tensor]:
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
     with safe_loading(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        parts = sorted(folder.glob("*zero_pp_rank_*optim_states.pt"), key=_rank_of)
-        if parts and "zero_stage" not in _optimizer_state(parts[0]):
-            weights = _bf16_optimizer_weights(folder / "mp_rank_00_model_states.pt", parts)
+        parts = optimizer_files(folder)
+        if parts and layout_of_files(folder) == "bf16":
+            weights = _bf16_optimizer_weights(model_file(folder), parts)
         elif parts:
             weights = get_fp32_state_dict_from_zero_checkpoint(str(folder.parent), folder.name)
         else:
-            file = folder / "mp_rank_00_model_states.pt"
-            weights = torch.load(file, map_location="cpu", weights_only=True)["module"]
+            weights = torch.load(model_file(folder), map_location="cpu", weights_only=True)["module"]
     return {name: tensor.float().contiguous() for name, tensor in weights.items()}
 
 
-def convert_to_universal(folder: Path, out: Path) -> None:
-    """Write a ZeRO checkpoint in DeepSpeed's universal format, which any world size can load."""
-    from argparse import Namespace
-
-    from deepspeed.checkpoint.ds_to_universal import main
-
-    with safe_loading(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        main(
-            Namespace(
-                input_folder=str(folder),
-                output_folder=str(out),
-                num_extract_workers=1,
-                num_merge_workers=1,
-                keep_temp_folder=False,
-                strict=True,
-                inject_missing_state=True,
-            )
-        )
-
-
-def _bf16_optimizer_weights(model_file: Path, parts: list[Path]) -> dict[str, torch.Tensor]:
+def _bf16_optimizer_weights(file: Path, parts: list[Path]) -> dict[str, torch.Tensor]:
     """The weights of a checkpoint of DeepSpeed's BF16_Optimizer (bf16 at stage 1 with accumulation), which its own function
     does not know: a group's vectors of all ranks, one after the other, are its tensors, one after the other."""
-    vectors = [_optimizer_state(part)["single_partition_of_fp32_groups"] for part in parts]
-    model = torch.load(model_file, map_location="cpu", mmap=True)
+    vectors = [optimizer_state(part)["single_partition_of_fp32_groups"] for part in parts]
+    model = torch.load(file, map_location="cpu", mmap=True)
     weights: dict[str, torch.Tensor] = {}
     for shapes, group in zip(model["param_shapes"], zip(*vectors, strict=True), strict=True):
         vector, start = torch.cat(group).detach(), 0
@@ -128,11 +119,3 @@ def _bf16_optimizer_weights(model_file: Path, parts: list[Path]) -> dict[str, to
             weights[name] = vector[start : start + shape.numel()].view(shape)
             start += shape.numel()
     return weights | {alias: weights[name] for alias, name in model["shared_params"].items()}
-
-
-def _optimizer_state(file: Path) -> Any:
-    return torch.load(file, map_location="cpu", mmap=True)["optimizer_state_dict"]
-
-
-def _rank_of(file: Path) -> int:
-    return int(file.name.split("_pp_rank_")[1].split("_")[0])

@@ -1,4 +1,8 @@
-"""Losses to gradients, gradients to weights: an optimizer step, driven by hand."""
+"""Losses to gradients, gradients to weights: an optimizer step, driven by hand.
+
+A step that must not be taken ends with a backward of NaN on every rank. From ZeRO stage 1 on DeepSpeed looks at reduced
+gradients before it does anything with them, and drops those that are not finite; at stage 0 that is done here.
+"""
 
 from __future__ import annotations
 
@@ -64,11 +68,15 @@ class LossScaleCollapsed(Exception):
     """fp16 gradients overflow although the loss scale is at its minimum."""
 
 
-def apply_gradients(engine: Any, lr: float) -> torch.Tensor | float:
-    """The optimizer step at learning rate `lr`.
+def apply_gradients(engine: Any, lr: float, is_spoilt: bool = False) -> tuple[torch.Tensor | float, bool]:
+    """The optimizer step at learning rate `lr`, if the gradients are finite.
+
+    Args:
+        is_spoilt: the step must not be taken: its last loss was NaN on every rank. It is none of fp16's overflows.
 
     Returns:
-        the global gradient norm before clipping: on a GPU still on the device, for whoever needs it to wait for.
+        the global gradient norm before clipping (on a GPU still on the device, for whoever needs it to wait for), and
+        whether the step was taken: weights, moments and counts of the optimizer are otherwise what they were.
 
     Raises:
         LossScaleCollapsed: the step was skipped, and so would every step to come.
@@ -81,14 +89,39 @@ def apply_gradients(engine: Any, lr: float) -> torch.Tensor | float:
         # the other, and is off by 1e-4 for an embedding.
         gradients = (parameter.grad for parameter in engine.module.parameters())
         norm = torch.stack([torch.linalg.vector_norm(part.float()) for part in gradients if part is not None]).norm()
+        if is_spoilt or not torch.isfinite(norm):
+            engine.zero_grad()
+            return norm, False
     try:
-        engine.step()
+        with _loss_scale_kept(engine) if is_spoilt else contextlib.nullcontext():
+            engine.step()
     except Exception as error:
         if "loss scale already at minimum" not in str(error):
             raise
         raise LossScaleCollapsed from None
     kept: torch.Tensor | float | None = engine.get_global_grad_norm()
-    return kept if kept is not None else norm
+    is_taken = bool(engine.was_step_applied())
+    assert not (is_taken and is_spoilt), "DeepSpeed took a step with gradients that are not finite"
+    return kept if kept is not None else norm, is_taken
+
+
+@contextlib.contextmanager
+def _loss_scale_kept(engine: Any) -> Iterator[None]:
+    """Within it, a step that is dropped counts neither for fp16's loss scale nor among the steps that it skipped."""
+    skipped_steps, fields = engine.skipped_steps, {}
+    if adapts_loss_scale(engine):
+        fields = vars(engine.optimizer.loss_scaler)
+    before = dict(fields)
+    if before:
+        fields["raise_error_at_min_scale"] = False
+    yield
+    fields.update(before)
+    engine.skipped_steps = skipped_steps
+
+
+def adapts_loss_scale(engine: Any) -> bool:
+    """Whether gradients that overflow now and then are normal: fp16 looks for the highest scale that way."""
+    return bool(getattr(getattr(engine.optimizer, "loss_scaler", None), "dynamic", False))
 
 
 def loss_scale(engine: Any) -> float | None:

@@ -1,0 +1,77 @@
+"""Sizes and SHA-256 digests of a checkpoint's files: the manifest, and what is wrong with a folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+from maskloom.train.checkpoint.state import step_of
+
+CHUNK_BYTES = 1 << 22
+MANIFEST = "manifest.json"
+DATA = "data.json"
+
+
+class Digest(NamedTuple):
+    """Size and SHA-256 of a file."""
+
+    bytes: int
+    sha256: str
+
+
+class Damaged(Exception):
+    """A checkpoint whose manifest cannot be relied on."""
+
+
+def digest(file: Path) -> Digest:
+    """Size and SHA-256 of what a file system gives for a file."""
+    sha256, size = hashlib.sha256(), 0
+    with file.open("rb", buffering=0) as stream:
+        buffer = memoryview(bytearray(CHUNK_BYTES))
+        while count := stream.readinto(buffer):
+            sha256.update(buffer[:count])
+            size += count
+    return Digest(size, sha256.hexdigest())
+
+
+def read_manifest(folder: Path) -> dict[str, Digest]:
+    """The files of a checkpoint. Raises Damaged."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        step = int(manifest["step"])
+        files = {name: Digest(int(entry["bytes"]), str(entry["sha256"])) for name, entry in manifest["files"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise Damaged(f"its manifest cannot be read ({error!r})") from None
+    if step != step_of(folder):
+        raise Damaged(f"its manifest is that of step {step}")
+    if DATA not in files:
+        raise Damaged(f"its manifest does not list {DATA}")
+    if strange := [name for name in files if Path(name).name != name]:
+        raise Damaged(f"its manifest lists {strange[0]!r}, which is no file of it")
+    return files
+
+
+def fault_of(file: Path, wanted: Digest) -> str | None:
+    """What is wrong with a file, or None."""
+    try:
+        size = file.stat().st_size
+        if size != wanted.bytes:
+            return f"{file.name} has {size} bytes instead of {wanted.bytes}"
+        if digest(file).sha256 != wanted.sha256:
+            return f"the content of {file.name} is not what was written"
+    except FileNotFoundError:
+        return f"{file.name} is missing"
+    except OSError as error:
+        return f"{file.name} cannot be read ({error.strerror})"
+    return None
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with a checkpoint's files, or None."""
+    try:
+        files = read_manifest(folder)
+    except Damaged as error:
+        return str(error)
+    return next((fault for name, wanted in files.items() if (fault := fault_of(folder / name, wanted))), None)

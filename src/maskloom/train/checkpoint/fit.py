@@ -1,0 +1,126 @@
+"""What may differ between a checkpoint and the run that goes on from it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from maskloom.config import RunConfig, differences, load_config
+from maskloom.data.plan import DataPlan
+from maskloom.errors import UserError
+from maskloom.train.checkpoint.state import State, fingerprint, saved_folders
+
+FORK_KEEPS = re.compile(
+    r"model\.(?!init$|initializer_range$|hidden_dropout_prob$|attention_probs_dropout_prob$).*|optimizer\.name|data\.lanes"
+)
+"""What a run that begins with another's checkpoint has to leave as it is, beside its tokenizer and corpora."""
+
+
+def check_fits(state: State, plan: DataPlan, precision: str | None, folder: Path) -> None:
+    """Raises UserError listing what of the run is not what the checkpoint was written with.
+
+    Args:
+        precision: of the run; None for one that may have another.
+    """
+    wrong = unlike(state.fingerprint, fingerprint(plan), "in the checkpoint")
+    if any("version of" in line for line in wrong):
+        wrong.append(
+            "  (this maskloom reads other rows from the same data: go on with the version that wrote the checkpoint)"
+        )
+    if precision is not None and state.precision != precision:
+        wrong.append(f"  engine.precision: {state.precision} in the checkpoint, {precision} now")
+    if state.step > plan.total_steps:
+        wrong.append(f"  steps: {state.step} done in the checkpoint, {plan.total_steps} in all now")
+    if wrong:
+        raise UserError(
+            f"{folder} does not fit this run:\n"
+            + "\n".join(wrong)
+            + "\nSet these back, or start a new run in another run_dir"
+        )
+
+
+def unlike(old: Mapping[str, Any], new: Mapping[str, Any], where: str) -> list[str]:
+    """A line for each key whose values differ; `where` says what the old ones are of."""
+    return [
+        f"  {key}: {old.get(key)} {where}, {new.get(key)} now" for key in {**new, **old} if old.get(key) != new.get(key)
+    ]
+
+
+def unlike_data(run: Path, data: Mapping[str, Any], where: str) -> list[str]:
+    """`unlike` of the tokenizer and the corpora that a run's checkpoints were written with, and of `identity`'s."""
+    stored = _stored_fingerprint(run)
+    return (
+        unlike({key: stored[key] for key in stored if key.split()[0] in ("corpus", "tokenizer")}, data, where)
+        if stored
+        else []
+    )
+
+
+def _stored_fingerprint(run: Path) -> dict[str, Any]:
+    """What the data of a run's checkpoints follows from; empty where it has none that can be read."""
+    for folder in saved_folders(run):
+        try:
+            return dict(json.loads((folder / "data.json").read_text())["fingerprint"])
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # damaged: `find` says so
+    return {}
+
+
+def split_origin(origin: str) -> tuple[Path, int | None]:
+    """`RUN@1000` -> (RUN, 1000); `RUN` -> (RUN, None): its newest checkpoint."""
+    run, at, step = origin.rpartition("@")
+    return (Path(run), int(step)) if at and step.isdecimal() else (Path(origin), None)
+
+
+def begins_elsewhere(config: RunConfig) -> bool:
+    """Whether the run begins with another run's checkpoint: it has none of its own."""
+    return config.from_ is not None and not saved_folders(Path(config.run_dir))
+
+
+def fit_origin(config: RunConfig, data: Mapping[str, Any]) -> RunConfig:
+    """The configuration of a run that begins with another's checkpoint, with that run's lanes where it gives none.
+
+    Args:
+        data: what `identity` gives for the run's tokenizer and corpora.
+
+    Raises:
+        UserError: listing everything that differs and may not.
+    """
+    assert config.from_ is not None
+    run, step = split_origin(config.from_)
+    if not (run / "config.yaml").exists():
+        raise UserError(f"from={config.from_}: {run} is no run (no config.yaml); give RUN or RUN@step")
+    if run.resolve() == Path(config.run_dir).resolve():
+        raise UserError(f"from={config.from_} is run_dir itself: a run goes on with its own checkpoints without `from`")
+    saved = load_config(run / "config.yaml")
+    if config.data.lanes is None:
+        config = config.model_copy(update={"data": config.data.model_copy(update={"lanes": saved.data.lanes})})
+    found = differences(saved.model_dump(mode="json"), config.model_dump(mode="json"))
+    wrong = [
+        f"  {key}: {old!r} in {run}, {new!r} now" for key, (old, new) in found.items() if FORK_KEEPS.fullmatch(key)
+    ]
+    wrong += unlike_data(run, data, f"in {run}")
+    if step is not None and step > config.total_steps:
+        wrong.append(f"  steps: {step} done in {config.from_}, {config.total_steps} in all now (they are counted on)")
+    if wrong:
+        raise UserError(
+            f"from={config.from_} cannot be gone on from with this configuration:\n"
+            + "\n".join(wrong)
+            + "\nSet these back; what else differs (learning rate, schedule, further phases, masking, seed, ...) may"
+        )
+    return config
+
+
+def origin_of(folder: Path, state: State) -> str:
+    """How `from` names a checkpoint."""
+    return f"{folder.parents[1]}@{state.step}"
+
+
+def is_same_origin(saved: str | None, given: str | None) -> bool:
+    """Whether `given` names the checkpoint that a run began with, or nothing else."""
+    return (
+        given is None or given == saved or (saved is not None and split_origin(given) == (split_origin(saved)[0], None))
+    )

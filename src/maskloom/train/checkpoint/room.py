@@ -1,0 +1,51 @@
+"""How much memory and how much space are free."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+UNLIMITED = 1 << 60  # a limit of cgroup version 1 that is none
+
+
+def free_memory_bytes(root: Path = Path("/")) -> int:
+    """Memory that can be taken without swapping: the machine's, or less where a cgroup (of a container, of a Slurm job) has
+    a limit. Pages of files do not count as taken. `root` is where proc and sys are mounted."""
+    available = UNLIMITED
+    for line in (root / "proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            available = int(line.split()[1]) << 10
+    for line in (root / "proc/self/cgroup").read_text().splitlines():
+        number, controllers, path = line.split(":", 2)
+        if number == "0":
+            mount, names = root / "sys/fs/cgroup", ("memory.max", "memory.current", "inactive_file")
+        elif "memory" in controllers.split(","):
+            mount = root / "sys/fs/cgroup/memory"
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        else:
+            continue
+        folder = mount / path.lstrip("/")
+        for level in (folder, *folder.parents):
+            available = min(available, _free_in_group(level, *names))
+            if level == mount:
+                break
+    return available
+
+
+def free_disk_bytes(folder: Path) -> int:
+    """Bytes that this user may still write to the file system of `folder`, quotas aside."""
+    found = os.statvfs(folder)
+    return found.f_bavail * found.f_frsize
+
+
+def _free_in_group(folder: Path, limit: str, usage: str, cache: str) -> int:
+    """What a cgroup has left; UNLIMITED where it has no limit or is not to be seen from here."""
+    try:
+        most = (folder / limit).read_text().strip()
+        if most == "max" or int(most) >= UNLIMITED:
+            return UNLIMITED
+        taken = int((folder / usage).read_text())
+        counts = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        return max(0, int(most) - taken + int(counts.get(cache, 0)))
+    except (OSError, ValueError):
+        return UNLIMITED

@@ -1,0 +1,102 @@
+"""What a checkpoint holds beside the engine's files, and where it stands."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from maskloom.data.index import Index
+from maskloom.data.order import VERSIONS, Cursor, LaneCursors
+from maskloom.data.plan import DataPlan
+from maskloom.errors import UserError
+from maskloom.tokenizer import Tokenizer
+from maskloom.train.guard import GuardState
+from maskloom.train.passed_over import PassedOver
+
+
+@dataclass(frozen=True)
+class State:
+    """The content of data.json.
+
+    Attributes:
+        step: optimizer steps done.
+        tokens_seen: text tokens that they consumed, over all ranks.
+        cursors: where each lane stands in each corpus, in lane order.
+        fingerprint: what the data follows from; a resume with another one is refused.
+        skipped: blocks that were passed over, over all ranks.
+        world_size, zero_stage, precision: how the engine's files are laid out.
+        guard: what decides which steps are taken, as `GuardState.to_json` gives it.
+        passed_over: intervals of the data before `step` that the run went past, as `PassedOver.to_json` gives them.
+    """
+
+    step: int
+    tokens_seen: int
+    cursors: list[list[list[Any]]]
+    skipped: int
+    fingerprint: dict[str, Any]
+    world_size: int
+    zero_stage: int
+    precision: str
+    guard: dict[str, Any] = field(default_factory=dict)
+    passed_over: list[dict[str, Any]] = field(default_factory=list)
+
+    def lane_cursors(self) -> list[LaneCursors]:
+        return [tuple(map(Cursor.from_json, lane)) for lane in self.cursors]
+
+    def guard_state(self) -> GuardState:
+        return GuardState.from_json(self.guard)
+
+    def intervals(self) -> list[PassedOver]:
+        return [PassedOver.from_json(values) for values in self.passed_over]
+
+
+def identity(corpora: Sequence[Index], tokenizer: Tokenizer) -> dict[str, Any]:
+    """What corpora and tokenizer are, wherever their files lie."""
+    digests = {f"corpus {number}": index.digest for number, index in enumerate(corpora)}
+    return {**digests, "tokenizer": tokenizer.fingerprint}
+
+
+def fingerprint(plan: DataPlan) -> dict[str, Any]:
+    """What decides which rows a step sees, beside the configuration."""
+    return {
+        **identity(plan.corpora, plan.tokenizer),
+        "lanes": plan.lanes,
+        **{f"version of {part}": version for part, version in VERSIONS.items()},
+    }
+
+
+def parse_state(text: str, folder: Path) -> State:
+    """The data state that `folder`'s data.json holds. Raises UserError where another version of maskloom wrote it."""
+    values = json.loads(text)
+    try:
+        state = State(**values)
+        state.guard_state(), state.intervals()
+        return state
+    except (TypeError, KeyError, ValueError):
+        raise UserError(
+            f"{folder} was written by another version of maskloom ({', '.join(values)} in its data.json): go on with that "
+            "version, or start a new run in another run_dir"
+        ) from None
+
+
+def read_state(folder: Path) -> State:
+    """`parse_state` of a folder's file."""
+    return parse_state((folder / "data.json").read_text(), folder)
+
+
+def folder_of(run: Path, step: int) -> Path:
+    """Where the checkpoint of a step is, or would be."""
+    return run / "checkpoints" / f"step-{step:08d}"
+
+
+def step_of(folder: Path) -> int:
+    """The step in a checkpoint's name."""
+    return int(folder.name.removeprefix("step-"))
+
+
+def saved_folders(run: Path) -> list[Path]:
+    """The checkpoints of a run, the newest first."""
+    return sorted((run / "checkpoints").glob("step-*"), reverse=True)

@@ -1,0 +1,333 @@
+"""A checkpoint of one layout into an engine of another: any ZeRO stage from any, at any number of ranks.
+
+Every layout holds the weights in fp32 and the optimizer's tensors of the same length in flat vectors, a parameter in one or
+several pieces:
+
+    stage 0    a vector a parameter (half precision with FusedAdam: a group's parameters one after the other), on every rank
+    stage 1, 2 a vector a group and rank: the group's parameters one after the other, cut into equal parts wherever that falls
+    stage 3    a vector a (sub)group and rank: of each parameter its part for this rank, filled up to equal lengths
+
+So both sides are lists of pieces (which elements of which parameter lie where in which vector), and loading copies what they
+have in common. A rank reads only what it holds: files are mapped. Nothing is computed, so weights and moments arrive bit for
+bit, and nothing is written. DeepSpeed's universal format does the same by way of a file for each parameter, for the same
+stage only, and without Muon's momentum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from maskloom.errors import UserError
+
+MOMENTUM = "momentum_buffer"
+
+
+class Piece(NamedTuple):
+    """Elements `start` to `start + length` of a parameter, which lie at `place` of a vector."""
+
+    name: str
+    start: int
+    length: int
+    place: int
+
+
+class Vector(NamedTuple):
+    """Flat weights in fp32, their optimizer state (tensors that belong to them, and plain values), and their pieces.
+
+    Attributes:
+        whole: at stages 1 and 2 Muon's momentum is of whole parameters also where the weights are cut: where these lie in it.
+    """
+
+    weights: torch.Tensor
+    state: dict[str, Any]
+    pieces: list[Piece]
+    whole: list[Piece] | None = None
+
+    def pieces_of(self, key: str) -> list[Piece]:
+        """The pieces of a tensor of the state."""
+        return self.whole if key == MOMENTUM and self.whole is not None else self.pieces
+
+
+Sources = dict[str, list[tuple[torch.Tensor, Piece]]]
+"""For each parameter the tensors that hold some of it."""
+
+
+class Saved(NamedTuple):
+    """A checkpoint's content.
+
+    Attributes:
+        vectors: of all ranks.
+        counters: `global_steps`, `skipped_steps`, `global_samples`.
+        scaler: the loss scaler's state of stages 1 to 3.
+    """
+
+    vectors: list[Vector]
+    counters: dict[str, int]
+    scaler: dict[str, Any]
+
+
+def layout_of_engine(engine: Any) -> str:
+    """What decides whether DeepSpeed itself can load a checkpoint, beside stage and number of ranks."""
+    optimizer = engine.optimizer
+    if engine.zero_optimization_stage():
+        return "bf16" if hasattr(optimizer, "bf16_groups") else "zero"
+    return (
+        "flat" if hasattr(optimizer, "fp32_groups_flat") else "list" if hasattr(optimizer, "fp32_groups") else "plain"
+    )
+
+
+def layout_of_files(folder: Path) -> str:
+    """The same of a checkpoint."""
+    parts = optimizer_files(folder)
+    if parts:
+        return "zero" if "zero_stage" in optimizer_state(parts[0]) else "bf16"
+    optimizer = _mapped(model_file(folder))["optimizer"]
+    return "flat" if "fp32_groups_flat" in optimizer else "list" if "fp32_groups" in optimizer else "plain"
+
+
+def optimizer_files(folder: Path) -> list[Path]:
+    """The optimizer's files in the order of their ranks; none at stage 0."""
+    return sorted(folder.glob("*zero_pp_rank_*optim_states.pt"), key=_rank_of)
+
+
+def optimizer_state(file: Path) -> Any:
+    """What one of `optimizer_files` holds, mapped."""
+    return _mapped(file)["optimizer_state_dict"]
+
+
+def model_file(folder: Path) -> Path:
+    """The first rank's model file."""
+    stage3 = folder / "zero_pp_rank_0_mp_rank_00_model_states.pt"
+    return stage3 if stage3.exists() else folder / "mp_rank_00_model_states.pt"
+
+
+def read_saved(folder: Path, names: list[str]) -> Saved:
+    """The vectors of a checkpoint, mapped. `names` are the parameters in the order of the optimizer's groups."""
+    model = _mapped(model_file(folder))
+    counters = {key: int(model[key]) for key in ("global_steps", "skipped_steps", "global_samples")}
+    parts = optimizer_files(folder)
+    if not parts:
+        return Saved(list(_vectors_stage0(model, names)), counters, {})
+    states = [optimizer_state(part) for part in parts]
+    scaler = {key: states[0][key] for key in ("loss_scaler", "dynamic_loss_scale", "overflow") if key in states[0]}
+    read = _vectors_stage3 if "fp32_flat_groups" in states[0] else _vectors_stage12
+    return Saved(list(read(states, model["param_shapes"])), counters, scaler)
+
+
+def vectors_of(engine: Any) -> list[Vector]:
+    """The vectors that this rank holds, of weights only: `state` is empty."""
+    optimizer, stage = engine.optimizer, engine.zero_optimization_stage()
+    name_of = engine.param_names
+    if stage == 3:
+        rank = torch.distributed.get_rank(optimizer.dp_process_group)
+        found = []
+        for vector, group in zip(optimizer.fp32_partitioned_groups_flat, optimizer.fp16_groups, strict=True):
+            pieces, place = [], 0
+            for parameter in group:
+                part = parameter.partition_numel()
+                pieces.append(_part(name_of[parameter], parameter.ds_numel, part, rank, place))
+                place += part
+            found.append(Vector(vector, {}, pieces))
+        return found
+    if stage:
+        groups = optimizer.bf16_groups if hasattr(optimizer, "bf16_groups") else optimizer.bit16_groups
+        found = []
+        for settings, group in zip(optimizer.param_groups, groups, strict=True):
+            pieces = []
+            for parameter in group:
+                held, length = parameter._hp_mapping, 0
+                if held is not None:
+                    length, place = held.lp_fragment_address.numel, held.get_hp_fragment_address().start
+                    pieces.append(Piece(name_of[parameter], held.lp_fragment_address.start, length, place))
+            whole = None
+            if not hasattr(optimizer, "bf16_groups"):
+                whole = _in_a_row({name_of[each]: each.numel() for each in group if each._hp_mapping is not None})
+            # Where a rank holds nothing but what pads the group, its state has to exist all the same.
+            pieces = pieces or [Piece(name_of[group[0]], 0, 0, 0)]
+            found.append(Vector(settings["params"][0], {}, pieces, whole))
+        return found
+    layout = layout_of_engine(engine)
+    if layout == "flat":
+        return [
+            Vector(vector, {}, _in_a_row({name_of[parameter]: parameter.numel() for parameter in group}))
+            for vector, group in zip(optimizer.fp32_groups_flat, optimizer.fp16_groups, strict=True)
+        ]
+    masters = optimizer.fp32_groups if layout == "list" else [group["params"] for group in optimizer.param_groups]
+    models = optimizer.fp16_groups if layout == "list" else masters
+    return [
+        Vector(master, {}, _in_a_row({name_of[parameter]: parameter.numel()}))
+        for group, parameters in zip(masters, models, strict=True)
+        for master, parameter in zip(group, parameters, strict=True)
+    ]
+
+
+def names_in_order(engine: Any) -> list[str]:
+    """The names of all parameters in the order of the optimizer's groups; on every rank, whatever it holds."""
+    optimizer = engine.optimizer
+    for groups in ("fp16_groups", "bf16_groups", "bit16_groups"):
+        if hasattr(optimizer, groups):
+            return [engine.param_names[parameter] for group in getattr(optimizer, groups) for parameter in group]
+    return [engine.param_names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def load_reshaped(engine: Any, folder: Path, keeps_loss_scale: bool) -> None:
+    """Load weights, optimizer state and counters of a checkpoint of any layout; all ranks call it.
+
+    Raises:
+        UserError: the checkpoint does not hold all of the engine's parameters.
+    """
+    optimizer = engine.optimizer
+    if hasattr(optimizer, "checkpoint_event_prologue"):
+        optimizer.checkpoint_event_prologue()
+    saved = read_saved(folder, names_in_order(engine))
+    with torch.no_grad():
+        _fill(engine.basic_optimizer.state, vectors_of(engine), saved.vectors, folder)
+        _refresh_model(engine)
+    for key, count in saved.counters.items():
+        setattr(engine, key, count)
+    if keeps_loss_scale and engine.fp16_enabled():
+        for key, value in saved.scaler.items():
+            setattr(optimizer, key, value)
+    if hasattr(optimizer, "checkpoint_event_epilogue"):
+        optimizer.checkpoint_event_epilogue()
+
+
+def _fill(states: Any, wanted: list[Vector], saved: list[Vector], folder: Path) -> None:
+    """Copy weights into the wanted vectors, and give each the optimizer state that it had."""
+    weights: Sources = {}
+    moments: dict[str, Sources] = {}
+    state_of: dict[str, dict[str, Any]] = {}
+    for vector in saved:
+        for piece in vector.pieces:
+            weights.setdefault(piece.name, []).append((vector.weights, piece))
+            state_of.setdefault(piece.name, vector.state)
+        for key in filter(lambda key: _is_spread(key, vector.state[key]), vector.state):
+            for piece in vector.pieces_of(key):
+                moments.setdefault(key, {}).setdefault(piece.name, []).append((vector.state[key], piece))
+    for vector in wanted:
+        _copy(vector.weights.data, vector.pieces, weights, folder)
+        state = dict(state_of[vector.pieces[0].name])  # plain values are the same for all parameters of a group
+        for key in filter(lambda key: _is_spread(key, state[key]), state):
+            pieces = vector.pieces_of(key)
+            state[key] = torch.zeros_like(vector.weights)
+            if pieces is vector.whole:
+                state[key] = state[key].new_zeros(sum(piece.length for piece in pieces))
+            _copy(state[key], pieces, moments[key], folder)
+        states[vector.weights] = state
+
+
+def _copy(vector: torch.Tensor, pieces: list[Piece], sources: Sources, folder: Path) -> None:
+    """Fill the pieces of a vector. Raises UserError where the sources do not hold all of a piece."""
+    for piece in pieces:
+        covered = piece.start
+        for source, held in sorted(sources.get(piece.name, []), key=lambda found: found[1].start):
+            start, end = max(covered, held.start), min(piece.start + piece.length, held.start + held.length)
+            if start == covered < end:
+                to, place = piece.place + start - piece.start, held.place + start - held.start
+                vector.view(-1)[to : to + end - start].copy_(source.view(-1)[place : place + end - start])
+                covered = end
+        if piece.name not in sources or covered < piece.start + piece.length:
+            raise UserError(
+                f"{folder} holds {covered - piece.start} of {piece.length} elements of {piece.name}: it is of another model"
+            )
+
+
+def _is_spread(key: str, value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and key != "step"
+
+
+def _refresh_model(engine: Any) -> None:
+    """Bring the fp32 weights to where the forward reads them."""
+    optimizer, stage = engine.optimizer, engine.zero_optimization_stage()
+    layout = layout_of_engine(engine)
+    if stage == 3:
+        for number, vector in enumerate(optimizer.fp32_partitioned_groups_flat):
+            flat = optimizer.fp16_partitioned_groups_flat[number]
+            flat.data.copy_(vector.data)
+            parts = optimizer.fp16_partitioned_groups[number]
+            for part, values in zip(parts, optimizer.unflatten(flat, parts), strict=True):
+                part.data = values.data
+    elif stage:
+        optimizer.update_lp_params()
+    elif layout == "flat":
+        for flat, vector in zip(optimizer.fp16_groups_flat, optimizer.fp32_groups_flat, strict=True):
+            flat.data.copy_(vector.data)
+    elif layout == "list":
+        for group, masters in zip(optimizer.fp16_groups, optimizer.fp32_groups, strict=True):
+            for parameter, master in zip(group, masters, strict=True):
+                parameter.data.copy_(master.data)
+
+
+def _vectors_stage0(model: Any, names: list[str]) -> Iterator[Vector]:
+    saved = model["optimizer"]
+    states = saved.get("optimizer_state_dict", saved)["state"]
+    sizes = {name: model["module"][name].numel() for name in names}
+    if "fp32_groups_flat" in saved:
+        left = dict(sizes)
+        for number, vector in enumerate(saved["fp32_groups_flat"]):
+            held, length = {}, 0
+            while length < vector.numel():
+                name = next(iter(left))
+                held[name] = left.pop(name)
+                length += held[name]
+            yield Vector(vector.detach(), states.get(number, {}), _in_a_row(held))
+        return
+    if "fp32_groups" in saved:
+        weights = [tensor for group in saved["fp32_groups"] for tensor in group]
+    else:
+        weights = [model["module"][name] for name in names]
+    for number, (name, tensor) in enumerate(zip(names, weights, strict=True)):
+        yield Vector(tensor.detach(), states.get(number, {}), _in_a_row({name: sizes[name]}))
+
+
+def _vectors_stage12(ranks: list[Any], shapes: Any) -> Iterator[Vector]:
+    ends: dict[str, int] = {}  # a rank's piece of a parameter begins where that of the rank before ended
+    for rank in ranks:
+        states = rank["base_optimizer_state"]["state"]
+        sizes = {name: shape.numel() for group in shapes for name, shape in group.items()}
+        for number, weights in enumerate(rank["single_partition_of_fp32_groups"]):
+            pieces: list[Piece] = []
+            for name, address in rank["param_slice_mappings"][number].items():
+                pieces.append(Piece(name, ends.get(name, 0), address.numel, address.start))
+                ends[name] = pieces[-1].start + address.numel
+            whole = _in_a_row({piece.name: sizes[piece.name] for piece in pieces}) if "zero_stage" in rank else None
+            yield Vector(weights.detach(), states.get(number, {}), pieces, whole)
+
+
+def _vectors_stage3(ranks: list[Any], shapes: Any) -> Iterator[Vector]:
+    for number, rank in enumerate(ranks):
+        states = rank["optimizer_state_dict"]["state"]
+        for group, weights in enumerate(rank["fp32_flat_groups"]):
+            pieces, place = [], 0
+            for name, shape in shapes[group].items():
+                part = -(-shape.numel() // len(ranks))
+                pieces.append(_part(name, shape.numel(), part, number, place))
+                place += part
+            yield Vector(weights.detach(), states.get(group, {}), pieces)
+
+
+def _part(name: str, numel: int, part: int, rank: int, place: int) -> Piece:
+    """What a rank holds of a parameter at stage 3."""
+    start = min(rank * part, numel)
+    return Piece(name, start, min(part, numel - start), place)
+
+
+def _in_a_row(sizes: dict[str, int]) -> list[Piece]:
+    """Whole parameters, one after the other."""
+    pieces, place = [], 0
+    for name, numel in sizes.items():
+        pieces.append(Piece(name, 0, numel, place))
+        place += numel
+    return pieces
+
+
+def _mapped(file: Path) -> Any:
+    return torch.load(file, map_location="cpu", mmap=True)
+
+
+def _rank_of(file: Path) -> int:
+    return int(file.name.split("_pp_rank_")[1].split("_")[0])

@@ -1,0 +1,85 @@
+"""Intervals of the data that a run went past: it went back to a checkpoint, and on behind the data of what came after it.
+
+The rows of a run are a function of (corpus, seed, step) and of these: where one says so, the lanes jump before a step. They
+are kept in `RUN/passed_over.json`, written before the run goes on, and in `data.json` of every later checkpoint, so that a
+run that is resumed anywhere jumps at the same step to the same place, at any world size.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from maskloom.data.order import Cursor, LaneCursors
+from maskloom.errors import UserError
+from maskloom.files import sync_folder, write_atomically
+
+
+@dataclass(frozen=True)
+class PassedOver:
+    """One interval.
+
+    Attributes:
+        after_step: steps done where the lanes jump: those of the checkpoint that the run went back to.
+        rows_of_steps: the first and the last step, counted from 1, whose rows at that time are passed over.
+        rows: how many, over all ranks.
+        bad_steps: steps not taken among them.
+        reason: why the last of them was not.
+        cursors: where each lane stands in each corpus afterwards.
+    """
+
+    after_step: int
+    rows_of_steps: tuple[int, int]
+    rows: int
+    bad_steps: int
+    reason: str
+    cursors: list[list[list[Any]]]
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "rows_of_steps": list(self.rows_of_steps)}
+
+    @staticmethod
+    def from_json(values: dict[str, Any]) -> PassedOver:
+        """Raises TypeError, KeyError or ValueError for another shape."""
+        first, last = values["rows_of_steps"]
+        return PassedOver(**{**values, "rows_of_steps": (first, last)})
+
+
+def jumps(intervals: Sequence[PassedOver]) -> dict[int, list[LaneCursors]]:
+    """Where the lanes stand before a step (which counts from 0), in place of behind the step before it."""
+    return {
+        interval.after_step: [tuple(map(Cursor.from_json, lane)) for lane in interval.cursors] for interval in intervals
+    }
+
+
+def known(of_checkpoint: Sequence[PassedOver], step: int, of_run: Sequence[PassedOver]) -> list[PassedOver]:
+    """All intervals, in their order: a checkpoint of `step` steps has those before it, the run's file also later ones."""
+    later = [interval for interval in of_run if interval.after_step >= step and interval not in of_checkpoint]
+    return [*of_checkpoint, *later]
+
+
+def with_one_more(intervals: Sequence[PassedOver], interval: PassedOver) -> list[PassedOver]:
+    """The intervals after the run went back once more: those that lie beyond were of steps that are done anew."""
+    return [*(other for other in intervals if other.after_step <= interval.after_step), interval]
+
+
+def read_intervals(run: Path) -> list[PassedOver]:
+    """Those of the run's file, none where it has none. Raises UserError where the file is damaged."""
+    file = run / "passed_over.json"
+    try:
+        return [PassedOver.from_json(values) for values in json.loads(file.read_text(encoding="utf-8"))]
+    except FileNotFoundError:
+        return []
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{file} is damaged ({error!r}): restore it, or remove it; the newest checkpoint knows of all before it"
+        ) from None
+
+
+def write_intervals(run: Path, intervals: Sequence[PassedOver]) -> None:
+    """Replace the run's file; on the disk when this returns."""
+    write_atomically(run / "passed_over.json", json.dumps([interval.to_json() for interval in intervals], indent=1))
+    sync_folder(run)

@@ -1,0 +1,83 @@
+"""`maskloom status`: what it prints, and whether a script should start a run again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from maskloom.cli import main
+from maskloom.status import Status, note_attempt, read_status
+
+from .conftest import Command
+
+STATUS = Status("failed", 7, 12, 3, "rank 1 was killed", "", True, "step-00000004", ("node1", "node2"), 4)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    (tmp_path / "run").mkdir()
+    STATUS.write(tmp_path / "run")
+    return tmp_path / "run"
+
+
+def test_it_says_how_a_run_stands_and_what_to_do(run: Path, succeeds: Command) -> None:
+    shown = succeeds("status", run)
+    for expected in (
+        "failed at step 7 of 12; attempt 3",
+        "4 rank(s) on node1, node2",
+        "rank 1 was killed",
+        "step-00000004",
+    ):
+        assert expected in shown
+    assert shown.splitlines()[-1] == "what to do next: start the same command again to go on from step-00000004"
+
+
+def test_a_run_is_named_by_its_configuration_too(
+    run: Path, run_config: dict, write_config: Callable[[dict], Path], succeeds: Command, fails: Command
+) -> None:
+    config = write_config(run_config)
+    assert succeeds("status", config, f"run_dir={run}", "--folder") == f"{run}\n"
+    assert "failed at step 7" in succeeds("status", config)  # run_dir is the same folder
+    assert "settings go with a YAML file" in fails("status", run, "seed=3")
+    assert "no run at" in fails("status", run.parent)
+
+
+@pytest.mark.parametrize(
+    ("status", "first_steps", "code"),
+    [
+        (STATUS, [0], 0),
+        (replace(STATUS, state="stopped"), [0], 0),
+        (replace(STATUS, state="running"), [0], 0),  # all ranks were killed
+        (replace(STATUS, state="done"), [0], 1),
+        (replace(STATUS, can_retry=False), [0], 1),
+        (STATUS, [4, 4], 0),
+        (STATUS, [4, 4, 4], 1),
+        (STATUS, [0, 0, 0], 0),  # the last of them got to step 4
+        (replace(STATUS, last_good_checkpoint=None), [0, 0, 0], 1),
+    ],
+)
+def test_scripts_start_again_what_may_get_on(run: Path, status: Status, first_steps: list[int], code: int) -> None:
+    status.write(run)
+    for number, step in enumerate(first_steps):
+        note_attempt(run, {"attempt": number + 1, "step": step})
+    (run / "attempts.jsonl").open("a").write('{"attempt": 9, "st')  # cut short by a crash
+    assert main(["status", str(run), "--should-restart"]) == code
+    (run / "no-restart").touch()
+    assert main(["status", str(run), "--should-restart"]) == 1
+    assert main(["status", str(run.parent), "--should-restart"]) == 1
+
+
+def test_what_killed_ranks_could_not_write_is_written(run: Path) -> None:
+    replace(STATUS, state="running").write(run)
+    assert main(["status", str(run), "--ended", "137", "--should-restart"]) == 0
+    status = read_status(run)
+    assert status is not None
+    assert (status.state, status.reason) == ("failed", "what ran the ranks was killed by SIGKILL")
+    replace(STATUS, state="stopped").write(run)
+    assert main(["status", str(run), "--ended", "143"]) == 0
+    status = read_status(run)
+    assert status is not None
+    assert status.state == "stopped"

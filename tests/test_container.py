@@ -1,0 +1,77 @@
+"""The image and its compose file, as text: no root, no secrets, nothing that runs unseen from the network."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from maskloom.redaction import is_secret_name
+
+DOCKER = Path(__file__).parents[1] / "docker"
+
+
+@pytest.fixture(scope="module")
+def instructions() -> list[tuple[str, str]]:
+    """(instruction, argument) of the Dockerfile, with continued lines joined and comments left out."""
+    text = (DOCKER / "Dockerfile").read_text()
+    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    joined = "\n".join(lines).replace("\\\n", " ").splitlines()
+    return [(line.split(None, 1)[0], line.split(None, 1)[1]) for line in joined]
+
+
+def arguments(instructions: list[tuple[str, str]], name: str) -> list[str]:
+    return [argument for instruction, argument in instructions if instruction == name]
+
+
+def test_it_ends_as_a_user_without_privileges(instructions: list[tuple[str, str]]) -> None:
+    (user,) = arguments(instructions, "USER")
+    assert int(user) > 0
+    assert f"useradd --uid {user} " in " ".join(arguments(instructions, "RUN"))
+    order = [instruction for instruction, _ in instructions]
+    assert order.index("USER") > max(place for place, name in enumerate(order) if name in ("RUN", "COPY"))
+    assert arguments(instructions, "ENTRYPOINT") == ['["maskloom"]']
+
+
+def test_the_base_is_chosen_by_who_builds_it(instructions: list[tuple[str, str]]) -> None:
+    assert instructions[0][0] == "ARG"
+    assert instructions[0][1].startswith("BASE=")
+    assert arguments(instructions, "FROM") == ["${BASE}"]
+
+
+def test_nothing_is_fetched_unseen_and_versions_are_pinned(instructions: list[tuple[str, str]]) -> None:
+    assert not arguments(instructions, "ADD")  # which also takes URLs
+    runs = " ".join(arguments(instructions, "RUN"))
+    assert not re.search(r"\b(curl|wget|git clone|apt-key|trusted-host|allow-unauthenticated)\b", runs)
+    installs = re.findall(r"pip install [^&]*", runs)
+    assert len(installs) == 2
+    assert "^torch==" in installs[0]
+    assert "--constraint /build/constraints.txt" in installs[1]
+
+
+def test_there_are_no_secrets_and_no_servers(instructions: list[tuple[str, str]]) -> None:
+    text = (DOCKER / "Dockerfile").read_text()
+    assert "StrictHostKeyChecking" not in text
+    assert "openssh-server" not in text
+    assert not arguments(instructions, "EXPOSE")
+    for argument in arguments(instructions, "ENV") + arguments(instructions, "ARG"):
+        assert not is_secret_name(argument.partition("=")[0])
+    copied = {word for argument in arguments(instructions, "COPY") for word in argument.split()[:-1]}
+    assert copied == {"pyproject.toml", "constraints.txt", "README.md", "src"}
+    ignored = (DOCKER.parent / ".dockerignore").read_text().splitlines()
+    assert "*" in ignored
+    assert {line.removeprefix("!") for line in ignored if line.startswith("!")} == copied
+
+
+def test_the_service_has_no_network_and_no_privileges() -> None:
+    (service,) = yaml.safe_load((DOCKER / "compose.yaml").read_text())["services"].values()
+    assert service["network_mode"] == "none"
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert service["read_only"] is True
+    assert "privileged" not in service
+    assert service["user"].endswith("10001:10001}")
+    assert "../data:/work/data:ro" in service["volumes"]
+    assert not any("docker.sock" in volume or ".ssh" in volume for volume in service["volumes"])

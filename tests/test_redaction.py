@@ -1,0 +1,66 @@
+"""What may be a secret is found, and is in no message."""
+
+from __future__ import annotations
+
+import pytest
+
+from maskloom.progress import say, warn
+from maskloom.redaction import HIDDEN, is_secret_name, redacted, secret_keys, secret_urls, shown
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        ("no index at https://ada:pw@host/a: 404", "no index at https://host/a: 404"),
+        ("'https://host/a?X-Amz-Signature=0123&x=1' failed", "'https://host/a' failed"),
+        ("(http://host:80/a.tar?sig=S#part)", "(http://host:80/a.tar"),
+        ("s3://bucket/a?b", "s3://bucket/a?b"),  # a name may have that character
+        ("git+ssh://user:pw@host/x and http://u@h", "git+ssh://host/x and http://h"),
+        ("lr=1e-4, 3:4, a//b, c@d", "lr=1e-4, 3:4, a//b, c@d"),
+    ],
+)
+def test_urls_lose_what_opens_them(text: str, left: str) -> None:
+    assert redacted(text, {}) == left
+    assert shown("https://u:p@h/a?b#c") == "https://h/a"
+
+
+def test_values_of_the_environment_are_hidden_by_their_names() -> None:
+    environment = {"HF_TOKEN": "hf_abcdefgh", "HOME": "/root/home", "MY_KEY": "short", "AWS_SECRET_FILE": "/run/secret"}
+    text = "hf_abcdefgh was refused in /root/home by short, see /run/secret"
+    assert redacted(text, environment) == f"{HIDDEN} was refused in /root/home by short, see /run/secret"
+
+
+@pytest.mark.parametrize(
+    "name", ["COMET_API_KEY", "apikey", "apiKey", "api-key", "key", "token", "AWS_SECRET_ACCESS_KEY"]
+)
+def test_names_of_secrets(name: str) -> None:
+    assert is_secret_name(name)
+    assert is_secret_name(f"MY_{name}")
+
+
+@pytest.mark.parametrize(
+    "name", ["TOKENIZERS_PARALLELISM", "tokenizer", "monkey", "keyboard", "token_file", "max_seqlen"]
+)
+def test_names_that_only_look_so(name: str) -> None:
+    assert not is_secret_name(name)
+
+
+def test_places_in_a_tree_are_named_and_values_are_not() -> None:
+    tree = {
+        "comet": {"enabled": True, "api_key": "S3CRET"},
+        "several": [{"password": ""}, {"password": "S3CRET"}],
+        "random_ltd": {"token_lr": 0.1},
+        "url": "https://u:S3CRET@host",
+        "plain": "mail a@b",
+    }
+    assert list(secret_keys(tree)) == ["comet.api_key", "several.1.password"]
+    assert list(secret_urls(tree)) == ["url"]
+
+
+def test_lines_of_progress_are_redacted(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOME_TOKEN", "S3CRET-S3CRET")
+    say("reading https://host/a?sig=S3CRET with S3CRET-S3CRET")
+    warn("no https://u:S3CRET@host/a")
+    printed = capsys.readouterr()
+    assert "S3CRET" not in printed.out + printed.err
+    assert printed.out == f"reading https://host/a with {HIDDEN}\n"
