@@ -169,11 +169,11 @@ def test_every_rank_has_the_values_of_all_in_order_and_unpickles_nothing(
 ) -> None:
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
     context = multiprocessing.get_context("fork")
-    results = context.SimpleQueue()
+    results = context.Queue()
     ranks = [context.Process(target=_gather, args=(rank, 3, str(tmp_path / "store"), results)) for rank in range(3)]
     for rank in ranks:
         rank.start()
-    found = dict(results.get() for _ in ranks)
+    found = dict(results.get(timeout=60) for _ in ranks)
     for rank in ranks:
         rank.join(60)
     assert [rank.exitcode for rank in ranks] == [0, 0, 0]

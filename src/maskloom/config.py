@@ -338,7 +338,7 @@ class Guard(Section):
     taken: its gradients are dropped, and it is counted (as in OLMo 2; 6 there). Left out: only losses and gradients that are
     not finite."""
     window_steps: Annotated[int, Field(ge=8)] = 128
-    """Steps that a loss is compared with; until there are as many, none counts as a spike."""
+    """Steps of the phase that a loss is compared with; until so many were taken, none counts as a spike."""
     skips_before_rollback: PositiveInt = 3
     """So many steps in a row that were not taken, and the run goes back to its last checkpoint and on behind their data."""
     rollbacks: NonNegativeInt = 2

@@ -49,8 +49,19 @@ def deaf_processes() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def end_with_server(*_: object) -> None:
-    """Called in a process of `clean_forks`: end it at once when its server does, which ends with the process that it serves."""
+def end_with_owner(*_: object) -> None:
+    """Called in a process of `clean_forks`: end it at once when the process that it works for ends, or the server.
+
+    The server alone would not do: it lives as long as any of its processes, which hold the pipe that it watches.
+    """
+    owner = parent_process()
+    assert owner is not None
+
+    def watch() -> None:
+        owner.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
     end_with_parent(signal.SIGKILL)
     if IMPORTED_IN not in (os.getpid(), os.getppid()):  # gone before
         os._exit(1)
@@ -107,11 +118,4 @@ class Pool:
 def _begin() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # every core has a process already
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it at once and without a traceback
-    parent = parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+    end_with_owner()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import shutil
 import socket
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from maskloom.cli import main
 from maskloom.commands.doctor import ending, names, table
 from maskloom.launch.doctor.checks import Finding, checkpoint_bytes
 from maskloom.model.bert import build_defined, count_parameters
+from maskloom.train.run_lock import RunLock
 
 from .conftest import Command
 
@@ -45,9 +45,11 @@ def test_a_good_configuration(run_config: dict, write_config: Callable[[dict], P
 
 def test_a_run_that_exists_and_one_that_is_in_use(trained_run: Path, visit: Visit) -> None:
     before = sorted(trained_run.rglob("*"))
-    with (trained_run / ".lock").open("r+") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    lock = RunLock(trained_run)
+    try:
         code, failures, _ = visit(trained_run / "config.yaml")
+    finally:
+        lock.release()
     assert code == 1
     assert [line.split()[1] for line in failures] == ["lock"]
     assert "the run is in use by process" in failures[0]

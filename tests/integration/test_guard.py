@@ -67,7 +67,7 @@ def spoil(spoils: Spoils, batches: str, kill_at: int = 0, kill_before_writing: b
         if kill_at and batch.number + 1 == kill_at and self.passed_over:
             os.kill(os.getpid(), signal.SIGKILL)
         now["kind"] = spoils.get(batch.cursors.get(LANE), "")
-        with open(f"{batches}.{Path(self.config.run_dir).name}.{self.world.rank}", "a") as file:
+        with Path(f"{batches}.{Path(self.config.run_dir).name}.{self.world.rank}").open("a") as file:
             for lane, rows in zip(
                 batch.cursors, torch.from_numpy(batch.rows.input_ids).chunk(len(batch.cursors)), strict=True
             ):
@@ -152,22 +152,15 @@ ENGINES = [
     (1, "bf16", {}, 12),
     (1, "bf16", {}, 4),  # DeepSpeed's BF16_Optimizer
     (1, "fp16", {}, 4),
-    (2, "fp32", {}, 4),
     (2, "bf16", {}, 4),
-    (2, "fp16", {}, 12),
     (3, "fp32", {}, 4),
-    (3, "bf16", {}, 4),
     (3, "fp16", {}, 4),
     (0, "fp32", LAMB, 4),
     (1, "bf16", LAMB, 4),
-    (3, "fp16", LAMB, 4),
-    (0, "fp32", MUON, 4),
-    (1, "fp32", MUON, 4),
+    (3, "bf16", LAMB, 4),
     (1, "bf16", MUON, 4),
-    (2, "bf16", MUON, 12),
-    (3, "fp32", MUON, 4),
+    (2, "fp32", MUON, 12),
     (3, "bf16", MUON, 4),
-    (3, "fp16", MUON, 12),
 ]
 
 
@@ -214,7 +207,6 @@ def going_back(run_config: dict) -> dict:
     return {
         **run_config,
         "model": {**run_config["model"], "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1},
-        "data": {**run_config["data"], "workers": 1},
         "checkpoint": {"every_steps": 4, "keep_last": 9},
     }
 
@@ -222,12 +214,13 @@ def going_back(run_config: dict) -> dict:
 def test_a_run_goes_back_and_on_behind_the_data_also_when_it_is_killed(
     going_back: dict, write_config: Callable[..., Path], maskloom: Callable[..., Any], tmp_path: Path
 ) -> None:
-    """Killed after it went back, at each ZeRO stage: the rest is that of a run that was not, bit for bit."""
+    """Killed after it went back, with readers and without: the rest is that of a run that was not, bit for bit."""
     batches, log = tmp_path / "batches", tmp_path / "output.log"
-    engines = [{"zero_stage": stage} for stage in range(4)] + [{"zero_stage": 1, "precision": "bf16"}]
+    engines = [{"zero_stage": 0}, {"zero_stage": 1, "precision": "bf16"}, {"zero_stage": 3}]
 
     def config(kind: str, number: int) -> Path:
         tree = {**going_back, "run_dir": str(tmp_path / f"{kind}{number}"), "engine": engines[number]}
+        tree["data"] = {**tree["data"], "workers": int(number == 0)}
         return write_config(tree, f"{kind}{number}.yaml")
 
     numbers = range(len(engines))
@@ -263,7 +256,7 @@ def test_a_run_goes_back_and_on_behind_the_data_also_when_it_is_killed(
     }
     assert [len(read_state(saved_at(whole, step)).passed_over) for step in (4, 8, 12)] == [0, 1, 1]
 
-    # Other world sizes, from the checkpoint before; and killed between the removal of checkpoints and the note.
+    # Other world sizes from the checkpoint before; and the same from the beginning, where the interval is known already.
     for number, (size, removed) in enumerate([(1, ("08", "12")), (3, ("08", "12")), (2, ("04", "08", "12"))]):
         copy = tmp_path / f"copy{number}"
         shutil.copytree(whole, copy)

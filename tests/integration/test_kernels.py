@@ -95,9 +95,12 @@ def test_a_collapse_of_fp16_names_the_layer(
         "logging": {"every_steps": 1000},
     }
     output = run_ranks(write_config(tree), ranks, fake_fp16=True, expect=1)
-    assert "fp16 collapsed at step 3" in output  # after scales of 4 and 2, the minimum of 1
+    # No step is taken, and the beginning is no better: see the guard.
+    assert "the run diverged: step 3 was not taken, as its loss is nan" in output
     for rank in range(ranks):
         assert f"rank {rank}: the output of layer 1 (bert.encoder.layer.1)" in output
-    tree |= {"run_dir": str(tmp_path / "logged"), "logging": {"every_steps": 1}}
+    too_high = {"initial_scale_power": 30, "min_loss_scale": 2**28, "hysteresis": 1}
+    tree |= {"run_dir": str(tmp_path / "scale"), "model": settings["model"], "deepspeed": {"fp16": too_high}}
     output = run_ranks(write_config(tree), ranks, fake_fp16=True, expect=1)
-    assert "the run diverged: the loss is nan (rank 0: the output of layer 1 (bert.encoder.layer.1)" in output
+    assert "fp16 collapsed at step 3" in output  # after scales of 2^30 and 2^29, the minimum of 2^28
+    assert "rank 0: the gradient " in output

@@ -210,10 +210,13 @@ def test_the_first_attempt_needs_all_hosts_and_later_ones_go_on_with_those_that_
     launch = OnHosts(hosts, [], tmp_path, 1.0, Ssh(), None)
     looks = [Findings("not reached by ssh: refused"), Findings(None, 12001), Findings(None, 12002)]
     monkeypatch.setattr(supervisor, "look_at_all", lambda *arguments: looks)
+    swept = []
+    monkeypatch.setattr(supervisor, "end_leftovers", lambda hosts, token, ssh, grace_s: swept.append((hosts, token)))
     with pytest.raises(UserError, match="node1: not reached by ssh: refused"):
         launch.prepare(1)
     assert launch.prepare(2) == "3 rank(s) on ada@node2 (2), node3 (1); they meet at node2:12001"
     assert "node1: not reached" in capsys.readouterr().err
+    assert swept == [(hosts[1:], launch.token)]
     looks[1:] = [Findings("disk"), Findings("memory")]
     with pytest.raises(UserError, match="node3: memory"):
         launch.prepare(2)

@@ -1,9 +1,9 @@
 """Print the batches of some steps as text, with the masks shown, or their digest.
 
 TARGET is a configuration or a run directory; a run is read from its newest checkpoint at or before the first step, as a
-resume would. Steps count from 0. The digest is a SHA-256 of the global batches: the same for every --world, every
---workers, and whether the run came to the first step from 0 or was resumed there. In the text, [MASK]{word} is a masked
-token, {a>b} one replaced by a random b, {a} one that is predicted but stays.
+resume would, without the rows that it passed over when it went back. Steps count from 0. The digest is a SHA-256 of the
+global batches: the same for every --world, every --workers, and whether the run came to the first step from 0 or was resumed
+there. In the text, [MASK]{word} is a masked token, {a>b} one replaced by a random b, {a} one that is predicted but stays.
 
 example:
   maskloom peek configs/quickstart.yaml --steps 10:12 --world 2 --digest

@@ -33,7 +33,7 @@ from maskloom.data.rows import Rows
 from maskloom.data.storage import is_remote
 from maskloom.distributed import World
 from maskloom.errors import DataFault, UserError
-from maskloom.processes import clean_forks, deaf_processes, end_with_server
+from maskloom.processes import clean_forks, deaf_processes, end_with_owner
 from maskloom.progress import warn
 from maskloom.tokenizer import Tokenizer
 
@@ -132,7 +132,7 @@ def read_steps(
         collate_fn=_unchanged,
         prefetch_factor=prefetch_steps if workers else None,
         multiprocessing_context=clean_forks(__name__) if workers else None,
-        worker_init_fn=end_with_server if workers else None,
+        worker_init_fn=end_with_owner if workers else None,
     )
     parts: list[Step] = []
     with deaf_processes() if workers else contextlib.nullcontext():

@@ -1,4 +1,4 @@
-"""Ends the ranks of an attempt on all hosts, and removes its private files, when what supervises them dies: nobody else could.
+"""Ends the ranks on all hosts, and removes their private files, when what supervises them dies: nobody else could.
 
     python -m maskloom.launch.guardian TOKEN SSH_CONFIG FOLDER HOST ...      (SSH_CONFIG may be empty)
 

@@ -1,6 +1,6 @@
-"""What is left of an attempt on a host: found by the attempt's token in its environment, and ended.
+"""What is left of a run on a host: found by a token in its environment, and ended.
 
-DeepSpeed's own way, `pkill -f` for its launcher, ends every run of the same Python on the host. A token belongs to one attempt;
+DeepSpeed's own way, `pkill -f` for its launcher, ends every run of the same Python there. A token belongs to one supervisor;
 what a rank starts inherits it, a reader process too.
 
 On the host `python -m maskloom.launch.leftovers TOKEN GRACE_S` ends them and prints how many there were.
@@ -22,14 +22,14 @@ from maskloom.launch.hostfile import Host
 from maskloom.launch.ssh import Ssh, last_line
 from maskloom.progress import warn
 
-VARIABLE = "MASKLOOM_ATTEMPT"
+VARIABLE = "MASKLOOM_SUPERVISOR"
 KILL_S = 10.0
 CONNECT_S = 30.0
 AT_ONCE = 64
 
 
 def end_leftovers(hosts: Sequence[Host], token: str, ssh: Ssh, grace_s: float) -> int:
-    """End what is left of an attempt on each host, many at once; returns how many processes there were.
+    """End what is left of a run on each host, many at once; returns how many processes there were.
 
     A host that cannot be asked is named: its ranks end themselves when they wait too long (`timeouts`).
     """
@@ -45,7 +45,7 @@ def end_leftovers(hosts: Sequence[Host], token: str, ssh: Ssh, grace_s: float) -
         if answer.returncode == 0 and answer.stdout.strip().isdigit():
             found += int(answer.stdout)
         else:
-            warn(f"{host.name}: cannot tell whether anything of the attempt is left there: {last_line(answer.stderr)}")
+            warn(f"{host.name}: cannot tell whether anything of the run is left there: {last_line(answer.stderr)}")
     return found
 
 

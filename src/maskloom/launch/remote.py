@@ -6,7 +6,7 @@ What DeepSpeed's launcher leaves to us, each found by running 0.19.8 with pdsh 2
   code 1` says so at once; from then on the others have a short time.
 - Signals do not cross pdsh. A request to stop is the file RUN/stop, which all ranks look for.
 - When the launcher is told to end, it ends everything on the hosts that looks like it, other runs too. So it never is: what has
-  this attempt's token is ended, and the launcher then ends for want of hosts.
+  the run's token is ended, and the launcher then ends for want of hosts.
 - SIGUSR1 and SIGUSR2 would kill it, and orphan all ranks: both are ignored from the start. It has a session of its own, which
   no terminal reaches.
 - One host alone would be taken for this machine (`--force_multi`); a name would be resolved by ssh (`--master_addr`).
@@ -19,7 +19,6 @@ import contextlib
 import math
 import os
 import re
-import secrets
 import shlex
 import signal
 import subprocess
@@ -72,6 +71,8 @@ def host_code(code: int) -> int:
 
 def run_on_hosts(
     hosts: Sequence[Host],
+    everywhere: Sequence[Host],
+    token: str,
     arguments: Sequence[str],
     run: Path,
     master: tuple[str, int],
@@ -83,16 +84,17 @@ def run_on_hosts(
     """Start `maskloom.train` with these arguments once a slot, wait until all have ended, and leave nothing behind.
 
     Args:
+        everywhere: hosts on which something with `token` may run, also of an earlier attempt: nothing is left on any.
+        token: that all processes of the run have in their environment.
         run: the run's folder, where a request to stop is put.
         master: the address of the first host as the others reach it, and a port that is free there.
         grace_s: after a request to stop, or when one host has ended well, for all others.
         failed_grace_s: for the others when a host has failed.
     """
-    token = secrets.token_hex(8)
     variables = {**for_hosts(), VARIABLE: token}
     with (
         private_files(as_hostfile(hosts), environment_file(variables)) as (hostfile, environment),
-        guarded(hosts, token, ssh, hostfile.parent),
+        guarded(everywhere, token, ssh, hostfile.parent),
     ):
         launcher = subprocess.Popen(
             deepspeed_command(hostfile, master, arguments),
@@ -114,7 +116,7 @@ def run_on_hosts(
             ended = _wait(launcher, failures, stop, run, grace_s, failed_grace_s)
             grace_left_s = LEFTOVERS_GRACE_S if ended is None else 0.0
         finally:
-            found = end_leftovers(hosts, token, ssh, grace_left_s)
+            found = end_leftovers(everywhere, token, ssh, grace_left_s)
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(launcher.pid, signal.SIGKILL)
             code = exit_code(launcher.wait())

@@ -10,6 +10,7 @@ writes there how it ended.
 from __future__ import annotations
 
 import contextlib
+import secrets
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +22,7 @@ from maskloom.errors import UserError
 from maskloom.files import only_one
 from maskloom.launch.ending import POLL_S, Ended, Stop
 from maskloom.launch.hostfile import Host
+from maskloom.launch.leftovers import end_leftovers
 from maskloom.launch.local import run_ranks
 from maskloom.launch.ports import free_port, preferred_port
 from maskloom.launch.probe import look_at_all
@@ -93,6 +95,7 @@ class OnHosts:
     ) -> None:
         self.hosts, self.arguments, self.run, self.grace_s = tuple(hosts), arguments, run, grace_s
         self.ssh, self.master_addr = ssh, master_addr
+        self.token = secrets.token_hex(8)
         self._fit: tuple[Host, ...] = ()
         self._master = ("", 0)
 
@@ -107,12 +110,16 @@ class OnHosts:
         first, port = fit[0]
         given = self.master_addr if first is self.hosts[0] else None
         self._fit = tuple(host for host, _ in fit)
+        if attempt > 1:  # on a host that could not be reached then, ranks may still wait for the others
+            end_leftovers(self._fit, self.token, self.ssh, grace_s=0.0)
         self._master = (given or self.ssh.address(first.name), port)
         names = ", ".join(f"{host.name} ({host.slots})" for host in self._fit)
         return f"{sum(host.slots for host in self._fit)} rank(s) on {names}; they meet at {self._master[0]}:{port}"
 
     def start(self, stop: Stop) -> Ended:
-        return run_on_hosts(self._fit, self.arguments, self.run, self._master, self.ssh, stop, self.grace_s)
+        return run_on_hosts(
+            self._fit, self.hosts, self.token, self.arguments, self.run, self._master, self.ssh, stop, self.grace_s
+        )
 
 
 def supervise(launch: Launch, run: Path, max_restarts: int, stop: Stop, pauses_s: Sequence[float] = PAUSES_S) -> int:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
 import socket
+import threading
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -115,14 +115,31 @@ def test_the_folder_of_a_run(tmp_path: Path) -> None:
     assert nearest(Path("/")) == Path("/")
 
 
-def test_the_lock_of_a_run(tmp_path: Path) -> None:
+def test_the_lock_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from maskloom.train import run_lock
+
+    monkeypatch.setattr(run_lock, "SILENT_S", 2.0)
     assert lock_holder(tmp_path / "none") is None
-    with (tmp_path / ".lock").open("w") as lock:
-        lock.write("process 7 on node9")
-        lock.flush()
-        assert lock_holder(tmp_path) is None  # left by a run that ended
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    held = run_lock.RunLock(tmp_path)
+    assert lock_holder(tmp_path) == f"process {os.getpid()} on {socket.gethostname()}"
+    held.release()
+    assert lock_holder(tmp_path) is None
+    lock = tmp_path / ".lock"
+    lock.write_text("process 7 on node9")
+    assert lock_holder(tmp_path) is None  # killed
+    is_over = threading.Event()
+
+    def touch() -> None:
+        while not is_over.wait(0.2):
+            os.utime(lock)
+
+    toucher = threading.Thread(target=touch)  # as a run on another machine whose locks do not come here
+    toucher.start()
+    try:
         assert lock_holder(tmp_path) == "process 7 on node9"
+    finally:
+        is_over.set()
+        toucher.join()
 
 
 def test_blocks_are_the_first_the_last_and_others_from_host_to_host(corpus_dir: Path) -> None:

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import maskloom
+from maskloom.files import LOCK, NO_LOCKS
 from maskloom.launch.ports import free_port, is_free
 
 if TYPE_CHECKING:
@@ -384,14 +385,28 @@ def nearest(folder: Path) -> Path:
 
 
 def lock_holder(run_dir: Path) -> str | None:
-    """Who holds a run's lock, in words; None where nobody does."""
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError), (run_dir / ".lock").open() as lock:
+    """Who holds a run's lock, in words; None where nobody does. A holder on another machine, which locks may not reach, is known
+    by touching the file: that may take SILENT_S."""
+    from maskloom.train.run_lock import SILENT_S
+
+    path = run_dir / LOCK
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError), path.open(encoding="utf-8") as lock:
+        holder = lock.read().strip()
         try:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: two doctors do not find each other
+            fcntl.flock(lock, fcntl.LOCK_UN)
         except BlockingIOError:
-            return lock.read().strip() or "another process"
-        except OSError:  # no locks on this file system
+            return holder or "another process"
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+        if not holder or holder.endswith(f" on {socket.gethostname()}"):
             return None
+        touched, end_s = path.stat().st_mtime, time.monotonic() + SILENT_S
+        while time.monotonic() < end_s:
+            if path.stat().st_mtime != touched:
+                return holder
+            time.sleep(0.5)
     return None
 
 

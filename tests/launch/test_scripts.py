@@ -1,0 +1,127 @@
+"""The scripts of launcher/, with small programs in the place of Slurm's tools and of the ranks."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from maskloom.status import Status, note_attempt
+
+ROOT = Path(__file__).parents[2]
+LAUNCHERS = ROOT / "launcher"
+STATUS = Status("stopped", 7, 12, 1, last_good_checkpoint="step-00000007")
+
+
+def script(name: str, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHON": sys.executable, "PYTHONPATH": str(ROOT / "src"), **variables}
+    command = ["bash", str(LAUNCHERS / name), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, timeout=120, check=False)
+
+
+def test_the_scripts_are_clean() -> None:
+    if shutil.which("shellcheck"):
+        command = ["shellcheck", "launcher/env.sh", "launcher/deepspeed.sh", "launcher/slurm.sbatch"]
+        checked = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+        assert not checked.returncode, checked.stdout
+    for name in ("deepspeed.sh", "slurm.sbatch"):
+        assert os.access(LAUNCHERS / name, os.X_OK)
+        subprocess.run(["bash", "-n", str(LAUNCHERS / name)], check=True, timeout=60)
+
+
+def test_a_hostfile_is_asked_for_and_must_exist(tmp_path: Path) -> None:
+    without = script("deepspeed.sh", "configs/quickstart.yaml")
+    assert without.returncode == 2
+    assert "no --hostfile" in without.stderr
+    nowhere = script("deepspeed.sh", "--hostfile", str(tmp_path / "hosts"), "configs/quickstart.yaml")
+    assert nowhere.returncode == 1
+    assert f"no hostfile at {tmp_path / 'hosts'}" in nowhere.stderr
+
+
+@pytest.fixture
+def slurm(tmp_path: Path) -> Path:
+    """A folder with a run, and Slurm's tools as programs that note their words in `asked`. `srun` leaves `next.json` as the
+    run's status and ends with the number in `code`; `squeue` says what stands in `state`."""
+    tools, run = tmp_path / "tools", tmp_path / "run"
+    tools.mkdir()
+    run.mkdir()
+    leaves = f'[ ! -e "{tmp_path}/next.json" ] || mv "{tmp_path}/next.json" "{run}/status.json"'
+    programs = {
+        "srun": f'{leaves}\nexit "$(cat "{tmp_path}/code")"',
+        "squeue": f'cat "{tmp_path}/state"',
+        "scontrol": "echo node1",
+        "scancel": "true",
+    }
+    for name, body in programs.items():
+        (tools / name).write_text(
+            f'#!/bin/sh\necho "{name} $* $MASTER_ADDR:$MASTER_PORT" >> "{tmp_path}/asked"\n{body}\n'
+        )
+        (tools / name).chmod(0o755)
+    (tmp_path / "state").write_text("RUNNING\n")
+    return tmp_path
+
+
+def submit(slurm: Path, config: Path, status: Status | None, code: int, **variables: str) -> tuple[int, str]:
+    """Run the script as a job: its exit code, and what it asked of Slurm."""
+    if status is not None:
+        (slurm / "next.json").write_text(status.as_text())
+        note_attempt(slurm / "run", {"attempt": 1, "step": 0})
+    (slurm / "code").write_text(str(code))
+    job = {
+        "SLURM_JOB_ID": "4711",
+        "SLURM_JOB_NODELIST": "node[1-2]",
+        "SLURM_NTASKS": "2",
+        "SLURM_SUBMIT_DIR": str(ROOT),
+    }
+    path = f"{slurm / 'tools'}{os.pathsep}{os.environ['PATH']}"
+    done = script("slurm.sbatch", str(config), f"run_dir={slurm / 'run'}", PATH=path, **job, **variables)
+    print(done.stdout, done.stderr)
+    return done.returncode, (slurm / "asked").read_text()
+
+
+@pytest.mark.parametrize(
+    ("status", "srun", "code", "is_requeued"),
+    [
+        (STATUS, 75, 75, True),
+        (STATUS, 137, 75, True),  # srun killed the slower tasks of a run that had saved
+        (Status("done", 12, 12, 1), 0, 0, False),
+        (Status("failed", 7, 12, 1, can_retry=False), 1, 1, False),
+        (Status("failed", 7, 12, 1), 1, 1, True),
+        (Status("running", 7, 12, 1), 137, 137, True),  # every rank was killed
+        (Status("running", 7, 12, 1), 0, 1, True),
+        (None, 1, 1, False),  # it never began: most likely a mistake
+    ],
+)
+def test_a_job_goes_back_into_the_queue_where_another_attempt_may_get_on(
+    slurm: Path, status: Status | None, srun: int, code: int, is_requeued: bool
+) -> None:
+    ended, asked = submit(slurm, ROOT / "configs/quickstart.yaml", status, srun)
+    assert ended == code
+    assert ("scontrol requeue 4711" in asked) == is_requeued
+    assert "node1:16711" in asked
+    assert f"srun --kill-on-bad-exit=1 --wait=60 {sys.executable} -u -m maskloom.train" in asked
+
+
+def test_a_cancelled_job_is_not_brought_back_and_a_switch_forbids_it(slurm: Path) -> None:
+    (slurm / "state").write_text("COMPLETING\n")
+    assert "scontrol requeue" not in submit(slurm, ROOT / "configs/quickstart.yaml", STATUS, 75)[1]
+    (slurm / "state").write_text("RUNNING\n")
+    (slurm / "run" / "no-restart").touch()
+    again = Status("stopped", 8, 12, 2, last_good_checkpoint="step-00000008")
+    assert "scontrol requeue" not in submit(slurm, ROOT / "configs/quickstart.yaml", again, 75)[1]
+
+
+def test_parts_of_an_array_follow_one_another_until_the_run_is_done(slurm: Path) -> None:
+    code, asked = submit(slurm, ROOT / "configs/quickstart.yaml", STATUS, 75, SLURM_ARRAY_JOB_ID="4700")
+    assert code == 75
+    assert "scontrol requeue" not in asked
+    assert "scancel" not in asked
+    code, asked = submit(
+        slurm, ROOT / "configs/quickstart.yaml", Status("done", 12, 12, 2), 0, SLURM_ARRAY_JOB_ID="4700"
+    )
+    assert code == 0
+    assert "scancel --state=PENDING 4700" in asked
