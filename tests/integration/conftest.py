@@ -15,7 +15,6 @@ import torch
 from maskloom.train.checkpoint import saved_at
 from maskloom.train.engine.files import full_precision_weights
 
-
 PRELOADED = ["maskloom.train.loop", "torch.utils.tensorboard", "deepspeed.runtime.zero.muon.muon_optimizer"]
 """The last one brings torch's inductor along, whatever the optimizer: most of what a start would cost."""
 
