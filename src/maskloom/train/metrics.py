@@ -132,7 +132,9 @@ class Metrics:
             return
         with self._surviving_the_board():
             if self.board is not None:
-                if not Path(self.board.log_dir).is_dir():  # before the writer's thread finds out, with a traceback of its own
+                if not Path(
+                    self.board.log_dir
+                ).is_dir():  # before the writer's thread finds out, with a traceback of its own
                     raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self.board.log_dir)
                 for name, value in values.items():
                     self.board.add_scalar(f"{group}/{name.removeprefix('evaluation_')}", value, step)
