@@ -163,8 +163,8 @@ def deepspeed_config(config: RunConfig, micro_batch_rows: int, accumulates: bool
     for key in ("offload_optimizer", "offload_param"):
         if (merged["zero_optimization"].get(key) or {}).get("device") == "nvme":
             raise UserError(
-                f"deepspeed.zero_optimization.{key}.device nvme cannot be had: DeepSpeed keeps that state in files of its own, which "
-                "no checkpoint would hold. Set it to cpu"
+                f"deepspeed.zero_optimization.{key}.device nvme cannot be had: DeepSpeed keeps that state in files of its own, "
+                "which no checkpoint would hold. Set it to cpu"
             )
     return merged
 
