@@ -20,7 +20,7 @@ pretrain: $(RUN)/export/config.json
 	@$(BIN)/maskloom fill $(RUN)/export "$(SENTENCE)"
 	@echo
 	@echo "made:  $(CORPUS)/shards (text), $(CORPUS)/tokenizer, $(RUN) (the run), $(RUN)/export (for Hugging Face)"
-	@echo "next:  $(BIN)/tensorboard --logdir runs                                        watch the curves"
+	@echo "next:  $(BIN)/maskloom monitor runs                                             watch the curves"
 	@echo "       $(BIN)/maskloom train configs/quickstart.yaml --processes 2 phases.0.steps=2000   go on with it"
 	@echo "       $(BIN)/maskloom shards YOUR_TEXT data/mine                               use your own text (see README.md)"
 

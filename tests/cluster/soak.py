@@ -227,7 +227,6 @@ KINDS: dict[str, tuple[Strike, int, str]] = {
     "second start in the same folder": (second_start, 1, "refused; the first goes on, and is then killed"),
 }
 """Name -> what it does, how often beside the others, in words."""
-BY_SIGNAL_ONLY = ("rank killed", "all ranks killed", "killed while saving")
 
 
 def draw(seed: int, number: int, kinds: list[str]) -> list[Fault]:
@@ -342,7 +341,7 @@ def tiny(folder: Path, corpus: Path, tokenizer: Path, steps: int) -> dict[str, A
         "optimizer": {"lr": 1e-3, "warmup_steps": 2},
         "phases": [{"steps": steps, "seq_len": 32, "global_batch_rows": 8, "micro_batch_rows": 4}],
         "checkpoint": {"every_steps": 5},
-        "logging": {"every_steps": 1},
+        "logging": {"every_steps": 1, "peak_tflops": 1.0},
         "timeouts": {"start_s": 60, "train_s": HUNG_S},
     }
 

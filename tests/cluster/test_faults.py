@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 
 from maskloom.launch.ports import preferred_port
-from maskloom.status import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, attempt_steps
+from maskloom.status import EXIT_DONE, EXIT_FAILED, EXIT_HUNG, EXIT_STOPPED, attempt_steps
 from tests.integration.conftest import train_in_ranks
 
 from .cluster import HEAD, Cluster
@@ -35,6 +35,8 @@ PACE, SLOW = "8mbit", "2mbit"
 """What a node may send: a step then takes about 0.3 s, or 1.2 s, whatever the machine."""
 HUNG_S = 15.0
 KILLED = 128 + signal.SIGKILL
+KILLED_IN_DEEPSPEED = 256 - signal.SIGKILL
+"""Its launcher ends with -9."""
 
 
 @dataclass
@@ -128,11 +130,11 @@ def take_port(scene: Scene) -> None:
 
 
 def start_a_second(scene: Scene) -> None:
-    """The same command once more: refused."""
-    again = by_srun(scene.cluster, scene.run.config, ())
+    """On the same nodes, by another launcher: refused."""
+    again = by_deepspeed(scene.cluster, scene.run.config, ())
     second = scene.cluster.run_on(HEAD, again, check=False, timeout_s=PATIENCE_S)
     assert second.returncode == EXIT_FAILED, second.stderr
-    assert "is in use" in second.stderr
+    assert "is in use" in second.stderr + second.stdout
 
 
 def full_disk(scene: Scene) -> None:
@@ -273,7 +275,7 @@ CASES = [
         by_script(),
         signal_launcher(signal.SIGKILL),
         -signal.SIGKILL,
-        "running",
+        "stopped",
         plain="launcher killed",
         pace=SLOW,
     ),
@@ -292,7 +294,7 @@ CASES = [
         "`kill -9` of rank 0",
         by_deepspeed,
         kill_rank(0),
-        EXIT_FAILED,
+        KILLED_IN_DEEPSPEED,
         "failed",
         says="rank 0",
     ),
@@ -302,7 +304,7 @@ CASES = [
         "`kill -STOP` of rank 1",
         by_srun,
         signal_rank(1, signal.SIGSTOP),
-        KILLED,
+        EXIT_HUNG,
         "failed",
         says="rank 1 on node2",
         plain="rank hung",
@@ -328,7 +330,7 @@ CASES = [
     Case("TensorBoard's folder dead", "a file in its place", by_srun, spoil_tensorboard, EXIT_DONE, "done"),
     Case(
         "second run in the folder",
-        "the same command once more",
+        "started by `deepspeed --hostfile` on the same nodes",
         by_srun,
         start_a_second,
         EXIT_DONE,
@@ -400,7 +402,7 @@ def tree(corpus_dir: Path, tokenizer_dir: Path) -> dict[str, Any]:
         "optimizer": {"lr": 1e-3, "warmup_steps": 2},
         "phases": [{"steps": STEPS, "seq_len": 32, "global_batch_rows": 12, "micro_batch_rows": 4}],
         "checkpoint": {"every_steps": EVERY_STEPS},
-        "logging": {"every_steps": 1},
+        "logging": {"every_steps": 1, "peak_tflops": 1.0},
         "timeouts": {"start_s": 180, "train_s": HUNG_S},
     }
 

@@ -46,7 +46,10 @@ def test_tensorboard_answers_on_loopback_and_ends_with_its_process(trained_run: 
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "example.org", "128.0.0.1"])
-def test_an_address_that_others_reach_is_refused(host: str, tmp_path: Path, fails: Command) -> None:
+def test_an_address_that_others_reach_is_refused(
+    host: str, tmp_path: Path, fails: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr("os.execv")  # would listen there
     message = fails("monitor", tmp_path, "--host", host)
     assert f"--host {host} is an address that other machines reach" in message
     assert "--allow-remote" in message

@@ -15,6 +15,9 @@ import torch
 from maskloom.train.checkpoint import saved_at
 from maskloom.train.engine.files import full_precision_weights
 
+PRELOADED = ["maskloom.train.loop", "torch.utils.tensorboard", "deepspeed.runtime.zero.muon.muon_optimizer"]
+"""The last one brings torch's inductor along, whatever the optimizer: most of what a start would cost."""
+
 
 def free_port() -> int:
     with socket.socket() as probe:
@@ -73,7 +76,7 @@ def start_ranks(
     before it begins.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["maskloom.train.loop", "torch.utils.tensorboard"])
+    context.set_forkserver_preload(PRELOADED)
     port, names = free_port(), [str(config) for config in configs]
     ranks = [
         context.Process(target=_rank, args=(names, rank, size, port, str(log), fake_fp16, compiles, patch))

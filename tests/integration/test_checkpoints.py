@@ -143,14 +143,14 @@ def test_a_save_that_fails_on_one_rank_is_a_warning_and_the_next_one_is_made(
             time.sleep(0.05)
         limit_files(pids[1:], resource.RLIM_INFINITY)
 
-    phase = {**settings["phases"][0], "steps": 400}
-    tree = {**settings, "phases": [phase], "checkpoint": {"every_steps": 150}}
+    phase = {**settings["phases"][0], "steps": 250}
+    tree = {**settings, "phases": [phase], "checkpoint": {"every_steps": 100}}
     output = train_in_ranks([write_config(tree)], 2, log, meanwhile=full_for_a_while)
-    assert "WARNING: the checkpoint of step 150 could not be written, and nothing of it is left: rank 1: " in output
+    assert "WARNING: the checkpoint of step 100 could not be written, and nothing of it is left: rank 1: " in output
     assert "It has no checkpoint yet. Free space on the file system of" in output
-    assert "done: step 400 of 400" in output
-    assert checkpoints(run) == ["step-00000300", "step-00000400"]
-    assert damage(run / "checkpoints/step-00000400") is None
+    assert "done: step 250 of 250" in output
+    assert checkpoints(run) == ["step-00000200", "step-00000250"]
+    assert damage(run / "checkpoints/step-00000250") is None
 
 
 def test_a_third_failure_ends_the_run_and_names_the_last_good_checkpoint(

@@ -11,18 +11,18 @@ import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from deepspeed.runtime.zero.config import ZeroStageEnum
 from transformers import BertConfig, BertForMaskedLM
 
 from maskloom.cli import main
 from maskloom.errors import UserError
 from maskloom.model.bert import MaskedLM, load_checkpoint
 from maskloom.train.checkpoint.digests import digest
-from maskloom.train.engine.files import convert_to_universal, full_precision_weights, safe_loading
+from maskloom.train.engine.files import full_precision_weights, safe_loading
 
 from .conftest import train_in_ranks
 
@@ -116,26 +116,37 @@ def test_no_file_of_a_checkpoint_runs_code(layout: str, runs: Path, trap: Path, 
         for write in WRITERS:
             copy = tmp_path / f"{name}-{write.__name__}"
             bad = with_bomb(runs / layout, copy, name, write, trap)
-            said = [refusal(lambda bad=bad: full_precision_weights(bad), name)]
-            if layout != "stage 0":  # whose files hold the same on any number of ranks
-                said.append(refusal(lambda bad=bad, copy=copy: convert_to_universal(bad, copy / "out"), name))
-            assert all(REFUSED in line or CANNOT in line for line in said)
-            assert write is not zipped or all("the class or function posix.system" in line for line in said)
+            said = refusal(lambda bad=bad: full_precision_weights(bad), name)
+            assert REFUSED in said or CANNOT in said
+            assert write is not zipped or "the class or function posix.system" in said
             assert not trap.exists()
 
 
-@pytest.mark.parametrize("layout", ["stage 1", "stage 3"])
-def test_a_resume_runs_no_code(layout: str, runs: Path, trap: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("layout", "ranks"), [("stage 0", 1), ("stage 1", 1), ("stage 1", 2), ("stage 3", 1), ("stage 3", 2)]
+)
+def test_a_resume_runs_no_code(layout: str, ranks: int, runs: Path, trap: Path, tmp_path: Path) -> None:
+    """Also where the state is spread anew over another number of ranks, by code of ours."""
     (folder,) = (runs / layout / "checkpoints").glob("step-*")
     name = max(file.name for file in folder.glob("*.pt"))
     with_bomb(runs / layout, tmp_path / "run", name, zipped, trap)
     tree = json.loads((runs / f"{layout}.yaml").read_text())
     tree |= {"run_dir": str(tmp_path / "run"), "phases": [{**tree["phases"][0], "steps": 3}]}
     (tmp_path / "again.yaml").write_text(json.dumps(tree))
-    output = train_in_ranks([tmp_path / "again.yaml"], 1, tmp_path / "resume.log", expect=1)
+    output = train_in_ranks([tmp_path / "again.yaml"], ranks, tmp_path / "resume.log", expect=1)
     assert f"{name} {REFUSED}" in output
     assert "Traceback" not in output
     assert not trap.exists()
+
+
+def test_the_stage_in_a_checkpoint_asks_for_no_function_on_any_python(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python 3.11.2, Debian 12's, pickles a member of an Enum as `getattr(class, name)`."""
+    monkeypatch.setattr(ZeroStageEnum, "__reduce_ex__", lambda self, protocol: (getattr, (ZeroStageEnum, self.name)))
+    torch.save({"zero_stage": ZeroStageEnum.weights}, tmp_path / "a.pt")
+    with safe_loading():
+        assert torch.load(tmp_path / "a.pt")["zero_stage"] is ZeroStageEnum.weights
 
 
 def test_export_and_eval_run_no_code(
@@ -148,19 +159,6 @@ def test_export_and_eval_run_no_code(
         assert f"{name} {REFUSED}" in capsys.readouterr().err
         assert not trap.exists()
     assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize("write", WRITERS)
-def test_files_of_the_universal_format_run_no_code(
-    write: Callable[[Bomb, Path], None], trap: Path, tmp_path: Path
-) -> None:
-    from deepspeed.checkpoint.universal_checkpoint import load_hp_checkpoint_state
-
-    write(Bomb(trap), tmp_path / "fp32.pt")
-    parameter = SimpleNamespace(_hp_mapping=SimpleNamespace())
-    with pytest.raises(UserError, match=f"fp32.pt {REFUSED}"), safe_loading():
-        load_hp_checkpoint_state(parameter, str(tmp_path), 0, 1)
-    assert not trap.exists()
 
 
 @pytest.mark.parametrize("write", WRITERS)

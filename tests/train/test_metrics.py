@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -118,3 +119,38 @@ def test_only_the_first_rank_writes(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 def test_a_run_without_metrics_has_no_lines(tmp_path: Path) -> None:
     assert read_metrics(tmp_path) == []
+
+
+def test_a_dead_tensorboard_folder_ends_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    metrics = Metrics(tmp_path, 0, 10, 0, World(), PEAK_FLOPS)
+    metrics.log_step(1, 100, VALUES, WORK)
+    shutil.rmtree(tmp_path / "tensorboard")
+    for step in (2, 3):
+        metrics.log_step(step, 100 * step, VALUES, WORK)
+    metrics.close()
+    assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2, 3]
+    assert capsys.readouterr().err.count("TensorBoard cannot be written any more") == 1
+
+
+def test_a_tensorboard_folder_that_cannot_be_made_ends_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "tensorboard").write_text("in the way")
+    log(tmp_path, 1, 3)
+    assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2]
+    assert "TensorBoard cannot be written any more" in capsys.readouterr().err
+
+
+def test_lines_that_cannot_be_written_are_written_later(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    metrics = Metrics(tmp_path, 0, 10, 0, World(), PEAK_FLOPS)
+    metrics.log_step(1, 100, VALUES, WORK)
+    (tmp_path / "metrics.jsonl").rename(tmp_path / "aside")
+    (tmp_path / "metrics.jsonl").mkdir()
+    for step in (2, 3):
+        metrics.log_step(step, 100 * step, VALUES, WORK)
+    (tmp_path / "metrics.jsonl").rmdir()
+    (tmp_path / "aside").rename(tmp_path / "metrics.jsonl")
+    metrics.log_step(4, 400, VALUES, WORK)
+    metrics.close()
+    assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2, 3, 4]
+    assert capsys.readouterr().err.count("its lines are kept") == 1

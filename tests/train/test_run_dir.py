@@ -301,6 +301,36 @@ class TestRunDir:
         assert (status.reason, status.advice, status.can_retry) == ("the loss is nan", "Lower it.", False)
         assert (status.attempt, status.world_size, status.hosts) == (1, 1, (socket.gethostname(),))
 
+    def test_a_start_that_is_refused_leaves_the_status_as_it_was(
+        self, config: RunConfig, begin: Callable[..., RunDir]
+    ) -> None:
+        run = begin(config, step=4)
+        run.stop("SIGTERM", 4)
+        run.close()
+        before = read_status(run.folder)
+        again = RunDir(config, ALONE)
+        again.meet()
+        assert again.fail("fewer steps than before", "", can_retry=False)
+        assert read_status(run.folder) == before
+        again.close()
+        taken = RunDir(config, ALONE)
+        taken.meet()
+        assert taken.fail("the port is taken", "", can_retry=True)
+        status = read_status(run.folder)
+        assert status is not None
+        assert (status.state, status.attempt) == ("failed", 2)
+
+    def test_a_rank_that_comes_late_does_not_speak_for_a_newer_attempt(
+        self, config: RunConfig, begin: Callable[..., RunDir]
+    ) -> None:
+        lost = begin(config, step=4)
+        lost.close()
+        newer = begin(config, step=4)
+        before = read_status(newer.folder)
+        lost.fail("nobody answers", "", can_retry=True)
+        assert read_status(newer.folder) == before
+        newer.close()
+
     def test_the_first_failure_is_the_status(self, config: RunConfig, begin: Callable[..., RunDir]) -> None:
         first = begin(config, step=4)
         other = RunDir(config, World(1, 2))

@@ -59,10 +59,13 @@ def run(options: argparse.Namespace) -> int:
 
     import torch
 
+    from maskloom.train.loop import prepare
+
     processes = options.processes or max(torch.cuda.device_count(), 1)
     if options.show_deepspeed:
         print(json.dumps(_derived(config, World(size=processes, local_size=processes)), indent=2))
         return 0
+    prepare(config, World(size=processes, local_size=processes))  # bad input is said once, and not by every rank
     if processes == 1 and not options.max_restarts:
         return train_as_rank(arguments)
     return _on_this_machine(processes, options.max_restarts, config, arguments)
@@ -71,9 +74,7 @@ def run(options: argparse.Namespace) -> int:
 def _on_this_machine(processes: int, max_restarts: int, config: RunConfig, arguments: list[str]) -> int:
     from maskloom.launch.ending import Stop
     from maskloom.launch.supervisor import OnThisMachine, supervise
-    from maskloom.train.loop import prepare
 
-    prepare(config, World(size=processes, local_size=processes))  # bad input is said once, and not by every rank
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // processes)))
     command, run = [sys.executable, "-u", "-m", "maskloom.train", *arguments], Path(config.run_dir)
     with Stop() as stop:

@@ -37,7 +37,7 @@ def for_hosts(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
     for name, value in environment.items():
         if not PASSED_ON.fullmatch(name) or OWN.fullmatch(name):
             continue
-        if is_secret_name(name) or list(secret_urls({name: value})):
+        if _is_secret(name, value):
             warn(f"{name} is not passed to the hosts: command lines would show it. Put it into a file on each of them")
         else:
             variables[name] = value
@@ -71,7 +71,12 @@ def in_double_quotes(text: str) -> str:
 
 def without_secrets(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
     """The environment of the launcher itself, which passes on variables by the beginnings of their names: `MLFLOW...`."""
-    return {name: value for name, value in environment.items() if not is_secret_name(name)}
+    return {name: value for name, value in environment.items() if not _is_secret(name, value)}
+
+
+def _is_secret(name: str, value: str) -> bool:
+    """By its name, or for the password in its URL, as proxies have it."""
+    return is_secret_name(name) or any(secret_urls({name: value}))
 
 
 def _read(file: Path) -> dict[str, str]:
@@ -82,7 +87,7 @@ def _read(file: Path) -> dict[str, str]:
             continue
         if not mark or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
             faults.append(f"  line {number}: not NAME=VALUE")
-        elif is_secret_name(name) or list(secret_urls({name: value})):
+        elif _is_secret(name, value):
             faults.append(
                 f"  line {number}: {name} would stand in the command lines and logs of all hosts: take it out"
             )

@@ -132,11 +132,12 @@ class Metrics:
             return
         with self._surviving_the_board():
             if self.board is not None:
+                # Before the writer's thread finds out, with a traceback of its own.
+                if not Path(self.board.log_dir).is_dir():
+                    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self.board.log_dir)
                 for name, value in values.items():
                     self.board.add_scalar(f"{group}/{name.removeprefix('evaluation_')}", value, step)
                 self.board.flush()
-                if not Path(self.board.log_dir).is_dir():
-                    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self.board.log_dir)
         # The norm of a step that fp16 skipped is infinite, which JSON has no number for.
         line: dict[str, Any] = {
             "step": step,

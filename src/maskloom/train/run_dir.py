@@ -104,7 +104,7 @@ class RunDir:
         self.places: list[tuple[str, int]] = [(socket.gethostname(), os.getpid())]
         self.key = ""
         self._begun = (self.folder / "config.yaml").exists()
-        self._is_running, self._is_noted = False, False
+        self._trains, self._is_running, self._is_noted = False, False, False
         self._writing = threading.Lock()  # of status.json: the main thread and the watch thread do
         self._lock: RunLock | None = None
         self._refusal: str | None = None
@@ -161,7 +161,7 @@ class RunDir:
 
     def begin(self, config: RunConfig, model: MaskedLM, tokenizer: Tokenizer, world: World, step: int) -> None:
         """Everything is ready to train from `step`: write what describes the run. What it began with is written once."""
-        self.step, self._begun = step, True
+        self.step, self._begun, self._trains = step, True, True
         if not self.is_writer:
             return
         write_atomically(self.folder / "config.yaml", dump_config(saved_form(config)))  # from here on it is a run
@@ -229,7 +229,8 @@ class RunDir:
             return None
         if not self.attempt:  # this rank has not met the first one, which may hold the folder or not
             return None
-        self._note(self.step)
+        if self._trains or can_retry:
+            self._note(self.step)
         status = self._status("failed", redacted(reason), redacted(advice), can_retry)
         try:
             with self._failed.open("x", encoding="utf-8") as file:
@@ -238,9 +239,12 @@ class RunDir:
             return False
         except OSError:  # a full disk: the error that ended the run matters more
             pass
+        if not self._trains and not can_retry:
+            return True  # a start that was refused says nothing of the run, which stands as it stood
         with self._writing, contextlib.suppress(OSError):
             self._is_running = False
-            status.write(self.folder)
+            if self._newest_attempt() <= self.attempt:  # a rank of a lost host may come late
+                status.write(self.folder)
         return True
 
     def failure(self) -> Status | None:
@@ -249,6 +253,14 @@ class RunDir:
             return parse_status(self._failed.read_text(encoding="utf-8"))
         except (OSError, ValueError, KeyError, TypeError):
             return None
+
+    def _newest_attempt(self) -> int:
+        """That of status.json; 0 where nobody can tell."""
+        try:
+            status = read_status(self.folder)
+        except UserError:
+            return 0
+        return status.attempt if status else 0
 
     def last_good_checkpoint(self) -> str | None:
         """The name that `checkpoints/latest.json` points at."""

@@ -151,7 +151,7 @@ class Trainer:
                 factor = scale
                 if number == len(buckets) - 1:
                     # The loss of the global batch is known before the last backward, which it can spoil without being waited for.
-                    mean = sum_over_ranks(results)[0] / counts[0].clamp(min=1)
+                    mean = self._waits.timed(sum_over_ranks, results)[0] / counts[0].clamp(min=1)
                     factor = torch.where(mean <= highest, scale, torch.nan)
                     read = to_host(torch.stack([mean, results[1] / counts[0].clamp(min=1)]))
                 backward(loss * factor)

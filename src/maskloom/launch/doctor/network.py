@@ -189,6 +189,8 @@ def run_rank(job: Job) -> Speed | None:
     import torch
     from torch import distributed
 
+    from maskloom.distributed import World, gather_objects
+
     assert job.local_rank is not None
     rank, ranks = job.first_rank + job.local_rank, len(job.host_of)
     on_gpu = torch.cuda.is_available()
@@ -225,12 +227,11 @@ def run_rank(job: Job) -> Speed | None:
     seconds = timed(lambda: distributed.all_reduce(large), REPEATS)
     firsts = [job.host_of.index(host) for host in range(job.host_of[-1] + 1)]
     mine = measure_pairs(rank, firsts, torch.zeros(PAIR_BYTES // 4, device=device), finish)
-    gathered: list[Any] = [None] * ranks
-    distributed.all_gather_object(gathered, mine)
+    gathered = gather_objects([list(pair) for pair in mine], World(rank, ranks))
     distributed.destroy_process_group()
     if rank:
         return None
-    pairs = tuple(pair for part in gathered for pair in part)
+    pairs = tuple((one, other, speed) for part in gathered for one, other, speed in part)
     bus = 2 * (ranks - 1) / ranks * job.bytes / seconds
     return Speed("nccl" if on_gpu else "gloo", ranks, job.bytes, bus, latency_s, pairs)
 

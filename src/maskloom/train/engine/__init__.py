@@ -15,9 +15,12 @@ What is done by hand here, each because DeepSpeed 0.19 does otherwise by default
 - half precision accumulates gradients in fp32 (in half, 256 micro-batches cost 4 % of the gradient);
 - gradients are reduced once a step, also at stages 2 and 3 (`engine.reduce`), in buckets small enough to overlap;
 - the shared-memory collective is declared absent: nothing here uses it, and building it takes minutes at every first start;
-- checkpoints are unpickled with an allow-list of four classes, and nothing else.
+- checkpoints are unpickled with an allow-list of four classes, and nothing else;
+- the stage in a checkpoint is pickled by its number: Python 3.11 up to 3.11.3 would have it as a call of `getattr`, which no
+  allow-list may hold.
 """
 
+import copyreg
 import logging
 
 logging.disable(logging.WARNING)  # importing it announces, as a warning, that there is no GPU
@@ -25,3 +28,6 @@ from deepspeed.accelerator import get_accelerator  # noqa: E402
 
 get_accelerator()
 logging.disable(logging.NOTSET)
+from deepspeed.runtime.zero.config import ZeroStageEnum  # noqa: E402
+
+copyreg.pickle(ZeroStageEnum, lambda stage: (ZeroStageEnum, (stage.value,)))
