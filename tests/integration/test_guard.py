@@ -35,8 +35,8 @@ Spoils = dict[LaneCursors, str]
 
 class InfiniteGradient(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, loss: torch.Tensor) -> torch.Tensor:
-        return loss.clone()
+    def forward(ctx: Any, output: torch.Tensor) -> torch.Tensor:
+        return output.clone()
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
@@ -45,7 +45,6 @@ class InfiniteGradient(torch.autograd.Function):
 
 SPOILED: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "loss": lambda loss: loss * torch.nan,
-    "gradient": InfiniteGradient.apply,
     "spike": lambda loss: loss * 1000,
 }
 
@@ -53,15 +52,25 @@ SPOILED: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 def spoil(spoils: Spoils, batches: str, kill_at: int = 0, kill_before_writing: bool = False) -> None:
     """Patch this process: what `spoils` says becomes of the steps that leave LANE there. Each rank lists the rows that it was
     given in files that begin with `batches`, and kills itself at step `kill_at` once the run has gone back."""
-    from maskloom.model.bert import MaskedLM
+    from maskloom.model.bert import MaskedLM, PackedBertLayer
     from maskloom.train import trainer as module
     from maskloom.train.trainer import Trainer
 
-    now, old_forward, old_step, old_back = {"kind": ""}, MaskedLM.forward, Trainer.train_step, Trainer.go_back
+    now: dict[str, Any] = {"kind": ""}
+    old_forward, old_step, old_back = MaskedLM.forward, Trainer.train_step, Trainer.go_back
+
+    old_layer = PackedBertLayer.forward
 
     def forward(self: Any, *arguments: Any) -> Any:
+        now["first layer"] = self.bert.encoder.layer[0]
         loss, hits = old_forward(self, *arguments)
-        return (SPOILED[now["kind"]](loss) if now["kind"] and self.training else loss), hits
+        return (SPOILED[now["kind"]](loss) if now["kind"] in SPOILED and self.training else loss), hits
+
+    def layer(self: Any, *arguments: Any) -> Any:
+        """The gradients of the first layer and the embeddings are not finite, those behind it are."""
+        output = old_layer(self, *arguments)
+        is_spoiled = now["kind"] == "gradient" and self.training and self is now.pop("first layer", None)
+        return InfiniteGradient.apply(output) if is_spoiled else output
 
     def train_step(self: Any, batch: Any) -> Any:
         if kill_at and batch.number + 1 == kill_at and self.passed_over:
@@ -93,6 +102,7 @@ def spoil(spoils: Spoils, batches: str, kill_at: int = 0, kill_before_writing: b
     def write_intervals(*arguments: Any) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
+    PackedBertLayer.forward = layer
     MaskedLM.forward, Trainer.train_step, Trainer.go_back = forward, train_step, go_back
     if kill_before_writing:
         module.write_intervals = write_intervals
@@ -105,12 +115,12 @@ def snapshot(engine: Any) -> dict[str, Any]:
     found: dict[str, Any] = {name: own_part(part).clone() for name, part in engine.module.named_parameters()}
     optimizer = engine.basic_optimizer
     for each in (optimizer, getattr(optimizer, "aux_optimizer", None)):
-        for group in each.param_groups if each else ():
-            for number, parameter in enumerate(group["params"]):
-                name = f"{type(each).__name__} {id(group)} {number}"
-                found[name] = parameter.detach().clone()
-                for key, value in each.state.get(parameter, {}).items():
-                    found[f"{name} {key}"] = value.clone() if isinstance(value, torch.Tensor) else value
+        # Not by `param_groups`: ZeRO-3 puts a part there for the time of its update only.
+        for number, (parameter, state) in enumerate(each.state.items() if each else ()):
+            name = f"{type(each).__name__} {number}"
+            found[name] = parameter.detach().clone()
+            for key, value in state.items():
+                found[f"{name} {key}"] = value.clone() if isinstance(value, torch.Tensor) else value
     found["scaler"] = dict(vars(getattr(engine.optimizer, "loss_scaler", gc.callbacks.__class__)))
     return found
 

@@ -63,7 +63,7 @@ def build_engine(config: RunConfig, model: MaskedLM, settings: dict[str, Any]) -
         # Nothing to reduce, but DeepSpeed would copy all gradients to a buffer and back: a fifth of a step on a CPU.
         engine.enable_backward_allreduce = False
     if engine.zero_optimization_stage() == 3 and config.optimizer.name == "muon":
-        # DeepSpeed looks at its gradients before Muon's momentum takes them up only in fp16, and afterwards else.
+        # DeepSpeed looks at all gradients before the momentum of any matrix takes its own up only in fp16, and afterwards else.
         engine.optimizer._overflow_check_and_loss_scale_update = functools.partial(_check_overflow, engine.optimizer)
     place_tensors(engine)
     return engine
