@@ -362,6 +362,7 @@ CASES = [
         EXIT_DONE,
         "done",
         pace=SLOW,
+        after=1,
     ),
     Case("SIGUSR2 by scancel", "`scancel --signal=USR2`", (), cancel("--signal=USR2"), EXIT_DONE, "done"),
     Case("cancelled", "`scancel`", (), cancel(), EXIT_STOPPED, "stopped"),
