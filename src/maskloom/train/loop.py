@@ -35,8 +35,9 @@ def train(config: RunConfig, world: World, watch: Watch | None = None) -> int:
         the exit code: EXIT_DONE, EXIT_STOPPED after a request to stop, EXIT_FAILED.
     """
     with contextlib.nullcontext(watch) if watch else Watch() as watch:
-        run = RunDir(config, world)
-        watch.take_up(run, config.timeouts)
+        with watch.opening:
+            run = RunDir(config, world)
+            watch.take_up(run, config.timeouts)
         try:
             return attempt(config, world, run, watch)
         except BaseException as error:

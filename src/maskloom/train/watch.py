@@ -48,6 +48,8 @@ LOOKERS = 8
 GROUPS_MORE_S = 30.0
 LINGER_S = 3.0
 """For the others, who still look into rank 0's store, and end as soon as one of them has reported."""
+OPENING_S = 30.0
+"""Longest wait of a stop for the run's folder to be opened; it is asked for again at the next look."""
 EXIT_INTERRUPTED = 130
 PACKAGES = ("maskloom", "torch", "deepspeed")
 LONG_SECTIONS = ("start", "load", "save")
@@ -80,6 +82,9 @@ class Watch:
         self._beats = 0
         self._due_s = dict.fromkeys(("beat", "stop file", "refresh"), 0.0)
         self._ended, self._ending = threading.Event(), threading.Lock()
+        self.opening = (
+            threading.Lock()
+        )  # held while the run's folder is opened: a stop amid it would leave a part of it
         self._thread = threading.Thread(target=self._watch, name="watch", daemon=True)
 
     def __enter__(self) -> Watch:
@@ -191,7 +196,7 @@ class Watch:
     def _look_round(self) -> None:
         if self.requests.insists:
             self._end_at_once(EXIT_INTERRUPTED, "interrupted a second time: what was not saved is lost")
-        if self.requests.reason is not None and not self._has_met:
+        if self.requests.reason is not None and not self._has_met and self.opening.acquire(timeout=OPENING_S):
             self._end_at_once(EXIT_STOPPED, f"stopped by {self.requests.reason} before the start; nothing was changed")
         if self.run is None:
             return
