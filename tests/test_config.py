@@ -41,7 +41,7 @@ def leaves(node: Any, prefix: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
     return [prefix]
 
 
-FULL = parse_config(tree_with(), "here").model_dump(mode="json")
+FULL = parse_config(tree_with(), "here").model_dump(mode="json", by_alias=True)
 
 
 @st.composite

@@ -60,7 +60,7 @@ SlurmctldHost=head({network}.1)
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
-AuthInfo=socket={folder}/munge.socket
+AuthInfo=socket={folder}/munge.socket,cred_expire=15
 CryptoType=crypto/munge
 StateSaveLocation={folder}/slurmctld
 SlurmctldPidFile={folder}/slurmctld.pid

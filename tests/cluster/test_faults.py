@@ -65,7 +65,7 @@ class Case:
         name: of the fault.
         how: it is made.
         start: a command, or options of sbatch.
-        strike: the fault; called once the run has done STRUCK_AFTER steps.
+        strike: the fault; called once the run has done `after` steps.
         code: what the command, or the job, ends with.
         state: status.json when it has ended. `done`: the run survived, with nobody's help.
         says: part of the reason in status.json, or of what was printed.
@@ -73,6 +73,7 @@ class Case:
         same_world: whether the run ends at the world size that it began with.
         prepare: before the start.
         pace: what each node may send.
+        after: steps that the run has done when it is struck.
     """
 
     name: str
@@ -86,6 +87,7 @@ class Case:
     same_world: bool = True
     prepare: Callable[[Scene], None] = lambda scene: None
     pace: str = PACE
+    after: int = STRUCK_AFTER
 
     @property
     def survived(self) -> bool:
@@ -336,6 +338,7 @@ CASES = [
         EXIT_DONE,
         "done",
         plain="second run",
+        pace="1mbit",
     ),
     Case(
         "lock of a killed build",
@@ -353,12 +356,13 @@ CASES = [
     Case("file missing from it", "", by_srun, damage("missing"), KILLED, "running", plain="checkpoint missing a file"),
     Case(
         "time limit",
-        "`--time=1 --signal=USR2@30`",
-        ("--time=1", "--signal=USR2@30"),
+        "`--time=1 --signal=USR2@20`",
+        ("--time=1", "--signal=USR2@20"),
         wait,
         EXIT_DONE,
         "done",
         pace=SLOW,
+        after=1,
     ),
     Case("SIGUSR2 by scancel", "`scancel --signal=USR2`", (), cancel("--signal=USR2"), EXIT_DONE, "done"),
     Case("cancelled", "`scancel`", (), cancel(), EXIT_STOPPED, "stopped"),
@@ -462,13 +466,13 @@ def go_through(case: Case, scene: Scene) -> tuple[Found, int]:
     else:
         assert not isinstance(case.start, tuple)
         run.start(case.start, environment=extensions)
-    run.until_step(STRUCK_AFTER)
+    run.until_step(case.after)
     struck_s = time.monotonic()
     case.strike(scene)
     detected_s = None
     if case.strike is not nothing:
         run.until("the fault is noticed", lambda: is_noticed(run), may_end=True)
-        detected_s = time.monotonic() - struck_s
+        detected_s = None if case.strike is wait else time.monotonic() - struck_s
     reached = run.step()
     cluster.bandwidth(None)
     code = run.end()

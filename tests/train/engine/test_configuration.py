@@ -92,6 +92,12 @@ def test_what_is_decided_here_may_not_be_passed_through(key: str) -> None:
         deepspeed_config(run_with({"zero_optimization": {"overlap_comm": True}}), 4, True)
 
 
+@pytest.mark.parametrize("key", ["offload_optimizer", "offload_param"])
+def test_state_that_no_checkpoint_would_hold_is_refused(key: str) -> None:
+    with pytest.raises(UserError, match=rf"{key}\.device nvme cannot be had"):
+        deepspeed_config(run_with({"zero_optimization": {key: {"device": "nvme", "nvme_path": "/fast"}}}), 4, True)
+
+
 class Recording(dict):
     """Settings that remember which keys were asked for."""
 

@@ -27,6 +27,7 @@ from maskloom.train.passed_over import PassedOver, known, read_intervals
 
 T = TypeVar("T")
 READERS = 4  # files that a rank reads at once: a digest is a core's work, and the wait for a disk nobody's
+NONE_LEFT = ". No good checkpoint is left: restore one, or start a new run in another run_dir"
 LEFT_BEHIND = (".partial-*", ".removing-*", ".latest.json.*")
 
 
@@ -47,9 +48,7 @@ def find(run: Path, world: World) -> tuple[Path, State] | None:
     folders = [run / "checkpoints" / name for name in _first_rank(tidied, world)]
     found, faults = _newest_whole(folders, world)
     if found is None and faults:
-        raise UserError(
-            "; ".join(faults) + ". No good checkpoint is left: restore one, or start a new run in another run_dir"
-        )
+        raise UserError("; ".join(faults) + NONE_LEFT)
 
     def put_aside() -> None:
         for folder in folders[: len(faults)]:
@@ -96,7 +95,7 @@ def saved_at(run: Path, step: int | None = None) -> Path:
                 warn("; ".join(faults) + f". Taking {folder.name}")
             return folder
         faults.append(f"{folder} is damaged: {fault}")
-    raise UserError("; ".join(faults) or f"{run} has no checkpoint yet")
+    raise UserError("; ".join(faults) + NONE_LEFT if faults else f"{run} has no checkpoint yet")
 
 
 def resumable_cursors(run: Path, step: int, plan: DataPlan) -> tuple[int, list[LaneCursors]] | None:

@@ -160,6 +160,12 @@ def deepspeed_config(config: RunConfig, micro_batch_rows: int, accumulates: bool
             f"deepspeed.zero_optimization.offload_optimizer does not go with optimizer.name {config.optimizer.name}: remove "
             "it, or set optimizer.name=adamw"
         )
+    for key in ("offload_optimizer", "offload_param"):
+        if (merged["zero_optimization"].get(key) or {}).get("device") == "nvme":
+            raise UserError(
+                f"deepspeed.zero_optimization.{key}.device nvme cannot be had: DeepSpeed keeps that state in files of its own, "
+                "which no checkpoint would hold. Set it to cpu"
+            )
     return merged
 
 
