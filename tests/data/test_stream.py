@@ -191,6 +191,27 @@ def test_steps_are_skipped_without_being_read(plan: DataPlan, alone: list[Global
     assert skip_steps(plan, places[first], first, last) == places[last]
 
 
+@settings(max_examples=8, deadline=None)
+@given(st.integers(0, STEPS - 1), st.integers(1, STEPS), st.integers(1, LANES), st.sampled_from([0, 2]))
+def test_lanes_jump_before_a_step_whoever_reads_them_and_from_wherever(
+    plan: DataPlan, alone: list[GlobalStep], step: int, behind: int, size: int, workers: int
+) -> None:
+    """Behind any step of the run, over borders of phases too: the steps before are as ever."""
+    jumping = replace(plan, jumps={step: alone[behind - 1].cursors})
+    first = max(0, step - 2)
+    whole = list(
+        global_steps(
+            jumping, 1, start_of(plan) if first == 0 else alone[first - 1].cursors, first, min(step + 2, STEPS)
+        )
+    )
+    assert whole[: step - first] == alone[first:step]
+    assert whole[step - first :] == list(global_steps(plan, 1, alone[behind - 1].cursors, step, min(step + 2, STEPS)))
+    cursors = skip_steps(jumping, start_of(plan), 0, step)
+    assert list(global_steps(jumping, size, cursors, step, min(step + 2, STEPS), workers)) == whole[step - first :]
+    if step + 1 < STEPS:
+        assert skip_steps(jumping, start_of(plan), 0, step + 1) == whole[step - first].cursors
+
+
 @pytest.mark.parametrize("plan", ["bad blocks"], indirect=True)
 def test_every_bad_occurrence_that_a_lane_came_past_is_reported_in_its_step(
     plan: DataPlan, alone: list[GlobalStep], damaged: tuple[Index, ...]
