@@ -30,6 +30,11 @@ from .plain import FACTS
 from .runs import PATIENCE_S, Command, Job, Run, by_deepspeed, by_script, by_srun
 
 TABLE = Path(__file__).parents[2] / "docs" / "fault-table.md"
+WRITES = os.environ.get("MASKLOOM_WRITE_DOCS") == "1"
+pytestmark = pytest.mark.skipif(
+    not (WRITES or TABLE.exists()),
+    reason="docs/fault-table.md is not written yet: MASKLOOM_WRITE_DOCS=1 runs all and writes it",
+)
 STEPS, EVERY_STEPS, STRUCK_AFTER = 30, 5, 7
 PACE, SLOW = "8mbit", "2mbit"
 """What a node may send: a step then takes about 0.3 s, or 1.2 s, whatever the machine."""

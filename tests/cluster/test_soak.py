@@ -1,4 +1,4 @@
-"""Ten faults of the soak; two hundred are in docs/soak.md."""
+"""Ten faults of the soak; `python -m tests.cluster.soak` strikes as many as one likes."""
 
 from __future__ import annotations
 
