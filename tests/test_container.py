@@ -73,5 +73,5 @@ def test_the_service_has_no_network_and_no_privileges() -> None:
     assert service["read_only"] is True
     assert "privileged" not in service
     assert service["user"].endswith("10001:10001}")
-    assert "../data:/work/data:ro" in service["volumes"]
+    assert "../data:/workspace/data:ro" in service["volumes"]
     assert not any("docker.sock" in volume or ".ssh" in volume for volume in service["volumes"])
