@@ -23,6 +23,7 @@ from typing import Any
 
 from .cluster import HEAD, Cluster
 from .plain_training import STEPS
+from .runs import damage_largest
 
 FACTS = Path(__file__).with_name("plain.json")
 PROGRAM = Path(__file__).with_name("plain_training.py")
@@ -102,15 +103,7 @@ def damage(how: str) -> Callable[[Plain], None]:
             os.kill(pid, signal.SIGKILL)
         run.end()
         folder = run.folder / "checkpoints" / (run.folder / "checkpoints" / "latest").read_text().strip()
-        file = max(folder.iterdir(), key=lambda each: each.stat().st_size)
-        if how == "missing":
-            file.unlink()
-        elif how == "truncated":
-            os.truncate(file, file.stat().st_size // 2)
-        else:
-            content = bytearray(file.read_bytes())
-            content[len(content) // 2] ^= 64
-            file.write_bytes(content)
+        damage_largest(folder, how)
 
     return strike
 

@@ -216,3 +216,16 @@ class Job(Run):
 
     def scancel(self, *options: str) -> None:
         self.cluster.run_on(HEAD, ["scancel", *options, self.job])
+
+
+def damage_largest(folder: Path, how: str) -> None:
+    """Take away (`missing`), cut in half (`truncated`) or flip a bit of the largest file of a checkpoint."""
+    file = max((each for each in folder.iterdir() if each.is_file()), key=lambda each: each.stat().st_size)
+    if how == "missing":
+        file.unlink()
+    elif how == "truncated":
+        os.truncate(file, file.stat().st_size // 2)
+    else:
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 64
+        file.write_bytes(content)

@@ -27,7 +27,7 @@ from tests.integration.conftest import train_in_ranks
 
 from .cluster import HEAD, Cluster
 from .plain import FACTS
-from .runs import PATIENCE_S, Command, Job, Run, by_deepspeed, by_script, by_srun
+from .runs import PATIENCE_S, Command, Job, Run, by_deepspeed, by_script, by_srun, damage_largest
 
 TABLE = Path(__file__).parents[2] / "docs" / "fault-table.md"
 WRITES = os.environ.get("MASKLOOM_WRITE_DOCS") == "1"
@@ -193,17 +193,7 @@ def damage(how: str) -> Callable[[Scene], None]:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(process.pid, signal.SIGKILL)
         scene.run.end()
-        file = max(
-            (each for each in scene.run.newest().iterdir() if each.is_file()), key=lambda each: each.stat().st_size
-        )
-        if how == "missing":
-            file.unlink()
-        elif how == "truncated":
-            os.truncate(file, file.stat().st_size // 2)
-        else:
-            content = bytearray(file.read_bytes())
-            content[len(content) // 2] ^= 1
-            file.write_bytes(content)
+        damage_largest(scene.run.newest(), how)
 
     return strike
 
