@@ -589,7 +589,8 @@ within 1e-4, and its place in the data is the same to the row. So no sample is l
 checkpoint is done again. Steps that go wrong ({FIRST} to {LAST}) are compared with a run on one machine in which the same do.
 Columns 1 to 3, 5, 6, 8 and 9 are compared with what the tests find each time they run.
 
-*Noticed after*: until status.json or the output said so, or what had started the ranks had ended. `timeouts.train_s` was {HUNG_S:g} s.
+*Noticed after*: until status.json or the output said so, or what had started the ranks had ended; `timeouts.train_s` was
+{HUNG_S:g} s.
 *DeepSpeed alone*: a script with DeepSpeed's own launcher, save_checkpoint and load_checkpoint, under the same fault
 (`python -m tests.cluster.plain`).
 
