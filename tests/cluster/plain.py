@@ -238,7 +238,10 @@ def spoil(run: Plain) -> str:
     run.start(program=["--spoil"])
     code = run.end(240)
     bad = [line["step"] for line in run.lines() if not math.isfinite(line["loss"])]
-    return f"ends with {code}; **the loss is NaN from step {min(bad)} to {max(bad)}**"
+    if bad:
+        return f"ends with {code}; **the loss is NaN from step {min(bad)} to {max(bad)}**"
+    said = "and says so" if "overflow" in run.log.read_text().lower() else "without a word"
+    return f"ends with {code}; updates that are not finite are left out, {said}; a spike is not noticed"
 
 
 def killed_build(run: Plain) -> str:
