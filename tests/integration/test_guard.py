@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 import torch
 
-from maskloom.config import load_config
+from maskloom.config_file import load_config
 from maskloom.data.order import LaneCursors, first_cursors
 from maskloom.data.plan import DataPlan, open_corpora
 from maskloom.data.stream import skip_steps

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from maskloom.config import RunConfig, parse_config
+from maskloom.config import RunConfig
+from maskloom.config_file import parse_config
 from maskloom.launch.doctor.asking import Answer, Silence
 from maskloom.launch.doctor.checks import (
     Finding,

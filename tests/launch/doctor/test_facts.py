@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from maskloom.config import load_config
+from maskloom.config_file import load_config
 from maskloom.launch.doctor import facts
 from maskloom.launch.doctor.facts import (
     Facts,

@@ -221,7 +221,7 @@ def look(request: Request) -> Facts:
 
 def as_a_rank(request: Request) -> dict[str, Any]:
     """What the first rank of this host would meet before its first step, and what of it is wrong."""
-    from maskloom.config import load_config
+    from maskloom.config_file import load_config
     from maskloom.distributed import World
     from maskloom.errors import UserError
     from maskloom.train.engine.building import why_no_fused_adam

@@ -7,7 +7,8 @@ import secrets
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from maskloom.config import RunConfig, load_config
+from maskloom.config import RunConfig
+from maskloom.config_file import load_config
 from maskloom.distributed import LOOPBACK
 from maskloom.errors import UserError
 from maskloom.launch.doctor.asking import Way, ask
