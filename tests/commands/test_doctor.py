@@ -11,7 +11,8 @@ import pytest
 
 from maskloom.cli import main
 from maskloom.commands.doctor import ending, names, table
-from maskloom.launch.doctor.checks import Finding, checkpoint_bytes
+from maskloom.launch.doctor.estimates import checkpoint_bytes
+from maskloom.launch.doctor.findings import Finding
 from maskloom.model.bert import build_defined, count_parameters
 from maskloom.train.run_lock import RunLock
 
@@ -57,7 +58,7 @@ def test_a_run_that_exists_and_one_that_is_in_use(trained_run: Path, visit: Visi
 
 
 def test_what_the_estimate_of_a_checkpoint_says(trained_run: Path) -> None:
-    from maskloom.config import load_config
+    from maskloom.config_file import load_config
 
     parameters = count_parameters(build_defined(trained_run / "model"))
     newest = max((trained_run / "checkpoints").glob("step-*"))

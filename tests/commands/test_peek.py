@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from maskloom.config import parse_config
+from maskloom.config_file import parse_config
 from maskloom.data.order import first_cursors
 from maskloom.data.plan import DataPlan, open_corpora
 from maskloom.data.stream import Step, read_steps

@@ -17,7 +17,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from maskloom.config import Corpus, Data, Masking, parse_config
+from maskloom.config import Corpus, Data, Masking
+from maskloom.config_file import parse_config
 from maskloom.data.index import Index
 from maskloom.data.masking import MaskRule, mask_rows
 from maskloom.data.order import VERSIONS, first_cursors, hash64

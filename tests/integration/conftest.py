@@ -18,11 +18,29 @@ from maskloom.train.engine.files import full_precision_weights
 PRELOADED = ["maskloom.train.loop", "torch.utils.tensorboard", "deepspeed.runtime.zero.muon.muon_optimizer"]
 """The last one brings torch's inductor along, whatever the optimizer: most of what a start would cost."""
 
+LAUNCHER_VARIABLES = (
+    "RANK",
+    "WORLD_SIZE",
+    "LOCAL_RANK",
+    "LOCAL_SIZE",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+    "LOCAL_WORLD_SIZE",
+    "DS_ACCELERATOR",
+)
+"""What launchers tell ranks."""
+
 
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+def environment(**more: str) -> dict[str, str]:
+    """For processes that a test starts: without what an earlier one may have left in this process, and with gloo on loopback."""
+    kept = {name: value for name, value in os.environ.items() if name not in LAUNCHER_VARIABLES}
+    return {**kept, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", **more}
 
 
 def _rank(

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from maskloom.cli import main
-from maskloom.config import parse_config
+from maskloom.config_file import parse_config
 from maskloom.data.index import Index, load_index
 from maskloom.data.lane import Skip
 from maskloom.data.order import first_cursors

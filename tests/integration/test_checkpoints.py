@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from maskloom.config import load_config
+from maskloom.config_file import load_config
 from maskloom.train.checkpoint import damage
 
 from .conftest import final_weights, losses, train_in_ranks

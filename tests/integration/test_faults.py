@@ -23,8 +23,7 @@ from maskloom.data.stream import Step
 from maskloom.status import EXIT_FAILED, EXIT_HUNG, EXIT_STOPPED, Status, read_status
 from maskloom.train.trainer import Trainer
 
-from .conftest import final_weights, free_port, losses
-from .test_launchers import LAUNCHER_VARIABLES, environment
+from .conftest import LAUNCHER_VARIABLES, environment, final_weights, free_port, losses
 
 PATIENCE_S = 240
 STEPS = 60

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 import torch
 
-from maskloom.config import load_config
+from maskloom.config_file import load_config
 from maskloom.data.order import LaneCursors, first_cursors
 from maskloom.data.plan import DataPlan, open_corpora
 from maskloom.data.stream import skip_steps
@@ -53,7 +53,7 @@ def spoil(spoils: Spoils, batches: str, kill_at: int = 0, kill_before_writing: b
     """Patch this process: what `spoils` says becomes of the steps that leave LANE there. Each rank lists the rows that it was
     given in files that begin with `batches`, and kills itself at step `kill_at` once the run has gone back."""
     from maskloom.model.bert import MaskedLM, PackedBertLayer
-    from maskloom.train import trainer as module
+    from maskloom.train import rollback
     from maskloom.train.trainer import Trainer
 
     now: dict[str, Any] = {"kind": ""}
@@ -105,7 +105,7 @@ def spoil(spoils: Spoils, batches: str, kill_at: int = 0, kill_before_writing: b
     PackedBertLayer.forward = layer
     MaskedLM.forward, Trainer.train_step, Trainer.go_back = forward, train_step, go_back
     if kill_before_writing:
-        module.write_intervals = write_intervals
+        rollback.write_intervals = write_intervals
 
 
 def snapshot(engine: Any) -> dict[str, Any]:

@@ -15,24 +15,7 @@ import pytest
 from maskloom.status import attempt_steps, read_status
 from tests.waiting import lives, wait_until
 
-from .conftest import free_port, losses
-
-LAUNCHER_VARIABLES = (
-    "RANK",
-    "WORLD_SIZE",
-    "LOCAL_RANK",
-    "LOCAL_SIZE",
-    "MASTER_ADDR",
-    "MASTER_PORT",
-    "LOCAL_WORLD_SIZE",
-    "DS_ACCELERATOR",
-)
-
-
-def environment(**more: str) -> dict[str, str]:
-    """Without what an earlier test in this process may have left."""
-    kept = {name: value for name, value in os.environ.items() if name not in LAUNCHER_VARIABLES}
-    return {**kept, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", **more}
+from .conftest import environment, free_port, losses
 
 
 def by_deepspeed(config: Path) -> list[subprocess.Popen[str]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import time
@@ -11,17 +10,7 @@ from pathlib import Path
 
 import psutil
 
-from .conftest import free_port
-
-LAUNCHER_VARIABLES = (
-    "RANK",
-    "WORLD_SIZE",
-    "LOCAL_RANK",
-    "LOCAL_SIZE",
-    "MASTER_ADDR",
-    "MASTER_PORT",
-    "GLOO_SOCKET_IFNAME",
-)
+from .conftest import environment, free_port
 
 
 def listening(process: psutil.Process) -> dict[str, int]:
@@ -40,19 +29,13 @@ def test_ranks_on_one_machine_listen_on_loopback(
     run_config["phases"][0]["steps"] = 100_000
     run_config["data"]["workers"] = 1
     config, port = write_config(run_config), str(free_port())
-    kept = {name: value for name, value in os.environ.items() if name not in LAUNCHER_VARIABLES}
-    kept |= {
-        "WORLD_SIZE": "2",
-        "LOCAL_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": port,
-        "OMP_NUM_THREADS": "1",
-    }
+    variables = environment(WORLD_SIZE="2", LOCAL_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+    del variables["GLOO_SOCKET_IFNAME"]  # the run chooses the interface
     with (tmp_path / "output.log").open("w") as log:
         ranks = [
             subprocess.Popen(
                 [sys.executable, "-m", "maskloom.train", str(config)],
-                env={**kept, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+                env={**variables, "RANK": str(rank), "LOCAL_RANK": str(rank)},
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )

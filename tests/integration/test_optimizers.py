@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from maskloom.config import RunConfig, load_config
+from maskloom.config import RunConfig
+from maskloom.config_file import load_config
 from maskloom.data.batch import Layout, micro_batches
 from maskloom.data.order import first_cursors
 from maskloom.data.plan import DataPlan, open_corpora

@@ -10,7 +10,8 @@ import pytest
 import torch
 from transformers import BertForMaskedLM
 
-from maskloom.config import RunConfig, load_config
+from maskloom.config import RunConfig
+from maskloom.config_file import load_config
 from maskloom.data.order import first_cursors
 from maskloom.data.rows import Rows
 from maskloom.data.stream import read_steps

@@ -21,7 +21,8 @@ from transformers import (
     RobertaForMaskedLM,
 )
 
-from maskloom.config import Model, parse_config
+from maskloom.config import Model
+from maskloom.config_file import parse_config
 from maskloom.data.batch import MicroBatch, make_micro_batch
 from maskloom.data.masking import MaskRule
 from maskloom.data.rows import Rows

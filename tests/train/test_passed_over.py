@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from maskloom.data.order import Cursor
 from maskloom.errors import UserError
-from maskloom.train.passed_over import PassedOver, jumps, known, read_intervals, with_one_more, write_intervals
+from maskloom.train.passed_over import PassedOver, behind, jumps, known, read_intervals, with_one_more, write_intervals
 
 
 def interval(step: int, last: int) -> PassedOver:
@@ -54,3 +54,10 @@ def test_a_checkpoint_and_the_file_know_together_what_the_run_knew(steps: list[i
     of_checkpoint = [each for each in intervals if each.after_step < at]
     found = known(of_checkpoint, at, [] if loses_file else intervals)
     assert found == (of_checkpoint if loses_file else intervals)
+
+
+def test_a_run_has_jumped_over_the_intervals_before_the_step_that_it_stands_after() -> None:
+    intervals = [interval(4, 8), interval(12, 15)]
+    assert behind(intervals, 4) == []
+    assert behind(intervals, 5) == behind(intervals, 12) == intervals[:1]
+    assert behind(intervals, 13) == intervals

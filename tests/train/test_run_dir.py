@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from maskloom.config import RunConfig, load_config, parse_config
+from maskloom.config import RunConfig
+from maskloom.config_file import load_config, parse_config
 from maskloom.distributed import World
 from maskloom.errors import UserError
 from maskloom.files import write_atomically
@@ -259,7 +260,7 @@ class TestRunDir:
     def test_the_lock_goes_with_its_process(self, config: RunConfig, write_config: Callable[[dict], Path]) -> None:
         path = write_config(config.model_dump(mode="json", by_alias=True))
         code = (
-            "import os, sys; from maskloom.config import load_config; from maskloom.distributed import World; "
+            "import os, sys; from maskloom.config_file import load_config; from maskloom.distributed import World; "
             "from maskloom.train.run_dir import RunDir; run = RunDir(load_config(sys.argv[1]), World()); os._exit(9)"
         )
         assert subprocess.run([sys.executable, "-c", code, str(path)], check=False).returncode == 9

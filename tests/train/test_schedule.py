@@ -12,7 +12,8 @@ import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 
-from maskloom.config import Optimizer, Stretch, parse_config
+from maskloom.config import Optimizer, Stretch
+from maskloom.config_file import parse_config
 from maskloom.train.schedule import learning_rate
 
 SCHEDULES = ("linear", "cosine", "wsd", "polynomial")

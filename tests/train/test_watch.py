@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from torch.distributed import DistBackendError
 
-from maskloom.config import RunConfig, parse_config
+from maskloom.config import RunConfig
+from maskloom.config_file import parse_config
 from maskloom.distributed import World
 from maskloom.errors import PassingFault, UserError
 from maskloom.model.bert import build_model

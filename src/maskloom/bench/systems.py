@@ -29,7 +29,8 @@ from torch.utils.data import DataLoader
 
 from maskloom.bench.cases import ATTENTION_DROPOUT, BERT_VOCABULARY, HIDDEN_DROPOUT, PRECISION, Case, Device, System
 from maskloom.bench.text import SEED, Text, check_vocabulary, grouped_rows, line_rows
-from maskloom.config import Model, RunConfig, parse_config
+from maskloom.config import Model, RunConfig
+from maskloom.config_file import parse_config
 from maskloom.data.batch import micro_batches
 from maskloom.data.order import first_cursors, make_key
 from maskloom.data.plan import DataPlan

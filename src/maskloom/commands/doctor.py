@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from maskloom.commands.arguments import positive
 from maskloom.errors import UserError
 from maskloom.launch.doctor.asking import Way
-from maskloom.launch.doctor.checks import Finding, exit_code
+from maskloom.launch.doctor.findings import Finding, exit_code
 from maskloom.launch.doctor.visit import visit
 from maskloom.launch.environment import for_hosts
 from maskloom.launch.hostfile import Host, read_hostfile

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import torch
 
-from maskloom.config import RunConfig, load_config
+from maskloom.config import RunConfig
+from maskloom.config_file import load_config
 from maskloom.errors import UserError
 from maskloom.model.bert import MaskedLM, build_defined
 from maskloom.tokenizer import Tokenizer, load_tokenizer

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from maskloom.commands.arguments import positive, step_range
-from maskloom.config import load_config
+from maskloom.config_file import load_config
 from maskloom.data.order import first_cursors
 from maskloom.data.plan import DataPlan, open_corpora
 from maskloom.data.rows import Rows

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 from maskloom.commands.arguments import natural
-from maskloom.config import load_config
+from maskloom.config_file import load_config
 from maskloom.errors import UserError
 from maskloom.launch.ending import Ended, in_words
 from maskloom.launch.supervisor import NO_RESTART, settle

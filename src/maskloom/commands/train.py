@@ -19,7 +19,8 @@ import sys
 from pathlib import Path
 
 from maskloom.commands.arguments import cores, natural, positive
-from maskloom.config import RunConfig, load_config
+from maskloom.config import RunConfig
+from maskloom.config_file import load_config
 from maskloom.distributed import World
 from maskloom.errors import UserError
 

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from maskloom.config import QUERY_LEFT_OUT, Data, Masking, RunConfig
+from maskloom.config import Data, Masking, RunConfig
+from maskloom.config_file import QUERY_LEFT_OUT
 from maskloom.data.index import Index, load_index
 from maskloom.data.masking import MaskRule, rate_at
 from maskloom.data.order import LaneCursors, default_lanes

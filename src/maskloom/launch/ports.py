@@ -45,3 +45,18 @@ def is_free(port: int) -> bool:
                     continue
                 return False
     return True
+
+
+def next_free_port(port: int) -> int:
+    """As `free_port`, but 0 where none is free."""
+    try:
+        return free_port(port)
+    except OSError:
+        return 0
+
+
+def spare_port() -> int:
+    """Any free port."""
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return int(probe.getsockname()[1])

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
-from maskloom.config import load_config
+from maskloom.config_file import load_config
 from maskloom.errors import UserError
 from maskloom.files import only_one
 from maskloom.launch.ending import POLL_S, Ended, Stop

@@ -28,7 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
     from maskloom.train.watch import Watch
 
     with Watch() as watch:  # before what takes seconds to import: a request to stop may come at any time
-        from maskloom.config import load_config
+        from maskloom.config_file import load_config
         from maskloom.distributed import World
         from maskloom.errors import UserError
         from maskloom.progress import complain

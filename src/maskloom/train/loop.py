@@ -12,7 +12,8 @@ from collections.abc import Iterator
 
 import torch
 
-from maskloom.config import RunConfig, rechecked
+from maskloom.config import RunConfig
+from maskloom.config_file import rechecked
 from maskloom.data.plan import DataPlan, open_corpora
 from maskloom.data.stream import Step
 from maskloom.distributed import World, barrier, gather_objects, set_timeouts

@@ -24,7 +24,7 @@ import torch
 from tensorboard.summary.writer import event_file_writer
 from torch.utils.tensorboard import SummaryWriter
 
-from maskloom.distributed import World
+from maskloom.distributed import World, max_over_ranks
 from maskloom.files import write_atomically
 from maskloom.progress import duration, say, warn
 
@@ -206,6 +206,13 @@ def memory_peaks(device: torch.device) -> dict[str, int]:
     }
     torch.cuda.reset_peak_memory_stats(device)
     return peaks
+
+
+def largest_memory_peaks(device: torch.device) -> dict[str, int]:
+    """`memory_peaks`, of each the largest over ranks; every rank calls it."""
+    peaks = memory_peaks(device)
+    largest = max_over_ranks(torch.tensor(list(peaks.values()), dtype=torch.int64, device=device))
+    return dict(zip(peaks, largest.tolist(), strict=True))
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:

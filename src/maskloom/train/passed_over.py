@@ -61,6 +61,11 @@ def known(of_checkpoint: Sequence[PassedOver], step: int, of_run: Sequence[Passe
     return [*of_checkpoint, *later]
 
 
+def behind(intervals: Sequence[PassedOver], step: int) -> list[PassedOver]:
+    """Those that a run has jumped over which stands after `step`."""
+    return [interval for interval in intervals if interval.after_step < step]
+
+
 def with_one_more(intervals: Sequence[PassedOver], interval: PassedOver) -> list[PassedOver]:
     """The intervals after the run went back once more: those that lie beyond were of steps that are done anew."""
     return [*(other for other in intervals if other.after_step <= interval.after_step), interval]

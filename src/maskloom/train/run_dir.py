@@ -21,7 +21,8 @@ from typing import Any
 
 import torch
 
-from maskloom.config import RunConfig, differences, dump_config, load_config, rechecked, saved_form
+from maskloom.config import RunConfig
+from maskloom.config_file import differences, dump_config, load_config, rechecked, saved_form
 from maskloom.distributed import World, gather_objects
 from maskloom.errors import UserError
 from maskloom.files import LOCK, whole_folder, write_atomically

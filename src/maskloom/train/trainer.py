@@ -4,44 +4,42 @@ from __future__ import annotations
 
 import functools
 import gc
-import socket
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from maskloom.config import RunConfig
 from maskloom.data.batch import Layout, MicroBatch, micro_batches, to_device, to_host
 from maskloom.data.order import Cursor, LaneCursors, first_cursors, make_key
 from maskloom.data.plan import DataPlan
-from maskloom.data.rows import count_slots, count_text_tokens
 from maskloom.data.stream import Step, read_steps
-from maskloom.distributed import World, barrier, gather_objects, max_over_ranks, sum_over_ranks
+from maskloom.distributed import World, gather_objects, sum_over_ranks
 from maskloom.errors import UserError
 from maskloom.model.attention import choose_flash_kernel
 from maskloom.model.bert import build_defined, build_model
-from maskloom.model.flops import Shape, peak_of, training_flops
-from maskloom.model.overflow import find_overflow
+from maskloom.model.flops import Shape, peak_of
 from maskloom.progress import say, warn
 from maskloom.train import checkpoint
-from maskloom.train.engine.building import build_engine, optimizer_title, own_part, release_engine
+from maskloom.train.divergence import collapsed, count_not_finite, diverged, first_not_finite
+from maskloom.train.engine.building import build_engine, optimizer_title, release_engine
 from maskloom.train.engine.configuration import deepspeed_config, device_of, resolve_precision
 from maskloom.train.engine.files import load_engine
 from maskloom.train.engine.stepping import LossScaleCollapsed, adapts_loss_scale, apply_gradients, loss_scale, reduction
 from maskloom.train.evaluation import evaluate
 from maskloom.train.guard import NOT_FINITE, GuardState, after_step, highest_loss, must_go_back, objection
 from maskloom.train.heartbeats import Pulse
-from maskloom.train.metrics import Work, memory_peaks
+from maskloom.train.metrics import Work, largest_memory_peaks
 from maskloom.train.notices import NAMES, Notices
-from maskloom.train.passed_over import PassedOver, jumps, known, read_intervals, with_one_more, write_intervals
+from maskloom.train.own_time import OwnTime
+from maskloom.train.passed_over import PassedOver, behind, jumps, known, read_intervals, with_one_more
+from maskloom.train.rollback import Rollback
 from maskloom.train.schedule import learning_rate
 from maskloom.train.skipped import Skipped
-from maskloom.train.stragglers import Stragglers
-from maskloom.train.traffic import Totals, Traffic
+from maskloom.train.tally import Tally, counts_of
+from maskloom.train.traffic import Traffic
 
 
 class Trainer:
@@ -57,11 +55,7 @@ class Trainer:
         self.run = Path(config.run_dir)
         self.notices = Notices()
         self.saver = checkpoint.Saver(self.run, config.checkpoint, world, self.notices)
-        # Where this rank's time went since the last logged line: waiting for the others at the beginning of steps, and
-        # evaluations and saves.
-        self._waits = traffic.meter()
-        self._marked_s, self._paused_s = time.perf_counter(), 0.0
-        self.stragglers = Stragglers(gather_objects(socket.gethostname(), world), world.is_first)
+        self.time = OwnTime(traffic, world, self.device)
         self._beginnings = 0
         found = checkpoint.find(self.run, world)
         mine = [interval.to_json() for interval in read_intervals(self.run)] if world.is_first else []
@@ -104,12 +98,7 @@ class Trainer:
         self.guard = state.guard_state() if state else GuardState()
         count = state.skipped if state else 0
         self.skipped = Skipped(self.run, plan, self.step, count, config.data.max_bad_share, world)
-        self._tokens = torch.tensor(state.tokens_seen if state else 0, dtype=torch.int64, device=self.device)
-        # Since the last logged line: losses and predicted tokens of the steps taken, and of all steps what `_count` counts and
-        # the slots that were computed; over all ranks.
-        self._losses = torch.zeros(2, dtype=torch.float64, device=self.device)
-        self._counts = torch.zeros(4, dtype=torch.int64, device=self.device)
-        self._computed_slots = 0
+        self.tally = Tally(state.tokens_seen if state else 0, self.device)
         self._objection: tuple[str, Callable[[], str]] = ("", str)
         self._beginnings += 1
         return origin
@@ -134,8 +123,8 @@ class Trainer:
         self.engine.train()
         self.traffic.begin_step()
         buckets = [bucket.to(self.device) for bucket in self._micro_batches(batch)]
-        said = torch.cat([self._count(batch), self.notices.said()])
-        sums = self._waits.timed(sum_over_ranks, to_device(said, self.device))
+        said = torch.cat([counts_of(batch.rows, self.plan.tokenizer), self.notices.said()])
+        sums = self.time.waiting(sum_over_ranks, to_device(said, self.device))
         counts = sums[: -len(NAMES)]
         self.notices.hear(sums[-len(NAMES) :])
         # Ranks average their gradients: with world / N on each, the loss is the mean over the global batch's N tokens.
@@ -151,7 +140,7 @@ class Trainer:
                 factor = scale
                 if number == len(buckets) - 1:
                     # The loss of the global batch is known before the last backward, which it can spoil without being waited for.
-                    mean = self._waits.timed(sum_over_ranks, results)[0] / counts[0].clamp(min=1)
+                    mean = self.time.waiting(sum_over_ranks, results)[0] / counts[0].clamp(min=1)
                     factor = torch.where(mean <= highest, scale, torch.nan)
                     read = to_host(torch.stack([mean, results[1] / counts[0].clamp(min=1)]))
                 backward(loss * factor)
@@ -159,22 +148,20 @@ class Trainer:
         lr = learning_rate(batch.number + 1, self.config.optimizer, self.config.schedules)
         mean_loss, accuracy = read()
         reason = objection(mean_loss, highest)
-        where = functools.partial(self._not_finite, batch.number, buckets, float(scale))
+        seed_dropout = functools.partial(self._seed_dropout, batch.number)
+        where = functools.partial(first_not_finite, self.engine, buckets, seed_dropout, float(scale), self.world)
         try:
             norm, is_applied = apply_gradients(self.engine, lr, is_spoilt=reason is not None)
         except LossScaleCollapsed:
-            raise self._collapsed(batch.number, where()) from None
+            raise collapsed(batch.number + 1, where(), self.config) from None
         if not is_applied and not adapts_loss_scale(self.engine):
             reason = reason or NOT_FINITE
         self.traffic.end_step()
         self.step = batch.number + 1
         self.pulse.stepped(self.step)
         self._judged(phase, mean_loss, reason, where)
-        self._tokens += counts[1]
-        if reason is None:
-            self._losses += torch.stack([results[0], counts[0].double()])
-        self._counts += counts
-        self._computed_slots += self.world.size * sum(len(bucket.input_ids) for bucket in buckets)
+        computed_slots = self.world.size * sum(len(bucket.input_ids) for bucket in buckets)
+        self.tally.add(counts, computed_slots, results[0] if reason is None else None)
         for lane, cursors in batch.cursors.items():
             self.cursors[lane] = cursors
         self.skipped.add(self.step, batch.skips)
@@ -204,35 +191,14 @@ class Trainer:
         found = checkpoint.find_at_most(self.run, self.step - self.guard.in_a_row, self.world)
         if found is None and self.config.from_ is not None:
             found = checkpoint.find_origin(str(self.config.from_), self.world)
-        step = found[1].step if found else 0
-        times = sum(interval.after_step == step for interval in self.passed_over)
-        if times >= self.config.guard.rollbacks:
-            place = f" ({found_there} is not finite)" if (found_there := where()) else ""
-            raise self._diverged(
-                f"step {self.step} was not taken, as {reason}{place}, nor were the {self.guard.in_a_row - 1} before it, and the "
-                f"run went back to step {step} {times} time(s) already (guard.rollbacks)"
-            )
+        saved = found[1].guard_state().bad_steps if found else 0
+        way = Rollback(self.step, self.guard.in_a_row, reason, found[1].step if found else 0)
+        if (times := way.times(self.passed_over)) >= self.config.guard.rollbacks:
+            raise diverged(way.refusal(times, where()), self.config)
         self._gather_cursors()
-        kept = [interval for interval in self.passed_over if interval.after_step <= step]
-        before = sum(interval.bad_steps for interval in kept) + (found[1].guard_state().bad_steps if found else 0)
-        interval = PassedOver(
-            step,
-            (step + 1, self.step),
-            sum(self.plan.lanes * self.plan.lane_rows(number) for number in range(step, self.step)),
-            self.bad_steps - before,
-            f"step {self.step}: {reason}",
-            [[cursor.to_json() for cursor in lane] for lane in self.cursors],
-        )
+        interval = way.interval(self.plan, self.cursors, self.passed_over, self.bad_steps, saved)
         self.passed_over = with_one_more(self.passed_over, interval)
-        # In this order: a run that is killed between the two meets the same steps again, and goes back again.
-        checkpoint.drop_after(self.run, step, self.world)
-        if self.world.is_first:
-            write_intervals(self.run, self.passed_over)
-            warn(
-                f"step {self.step:,}: {self.guard.in_a_row} steps in a row were not taken: going back to step {step:,}, and on "
-                f"behind the rows of steps {step + 1:,} to {self.step:,} ({interval.rows:,} rows are passed over)"
-            )
-        barrier()
+        way.carry_out(self.run, self.passed_over, self.world)
         self._objection = ("", str)  # it holds the engine
         release_engine(self.engine)
         self.engine = None
@@ -244,18 +210,13 @@ class Trainer:
     @property
     def bad_steps(self) -> int:
         """Steps not taken so far, those among what was passed over included."""
-        return self.guard.bad_steps + sum(interval.bad_steps for interval in self._intervals_behind())
-
-    def _intervals_behind(self) -> list[PassedOver]:
-        return [interval for interval in self.passed_over if interval.after_step < self.step]
+        return self.guard.bad_steps + sum(interval.bad_steps for interval in behind(self.passed_over, self.step))
 
     def tokens_seen(self) -> int:
-        return int(self._tokens)
+        return self.tally.tokens_seen()
 
     def evaluate(self) -> dict[str, float]:
         """Held-out figures; every rank gets the same."""
-        began_s = time.perf_counter()
-        self.engine.eval()
         plan, settings = self.plan, self.config.evaluation_filled
 
         def forward(batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
@@ -263,21 +224,27 @@ class Trainer:
             loss, hits = self.engine(batch)
             return loss, hits
 
-        values = evaluate(forward, plan.corpora, plan.tokenizer, settings, self.device, self.world, plan.skips_bad)
-        self._paused_s += time.perf_counter() - began_s
-        return values
+        with self.time.paused():
+            self.engine.eval()
+            return evaluate(forward, plan.corpora, plan.tokenizer, settings, self.device, self.world, plan.skips_bad)
 
     def save(self) -> None:
         """Begin to write a checkpoint; every rank takes part. `saver.finish` waits for it.
 
         Raises:
             SaveFailed: too many in a row could not be written.
+            UserError: a weight of any rank is no number: such weights are never saved.
         """
-        began_s = time.perf_counter()
-        self._check_weights()
-        self.skipped.settle(self._my_cursors())
-        self._gather_cursors()
-        state = checkpoint.State(
+        with self.time.paused():
+            if count := count_not_finite(self.engine, self.device):
+                said = f"{count:,} weights are not finite after step {self.step}, which was not saved"
+                raise diverged(said, self.config)
+            self.skipped.settle(self._my_cursors())
+            self._gather_cursors()
+            self.saver.start(self.engine, self._state())
+
+    def _state(self) -> checkpoint.State:
+        return checkpoint.State(
             self.step,
             self.tokens_seen(),
             [[cursor.to_json() for cursor in lane] for lane in self.cursors],
@@ -287,10 +254,8 @@ class Trainer:
             self.config.engine.zero_stage,
             str(self.config.engine.precision),
             self.guard.to_json(),
-            [interval.to_json() for interval in self._intervals_behind()],
+            [interval.to_json() for interval in behind(self.passed_over, self.step)],
         )
-        self.saver.start(self.engine, state)
-        self._paused_s += time.perf_counter() - began_s
 
     def _gather_cursors(self) -> None:
         """Learn where the other ranks' lanes stand."""
@@ -309,106 +274,32 @@ class Trainer:
         layout = self.layouts[phase].of_smaller(self.plan.lanes, self.plan.lane_rows(batch.number), self.world)
         return micro_batches(batch.rows, layout, self.capacities[phase], self.plan.tokenizer)
 
-    def _count(self, batch: Step) -> torch.Tensor:
-        """int64 [4], of this rank's rows: predicted tokens, text tokens, real slots, squares of the pieces' slots."""
-        text_tokens = count_text_tokens(batch.rows, self.plan.tokenizer)
-        slots, squares = count_slots(batch.rows, self.plan.tokenizer)
-        return torch.tensor([np.count_nonzero(batch.rows.chosen), text_tokens, slots, squares], dtype=torch.int64)
-
     def _values(
         self, loss: float, accuracy: float, lr: float, norm: torch.Tensor | float
     ) -> tuple[dict[str, float], Work]:
-        totals, own_s = self._own_time()
-        loss_sum, taken = self._losses.tolist()
-        predicted, _, slots, squares = self._counts.tolist()
-        mean = loss_sum / taken if taken else loss
-        work = Work(slots, self._computed_slots, training_flops(self.shape, slots, squares, predicted))
-        self._losses.zero_()
-        self._counts.zero_()
-        self._computed_slots = 0
+        """What a logged line says of the step, and of the steps since the line before. Every rank calls it."""
+        spent = self.time.take()
+        mean, work = self.tally.take(self.shape)
         values: dict[str, float] = {
             "loss": loss,
-            "loss_mean": mean,
+            "loss_mean": loss if mean is None else mean,
             "accuracy": accuracy,
             "lr": lr,
             "grad_norm": float(norm),
         }
-        values |= {"bad_steps": self.bad_steps, "rollbacks": len(self._intervals_behind())}
+        values |= {"bad_steps": self.bad_steps, "rollbacks": len(behind(self.passed_over, self.step))}
         self.skipped.settle(self._my_cursors())
         if self.plan.skips_bad:
             values["skipped_blocks"] = self.skipped.count
         scale = loss_scale(self.engine)
         if scale is not None:
             values |= {"loss_scale": scale, "skipped_steps": self.engine.skipped_steps}
-        values = {**values, **self._memory(), **self._communication(totals, own_s)}
-        self._marked_s = time.perf_counter()
+        values = {**values, **largest_memory_peaks(self.device), **self.time.values(spent)}
+        self.time.mark()
         return values, work
-
-    def _memory(self) -> dict[str, float]:
-        """The largest peaks over ranks."""
-        peaks = memory_peaks(self.device)
-        largest = max_over_ranks(torch.tensor(list(peaks.values()), dtype=torch.int64, device=self.device))
-        return dict(zip(peaks, largest.tolist(), strict=True))
-
-    def _own_time(self) -> tuple[Totals, float]:
-        """What was sent since the last logged line, and the seconds a step that this rank did not spend waiting for others."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        elapsed_s = time.perf_counter() - self._marked_s - self._paused_s
-        self._paused_s = 0.0
-        totals = self.traffic.take()
-        own_s = elapsed_s - totals.seconds - self._waits.take().seconds
-        return totals, max(own_s, 0.0) / max(totals.steps, 1)
-
-    def _communication(self, totals: Totals, own_s: float) -> dict[str, float]:
-        """A step's seconds of communication, the mean over ranks, bytes, which are the same on every rank, and how much the
-        slowest rank holds the others up."""
-        steps = max(totals.steps, 1)
-        mine = torch.zeros(1 + self.world.size, dtype=torch.float64)
-        mine[0], mine[1 + self.world.rank] = totals.seconds, own_s
-        seconds, *all_own_s = sum_over_ranks(mine.to(self.device)).tolist()
-        kinds = {f"communication_bytes_{kind}": sent / steps for kind, sent in sorted(totals.sent_bytes.items())}
-        return {
-            "straggler_ratio": self.stragglers.add(all_own_s),
-            "communication_s": seconds / self.world.size / steps,
-            "communication_bytes": sum(kinds.values()),
-            **kinds,
-        }
-
-    def _check_weights(self) -> None:
-        """Raises UserError on every rank where a weight of any rank is no number: such weights are never saved."""
-        wrong = torch.zeros((), dtype=torch.int64, device=self.device)
-        for parameter in self.engine.module.parameters():
-            wrong += (~torch.isfinite(own_part(parameter))).sum()
-        if count := int(sum_over_ranks(wrong)):
-            raise self._diverged(f"{count:,} weights are not finite after step {self.step}, which was not saved")
-
-    def _diverged(self, what: str) -> UserError:
-        fp16 = ", or engine.precision=bf16" if self.config.engine.precision == "fp16" else ""
-        return UserError(
-            f"the run diverged: {what}. Start anew in another run_dir with a lower optimizer.lr (now {self.config.optimizer.lr}) "
-            f"or a longer optimizer.warmup_steps{fp16}"
-        )
 
     def _seed_dropout(self, step: int, micro_batch: int) -> None:
         torch.manual_seed(make_key(self.config.seed, "dropout", step, micro_batch, self.world.rank) >> 1)
-
-    def _collapsed(self, step: int, where: str) -> UserError:
-        """The error that names the layer; `step` counts from 0."""
-        return UserError(
-            f"fp16 collapsed at step {step + 1}: gradients overflow although the loss scale is at its minimum. Not finite: "
-            f"{where or 'the sum of the gradients'}. Export the last checkpoint (maskloom export) and start from it, with "
-            f"model.init, in another run_dir with engine.precision=bf16 or a lower optimizer.lr (now {self.config.optimizer.lr})"
-        )
-
-    def _not_finite(self, step: int, buckets: list[MicroBatch], scale: float) -> str:
-        """Which layer of which ranks is the first whose output or gradient is not finite, on every rank alike; or nothing."""
-        found: str | None = None
-        for number, bucket in enumerate(buckets):
-            self._seed_dropout(step, number)
-            found = found or find_overflow(self.engine.module, bucket, scale * (loss_scale(self.engine) or 1.0))
-        places = gather_objects(found, self.world)
-        return "; ".join(f"rank {rank}: {place}" for rank, place in enumerate(places) if place)
 
     def _check_positions(self, most: int) -> None:
         longest = max([phase.seq_len for phase in self.config.phases] + [self.config.evaluation_seq_len])

@@ -45,12 +45,12 @@ def test_silences_have_names_and_remedies(code: int, errors: str, name: str) -> 
 
 
 def test_only_fixed_words_reach_the_remote_shell() -> None:
-    *options, host, remote = Way(Ssh()).command("node7", "maskloom.launch.doctor.facts")
+    *options, host, remote = Way(Ssh()).command("node7", "maskloom.launch.doctor.look")
     assert options[0] == "ssh"
     assert options[-1] == "--"
     assert {"BatchMode=yes", "ConnectTimeout=10"} <= set(options)
     assert host == "node7"
-    assert shlex.split(remote)[-3:] == [sys.executable, "-m", "maskloom.launch.doctor.facts"]
+    assert shlex.split(remote)[-3:] == [sys.executable, "-m", "maskloom.launch.doctor.look"]
 
 
 def test_a_host_that_does_not_answer_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,7 +65,7 @@ def test_a_host_that_does_not_answer_in_time(monkeypatch: pytest.MonkeyPatch) ->
 def test_clocks_are_compared_as_the_first_line_comes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def command(self: Way, host: str, module: str) -> list[str]:
         ahead = "import time; real = time.time; time.time = lambda: real() + 100; "
-        return [sys.executable, "-c", ahead + f"from {module} import main; main()"]
+        return [sys.executable, "-c", ahead + f"from {module}.__main__ import main; main()"]
 
     monkeypatch.setattr(Way, "command", command)
     (answer,) = ask(["node7"], [Request(run_dir=str(tmp_path / "run"))], Way(), limit_s=300.0)

@@ -7,19 +7,14 @@ from typing import Any
 
 import pytest
 
-from maskloom.config import RunConfig, parse_config
+from maskloom.config import RunConfig
+from maskloom.config_file import parse_config
 from maskloom.launch.doctor.asking import Answer, Silence
-from maskloom.launch.doctor.checks import (
-    Finding,
-    Wanted,
-    check,
-    checkpoint_bytes,
-    checkpoints_at_most,
-    exit_code,
-    network,
-    rank_bytes,
-)
+from maskloom.launch.doctor.checks import check
+from maskloom.launch.doctor.checks.network import all_reduce
+from maskloom.launch.doctor.estimates import checkpoint_bytes, rank_bytes
 from maskloom.launch.doctor.facts import Corpus, Facts, Gpu, RunFolder
+from maskloom.launch.doctor.findings import Finding, Wanted, exit_code
 from maskloom.launch.doctor.network import Speed
 
 GIB = 1 << 30
@@ -163,35 +158,6 @@ def test_room_for_all_checkpoints_that_will_stand_side_by_side() -> None:
     assert exit_code(with_room(1 * each - 1, saved=5)) == 1  # the next one is written before an old one goes
 
 
-@pytest.mark.parametrize(
-    ("settings", "steps", "expected"),
-    [
-        ({"every_steps": 500, "keep_last": 2}, 10_000, 3),
-        ({"every_steps": 500, "keep_last": 4}, 10_000, 5),
-        ({"every_steps": 500}, 600, 2),
-        ({"every_steps": 0}, 600, 1),
-        ({"every_steps": 500, "keep_every_steps": 1000}, 10_000, 13),
-        ({"every_steps": 400, "keep_every_steps": 1000}, 10_000, 8),  # of multiples of 1000, those saved: of 2000
-    ],
-)
-def test_checkpoints_side_by_side(settings: dict[str, Any], steps: int, expected: int) -> None:
-    assert checkpoints_at_most(config(checkpoint=settings, phases=[{"steps": steps}])) == expected
-
-
-@pytest.mark.parametrize(
-    ("engine", "optimizer", "a_parameter"),
-    [
-        ({"zero_stage": 0, "precision": "fp32"}, "adamw", 4 + 8),
-        ({"zero_stage": 1, "precision": "bf16"}, "adamw", 2 + 4 + 8),
-        ({"zero_stage": 3, "precision": "bf16"}, "lamb", 4 + 8),
-        ({"zero_stage": 1, "precision": "fp32"}, "muon", 4 + 4 + 4),
-    ],
-)
-def test_bytes_of_a_checkpoint(engine: dict[str, Any], optimizer: str, a_parameter: int) -> None:
-    settings = config(engine=engine, optimizer={"name": optimizer, "gradient_clipping": 0.0})
-    assert checkpoint_bytes(settings, 1000) == 1000 * a_parameter
-
-
 def test_inodes() -> None:
     fact = replace(GOOD, run=replace(GOOD.run, free_inodes=12))
     assert "12 inodes free" in only(findings(fact), "disk inodes", "fail").value
@@ -223,12 +189,12 @@ def test_a_silent_host() -> None:
 def test_the_network() -> None:
     names = ("a", "b", "c", "d")
     good = Speed("nccl", 32, 64 << 20, 1.2e11, 3e-5, ((0, 1, 2e10), (1, 2, 2e10), (2, 3, 2e10), (3, 0, 2e10)))
-    (found,) = network(names, good)
+    (found,) = all_reduce(names, good)
     assert (found.level, found.hosts) == ("ok", names)
     assert found.value == "120.00 GB/s of 64 MiB over 32 ranks (nccl), latency 30 us"
     slow = replace(good, pairs=((0, 1, 2e10), (1, 2, 2e9), (2, 3, 2e9), (3, 0, 2e10)))
-    bad = only(network(names, slow), "all-reduce", "warn")
+    bad = only(all_reduce(names, slow), "all-reduce", "warn")
     assert bad.hosts == ("c",)
     assert "2.00 GB/s with its neighbours, the best pair 20.00" in bad.value
-    failed = network(names, {"b": "no route"})
+    failed = all_reduce(names, {"b": "no route"})
     assert only(failed, "all-reduce", "fail").hosts == ("b",)

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from maskloom.config import RunConfig, parse_config
+from maskloom.config import RunConfig
+from maskloom.config_file import parse_config
 from maskloom.errors import UserError
 from maskloom.train.engine import configuration
 from maskloom.train.engine.configuration import BUCKET_ELEMENTS, PASSED_ON, RESERVED, deepspeed_config

@@ -94,7 +94,7 @@ def ask(hosts: Sequence[str], requests: Sequence[Request], way: Way, limit_s: fl
 
 def ask_one(host: str, request: Request, way: Way, limit_s: float) -> Answer:
     """Ask one host."""
-    process = way.start(host, "maskloom.launch.doctor.facts")
+    process = way.start(host, "maskloom.launch.doctor.look")
     lines: list[tuple[float, str]] = []
     errors: list[str] = []
     readers = [

@@ -7,12 +7,16 @@ import secrets
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from maskloom.config import RunConfig, load_config
+from maskloom.config import RunConfig
+from maskloom.config_file import load_config
 from maskloom.distributed import LOOPBACK
 from maskloom.errors import UserError
 from maskloom.launch.doctor.asking import Way, ask
-from maskloom.launch.doctor.checks import Finding, Wanted, check, network
-from maskloom.launch.doctor.facts import Request, lock_holder, nearest
+from maskloom.launch.doctor.checks import check
+from maskloom.launch.doctor.checks.network import all_reduce
+from maskloom.launch.doctor.facts import Request
+from maskloom.launch.doctor.findings import Finding, Wanted
+from maskloom.launch.doctor.look.folder import lock_holder, nearest
 from maskloom.launch.doctor.network import measure
 from maskloom.launch.hostfile import Host
 from maskloom.launch.ports import preferred_port
@@ -74,7 +78,7 @@ def visit(
             first = master_addr
         counts = [host.slots for host, _ in there]
         master = first, there[0][1].spare_port
-        yield from network(names, measure(names, counts, way, master, SUM_BYTES, SUM_S, environment))
+        yield from all_reduce(names, measure(names, counts, way, master, SUM_BYTES, SUM_S, environment))
 
 
 @contextlib.contextmanager

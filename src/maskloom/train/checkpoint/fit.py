@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from maskloom.config import RunConfig, differences, load_config
+from maskloom.config import RunConfig
+from maskloom.config_file import differences, load_config
 from maskloom.data.plan import DataPlan
 from maskloom.errors import UserError
 from maskloom.train.checkpoint.state import State, fingerprint, saved_folders

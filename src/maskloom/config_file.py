@@ -1,0 +1,198 @@
+"""A configuration from its file and the command line, and back into a file.
+
+Precedence: the defaults of `config` < the YAML file < `key=value` on the command line (`phases.0.steps=20` for an item of a
+list). Unknown keys are errors that name the nearest right one, and all errors are reported at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import types
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pydantic
+import yaml
+
+from maskloom.config import ONE, SEVERAL, SHAPE_FIELDS, RunConfig
+from maskloom.errors import UserError
+from maskloom.plain_yaml import read_yaml
+from maskloom.redaction import secret_keys, secret_urls, shown
+
+QUERY_LEFT_OUT = "?<left-out>"
+"""Stands in a run's config.yaml for the query of a URL."""
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read the YAML file at `path`, apply `key=value` overrides, and check the whole.
+
+    Raises:
+        UserError: naming every fault at once, each with its key, value and remedy.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"no configuration file {path}") from None
+    except OSError as error:
+        raise UserError(f"cannot read the configuration file {path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not valid YAML: {error}") from None
+    tree = read_yaml(text, str(path))
+    if not isinstance(tree, dict):
+        raise UserError(f"{path} must hold `key: value` lines, not {type(tree).__name__}")
+    for override in overrides:
+        apply_override(tree, override)
+    return parse_config(tree, str(path))
+
+
+def parse_config(tree: dict[str, Any], where: str) -> RunConfig:
+    """Check a tree of plain values. Raises UserError naming every fault; `where` says what it was read from."""
+    _refuse_secrets(tree, where)
+    try:
+        return RunConfig.model_validate(tree)
+    except pydantic.ValidationError as error:
+        details = error.errors()
+        # Only sound items count for pydantic: a list of one faulty phase would also be reported as too short.
+        inside = {detail["loc"][:depth] for detail in details for depth in range(1, len(detail["loc"]))}
+        faults = [_fault(detail) for detail in details if detail["type"] != "too_short" or detail["loc"] not in inside]
+        raise UserError(
+            f"{where}:\n" + "\n".join(f"  {line}" for fault in faults for line in fault.split("\n"))
+        ) from None
+
+
+def rechecked(config: RunConfig, where: str) -> RunConfig:
+    """A configuration after parts of it were replaced, checked as if it had been read from `where`."""
+    return parse_config(yaml.safe_load(dump_config(config)), where)
+
+
+def dump_config(config: RunConfig) -> str:
+    """The whole configuration as YAML; `load_config` reads it back to an equal one."""
+    tree = config.model_dump(mode="json", by_alias=True)
+    if config.model.init:  # the shape is the checkpoint's and may not be given beside it
+        tree["model"] = {key: value for key, value in tree["model"].items() if key not in SHAPE_FIELDS}
+    return yaml.safe_dump(tree, sort_keys=False)
+
+
+def saved_form(config: RunConfig) -> RunConfig:
+    """The configuration as a run's folder holds it: the queries of URLs, which open what is not public, are left out."""
+    train = config.data.train
+    saved = (
+        _without_query(train)
+        if isinstance(train, str)
+        else tuple(corpus.model_copy(update={"path": _without_query(corpus.path)}) for corpus in train)
+    )
+    return config.model_copy(update={"data": config.data.model_copy(update={"train": saved})})
+
+
+def _without_query(url: str) -> str:
+    left = shown(url)
+    return left if left == url else f"{left}{QUERY_LEFT_OUT}"
+
+
+def _refuse_secrets(tree: dict[str, Any], where: str) -> None:
+    """Raises UserError naming every key whose value is a secret: all of the configuration is saved with the run, and its
+    deepspeed block in every checkpoint."""
+    wrong = [
+        f"  {key}: a URL here holds no user and no password: leave them out (S3's credentials are found as the AWS tools "
+        "find them)"
+        for key in secret_urls(tree)
+    ]
+    wrong += [
+        f"  {key}: by its name a secret, which would be saved in config.yaml and in every checkpoint: remove it, and give "
+        "it in the variable of the environment that the service reads"
+        for key in secret_keys(tree.get("deepspeed"), "deepspeed.")
+    ]
+    if wrong:
+        raise UserError(f"{where}:\n" + "\n".join(wrong))
+
+
+def differences(left: dict[str, Any], right: dict[str, Any], prefix: str = "") -> dict[str, tuple[Any, Any]]:
+    """Dotted key -> (left value, right value) for every leaf in which two plain trees differ."""
+    found: dict[str, tuple[Any, Any]] = {}
+    for key in sorted(left.keys() | right.keys()):
+        one, other = left.get(key), right.get(key)
+        if isinstance(one, dict) and isinstance(other, dict):
+            found |= differences(one, other, f"{prefix}{key}.")
+        elif isinstance(one, list) and isinstance(other, list):
+            found |= differences(dict(enumerate(one)), dict(enumerate(other)), f"{prefix}{key}.")  # type: ignore[arg-type]
+        elif one != other:
+            found[f"{prefix}{key}"] = (one, other)
+    return found
+
+
+def apply_override(tree: dict[str, Any], override: str) -> None:
+    """Set one key of a tree of plain values as `key=value` says. Raises UserError where it says nothing that can be set."""
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise UserError(f"'{override}' is not key=value, for example phases.0.steps=20")
+    value = read_yaml(text, f"the value of '{key}'")
+    if isinstance(value, str):
+        value = _number(value)
+    node: Any = tree
+    *parents, last = key.split(".")
+    for depth, name in enumerate(parents):
+        node = _child(node, name, f"{override}: {'.'.join(parents[: depth + 1])}")
+    if isinstance(node, list):
+        node[_position(node, last, override)] = value
+    elif isinstance(node, dict):
+        node[last] = value
+    else:
+        raise UserError(f"'{override}': {'.'.join(parents)} holds a plain value, not keys")
+
+
+def _number(text: str) -> float | str:
+    """YAML 1.1 reads `1e-4` as text; people who type it mean the number."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _child(node: Any, name: str, where: str) -> Any:
+    if isinstance(node, list):
+        return node[_position(node, name, where)]
+    if isinstance(node, dict):
+        if node.get(name) is None:
+            node[name] = {}
+        return node[name]
+    raise UserError(f"{where} is below a plain value")
+
+
+def _position(items: list[Any], name: str, where: str) -> int:
+    if not name.isdecimal() or int(name) >= len(items):
+        raise UserError(f"{where}: '{name}' is no item of a list of {len(items)} (they count from 0)")
+    return int(name)
+
+
+def _fault(detail: Any) -> str:
+    key = ".".join(str(part) for part in detail["loc"] if part not in (ONE, SEVERAL))
+    match detail["type"]:
+        case "extra_forbidden":
+            near = difflib.get_close_matches(str(detail["loc"][-1]), _keys_beside(detail["loc"]), n=1, cutoff=0.5)
+            hint = f"did you mean '{near[0]}'?" if near else f"known here: {', '.join(_keys_beside(detail['loc']))}"
+            return f"unknown key '{key}': {hint}"
+        case "missing":
+            return f"'{key}' is missing"
+        case "value_error":
+            prefix = f"{key}: " if key else ""
+            return "\n".join(prefix + line for line in str(detail["ctx"]["error"]).split("\n"))
+        case _:
+            return f"{key} = {detail['input']!r}: {detail['msg'][:1].lower()}{detail['msg'][1:]}"
+
+
+def _keys_beside(loc: tuple[int | str, ...]) -> list[str]:
+    """The fields of the section in which the last part of `loc` stands."""
+    section: type[pydantic.BaseModel] = RunConfig
+    for part in loc[:-1]:
+        if isinstance(part, str) and part in section.model_fields:
+            section = _section_in(section.model_fields[part].annotation) or section
+    return [field.alias or name for name, field in section.model_fields.items()]
+
+
+def _section_in(annotation: Any) -> type[pydantic.BaseModel] | None:
+    if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
+        return annotation if issubclass(annotation, pydantic.BaseModel) else None
+    return next((found for part in typing.get_args(annotation) if (found := _section_in(part))), None)

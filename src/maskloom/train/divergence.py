@@ -1,0 +1,60 @@
+"""Numbers that are not finite: where they are, and what a user is told to do about them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from maskloom.config import RunConfig
+from maskloom.data.batch import MicroBatch
+from maskloom.distributed import World, gather_objects, sum_over_ranks
+from maskloom.errors import UserError
+from maskloom.model.overflow import find_overflow
+from maskloom.train.engine.building import own_part
+from maskloom.train.engine.stepping import loss_scale
+
+
+def count_not_finite(engine: Any, device: torch.device) -> int:
+    """Weights of all ranks that are no numbers; every rank calls it."""
+    wrong = torch.zeros((), dtype=torch.int64, device=device)
+    for parameter in engine.module.parameters():
+        wrong += (~torch.isfinite(own_part(parameter))).sum()
+    return int(sum_over_ranks(wrong))
+
+
+def first_not_finite(
+    engine: Any, buckets: Sequence[MicroBatch], seed_dropout: Callable[[int], None], scale: float, world: World
+) -> str:
+    """Which layer of which ranks is the first whose output or gradient is not finite, on every rank alike; or nothing.
+
+    Args:
+        buckets: the micro-batches of this rank's step.
+        seed_dropout: called with the number of each, before it is computed again.
+        scale: of the loss, without the loss scale of fp16.
+    """
+    found: str | None = None
+    for number, bucket in enumerate(buckets):
+        seed_dropout(number)
+        found = found or find_overflow(engine.module, bucket, scale * (loss_scale(engine) or 1.0))
+    places = gather_objects(found, world)
+    return "; ".join(f"rank {rank}: {place}" for rank, place in enumerate(places) if place)
+
+
+def diverged(what: str, config: RunConfig) -> UserError:
+    """The error that ends a run which goes nowhere."""
+    fp16 = ", or engine.precision=bf16" if config.engine.precision == "fp16" else ""
+    return UserError(
+        f"the run diverged: {what}. Start anew in another run_dir with a lower optimizer.lr (now {config.optimizer.lr}) "
+        f"or a longer optimizer.warmup_steps{fp16}"
+    )
+
+
+def collapsed(step: int, where: str, config: RunConfig) -> UserError:
+    """The error that ends a run in fp16 at `step`, which counts from 1; `where` is what `first_not_finite` found."""
+    return UserError(
+        f"fp16 collapsed at step {step}: gradients overflow although the loss scale is at its minimum. Not finite: "
+        f"{where or 'the sum of the gradients'}. Export the last checkpoint (maskloom export) and start from it, with "
+        f"model.init, in another run_dir with engine.precision=bf16 or a lower optimizer.lr (now {config.optimizer.lr})"
+    )

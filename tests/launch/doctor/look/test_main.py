@@ -1,0 +1,35 @@
+"""What this machine tells about itself."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from maskloom.launch.doctor.facts import Facts, Request
+from maskloom.launch.doctor.look.__main__ import look
+
+
+def test_facts_survive_json(run_config: dict, write_config: Callable[[dict], Path]) -> None:
+    config = write_config(run_config)
+    request = Request(config=str(config), run_dir=run_config["run_dir"], world_size=3, slots=3)
+    found = look(request)
+    assert Facts.of(json.loads(json.dumps(asdict(found)))) == found
+    assert found.refusal is None
+    assert found.hostname == socket.gethostname()
+    assert found.packages["torch"] == torch.__version__
+    assert [(corpus.path, corpus.fault) for corpus in found.corpora] == [(run_config["data"]["train"], None)]
+    assert found.corpora[0].read
+    assert found.memory_free_bytes > 0
+    assert found.run
+    assert found.run.fault is None
+    assert not Path(run_config["run_dir"]).exists()
+    assert [path.name for path in Path(run_config["run_dir"]).parent.iterdir()] == [config.name]  # nothing is left
+
+    refused = look(Request(config=str(config), overrides=("engine.reduce_precision=fp16",), world_size=3, slots=3))
+    assert "engine.reduce_precision fp16" in str(refused.refusal)
+    assert "7 ranks are more than the 6 lanes" in str(look(Request(config=str(config), world_size=7)).refusal)
