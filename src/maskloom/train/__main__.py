@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from typing import NoReturn
 
-from maskloom.processes import end_children
-from maskloom.status import EXIT_FAILED
+from maskloom.early import end_when_asked
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Train as one rank. Returns the exit code."""
+    import argparse
+
     parser = argparse.ArgumentParser(
         prog="maskloom.train",
         description="One rank of a training run; start it with deepspeed, torchrun, srun or `maskloom train`.",
@@ -32,6 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
         from maskloom.distributed import World
         from maskloom.errors import UserError
         from maskloom.progress import complain
+        from maskloom.status import EXIT_FAILED
         from maskloom.train.loop import train
 
         try:
@@ -45,6 +46,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def end(code: int) -> NoReturn:
     """Leave at once: nothing of what the interpreter, NCCL or a reader process would still wait for is needed any more."""
+    from maskloom.processes import end_children
+
     end_children()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -52,4 +55,5 @@ def end(code: int) -> NoReturn:
 
 
 if __name__ == "__main__":
+    end_when_asked()
     end(main())
