@@ -395,10 +395,12 @@ class Trainer:
 
     def _collapsed(self, step: int, where: str) -> UserError:
         """The error that names the layer; `step` counts from 0."""
+        saved = self.saver.last_good
+        origin = f"from={self.run}@{int(saved.removeprefix('step-'))} and " if saved else ""
         return UserError(
             f"fp16 collapsed at step {step + 1}: gradients overflow although the loss scale is at its minimum. Not finite: "
-            f"{where or 'the sum of the gradients'}. Export the last checkpoint (maskloom export) and start from it, with "
-            f"model.init, in another run_dir with engine.precision=bf16 or a lower optimizer.lr (now {self.config.optimizer.lr})"
+            f"{where or 'the sum of the gradients'}. Begin in another run_dir, with {origin}engine.precision=bf16 or a "
+            f"lower optimizer.lr (now {self.config.optimizer.lr})"
         )
 
     def _not_finite(self, step: int, buckets: list[MicroBatch], scale: float) -> str:
