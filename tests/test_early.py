@@ -1,4 +1,4 @@
-"""Requests to stop that come while a program still imports what it needs."""
+"""What is in force while a program still imports what it needs: requests to stop, and what torch reads at its import."""
 
 from __future__ import annotations
 
@@ -15,7 +15,12 @@ from maskloom.status import EXIT_DONE, EXIT_STOPPED
 from tests.waiting import wait_until
 
 SRC = Path(__file__).parents[1] / "src"
-SLOW = "import time\nfrom pathlib import Path\n(Path(__file__).parent / 'reached').touch()\ntime.sleep(120)\n"
+SLOW = """
+import os, time
+from pathlib import Path
+(Path(__file__).parent / "reached").write_text(os.environ.get("TORCH_CPP_LOG_LEVEL", ""))
+time.sleep(120)
+"""
 
 
 @pytest.mark.parametrize("number", early.STOP_SIGNALS)
@@ -31,11 +36,10 @@ def test_a_stop_amid_the_imports_has_a_clear_end(
 ) -> None:
     """A module that takes for ever stands in the place of one that takes a while."""
     (tmp_path / f"{imported}.py").write_text(SLOW)
-    path = os.pathsep.join([str(tmp_path), str(SRC)])
+    environment = {name: value for name, value in os.environ.items() if name != "TORCH_CPP_LOG_LEVEL"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(tmp_path), str(SRC)])
     command = [sys.executable, "-m", *program]
-    with subprocess.Popen(
-        command, env={**os.environ, "PYTHONPATH": path}, stderr=subprocess.PIPE, text=True
-    ) as started:
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as started:
         try:
             wait_until((tmp_path / "reached").exists, f"the import of {imported}")
             started.send_signal(signal.SIGUSR1)  # means nothing
@@ -45,14 +49,15 @@ def test_a_stop_amid_the_imports_has_a_clear_end(
             started.kill()
     assert started.returncode == EXIT_STOPPED
     assert said == f"maskloom: stopped by {number.name} before the start; nothing was changed\n"
+    assert (tmp_path / "reached").read_text() == "ERROR"  # torch reads it when it is imported, and never again
 
 
 LED = """
 import os, signal
-from maskloom.early import end_when_asked
+from maskloom.early import begin
 from maskloom.launch.ending import Stop
 from maskloom.train.stopping import Requests
-end_when_asked()
+begin()
 with {leader} as stop:
     os.kill(os.getpid(), signal.SIGTERM)
     print({heard})

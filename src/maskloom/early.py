@@ -18,11 +18,13 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
 """What schedulers, launchers and terminals send. SIGUSR1 means nothing: NCCL and launchers use it."""
 
 
-def end_when_asked() -> None:
-    """Called in the main thread of a program that is this run's alone."""
+def begin() -> None:
+    """Called in the main thread of a program that is this run's alone, before torch is imported."""
     for number in STOP_SIGNALS:
         signal.signal(number, _end)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    # That a rank was lost is said once, by us; torch warns of it with stacks of C++. Its errors are still seen.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 
 def put_back(handlers: Mapping[signal.Signals, Any]) -> None:

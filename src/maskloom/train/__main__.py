@@ -6,7 +6,7 @@ import os
 import sys
 from typing import NoReturn
 
-from maskloom.early import end_when_asked
+from maskloom.early import begin
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -23,7 +23,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("config", help="YAML file of the run")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace the file's")
     options = parser.parse_args(arguments)
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a lost peer is said once, by us
     # Reader processes import this module again: what is heavy comes after that point.
     from maskloom.train.watch import Watch
 
@@ -55,5 +54,5 @@ def end(code: int) -> NoReturn:
 
 
 if __name__ == "__main__":
-    end_when_asked()
+    begin()
     end(main())
