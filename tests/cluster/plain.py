@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
 import os
 import resource
 import shutil
@@ -23,7 +24,7 @@ from typing import Any
 
 from .cluster import HEAD, Cluster
 from .plain_training import STEPS
-from .runs import damage_largest
+from .runs import damage_largest, slow_down
 
 FACTS = Path(__file__).with_name("plain.json")
 PROGRAM = Path(__file__).with_name("plain_training.py")
@@ -35,15 +36,22 @@ SETTLE_S = 20.0
 
 
 class Plain:
-    """A run of plain_training.py."""
+    """A run of plain_training.py.
 
-    def __init__(self, cluster: Cluster, folder: Path) -> None:
-        self.cluster, self.folder = cluster, folder
+    Attributes:
+        folder: where it writes, as this process sees it.
+        inside: the same folder as the cluster's machines see it.
+    """
+
+    def __init__(self, cluster: Cluster, folder: Path, inside: Path | None = None) -> None:
+        self.cluster, self.folder, self.inside = cluster, folder, inside or folder
         self.log = folder / "log"
         self.launcher: subprocess.Popen[str] | None = None
 
-    def start(self, *options: str) -> None:
-        command = ["deepspeed", "--hostfile", str(self.cluster.hostfile()), *options, str(PROGRAM), str(self.folder)]
+    def start(self, *options: str, program: Sequence[str] = ()) -> None:
+        """With options of the launcher, and of the program."""
+        launcher = ["deepspeed", "--hostfile", str(self.cluster.hostfile()), *options]
+        command = [*launcher, str(PROGRAM), str(self.inside), *program]
         with self.log.open("a") as log:
             self.launcher = self.cluster.start(HEAD, command, stdout=log, stderr=log, start_new_session=True)
 
@@ -61,7 +69,7 @@ class Plain:
     def ranks(self) -> dict[int, int]:
         """Rank -> process id."""
         found = {}
-        for process in self.cluster.processes(str(self.folder)):
+        for process in self.cluster.processes(str(self.inside)):
             is_rank = str(PROGRAM) in process.argv and not {
                 "deepspeed.launcher.launch",
                 "deepspeed.launcher.runner",
@@ -192,10 +200,66 @@ def wrong_hostfile(run: Plain) -> str:
     return f"trains on one machine alone, code {done.returncode}" if run.step() else f"ends with {done.returncode}"
 
 
+def fill_disk(run: Plain) -> str:
+    """Its folder is on a small file system that is full until the run has ended."""
+    disk = run.cluster.disk
+    struck = Plain(run.cluster, run.cluster.outside(disk / "plain"), disk / "plain")
+    struck.log = run.log
+    struck.folder.mkdir()
+    run.cluster.bandwidth(PACE)
+    struck.start()
+    struck.until_step(STRUCK_AFTER)
+    filler = run.cluster.outside(disk / "filler")
+    with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+        while file.write(bytes(1 << 12)):
+            pass
+    code = struck.end()
+    filler.unlink()
+    run.cluster.end_runs()
+    saved = (struck.folder / "checkpoints" / "latest").read_text().strip() or "**nothing: `latest` is empty**"
+    shutil.rmtree(struck.folder)
+    said = f"runs on after {WAIT_S:.0f} s" if code is None else f"ends with {code}"
+    return f"{said}; its newest checkpoint is {saved}"
+
+
+def slow_rank(run: Plain) -> str:
+    run.cluster.bandwidth(PACE)
+    run.start()
+    run.until_step(STRUCK_AFTER)
+    stuttering = slow_down(run.ranks()[1])
+    code = run.end(240)
+    stuttering.kill()
+    stuttering.wait()
+    named = "node2" if any("slow" in line.lower() for line in run.log.read_text().splitlines()) else "nobody"
+    return f"ends with {code}; names {named}"
+
+
+def spoil(run: Plain) -> str:
+    run.start(program=["--spoil"])
+    code = run.end(240)
+    bad = [line["step"] for line in run.lines() if not math.isfinite(line["loss"])]
+    return f"ends with {code}; **the loss is NaN from step {min(bad)} to {max(bad)}**"
+
+
+def killed_build(run: Plain) -> str:
+    folder = run.folder / "extensions" / "deepspeed_shm_comm"
+    folder.mkdir(parents=True)
+    (folder / "lock").touch()
+    run.start(program=["--operators"])
+    code = run.end()
+    run.cluster.end_runs()
+    done = f"after {run.step()} steps" if run.step() else "before its first step"
+    return f"**waits for ever, {done}**" if code is None else f"ends with {code} {done}"
+
+
 WHOLE: dict[str, Callable[[Plain], str]] = {
     "port taken": port_taken,
     "second run": second_run,
     "wrong hostfile": wrong_hostfile,
+    "disk full for a while": fill_disk,
+    "slow rank": slow_rank,
+    "steps that go wrong": spoil,
+    "lock of a killed build": killed_build,
 }
 
 

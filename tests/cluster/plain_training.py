@@ -5,10 +5,13 @@ deepspeed --hostfile H plain_training.py FOLDER
 
 import argparse
 import json
+import os
 import time
 from pathlib import Path
 
 STEPS, EVERY_STEPS, WIDTH = 30, 5, 160
+SPOILT = range(11, 14)
+"""Steps whose rows are NaN on rank 1 with --spoil."""
 
 
 def main() -> None:
@@ -18,8 +21,13 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--local_rank", type=int)
     parser.add_argument("folder", type=Path)
-    folder = parser.parse_args().folder
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # two minutes of g++
+    parser.add_argument("--spoil", action="store_true")
+    parser.add_argument("--operators", action="store_true", help="build what DeepSpeed builds, in FOLDER/extensions")
+    options = parser.parse_args()
+    folder = options.folder
+    os.environ["TORCH_EXTENSIONS_DIR"] = str(folder / "extensions")
+    if not options.operators:
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # two minutes of g++
     deepspeed.init_distributed()
     torch.manual_seed(1)
     model = torch.nn.Sequential(torch.nn.Linear(WIDTH, WIDTH), torch.nn.ReLU(), torch.nn.Linear(WIDTH, WIDTH))
@@ -38,6 +46,8 @@ def main() -> None:
     for step in range(first, STEPS):
         torch.manual_seed(1000 * step + rank)
         rows = torch.randn(4, WIDTH)
+        if options.spoil and rank == 1 and step + 1 in SPOILT:
+            rows *= torch.nan
         loss = ((engine(rows) - rows) ** 2).mean()
         engine.backward(loss)
         engine.step()

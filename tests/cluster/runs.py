@@ -21,6 +21,7 @@ from .cluster import HEAD, Cluster, ClusterError, Process
 PATIENCE_S = 240.0
 """For anything that must happen: this machine may be busy."""
 MODULE = "maskloom.train"
+SPOILED = "tests.cluster.spoiled"
 LAUNCHERS = Path(__file__).parents[2] / "launcher"
 Command = Callable[[Cluster, Path, Sequence[str]], list[str]]
 """From the cluster, a configuration file and settings to a command line for the head."""
@@ -31,9 +32,14 @@ def by_deepspeed(cluster: Cluster, config: Path, overrides: Sequence[str]) -> li
     return ["deepspeed", *hostfile, "--module", MODULE, str(config), *overrides]
 
 
-def by_srun(cluster: Cluster, config: Path, overrides: Sequence[str]) -> list[str]:
+def by_srun(cluster: Cluster, config: Path, overrides: Sequence[str], module: str = MODULE) -> list[str]:
     options = ["--nodes=2", "--ntasks=2", "--kill-on-bad-exit=1"]
-    return ["srun", *options, sys.executable, "-u", "-m", MODULE, str(config), *overrides]
+    return ["srun", *options, sys.executable, "-u", "-m", module, str(config), *overrides]
+
+
+def spoiled_by_srun(cluster: Cluster, config: Path, overrides: Sequence[str]) -> list[str]:
+    """Its steps go wrong, as spoiled.py says."""
+    return by_srun(cluster, config, overrides, SPOILED)
 
 
 def by_script(*options: str) -> Command:
@@ -50,16 +56,20 @@ class Run:
     """One run: `start` it, perhaps several times.
 
     Attributes:
-        folder: its run_dir.
+        folder: its run_dir, as this process sees it.
         launcher: what was started last, on the head.
     """
 
-    def __init__(self, cluster: Cluster, tree: Mapping[str, Any]) -> None:
+    def __init__(self, cluster: Cluster, tree: Mapping[str, Any], beside: Path | None = None) -> None:
+        """Its configuration and its output are in the folder `beside`, by default that of the run."""
         self.cluster, self.tree = cluster, dict(tree)
         self.folder = Path(self.tree["run_dir"])
-        self.config = self.folder.parent / f"{self.folder.name}.yaml"
+        beside = beside or self.folder.parent
+        self.config = beside / f"{self.folder.name}.yaml"
+        self.log = beside / f"{self.folder.name}.log"
         self.config.write_text(yaml.safe_dump(self.tree), encoding="utf-8")
-        self.log = self.folder.parent / f"{self.folder.name}.log"
+        if self.folder.is_relative_to(cluster.disk):
+            self.folder = cluster.outside(self.folder)
         self.launcher: subprocess.Popen[str] | None = None
 
     def start(
@@ -141,7 +151,9 @@ class Run:
     def rank(self, number: int) -> Process | None:
         """The process of a rank, None where there is none."""
         for process in self.processes():
-            if "python" not in Path(process.argv[0]).name or MODULE not in process.argv or "-m" not in process.argv:
+            if "python" not in Path(process.argv[0]).name or "-m" not in process.argv:
+                continue
+            if not {MODULE, SPOILED} & set(process.argv):
                 continue
             if "deepspeed.launcher.launch" in process.argv:
                 continue
@@ -229,3 +241,9 @@ def damage_largest(folder: Path, how: str) -> None:
         content = bytearray(file.read_bytes())
         content[len(content) // 2] ^= 64
         file.write_bytes(content)
+
+
+def slow_down(pid: int) -> subprocess.Popen[bytes]:
+    """Have a process stand still for four fifths of its time, as long as it lives."""
+    stutter = f"while kill -STOP {pid}; do sleep 0.2; kill -CONT {pid} || exit; sleep 0.05; done"
+    return subprocess.Popen(["sh", "-c", stutter], stderr=subprocess.DEVNULL)

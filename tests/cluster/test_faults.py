@@ -14,8 +14,8 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,24 @@ import pytest
 
 from maskloom.launch.ports import preferred_port
 from maskloom.status import EXIT_DONE, EXIT_FAILED, EXIT_HUNG, EXIT_STOPPED, attempt_steps
+from maskloom.train.passed_over import read_intervals
 from tests.integration.conftest import train_in_ranks
 
 from .cluster import HEAD, Cluster
 from .plain import FACTS
-from .runs import PATIENCE_S, Command, Job, Run, by_deepspeed, by_script, by_srun, damage_largest
+from .runs import (
+    PATIENCE_S,
+    Command,
+    Job,
+    Run,
+    by_deepspeed,
+    by_script,
+    by_srun,
+    damage_largest,
+    slow_down,
+    spoiled_by_srun,
+)
+from .spoiled import FIRST, LAST, spoil
 
 TABLE = Path(__file__).parents[2] / "docs" / "fault-table.md"
 WRITES = os.environ.get("MASKLOOM_WRITE_DOCS") == "1"
@@ -39,6 +52,7 @@ STEPS, EVERY_STEPS, STRUCK_AFTER = 30, 5, 7
 PACE, SLOW = "8mbit", "2mbit"
 """What a node may send: a step then takes about 0.3 s, or 1.2 s, whatever the machine."""
 HUNG_S = 15.0
+NOT_WRITTEN = "could not be written, and nothing of it is left"
 KILLED = 128 + signal.SIGKILL
 KILLED_IN_DEEPSPEED = 256 - signal.SIGKILL
 """Its launcher ends with -9."""
@@ -79,6 +93,9 @@ class Case:
         prepare: before the start.
         pace: what each node may send.
         after: steps that the run has done when it is struck.
+        settings: of the run, beside those of all.
+        on_small_disk: whether its run_dir is on the cluster's small file system.
+        undisturbed: what is called in each rank of the run that this one must equal.
     """
 
     name: str
@@ -93,6 +110,9 @@ class Case:
     prepare: Callable[[Scene], None] = lambda scene: None
     pace: str = PACE
     after: int = STRUCK_AFTER
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    on_small_disk: bool = False
+    undisturbed: Callable[[], None] | None = None
 
     @property
     def survived(self) -> bool:
@@ -144,13 +164,25 @@ def start_a_second(scene: Scene) -> None:
     assert "is in use" in second.stderr + second.stdout
 
 
-def full_disk(scene: Scene) -> None:
+def fill_disk(scene: Scene) -> None:
     """No room on the run's file system, until its next checkpoint has failed."""
     filler = scene.cluster.outside(scene.cluster.disk / "filler")
-    with contextlib.suppress(OSError), filler.open("wb") as file:
-        while True:
-            file.write(bytes(1 << 20))
+    with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+        for size in (1 << 20, 1):
+            with contextlib.suppress(OSError):
+                while file.write(bytes(size)):
+                    pass
     scene.stack.callback(lambda: filler.unlink(missing_ok=True))
+    scene.run.until("a checkpoint has failed", lambda: NOT_WRITTEN in scene.run.output())
+    filler.unlink()
+
+
+def slow_rank(scene: Scene) -> None:
+    """Rank 1 stands still for most of the time."""
+    process = scene.run.rank(1)
+    assert process
+    stuttering = slow_down(process.pid)
+    scene.stack.callback(lambda: (stuttering.kill(), stuttering.wait()))
 
 
 def limit_files(scene: Scene) -> None:
@@ -324,6 +356,39 @@ CASES = [
         "failed",
         plain="disk full",
     ),
+    Case(
+        "disk full for a while",
+        "no byte left in the file system of the run, until a checkpoint has failed",
+        by_srun,
+        fill_disk,
+        EXIT_DONE,
+        "done",
+        says=NOT_WRITTEN,
+        plain="disk full for a while",
+        on_small_disk=True,
+    ),
+    Case(
+        "slow rank",
+        "rank 1 stands still for four fifths of its time",
+        by_srun,
+        slow_rank,
+        EXIT_DONE,
+        "done",
+        says="rank 1 on node2 is slow",
+        plain="slow rank",
+    ),
+    Case(
+        "steps that go wrong",
+        "on rank 1 a loss of NaN, then infinite gradients, then a spike",
+        spoiled_by_srun,
+        wait,
+        EXIT_DONE,
+        "done",
+        says="3 steps in a row were not taken: going back to step 10",
+        plain="steps that go wrong",
+        settings={"guard": {"spike_sigma": 6.0, "window_steps": 8}},
+        undisturbed=spoil,
+    ),
     Case("TensorBoard's folder dead", "a file in its place", by_srun, spoil_tensorboard, EXIT_DONE, "done"),
     Case(
         "second run in the folder",
@@ -342,6 +407,7 @@ CASES = [
         nothing,
         EXIT_DONE,
         "done",
+        plain="lock of a killed build",
         prepare=leave_build_lock,
     ),
     Case(
@@ -373,7 +439,9 @@ CASES = [
 def launcher_of(case: Case) -> str:
     if isinstance(case.start, tuple):
         return SBATCH
-    return {by_srun: "`srun`", by_deepspeed: "`deepspeed --hostfile`"}.get(case.start, SCRIPT)
+    if case.start in (by_srun, spoiled_by_srun):
+        return "`srun`"
+    return "`deepspeed --hostfile`" if case.start is by_deepspeed else SCRIPT
 
 
 @dataclass(frozen=True)
@@ -383,12 +451,14 @@ class Found:
     Attributes:
         detected_s: from the fault until status.json said so, or the launcher ended; None where nothing had to be noticed.
         lost_steps: done by the struck attempt and done again.
+        passed_rows: that the run went past, and says so in passed_over.json.
     """
 
     code: int
     state: str
     detected_s: float | None
     lost_steps: int = 0
+    passed_rows: int = 0
 
 
 @pytest.fixture(scope="module")
@@ -411,10 +481,10 @@ def undisturbed(whole_cluster: Cluster, tree: dict[str, Any], tmp_path_factory: 
     return alone(whole_cluster, tree, tmp_path_factory.mktemp("undisturbed") / "run")
 
 
-def alone(cluster: Cluster, tree: dict[str, Any], folder: Path) -> Run:
-    """A run that nothing strikes, of two ranks on this machine."""
+def alone(cluster: Cluster, tree: dict[str, Any], folder: Path, patch: Callable[[], None] | None = None) -> Run:
+    """A run that nothing from outside strikes, of two ranks on this machine."""
     run = Run(cluster, {**tree, "run_dir": str(folder)})
-    train_in_ranks([run.config], 2, run.log)
+    train_in_ranks([run.config], 2, run.log, patch=patch)
     return run
 
 
@@ -429,17 +499,21 @@ def test_a_fault_costs_steps_and_no_sample(
 ) -> None:
     case = CASES[number]
     kind = Job if isinstance(case.start, tuple) else Run
+    tree = {**tree, **case.settings}
     if not case.same_world:  # dropout is seeded with the rank
         tree = {**tree, "model": {**tree["model"], "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}}
-        undisturbed = alone(cluster, tree, tmp_path / "undisturbed")
-    run = kind(cluster, {**tree, "run_dir": str(tmp_path / "run")})
+    if case.settings or not case.same_world:
+        undisturbed = alone(cluster, tree, tmp_path / "undisturbed", case.undisturbed)
+    folder = cluster.disk if case.on_small_disk else tmp_path
+    run = kind(cluster, {**tree, "run_dir": str(folder / "run")}, tmp_path)
     with contextlib.ExitStack() as stack:
         found, reached = go_through(case, Scene(run, cluster, stack))
     check_end(case, found, run)
     if not case.survived:
         train_in_ranks([run.config], 2, run.log)
     begun = attempt_steps(run.folder)
-    table[number] = replace(found, lost_steps=max(0, reached - begun[1]) if len(begun) > 1 else 0)
+    lost_steps = max(0, reached - begun[1]) if len(begun) > 1 else 0
+    table[number] = replace(found, lost_steps=lost_steps, passed_rows=passed_rows(run))
     losses, expected = run.losses(), undisturbed.losses()
     assert run.status()["state"] == "done"
     assert run.cursors() == undisturbed.cursors()
@@ -447,6 +521,13 @@ def test_a_fault_costs_steps_and_no_sample(
         assert losses == expected
     else:
         assert losses == pytest.approx(expected, rel=1e-4)
+    if case.on_small_disk:
+        shutil.rmtree(run.folder)
+
+
+def passed_rows(run: Run) -> int:
+    """Rows that the run went past, as it says itself."""
+    return sum(interval.rows for interval in read_intervals(run.folder))
 
 
 def go_through(case: Case, scene: Scene) -> tuple[Found, int]:
@@ -494,11 +575,16 @@ and Slurm, trains a small BERT of {STEPS} steps with a checkpoint every {EVERY_S
 After each fault no process is left on any machine; the run is done, by itself (*survived*) or when it is started again (*ended*);
 and its losses, step by step, are those of a run that nothing struck, bit for bit. Where it goes on with fewer ranks they agree
 within 1e-4, and its place in the data is the same to the row. So no sample is lost or repeated: what had been done since the last
-checkpoint is done again. Columns 1 to 3, 5, 6, 8 and 9 are compared with what the tests find each time they run.
+checkpoint is done again. Steps that go wrong ({FIRST} to {LAST}) are compared with a run on one machine in which the same do.
+Columns 1 to 3, 5, 6, 8 and 9 are compared with what the tests find each time they run.
 
 *Noticed after*: until status.json said so, or what had started the ranks had ended. `timeouts.train_s` was {HUNG_S:g} s.
 *DeepSpeed alone*: a script with DeepSpeed's own launcher, save_checkpoint and load_checkpoint, under the same fault
 (`python -m tests.cluster.plain`).
+
+Not here, as one machine is enough for them: a crash at every single write of a checkpoint (`tests/train/test_checkpoint.py`),
+the build of an operator that was killed (`tests/train/engine/test_ops.py`), a collapse of fp16
+(`tests/integration/test_kernels.py`), and a run that is struck hundreds of times ([soak.md](soak.md)).
 
 | fault | how | started by | noticed after | came to | exit code | steps done again | samples lost | DeepSpeed alone |
 |---|---|---|---|---|---|---|---|---|
@@ -510,8 +596,9 @@ def row(number: int, found: Found, facts: dict[str, str]) -> list[str]:
     noticed = "" if found.detected_s is None else f"{found.detected_s:.0f} s"
     came_to = "survived" if case.survived else "ended"
     plain = facts[case.plain] if case.plain else ""
-    code = str(found.code)
-    return [case.name, case.how, launcher_of(case), noticed, came_to, code, str(found.lost_steps), "0", plain]
+    code, again = str(found.code), str(found.lost_steps)
+    samples = f"{found.passed_rows} rows passed over, and written down" if found.passed_rows else "0"
+    return [case.name, case.how, launcher_of(case), noticed, came_to, code, again, samples, plain]
 
 
 def test_the_table_is_what_is_documented(table: dict[int, Found]) -> None:

@@ -1,0 +1,55 @@
+"""maskloom.train with three steps in a row that go wrong on the second rank, each in its own way.
+
+python -m tests.cluster.spoiled CONFIG [key=value...]
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import torch
+
+FIRST, LAST = 11, 13
+"""Steps, counted from 1: a loss that is NaN, infinite gradients, a spike."""
+
+
+class InfiniteGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, loss: torch.Tensor) -> torch.Tensor:
+        return loss.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        return gradient * torch.inf
+
+
+SPOILS = [lambda loss: loss * torch.nan, InfiniteGradient.apply, lambda loss: loss * 1000]
+
+
+def spoil() -> None:
+    """Patch this process. Once the run has gone back, the same steps have other rows, and go well."""
+    from maskloom.model.bert import MaskedLM
+    from maskloom.train.trainer import Trainer
+
+    old_forward, old_step = MaskedLM.forward, Trainer.train_step
+    kind: int | None = None
+
+    def train_step(self: Any, batch: Any) -> Any:
+        nonlocal kind
+        is_struck = self.world.rank == 1 and FIRST <= batch.number + 1 <= LAST and not self.passed_over
+        kind = batch.number + 1 - FIRST if is_struck else None
+        return old_step(self, batch)
+
+    def forward(self: Any, *arguments: Any) -> Any:
+        loss, hits = old_forward(self, *arguments)
+        return (loss if kind is None or not self.training else SPOILS[kind](loss)), hits
+
+    MaskedLM.forward, Trainer.train_step = forward, train_step  # type: ignore[method-assign]
+
+
+if __name__ == "__main__":
+    from maskloom.train.__main__ import end, main
+
+    spoil()
+    end(main(sys.argv[1:]))
