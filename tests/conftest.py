@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
+import resource
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -33,6 +35,17 @@ def missing(what: str) -> None:
     if os.environ.get("MASKLOOM_REQUIRE_ALL") == "1":
         pytest.fail(f"{what} is needed here (MASKLOOM_REQUIRE_ALL=1)")
     pytest.skip(f"needs {what}")
+
+
+@contextlib.contextmanager
+def files_of_at_most(size_bytes: int) -> Iterator[None]:
+    """This process can write no file beyond so many bytes: a disk that is full, as far as it can tell."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def sentences(rng: random.Random, words: int) -> str:

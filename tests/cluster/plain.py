@@ -28,7 +28,7 @@ from .runs import damage_largest, slow_down
 
 FACTS = Path(__file__).with_name("plain.json")
 PROGRAM = Path(__file__).with_name("plain_training.py")
-PACE, STRUCK_AFTER = "8mbit", 7
+PACE, SLOWEST, STRUCK_AFTER = "8mbit", "1mbit", 7
 WAIT_S = 90.0
 """For an end; what runs on then is said to."""
 SETTLE_S = 20.0
@@ -183,7 +183,7 @@ def port_taken(run: Plain) -> str:
 
 def second_run(run: Plain) -> str:
     """Two runs that save into one folder, at another port."""
-    run.cluster.bandwidth(PACE)
+    run.cluster.bandwidth(SLOWEST)
     run.start()
     run.until_step(STRUCK_AFTER)
     second = Plain(run.cluster, run.folder)

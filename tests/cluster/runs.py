@@ -100,6 +100,10 @@ class Run:
     def output(self) -> str:
         return self.log.read_text(errors="replace")[-8000:]
 
+    def said_since(self, length: int) -> str:
+        """What was printed since the output had so many characters."""
+        return self.log.read_text(errors="replace")[length:]
+
     # What the run wrote
 
     def losses(self) -> dict[int, float]:
@@ -244,6 +248,6 @@ def damage_largest(folder: Path, how: str) -> None:
 
 
 def slow_down(pid: int) -> subprocess.Popen[bytes]:
-    """Have a process stand still for four fifths of its time, as long as it lives."""
-    stutter = f"while kill -STOP {pid}; do sleep 0.2; kill -CONT {pid} || exit; sleep 0.05; done"
+    """Have a process stand still for four fifths of its time, as long as it lives: often enough to meet every step."""
+    stutter = f"while kill -STOP {pid}; do sleep 0.08; kill -CONT {pid} || exit; sleep 0.02; done"
     return subprocess.Popen(["sh", "-c", stutter], stderr=subprocess.DEVNULL)

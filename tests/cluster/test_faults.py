@@ -49,8 +49,8 @@ pytestmark = pytest.mark.skipif(
     reason="docs/fault-table.md is not written yet: MASKLOOM_WRITE_DOCS=1 runs all and writes it",
 )
 STEPS, EVERY_STEPS, STRUCK_AFTER = 30, 5, 7
-PACE, SLOW = "8mbit", "2mbit"
-"""What a node may send: a step then takes about 0.3 s, or 1.2 s, whatever the machine."""
+PACE, SLOW, SLOWEST = "8mbit", "2mbit", "1mbit"
+"""What a node may send: a step then takes about 0.3, 1.2 or 2.4 s, whatever the machine."""
 HUNG_S = 15.0
 NOT_WRITTEN = "could not be written, and nothing of it is left"
 KILLED = 128 + signal.SIGKILL
@@ -247,7 +247,8 @@ def requeue(scene: Scene) -> None:
 def set_node_down(scene: Scene) -> None:
     scene.cluster.run_on(HEAD, ["scontrol", "update", "nodename=node2", "state=down", "reason=test"])
     scene.run.until("the first attempt has ended", lambda: not scene.run.rank(0))
-    scene.cluster.run_on(HEAD, ["scontrol", "update", "nodename=node2", "state=resume"])
+    # It may have come back by itself (ReturnToService), and then cannot be resumed.
+    scene.cluster.run_on(HEAD, ["scontrol", "update", "nodename=node2", "state=resume"], check=False)
 
 
 def stop_slurmd(scene: Scene) -> None:
@@ -389,7 +390,15 @@ CASES = [
         settings={"guard": {"spike_sigma": 6.0, "window_steps": 8}},
         undisturbed=spoil,
     ),
-    Case("TensorBoard's folder dead", "a file in its place", by_srun, spoil_tensorboard, EXIT_DONE, "done"),
+    Case(
+        "TensorBoard's folder dead",
+        "a file in its place",
+        by_srun,
+        spoil_tensorboard,
+        EXIT_DONE,
+        "done",
+        says="TensorBoard cannot be written any more",
+    ),
     Case(
         "second run in the folder",
         "started by `deepspeed --hostfile` on the same nodes",
@@ -398,7 +407,7 @@ CASES = [
         EXIT_DONE,
         "done",
         plain="second run",
-        pace="1mbit",
+        pace=SLOWEST,
     ),
     Case(
         "lock of a killed build",
@@ -417,12 +426,12 @@ CASES = [
     Case("file missing from it", "", by_srun, damage("missing"), KILLED, "running", plain="checkpoint missing a file"),
     Case(
         "time limit",
-        "`--time=1 --signal=USR2@20`",
-        ("--time=1", "--signal=USR2@20"),
+        "`--time=2 --signal=USR2@60`",
+        ("--time=2", "--signal=USR2@60"),
         wait,
         EXIT_DONE,
         "done",
-        pace=SLOW,
+        pace=SLOWEST,
         after=1,
     ),
     Case("SIGUSR2 by scancel", "`scancel --signal=USR2`", (), cancel("--signal=USR2"), EXIT_DONE, "done"),
@@ -543,11 +552,11 @@ def go_through(case: Case, scene: Scene) -> tuple[Found, int]:
         assert not isinstance(case.start, tuple)
         run.start(case.start, environment=extensions)
     run.until_step(case.after)
-    struck_s = time.monotonic()
+    struck_s, length = time.monotonic(), len(run.said_since(0))
     case.strike(scene)
     detected_s = None
     if case.strike is not nothing:
-        run.until("the fault is noticed", lambda: is_noticed(run), may_end=True)
+        run.until("the fault is noticed", lambda: is_noticed(case, run, length), may_end=True)
         detected_s = None if case.strike is wait else time.monotonic() - struck_s
     reached = run.step()
     cluster.bandwidth(None)
@@ -557,8 +566,10 @@ def go_through(case: Case, scene: Scene) -> tuple[Found, int]:
     return Found(code, run.status()["state"], detected_s), reached
 
 
-def is_noticed(run: Run) -> bool:
-    """Whether status.json says that something happened, or no rank is left to say so."""
+def is_noticed(case: Case, run: Run, length: int) -> bool:
+    """Whether status.json or the output says that something happened, or no rank is left to say so."""
+    if case.survived and case.says and case.says in run.said_since(length):
+        return True
     return run.status()["state"] != "running" or (run.is_over() and not run.rank(0) and not run.rank(1))
 
 
@@ -578,7 +589,8 @@ within 1e-4, and its place in the data is the same to the row. So no sample is l
 checkpoint is done again. Steps that go wrong ({FIRST} to {LAST}) are compared with a run on one machine in which the same do.
 Columns 1 to 3, 5, 6, 8 and 9 are compared with what the tests find each time they run.
 
-*Noticed after*: until status.json said so, or what had started the ranks had ended. `timeouts.train_s` was {HUNG_S:g} s.
+*Noticed after*: until status.json or the output said so, or what had started the ranks had ended; `timeouts.train_s` was
+{HUNG_S:g} s.
 *DeepSpeed alone*: a script with DeepSpeed's own launcher, save_checkpoint and load_checkpoint, under the same fault
 (`python -m tests.cluster.plain`).
 

@@ -13,6 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from maskloom.distributed import World
 from maskloom.train.metrics import Metrics, Work, memory_peaks, read_metrics
+from tests.conftest import files_of_at_most
 
 VALUES = {"loss": 3.5, "loss_mean": 3.75, "lr": 1e-3, "grad_norm": 0.7, "accuracy": 0.25}
 # A step of 4 rows of 32, of which 6 slots are padding.
@@ -139,6 +140,18 @@ def test_a_tensorboard_folder_that_cannot_be_made_ends_nothing(
     log(tmp_path, 1, 3)
     assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2]
     assert "TensorBoard cannot be written any more" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")  # would be a traceback
+def test_a_disk_that_is_full_costs_tensorboard_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    metrics = Metrics(tmp_path, 0, 10, 0, World(), PEAK_FLOPS)
+    metrics.log_step(1, 100, VALUES, WORK)
+    with files_of_at_most(1):
+        for step in (2, 3, 4):
+            metrics.log_step(step, 100 * step, VALUES, WORK)
+    metrics.close()
+    assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2, 3, 4]
+    assert capsys.readouterr().err.count("TensorBoard cannot be written any more") == 1
 
 
 def test_lines_that_cannot_be_written_are_written_later(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

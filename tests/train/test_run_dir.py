@@ -19,6 +19,7 @@ from maskloom.model.bert import build_model
 from maskloom.status import read_status
 from maskloom.tokenizer import Tokenizer
 from maskloom.train.run_dir import PACKAGES, RunDir, reconcile
+from tests.conftest import files_of_at_most
 
 ALONE = World()
 
@@ -367,6 +368,24 @@ class TestRunDir:
         assert after.updated_unix_s >= before.updated_unix_s
         run.record("done", 12)
         run.refresh(3)
+        status = read_status(run.folder)
+        assert status is not None
+        assert (status.state, status.step) == ("done", 12)
+
+    def test_a_full_disk_ends_no_run_that_is_at_work(
+        self,
+        config: RunConfig,
+        begin: Callable[..., RunDir],
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        run = begin(config)
+        with files_of_at_most(1):
+            for step in (3, 4):
+                run.record("running", step)
+            with pytest.raises(OSError, match=r"status\.json"):
+                run.record("done", 12)
+        assert capsys.readouterr().err.count("cannot write the run's status") == 1
+        run.record("done", 12)
         status = read_status(run.folder)
         assert status is not None
         assert (status.state, status.step) == ("done", 12)

@@ -14,12 +14,14 @@ import math
 import os
 import resource
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from tensorboard.summary.writer import event_file_writer
 from torch.utils.tensorboard import SummaryWriter
 
 from maskloom.distributed import World
@@ -53,6 +55,8 @@ class Metrics:
         self.board: SummaryWriter | None = None
         self._writes, self._has_warned = False, False
         self._unwritten: list[str] = []
+        if self.is_writer:
+            _quieten_the_board()
         self.begin_at(step, tokens_seen)
 
     def begin_at(self, step: int, tokens_seen: int) -> None:
@@ -179,6 +183,17 @@ class Metrics:
             warn(
                 f"TensorBoard cannot be written any more ({error}): the run goes on without it; metrics.jsonl has all of it"
             )
+
+
+def _quieten_the_board() -> None:
+    """What fails in TensorBoard's own thread is raised in ours with the next line, and said there: no traceback before."""
+    before = threading.excepthook
+
+    def hook(arguments: threading.ExceptHookArgs) -> None:
+        if type(arguments.thread).__module__ != event_file_writer.__name__:
+            before(arguments)
+
+    threading.excepthook = hook
 
 
 def memory_peaks(device: torch.device) -> dict[str, int]:

@@ -26,6 +26,7 @@ from maskloom.distributed import World, gather_objects
 from maskloom.errors import UserError
 from maskloom.files import LOCK, whole_folder, write_atomically
 from maskloom.model.bert import MaskedLM, save_definition
+from maskloom.progress import warn
 from maskloom.redaction import redacted
 from maskloom.status import State, Status, note_attempt, parse_status, read_status
 from maskloom.tokenizer import Tokenizer
@@ -104,7 +105,7 @@ class RunDir:
         self.places: list[tuple[str, int]] = [(socket.gethostname(), os.getpid())]
         self.key = ""
         self._begun = (self.folder / "config.yaml").exists()
-        self._trains, self._is_running, self._is_noted = False, False, False
+        self._trains, self._is_running, self._is_noted, self._is_unwritten = False, False, False, False
         self._writing = threading.Lock()  # of status.json: the main thread and the watch thread do
         self._lock: RunLock | None = None
         self._refusal: str | None = None
@@ -182,13 +183,26 @@ class RunDir:
         self.record("running", step)
 
     def record(self, state: State, step: int, reason: str = "", advice: str = "") -> None:
-        """Write `status.json`: `running`, `stopped` or `done`, at which step."""
+        """Write `status.json`: `running`, `stopped` or `done`, at which step.
+
+        Raises:
+            OSError: it cannot be written, and the run is at its end. One that is running goes on, with a warning.
+        """
         self.step = step
         if not self.is_writer:
             return
         with self._writing:
             self._is_running = state == "running"
-            self._status(state, redacted(reason), advice).write(self.folder)
+            try:
+                self._status(state, redacted(reason), advice).write(self.folder)
+            except OSError as error:
+                if not self._is_running:
+                    raise
+                if not self._is_unwritten:
+                    warn(f"cannot write the run's status ({error}): it stays what it was until that is possible again")
+                self._is_unwritten = True
+            else:
+                self._is_unwritten = False
         if state == "done":
             (self.folder / "stop").unlink(missing_ok=True)
 
