@@ -8,6 +8,7 @@ import os
 import sys
 
 from maskloom import __version__
+from maskloom.early import begin
 
 # Modules are imported when they are asked for: reader processes import this one again, and `--help` should be quick.
 COMMANDS = {
@@ -42,6 +43,8 @@ def main(arguments: list[str] | None = None) -> int:
         parser.print_help(sys.stderr)
         return 2
     options = parser.parse_args(arguments)
+    if options.command == "train" and arguments is None:  # what is called with arguments is part of another program
+        begin()
     module = importlib.import_module(f"maskloom.commands.{options.command}")
     own = argparse.ArgumentParser(
         prog=f"maskloom {options.command}",

@@ -17,7 +17,7 @@ class UserError(ValueError):
 
 class PassingFault(UserError):
     """Something around the run stands in the way, and may be gone at the next attempt: a port that is taken, a host that does
-    not answer."""
+    not answer, a data server that is down."""
 
     can_retry = True
 
@@ -31,7 +31,7 @@ class SaveFailed(UserError):
 class DataFault(UserError):
     """Data that is not what was indexed; under `data.on_bad_data: skip` it is passed over, counted and listed.
 
-    A source that cannot be reached at the moment is a plain `UserError`: nothing of it is bad, so it is never skipped.
+    A source that cannot be reached at the moment is a `PassingFault`: nothing of it is bad, so it is never skipped.
 
     Attributes:
         kind: one word a fault: `missing`, `truncated`, `checksum`, `changed`, `tar`, `count`, `utf-8`, `json`, `tokens`.

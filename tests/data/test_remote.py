@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+import pickle
 import shutil
 import socket
 import ssl
@@ -20,7 +21,7 @@ from hypothesis import strategies as st
 from maskloom.config import Storage
 from maskloom.data import remote, storage
 from maskloom.data.storage import fetch, join, list_tars, open_range, read_whole, size_of
-from maskloom.errors import DataFault, UserError
+from maskloom.errors import DataFault, PassingFault, UserError
 from maskloom.redaction import shown
 from tests.conftest import missing
 from tests.fault_server import Fault, FaultServer
@@ -248,10 +249,34 @@ def test_a_refused_connection_and_an_unknown_host_are_named() -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{probe.getsockname()[1]}/a.tar"
-    with pytest.raises(UserError, match=r"a\.tar cannot be read: the connection failed: Connection refused; 2 attempt"):
+    with pytest.raises(
+        PassingFault, match=r"a\.tar cannot be read: the connection failed: Connection refused; 2 attempt"
+    ):
         read_whole(url, Storage(timeout_s=0.2, attempts=2))
-    with pytest.raises(UserError, match="the name of its host is not known"):
+    with pytest.raises(PassingFault, match="the name of its host is not known"):
         read_whole("http://no-such-host.invalid/a.tar", Storage(timeout_s=0.2, attempts=1))
+
+
+@pytest.mark.parametrize(
+    ("fault", "can_retry"),
+    [
+        (Fault("status", at=START, status=503, times=-1), True),
+        (Fault("status", at=START, status=500, times=-1), True),
+        (Fault("stall", at=START + 40_000, times=-1), True),
+        (Fault("reset", at=START + 40_000, times=-1), True),
+        (Fault("status", at=START, status=404, times=-1), False),
+        (Fault("status", at=START, status=403, times=-1), False),
+        (Fault("flip", at=START + 40_000, times=-1), False),
+    ],
+    ids=["503", "500", "stall", "reset", "404", "403", "flip"],
+)
+def test_another_attempt_of_the_run_may_find_a_server_that_is_down_but_no_object_that_is_not_right(
+    fault: Fault, can_retry: bool, server: FaultServer
+) -> None:
+    server.reset(fault)
+    with pytest.raises(UserError) as caught:
+        block(server)
+    assert pickle.loads(pickle.dumps(caught.value)).can_retry == can_retry  # as it comes from a reader process
 
 
 def certificate(folder: Path) -> Path:

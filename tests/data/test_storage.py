@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+import os
 import zlib
 from pathlib import Path
 
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 from maskloom.config import Storage
 from maskloom.data import remote, storage
 from maskloom.data.storage import fetch, is_remote, list_tars, local_path, open_range, read_whole, size_of
-from maskloom.errors import DataFault, UserError
+from maskloom.errors import DataFault, PassingFault, UserError
 
 CONTENT = bytes(range(256)) * 3
 
@@ -43,6 +45,16 @@ def test_a_file_that_cannot_be_read_is_no_fault_of_the_data(tmp_path: Path) -> N
     with pytest.raises(UserError, match="Is a directory") as caught:
         open_range(str(tmp_path), 0, 1, 0)
     assert not isinstance(caught.value, DataFault)
+    assert not caught.value.can_retry
+
+
+def test_a_disk_that_does_not_answer_may_do_so_at_another_attempt(shard: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    monkeypatch.setattr(Path, "open", fail)
+    with pytest.raises(PassingFault, match="Stale file handle"):
+        open_range(str(shard), 0, 1, 0)
 
 
 @pytest.mark.parametrize(("offset", "length"), [(0, len(CONTENT) + 1), (len(CONTENT) - 1, 2), (len(CONTENT), 1)])

@@ -4,6 +4,7 @@ and that the same command goes on bit for bit."""
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import multiprocessing
 import os
@@ -12,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -20,7 +22,9 @@ import pytest
 import torch
 
 from maskloom.data.stream import Step
-from maskloom.status import EXIT_FAILED, EXIT_HUNG, EXIT_STOPPED, Status, read_status
+from maskloom.status import EXIT_DONE, EXIT_FAILED, EXIT_HUNG, EXIT_STOPPED, Status, read_status
+from maskloom.train.metrics import read_metrics
+from maskloom.train.stopping import Requests
 from maskloom.train.trainer import Trainer
 
 from .conftest import LAUNCHER_VARIABLES, environment, final_weights, free_port, losses
@@ -222,6 +226,36 @@ def test_a_stop_file_stops_the_run_and_is_removed(start: Callable[..., Job]) -> 
     assert job.codes() == [EXIT_STOPPED], job.text()
     assert "maintenance at noon" in job.status().reason
     assert not (job.run / "stop").exists()
+
+
+def stop_at(step: int) -> None:
+    """Have the rank asked to stop while it does the step before; it hears of it in this one."""
+    heard, train_step, ask = threading.Event(), Trainer.train_step, Requests.ask
+
+    def stopping(trainer: Trainer, batch: Step) -> object:
+        if batch.number == step - 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+            heard.wait()
+        return train_step(trainer, batch)
+
+    Requests.ask = lambda requests, reason: (ask(requests, reason), heard.set())  # type: ignore[method-assign]
+    Trainer.train_step = stopping  # type: ignore[method-assign]
+
+
+def test_an_evaluation_that_a_stop_leaves_out_is_done_when_the_run_goes_on(start: Callable[..., Job]) -> None:
+    settings = ["phases.0.steps=12", "evaluation.every_steps=4"]
+
+    def evaluated(job: Job) -> list[int]:
+        return [line["step"] for line in read_metrics(job.run) if "evaluation_loss" in line]
+
+    for step, code, done in ((8, EXIT_STOPPED, [4]), (12, EXIT_DONE, [4, 8, 12])):
+        job = start(1, *settings, first={0: functools.partial(stop_at, step)})
+        assert job.codes() == [code], job.text()
+        assert job.status().step == step
+        assert evaluated(job) == done
+    resumed = start(1, *settings)  # nothing is left to do
+    assert resumed.codes() == [EXIT_DONE], resumed.text()
+    assert evaluated(resumed) == [4, 8, 12]
 
 
 def sleep() -> None:

@@ -101,6 +101,8 @@ def test_a_collapse_of_fp16_names_the_layer(
         assert f"rank {rank}: the output of layer 1 (bert.encoder.layer.1)" in output
     too_high = {"initial_scale_power": 30, "min_loss_scale": 2**28, "hysteresis": 1}
     tree |= {"run_dir": str(tmp_path / "scale"), "model": settings["model"], "deepspeed": {"fp16": too_high}}
+    tree |= {"checkpoint": {"every_steps": 1, "background": False}}
     output = run_ranks(write_config(tree), ranks, fake_fp16=True, expect=1)
     assert "fp16 collapsed at step 3" in output  # after scales of 2^30 and 2^29, the minimum of 2^28
     assert "rank 0: the gradient " in output
+    assert f"with from={tmp_path / 'scale'}@2 and engine.precision=bf16 or a lower optimizer.lr" in output

@@ -17,7 +17,7 @@ from maskloom.distributed import World
 from maskloom.launch.ending import Ended, Stop
 from maskloom.launch.local import _first_failed, run_ranks
 from maskloom.launch.ports import free_port
-from tests.waiting import lives, wait_until
+from tests.waiting import PATIENCE_S, lives, wait_until
 
 FakeRank = Callable[[str], list[str]]
 LONG_S = 120.0
@@ -117,7 +117,8 @@ def test_a_rank_that_stays_when_the_others_have_ended_is_killed(fake_rank: FakeR
 
 
 LAUNCHER = """
-import sys
+import signal, sys
+for number in (signal.SIGHUP, signal.SIGUSR1): signal.signal(number, signal.SIG_DFL)  # nohup has them start deaf
 from maskloom.distributed import World
 from maskloom.launch.ending import Stop
 from maskloom.launch.local import run_ranks
@@ -138,7 +139,7 @@ def test_a_launcher_that_is_killed_leaves_no_rank(
     pids = rank_pids(2)
     assert all(map(lives, pids))
     launcher.send_signal(number)
-    launcher.wait()
+    assert launcher.wait(PATIENCE_S / 2) == -number  # before the ranks' sleep ends
     wait_until(lambda: not any(map(lives, pids)), "the ranks to die with the launcher")
 
 

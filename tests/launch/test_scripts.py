@@ -56,9 +56,10 @@ def slurm(tmp_path: Path) -> Path:
         "scontrol": "echo node1",
         "scancel": "true",
     }
+    given = "tasks=$SLURM_NTASKS_PER_NODE cpus=$SRUN_CPUS_PER_TASK bound=$SLURM_NTASKS_PER_GPU$SLURM_GPUS_PER_TASK"
     for name, body in programs.items():
         (tools / name).write_text(
-            f'#!/bin/sh\necho "{name} $* $MASTER_ADDR:$MASTER_PORT" >> "{tmp_path}/asked"\n{body}\n'
+            f'#!/bin/sh\necho "{name} $* $MASTER_ADDR:$MASTER_PORT {given}" >> "{tmp_path}/asked"\n{body}\n'
         )
         (tools / name).chmod(0o755)
     (tmp_path / "state").write_text("RUNNING\n")
@@ -78,7 +79,7 @@ def submit(slurm: Path, config: Path, status: Status | None, code: int, **variab
         "SLURM_SUBMIT_DIR": str(ROOT),
     }
     path = f"{slurm / 'tools'}{os.pathsep}{os.environ['PATH']}"
-    done = script("slurm.sbatch", str(config), f"run_dir={slurm / 'run'}", PATH=path, **job, **variables)
+    done = script("slurm.sbatch", str(config), f"run_dir={slurm / 'run'}", PATH=path, **{**job, **variables})
     print(done.stdout, done.stderr)
     return done.returncode, (slurm / "asked").read_text()
 
@@ -104,6 +105,53 @@ def test_a_job_goes_back_into_the_queue_where_another_attempt_may_get_on(
     assert ("scontrol requeue 4711" in asked) == is_requeued
     assert "node1:16711" in asked
     assert f"srun --kill-on-bad-exit=1 --wait=60 {sys.executable} -u -m maskloom.train" in asked
+
+
+GPUS = {"SLURM_GPUS_ON_NODE": "4", "SLURM_JOB_NUM_NODES": "2", "SLURM_NTASKS": "", "SLURM_CPUS_ON_NODE": "16"}
+"""Of a job of `--nodes=2 --gpus-per-node=4 --exclusive`, as Slurm 22.05 sets them."""
+GIVEN = {"SLURM_NTASKS": "8", "SLURM_NTASKS_PER_NODE": "4", "SLURM_TASKS_PER_NODE": "4(x2)"}
+
+
+@pytest.mark.parametrize(
+    ("variables", "tasks_per_node", "cpus_per_task"),
+    [
+        (GPUS, "4", "4"),
+        ({**GPUS, "SLURM_CPUS_PER_TASK": "2"}, "4", "2"),
+        ({**GPUS, "SLURM_CPUS_PER_GPU": "3", "SLURM_CPUS_ON_NODE": "12"}, "4", ""),
+        ({**GPUS, **GIVEN}, "4", ""),
+        ({**GPUS, **GIVEN, "SLURM_CPUS_PER_TASK": "3"}, "4", "3"),
+        ({**GPUS, "SLURM_GPUS": "a100:8"}, "4", "4"),
+        ({**GPUS, **GIVEN, "SLURM_NTASKS_PER_NODE": "", "SLURM_NTASKS_PER_GPU": "1"}, "", ""),
+        ({"SLURM_NTASKS": "", "SLURM_JOB_NUM_NODES": "2", "SLURM_CPUS_ON_NODE": "8"}, "1", "8"),
+        ({"SLURM_NTASKS_PER_NODE": "3", "SLURM_TASKS_PER_NODE": "3(x2)"}, "3", ""),
+    ],
+)
+def test_a_job_has_a_task_a_gpu_and_the_cores_of_its_nodes(
+    variables: dict[str, str], tasks_per_node: str, cpus_per_task: str, slurm: Path
+) -> None:
+    code, asked = submit(slurm, ROOT / "configs/quickstart.yaml", Status("done", 12, 12, 1), 0, **variables)
+    assert code == 0
+    assert f" tasks={tasks_per_node} cpus={cpus_per_task} bound=\n" in asked.partition("srun ")[2]
+
+
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({**GPUS, "SLURM_CPUS_ON_NODE": "1"}, "1 CPUs for 4 tasks on a node: add --ntasks-per-node=4"),
+        ({**GPUS, "SLURM_CPUS_PER_TASK": "5"}, "16 CPUs for 4 tasks on a node"),
+        ({**GPUS, **GIVEN, "SLURM_TASKS_PER_NODE": "2(x2)"}, "as with --ntasks-per-node=4"),
+        ({**GPUS, **GIVEN, "SLURM_TASKS_PER_NODE": "7,1"}, "4 GPUs on a node, and 7,1 tasks"),
+        ({**GPUS, "SLURM_GPUS": "6"}, "6 GPUs on 2 nodes, 4 of them on "),
+    ],
+)
+def test_a_job_with_other_tasks_than_gpus_is_refused(
+    variables: dict[str, str], said: str, slurm: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (slurm / "asked").touch()
+    code, asked = submit(slurm, ROOT / "configs/quickstart.yaml", None, 0, **variables)
+    assert code == 2
+    assert "srun" not in asked
+    assert said in capfd.readouterr().out
 
 
 def test_a_cancelled_job_is_not_brought_back_and_a_switch_forbids_it(slurm: Path) -> None:

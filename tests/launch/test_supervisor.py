@@ -79,6 +79,7 @@ def test_the_exit_code_is_0_only_for_a_run_that_is_done(found: Outcome, code: in
         (outcome("done", WELL), [0], "is done"),
         (outcome("done", FAULT), [0], "is done"),
         (outcome("stopped", STOPPED), [0], "asked to stop"),
+        (outcome("failed", STOPPED, is_news=False), [4], "asked to stop"),  # a rank was, before it had begun
         (outcome(None, FAULT), [0], "did not begin"),  # bad input, most likely
         (outcome("failed", Ended(2, "wrong usage"), is_news=False), [0], "did not begin"),
         (outcome(None, KILLED), [0], None),

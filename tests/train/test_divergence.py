@@ -54,6 +54,7 @@ def test_what_to_do_about_a_run_that_diverged(precision: str, advises_bf16: bool
 
 def test_what_to_do_about_fp16_that_collapsed() -> None:
     config = parse_config(tree_with(), "here")
-    assert "at step 7:" in (said := str(collapsed(7, "rank 1: the loss", config)))
-    assert "Not finite: rank 1: the loss. Export" in said
-    assert "Not finite: the sum of the gradients. Export" in str(collapsed(7, "", config))
+    assert "at step 7:" in (said := str(collapsed(7, "rank 1: the loss", config, "step-00000004")))
+    assert f"Not finite: rank 1: the loss. Begin in another run_dir, with from={config.run_dir}@4 and engine" in said
+    said = str(collapsed(7, "", config, None))
+    assert "Not finite: the sum of the gradients. Begin in another run_dir, with engine.precision=bf16" in said

@@ -8,8 +8,9 @@ that was not there before, or brought them too slowly; `attempts` of them in a r
 S3 is the same HTTP: boto3 finds credentials, region and endpoint, and signs one URL for each request. No connection
 crosses a fork, and no request leaves the host that the URL names.
 
-What cannot be reached is a plain `UserError`, for nothing of it is bad; an object that is missing or too short is a
-`DataFault`. Whether the bytes are the right ones is for the caller to check.
+What cannot be reached is a `PassingFault`: nothing of it is bad, and another attempt of the run may find it. An object that
+is missing or too short is a `DataFault`; what a server refuses (status 403, a redirect elsewhere, no byte ranges) is a plain
+`UserError`. Whether the bytes are the right ones is for the caller to check.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from urllib3.exceptions import (
 )
 
 from maskloom.config import Storage
-from maskloom.errors import DataFault, UserError
+from maskloom.errors import DataFault, PassingFault, UserError
 from maskloom.redaction import shown
 
 CHUNK_BYTES = 256 * 1024
@@ -84,13 +85,13 @@ class _Patience:
         self.url, self.settings, self.failed = url, settings, 0
 
     def after(self, broken: _Broken, *, progress: bool) -> None:
-        """Wait before the next attempt. Raises UserError when there is none left."""
+        """Wait before the next attempt. Raises PassingFault when there is none left."""
         if progress and not broken.slow:
             self.failed = 0
             return
         self.failed += 1
         if self.failed >= self.settings.attempts:
-            raise UserError(
+            raise PassingFault(
                 f"{shown(self.url)} cannot be read: {broken}; {self.failed} attempt(s) in a row failed. Look at the "
                 "server and the network, or raise data.storage.attempts or data.storage.timeout_s"
             ) from None
@@ -104,7 +105,8 @@ def read_range(url: str, offset: int, length: int, settings: Storage) -> tuple[b
 
     Raises:
         DataFault: there is no such object (`missing`), or it ends before (`truncated`).
-        UserError: it cannot be reached, or its server has no byte ranges.
+        PassingFault: it cannot be reached.
+        UserError: its server refuses it, or has no byte ranges.
     """
     data = bytearray()
     version = _receive(url, offset, offset + length, settings, data.extend, data.clear)

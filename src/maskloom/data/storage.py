@@ -23,7 +23,7 @@ from urllib.parse import quote, unquote, urlsplit, urlunsplit
 from maskloom.config import Storage
 from maskloom.data import remote
 from maskloom.data.cache import entry_name, open_cache
-from maskloom.errors import DataFault, UserError
+from maskloom.errors import DataFault, PassingFault, UserError
 from maskloom.progress import warn
 from maskloom.redaction import shown
 
@@ -101,7 +101,8 @@ def open_range(
     Raises:
         DataFault: the shard is `missing`, `truncated`, or holds other bytes than were indexed (`checksum`; `changed`
             where it was replaced while this process read it).
-        UserError: it cannot be reached.
+        PassingFault: it cannot be reached.
+        UserError: it may not be read.
     """
     settings = settings or Storage()
     if not is_remote(url):
@@ -121,7 +122,8 @@ def read_whole(url: str, settings: Storage) -> bytes:
 
     Raises:
         DataFault: it is `missing`.
-        UserError: it cannot be reached.
+        PassingFault: it cannot be reached.
+        UserError: it may not be read.
     """
     if is_remote(url):
         return remote.read_whole(url, settings)
@@ -139,7 +141,8 @@ def fetch(url: str, path: Path, settings: Storage, on_bytes: Callable[[int], Non
 
     Raises:
         DataFault: it is `missing`.
-        UserError: it cannot be reached, or `path` cannot be written.
+        PassingFault: it cannot be reached.
+        UserError: it may not be read, or `path` cannot be written.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
@@ -227,11 +230,13 @@ def _read_remote(url: str, offset: int, length: int, crc32: int, settings: Stora
 
 
 def _unreadable(url: str, error: OSError, offset: int = 0) -> UserError:
-    """A file that is not there is a fault of the data; a disk or a permission is not."""
+    """A file that is not there is a fault of the data; a permission, a disk or a file server is not."""
     said = f"shard {url}: {error.strerror}"
     if isinstance(error, FileNotFoundError | NotADirectoryError):
         return DataFault(f"{said}. {RESTORE}", kind="missing", shard=url, offset=offset)
-    return UserError(f"{said}. Make it readable")
+    if isinstance(error, PermissionError | IsADirectoryError):
+        return UserError(f"{said}. Make it readable")
+    return PassingFault(f"{said}. Look at the disk, or the file server that has it")
 
 
 def _wrong(url: str, offset: int, length: int, crc32: int, found: int) -> DataFault:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from types import FrameType, TracebackType
 from typing import Any
 
+from maskloom.early import STOP_SIGNALS, put_back
 from maskloom.progress import say
 from maskloom.status import EXIT_DONE, EXIT_HUNG, EXIT_STOPPED
 
@@ -19,7 +20,6 @@ FAILED_GRACE_S = 15.0
 """After a rank failed: for the others to notice, to say so and to end."""
 TERM_GRACE_S = 5.0
 """Between SIGTERM and SIGKILL, where ranks did not end by themselves."""
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 WELL = (EXIT_DONE, EXIT_STOPPED)
 
 
@@ -66,8 +66,7 @@ class Stop:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        put_back(self._before)
 
     @property
     def reason(self) -> str:

@@ -179,7 +179,8 @@ def no_other(
     """
     if outcome.state == "done":
         return "it is done"
-    if is_asked_to_stop or outcome.state == "stopped":
+    is_stopped = outcome.state == "stopped" or (not outcome.is_news and outcome.ended.code == EXIT_STOPPED)
+    if is_asked_to_stop or is_stopped:
         return "it was asked to stop"
     if not outcome.is_news and outcome.ended.code in (EXIT_DONE, EXIT_FAILED, WRONG_USAGE):
         return "it did not begin"

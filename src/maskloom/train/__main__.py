@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from typing import NoReturn
 
-from maskloom.processes import end_children
-from maskloom.status import EXIT_FAILED
+from maskloom.early import begin
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Train as one rank. Returns the exit code."""
+    import argparse
+
     parser = argparse.ArgumentParser(
         prog="maskloom.train",
         description="One rank of a training run; start it with deepspeed, torchrun, srun or `maskloom train`.",
@@ -23,7 +23,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("config", help="YAML file of the run")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace the file's")
     options = parser.parse_args(arguments)
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a lost peer is said once, by us
     # Reader processes import this module again: what is heavy comes after that point.
     from maskloom.train.watch import Watch
 
@@ -32,6 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
         from maskloom.distributed import World
         from maskloom.errors import UserError
         from maskloom.progress import complain
+        from maskloom.status import EXIT_FAILED
         from maskloom.train.loop import train
 
         try:
@@ -45,6 +45,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def end(code: int) -> NoReturn:
     """Leave at once: nothing of what the interpreter, NCCL or a reader process would still wait for is needed any more."""
+    from maskloom.processes import end_children
+
     end_children()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -52,4 +54,5 @@ def end(code: int) -> NoReturn:
 
 
 if __name__ == "__main__":
+    begin()
     end(main())

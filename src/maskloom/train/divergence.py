@@ -51,10 +51,16 @@ def diverged(what: str, config: RunConfig) -> UserError:
     )
 
 
-def collapsed(step: int, where: str, config: RunConfig) -> UserError:
-    """The error that ends a run in fp16 at `step`, which counts from 1; `where` is what `first_not_finite` found."""
+def collapsed(step: int, where: str, config: RunConfig, last_good: str | None) -> UserError:
+    """The error that ends a run in fp16 at `step`, which counts from 1.
+
+    Args:
+        where: what `first_not_finite` found.
+        last_good: name of the newest checkpoint.
+    """
+    origin = f"from={config.run_dir}@{int(last_good.removeprefix('step-'))} and " if last_good else ""
     return UserError(
         f"fp16 collapsed at step {step}: gradients overflow although the loss scale is at its minimum. Not finite: "
-        f"{where or 'the sum of the gradients'}. Export the last checkpoint (maskloom export) and start from it, with "
-        f"model.init, in another run_dir with engine.precision=bf16 or a lower optimizer.lr (now {config.optimizer.lr})"
+        f"{where or 'the sum of the gradients'}. Begin in another run_dir, with {origin}engine.precision=bf16 or a lower "
+        f"optimizer.lr (now {config.optimizer.lr})"
     )

@@ -60,10 +60,14 @@ def attempt(config: RunConfig, world: World, run: RunDir, watch: Watch) -> int:
     why = agreed_to_stop(watch, world)
     watch.log_to(run)
     metrics = Metrics(run.folder, trainer.step, plan.total_steps, trainer.tokens_seen(), world, trainer.peak_flops)
-    if not why and loop(config, plan, run, trainer, metrics, watch):
-        why = agreed_to_stop(watch, world)
+    if not why:
+        catch_up(config, plan, trainer, metrics, world)
+        if loop(config, plan, run, trainer, metrics, watch):
+            why = agreed_to_stop(watch, world)
     with watch.section("save", set_timeouts):
         trainer.saver.finish(must_succeed=True)
+    if why and trainer.step == plan.total_steps:
+        catch_up(config, plan, trainer, metrics, world)
     metrics.close()
     if why and trainer.step < plan.total_steps:
         return stopped(why, trainer.step, run)
@@ -94,11 +98,9 @@ def loop(config: RunConfig, plan: DataPlan, run: RunDir, trainer: Trainer, metri
             metrics.log_step(step, trainer.tokens_seen(), *values())
         stops = trainer.notices.heard()["stop"] > 0
         began_s = time.perf_counter()
-        if (
-            not stops
-            and config.evaluation.every_steps
-            and is_due(step, config.evaluation.every_steps, plan.total_steps)
-        ):
+        if not stops and evaluation_is_due(
+            config, plan, step
+        ):  # `catch_up` does it later: who stops a run may not wait for it
             metrics.log_evaluation(step, trainer.evaluate())
         save_is_due |= is_due(step, config.checkpoint.every_steps, plan.total_steps)
         # Not amid steps that are not taken: the run may have to go back to before them.
@@ -111,6 +113,18 @@ def loop(config: RunConfig, plan: DataPlan, run: RunDir, trainer: Trainer, metri
             return True
         metrics.paused(time.perf_counter() - began_s)
     return False
+
+
+def evaluation_is_due(config: RunConfig, plan: DataPlan, step: int) -> bool:
+    return config.evaluation.every_steps > 0 and is_due(step, config.evaluation.every_steps, plan.total_steps)
+
+
+def catch_up(config: RunConfig, plan: DataPlan, trainer: Trainer, metrics: Metrics, world: World) -> None:
+    """Evaluate after the step that the run's newest checkpoint stands at, where that is due and a stop left it out."""
+    if trainer.saver.last_good is None or not evaluation_is_due(config, plan, trainer.step):
+        return
+    if not gather_objects(metrics.has_evaluation(trainer.step), world)[0]:
+        metrics.log_evaluation(trainer.step, trainer.evaluate())
 
 
 def agreed_to_stop(watch: Watch, world: World) -> str:

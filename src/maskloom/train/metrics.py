@@ -122,6 +122,12 @@ class Metrics:
                 f"perplexity {values['evaluation_perplexity']:.1f} | accuracy {values['evaluation_accuracy']:.1%}"
             )
 
+    def has_evaluation(self, step: int) -> bool:
+        """Whether held-out figures of a step were logged; known to the first rank."""
+        return self.is_writer and any(
+            "evaluation_loss" in line for line in read_metrics(self.run) if line["step"] == step
+        )
+
     def close(self) -> None:
         if self._writes:
             self._append()

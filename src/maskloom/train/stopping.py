@@ -21,9 +21,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from maskloom.early import STOP_SIGNALS, put_back
 from maskloom.processes import end_with_parent
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
 LAUNCHERS_VARIABLES = ("RANK", "SLURM_STEP_ID", "OMPI_COMM_WORLD_RANK")
 SECOND_INTERRUPT_S = 1.0
 """A SIGINT so soon after another is the same: Ctrl-C comes from the terminal, and once more from the launcher."""
@@ -47,9 +47,11 @@ class Requests:
         self._read, self._write = socket.socketpair()
         self._read.setblocking(False)
         self._write.setblocking(False)
+        self._wakeup = signal.set_wakeup_fd(
+            self._write.fileno(), warn_on_full_buffer=False
+        )  # before the handlers: none is lost
         self._before: dict[signal.Signals, Any] = {number: signal.signal(number, _no_more) for number in STOP_SIGNALS}
         self._before[signal.SIGUSR1] = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-        self._wakeup = signal.set_wakeup_fd(self._write.fileno(), warn_on_full_buffer=False)
         if self._launcher is not None:
             end_with_parent(signal.SIGTERM)
         return self
@@ -58,8 +60,7 @@ class Requests:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         signal.set_wakeup_fd(self._wakeup)
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        put_back(self._before)
         self._read.close()
         self._write.close()
 

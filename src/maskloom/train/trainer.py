@@ -153,7 +153,7 @@ class Trainer:
         try:
             norm, is_applied = apply_gradients(self.engine, lr, is_spoilt=reason is not None)
         except LossScaleCollapsed:
-            raise collapsed(batch.number + 1, where(), self.config) from None
+            raise collapsed(batch.number + 1, where(), self.config, self.saver.last_good) from None
         if not is_applied and not adapts_loss_scale(self.engine):
             reason = reason or NOT_FINITE
         self.traffic.end_step()

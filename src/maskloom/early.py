@@ -1,0 +1,39 @@
+"""What a program that trains does first: from then on a request to stop has a clear end, also while it imports for seconds.
+
+Nothing has been written by then, so that it ends at once, with the exit code of a stop. What leads the run takes over when it is
+there: the watch of a rank (train/stopping.py), or what starts ranks (launch/ending.py). After them a request comes too late, and
+changes no exit code any more.
+
+This module imports next to nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Mapping
+from typing import Any
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
+"""What schedulers, launchers and terminals send. SIGUSR1 means nothing: NCCL and launchers use it."""
+
+
+def begin() -> None:
+    """Called in the main thread of a program that is this run's alone, before torch is imported."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, _end)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    # That a rank was lost is said once, by us; torch warns of it with stacks of C++. Its errors are still seen.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+
+
+def put_back(handlers: Mapping[signal.Signals, Any]) -> None:
+    """Put back the handlers that were there before the run was led; the run is over, and has its exit code."""
+    for number, handler in handlers.items():
+        signal.signal(number, signal.SIG_IGN if handler is _end else handler)
+
+
+def _end(number: int, frame: object) -> None:
+    name = signal.Signals(number).name
+    os.write(2, f"maskloom: stopped by {name} before the start; nothing was changed\n".encode())
+    os._exit(os.EX_TEMPFAIL)  # status.EXIT_STOPPED, which takes longer to import

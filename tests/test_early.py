@@ -1,0 +1,74 @@
+"""What is in force while a program still imports what it needs: requests to stop, and what torch reads at its import."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from maskloom import early
+from maskloom.status import EXIT_DONE, EXIT_STOPPED
+from tests.waiting import wait_until
+
+SRC = Path(__file__).parents[1] / "src"
+SLOW = """
+import os, time
+from pathlib import Path
+(Path(__file__).parent / "reached").write_text(os.environ.get("TORCH_CPP_LOG_LEVEL", ""))
+time.sleep(120)
+"""
+
+
+@pytest.mark.parametrize("number", early.STOP_SIGNALS)
+@pytest.mark.parametrize(
+    ("program", "imported"),
+    [
+        (["maskloom.train", "run.yaml"], "argparse"),  # the first that it imports
+        (["maskloom.cli", "train", "run.yaml"], "torch"),  # the slowest
+    ],
+)
+def test_a_stop_amid_the_imports_has_a_clear_end(
+    number: signal.Signals, program: list[str], imported: str, tmp_path: Path
+) -> None:
+    """A module that takes for ever stands in the place of one that takes a while."""
+    (tmp_path / f"{imported}.py").write_text(SLOW)
+    environment = {name: value for name, value in os.environ.items() if name != "TORCH_CPP_LOG_LEVEL"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(tmp_path), str(SRC)])
+    command = [sys.executable, "-m", *program]
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as started:
+        try:
+            wait_until((tmp_path / "reached").exists, f"the import of {imported}")
+            started.send_signal(signal.SIGUSR1)  # means nothing
+            started.send_signal(number)
+            _, said = started.communicate(timeout=60)
+        finally:
+            started.kill()
+    assert started.returncode == EXIT_STOPPED
+    assert said == f"maskloom: stopped by {number.name} before the start; nothing was changed\n"
+    assert (tmp_path / "reached").read_text() == "ERROR"  # torch reads it when it is imported, and never again
+
+
+LED = """
+import os, signal
+from maskloom.early import begin
+from maskloom.launch.ending import Stop
+from maskloom.train.stopping import Requests
+begin()
+with {leader} as stop:
+    os.kill(os.getpid(), signal.SIGTERM)
+    print({heard})
+os.kill(os.getpid(), signal.SIGTERM)
+"""
+
+
+@pytest.mark.parametrize(
+    ("leader", "heard"), [("Requests()", "stop.wait(5) or stop.reason"), ("Stop()", "stop.signal.name")]
+)
+def test_who_leads_the_run_hears_it_and_afterwards_it_changes_nothing(leader: str, heard: str) -> None:
+    program = LED.format(leader=leader, heard=heard)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (EXIT_DONE, "SIGTERM\n", "")
