@@ -39,6 +39,7 @@ def test_a_stop_amid_the_imports_has_a_clear_end(
     environment = {name: value for name, value in os.environ.items() if name != "TORCH_CPP_LOG_LEVEL"}
     environment["PYTHONPATH"] = os.pathsep.join([str(tmp_path), str(SRC)])
     command = [sys.executable, "-m", *program]
+    command = ["env", "--default-signal=HUP", *command]  # also where the tests run under nohup
     with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as started:
         try:
             wait_until((tmp_path / "reached").exists, f"the import of {imported}")

@@ -14,17 +14,23 @@ import signal
 from collections.abc import Mapping
 from typing import Any
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
-"""What schedulers, launchers and terminals send. SIGUSR1 means nothing: NCCL and launchers use it."""
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP)
+"""What schedulers, launchers and terminals send (SIGHUP when they close). SIGUSR1 means nothing: NCCL and launchers use it."""
 
 
 def begin() -> None:
     """Called in the main thread of a program that is this run's alone, before torch is imported."""
-    for number in STOP_SIGNALS:
+    for number in obeyed():
         signal.signal(number, _end)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     # That a rank was lost is said once, by us; torch warns of it with stacks of C++. Its errors are still seen.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+
+
+def obeyed() -> list[signal.Signals]:
+    """The signals that ask this process to stop: all, but for SIGHUP where nohup has it ignored."""
+    is_ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    return [number for number in STOP_SIGNALS if number != signal.SIGHUP or not is_ignored]
 
 
 def put_back(handlers: Mapping[signal.Signals, Any]) -> None:

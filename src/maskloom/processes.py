@@ -15,7 +15,7 @@ from multiprocessing import active_children, forkserver, get_context, parent_pro
 from multiprocessing.context import ForkServerContext
 from typing import Any
 
-JOB_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+JOB_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 """What launchers, schedulers and terminals send to all processes of a job at once."""
 PR_SET_PDEATHSIG, PR_GET_PDEATHSIG = 1, 2  # of <sys/prctl.h>
 IMPORTED_IN = os.getpid()  # of a process that was forked from a server: the server's, for it imports this module first

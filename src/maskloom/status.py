@@ -26,6 +26,10 @@ sysexits.h for "try again"."""
 EXIT_HUNG = 76
 """A rank waited longer than `timeouts` for others."""
 ATTEMPTS_WITHOUT_PROGRESS = 3
+REFRESH_S = 10.0
+"""Between two writings of a running status."""
+SILENT_S = 6 * REFRESH_S
+"""A run that wrote nothing for so long is most likely gone."""
 
 State = Literal["running", "stopped", "done", "failed"]
 

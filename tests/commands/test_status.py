@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from maskloom.cli import main
+from maskloom.commands.status import described
 from maskloom.status import Status, note_attempt, read_status
 
 from .conftest import Command
@@ -33,6 +34,15 @@ def test_it_says_how_a_run_stands_and_what_to_do(run: Path, succeeds: Command) -
     ):
         assert expected in shown
     assert shown.splitlines()[-1] == "what to do next: start the same command again to go on from step-00000004"
+
+
+@pytest.mark.parametrize(("age_s", "is_gone"), [(20.0, False), (70.0, True)])
+def test_a_run_that_writes_no_more_is_said_to_be_silent(age_s: float, is_gone: bool, run: Path) -> None:
+    running = replace(STATUS, state="running", reason="")
+    assert running.advice == ""
+    lines = described(run, replace(running, updated_unix_s=1000.0), 1000.0 + age_s)
+    assert any(line.startswith("no sign of life: for 1:10") for line in lines) == is_gone
+    assert lines[-1].startswith("what to do next: " + ("start the same" if is_gone else "wait, or ask it to stop"))
 
 
 def test_a_run_is_named_by_its_configuration_too(

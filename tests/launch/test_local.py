@@ -26,7 +26,7 @@ STOPPABLE = (
     "def stop(number, frame):\n"
     "    with (here / f'signals-{rank}').open('a') as file: file.write(f'{number} ')\n"
     "    sys.exit(75)\n"
-    "for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT): signal.signal(number, stop)\n"
+    "for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP): signal.signal(number, stop)\n"
     "READY\n"
 )
 
@@ -127,7 +127,7 @@ with Stop() as stop:
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGHUP, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGUSR1])
 def test_a_launcher_that_is_killed_leaves_no_rank(
     number: signal.Signals,
     fake_rank: FakeRank,
@@ -143,15 +143,19 @@ def test_a_launcher_that_is_killed_leaves_no_rank(
     wait_until(lambda: not any(map(lives, pids)), "the ranks to die with the launcher")
 
 
+@pytest.mark.parametrize("number", [signal.SIGUSR2, signal.SIGHUP])
 def test_signals_to_the_launcher_stop_the_ranks(
-    fake_rank: FakeRank, rank_pids: Callable[[int], list[int]], started: Callable[..., subprocess.Popen[str]]
+    number: signal.Signals,
+    fake_rank: FakeRank,
+    rank_pids: Callable[[int], list[int]],
+    started: Callable[..., subprocess.Popen[str]],
 ) -> None:
     launcher = started([sys.executable, "-c", LAUNCHER, *fake_rank(STOPPABLE + SLEEP)])
     rank_pids(2)
-    launcher.send_signal(signal.SIGUSR2)
+    launcher.send_signal(number)
     output, _ = launcher.communicate(timeout=60)
     assert launcher.returncode == 75
-    assert "SIGUSR2: the ranks end their step and save" in output
+    assert f"{number.name}: the ranks end their step and save" in output
 
 
 def test_ctrl_c_twice_ends_the_ranks_at_once(

@@ -401,6 +401,19 @@ class TestRunDir:
         assert "maintenance" in status.reason
         assert not (run.folder / "stop").exists()
 
+    def test_a_stop_file_from_after_the_end_asks_nobody(self, config: RunConfig, begin: Callable[..., RunDir]) -> None:
+        run = begin(config)
+        run.record("stopped", 3)
+        run.close()
+        (run.folder / "stop").touch()  # somebody does not want it to go on yet
+        RunDir(config, ALONE).close()
+        assert (run.folder / "stop").exists()
+        (again := begin(config)).record("done", 12)
+        again.close()
+        (run.folder / "stop").touch()
+        RunDir(config, ALONE).close()
+        assert not (run.folder / "stop").exists()
+
     def test_a_damaged_status_is_refused(self, started: RunConfig) -> None:
         (Path(started.run_dir) / "status.json").write_text("{")
         run = RunDir(started, ALONE)

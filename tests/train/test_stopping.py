@@ -16,11 +16,22 @@ from maskloom.train.stopping import Requests, read_stop_file
 
 @pytest.fixture
 def requests() -> Iterator[Requests]:
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
     with Requests({}) as requests:
         yield requests
+    signal.signal(signal.SIGHUP, before)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2, signal.SIGINT])
+def test_under_nohup_a_hangup_means_nothing() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with Requests({}) as requests:
+        os.kill(os.getpid(), signal.SIGHUP)
+        requests.wait(0.1)
+        assert requests.reason is None
+    assert signal.signal(signal.SIGHUP, before) == signal.SIG_IGN
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_is_a_request(number: signal.Signals, requests: Requests) -> None:
     requests.wait(0)
     assert requests.reason is None

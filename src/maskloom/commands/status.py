@@ -21,7 +21,7 @@ from maskloom.errors import UserError
 from maskloom.launch.ending import Ended, in_words
 from maskloom.launch.supervisor import NO_RESTART, settle
 from maskloom.progress import duration
-from maskloom.status import Status, attempt_steps, read_status, why_not_again
+from maskloom.status import REFRESH_S, SILENT_S, Status, attempt_steps, read_status, why_not_again
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -71,13 +71,16 @@ def described(folder: Path, status: Status, now_unix_s: float) -> list[str]:
     ]
     if status.reason:
         lines.append(f"reason:          {status.reason}")
-    return [*lines, f"what to do next: {status.advice or _next(folder, status)}"]
+    silent_s = now_unix_s - status.updated_unix_s if status.state == "running" else 0.0
+    if silent_s > SILENT_S:
+        lines.append(f"no sign of life: for {duration(silent_s)}; a run that lives writes every {REFRESH_S:.0f} s")
+    return [*lines, f"what to do next: {status.advice or _next(folder, status, silent_s > SILENT_S)}"]
 
 
-def _next(folder: Path, status: Status) -> str:
+def _next(folder: Path, status: Status, is_silent: bool) -> str:
     goes_on = f"start the same command again to go on from {status.last_good_checkpoint or 'the beginning'}"
     return {
-        "running": f"wait, or ask it to stop with `touch {folder}/stop`; where its processes are gone, {goes_on}",
+        "running": goes_on if is_silent else f"wait, or ask it to stop with `touch {folder}/stop`",
         "done": f"maskloom eval {folder}; maskloom export {folder} MODEL",
         "stopped": goes_on,
         "failed": goes_on if status.can_retry else "correct what the reason names, then start it again",

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from types import FrameType, TracebackType
 from typing import Any
 
-from maskloom.early import STOP_SIGNALS, put_back
+from maskloom.early import obeyed, put_back
 from maskloom.progress import say
 from maskloom.status import EXIT_DONE, EXIT_HUNG, EXIT_STOPPED
 
@@ -47,7 +47,7 @@ def in_words(code: int) -> str:
 
 
 class Stop:
-    """The request to stop, by a signal to this process; as a context manager it takes SIGTERM, SIGINT and SIGUSR2.
+    """The request to stop, by a signal to this process; as a context manager it takes SIGTERM, SIGINT, SIGUSR2 and SIGHUP.
 
     Attributes:
         signal: the first that came, None before.
@@ -60,7 +60,7 @@ class Stop:
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Stop:
-        self._before = {number: signal.signal(number, self._take) for number in STOP_SIGNALS}
+        self._before = {number: signal.signal(number, self._take) for number in obeyed()}
         return self
 
     def __exit__(

@@ -27,7 +27,7 @@ from maskloom.distributed import World, gather_objects
 from maskloom.errors import UserError
 from maskloom.files import LOCK, whole_folder, write_atomically
 from maskloom.model.bert import MaskedLM, save_definition
-from maskloom.progress import warn
+from maskloom.progress import say, warn
 from maskloom.redaction import redacted
 from maskloom.status import State, Status, note_attempt, parse_status, read_status
 from maskloom.tokenizer import Tokenizer
@@ -81,7 +81,7 @@ def reconcile(config: RunConfig, data: Mapping[str, Any] | None = None) -> RunCo
     if refused:
         raise UserError(
             f"the run in {folder} was started with another configuration:\n" + "\n".join(refused) + "\n"
-            "Set these back to go on with it, or set run_dir to a new folder for a new run"
+            f"Set these back to go on with it, or set run_dir to a new folder for a new run (from={folder}@STEP: with these weights)"
         )
     return config
 
@@ -118,6 +118,9 @@ class RunDir:
             before = read_status(self.folder)
             self.attempt = 1 + (before.attempt if before else 0)
             self.step = before.step if before else 0
+            if before and before.state == "done" and (self.folder / "stop").exists():
+                say(f"removed {self.folder / 'stop'}: it was made when the run was done, and asked nobody")
+                (self.folder / "stop").unlink()
             for left in self.folder.glob(f"{FAILED}*"):
                 left.unlink()
         except (UserError, OSError) as error:

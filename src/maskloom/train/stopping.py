@@ -1,8 +1,8 @@
 """Asked to stop: by a signal, by the end of what started this rank, or by a file in the run's folder.
 
-Slurm sends SIGTERM (preemption, time limit, scancel) or what `--signal` asks for, launchers SIGTERM or SIGINT, a terminal SIGINT,
-to every process of a job or to some. All mean the same: finish the step, save, end with exit code 75. A second SIGINT ends the
-rank at once. SIGUSR1 means nothing: NCCL and launchers use it.
+Slurm sends SIGTERM (preemption, time limit, scancel) or what `--signal` asks for, launchers SIGTERM or SIGINT, a terminal SIGINT
+or, when it closes, SIGHUP, to every process of a job or to some. All mean the same: finish the step, save, end with exit code
+75. A second SIGINT ends the rank at once. SIGUSR1 means nothing: NCCL and launchers use it.
 
 A handler of Python's would run when the main thread comes back from what it waits in, such as a collective for half an hour. So
 the numbers of signals go through a socket to the watch thread. A rank that a launcher started is sent SIGTERM by the system when
@@ -21,7 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from maskloom.early import STOP_SIGNALS, put_back
+from maskloom.early import STOP_SIGNALS, obeyed, put_back
 from maskloom.processes import end_with_parent
 
 LAUNCHERS_VARIABLES = ("RANK", "SLURM_STEP_ID", "OMPI_COMM_WORLD_RANK")
@@ -50,7 +50,7 @@ class Requests:
         self._wakeup = signal.set_wakeup_fd(
             self._write.fileno(), warn_on_full_buffer=False
         )  # before the handlers: none is lost
-        self._before: dict[signal.Signals, Any] = {number: signal.signal(number, _no_more) for number in STOP_SIGNALS}
+        self._before: dict[signal.Signals, Any] = {number: signal.signal(number, _no_more) for number in obeyed()}
         self._before[signal.SIGUSR1] = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
         if self._launcher is not None:
             end_with_parent(signal.SIGTERM)

@@ -83,6 +83,8 @@ class Trainer:
                 model, origin = build_defined(folder.parents[1] / "model", config.model), f"begun from {folder}"
             else:
                 model, origin = build_defined(folder.parents[1] / "model"), f"resumed from {folder}"
+            if (state.world_size, state.zero_stage) != (world.size, config.engine.zero_stage):
+                origin += f", which {state.world_size} rank(s) wrote at ZeRO stage {state.zero_stage}"
             checkpoint.check_fits(state, plan, None if is_fork else str(config.engine.precision), folder)
             self.saver.last_good = None if is_fork else folder.name
         else:

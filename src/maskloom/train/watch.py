@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING
 
 from maskloom.errors import UserError
 from maskloom.progress import complain
-from maskloom.status import EXIT_FAILED, EXIT_HUNG, EXIT_STOPPED
+from maskloom.status import EXIT_FAILED, EXIT_HUNG, EXIT_STOPPED, REFRESH_S
 from maskloom.train.heartbeats import BEAT_S, LOOK_S, Beat, Board, NoAnswer, Pulse, blame, whereabouts_of_main_thread
 from maskloom.train.rank_log import RankLog
 from maskloom.train.stopping import Requests, read_stop_file
@@ -41,8 +41,6 @@ if TYPE_CHECKING:  # heavy: signals are heard before these are imported
 POLL_S = 0.5
 SUSPENDED_S = 5.0
 """A poll that took so much longer: the whole process stood still."""
-REFRESH_S = 10.0
-"""Between two writings of a running status."""
 LOOKERS = 8
 """So many ranks read the beats of all at an alarm; in a large run the others take what these found."""
 GROUPS_MORE_S = 30.0
