@@ -251,7 +251,7 @@ def test_a_run_whose_checkpoints_are_out_of_sight_does_not_begin_anew(plan: Data
     for link in (False, True):
         if link:
             (tmp_path / "checkpoints").symlink_to(tmp_path / "not mounted")
-        with pytest.raises(UserError, match="status.json says that step-00000004 was the last good one: see that"):
+        with pytest.raises(UserError, match=r"status\.json says that step-00000004 was the last good one: see that"):
             checkpoint.find(tmp_path, World())
     (tmp_path / "checkpoints").unlink()
     (tmp_path / "elsewhere").rename(tmp_path / "checkpoints")

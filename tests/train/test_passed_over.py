@@ -49,7 +49,7 @@ def test_the_lanes_jump_behind_the_last_interval_of_a_step() -> None:
 
 @pytest.mark.parametrize(("lanes", "corpora"), [(3, 1), (2, 2), (0, 0)])
 def test_an_interval_of_another_number_of_lanes_or_corpora_is_refused(lanes: int, corpora: int) -> None:
-    with pytest.raises(UserError, match="the interval after step 4 in passed_over.json does not say where each"):
+    with pytest.raises(UserError, match=r"the interval after step 4 in passed_over\.json does not say where each"):
         jumps([interval(4, 8)], lanes, corpora)
 
 

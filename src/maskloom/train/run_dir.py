@@ -107,11 +107,13 @@ class RunDir:
         self.places: list[tuple[str, int]] = [(socket.gethostname(), os.getpid())]
         self.key = ""
         self._last_good: str | None = None  # when this attempt began
-        self._begun = os.path.exists(self.folder / "config.yaml")  # False, too, where it may not be looked at
+        self._begun = False
         self._trains, self._is_running, self._is_noted, self._is_unwritten = False, False, False, False
         self._writing = threading.Lock()  # of status.json: the main thread and the watch thread do
         self._lock: RunLock | None = None
         self._refusal: str | None = None
+        with contextlib.suppress(OSError):  # it may not be looked at: the first rank says so
+            self._begun = (self.folder / "config.yaml").exists()
         if not self.is_writer:
             return
         try:

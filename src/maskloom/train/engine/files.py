@@ -26,6 +26,9 @@ from maskloom.train.engine.reshape import (
     optimizer_state,
 )
 
+UNREADABLE = (RuntimeError, EOFError, ValueError, LookupError, struct.error)
+"""What torch raises of a file of another format than its own, or one that was cut off."""
+
 
 @contextlib.contextmanager
 def safe_loading() -> Iterator[None]:
@@ -52,13 +55,7 @@ def safe_loading() -> Iterator[None]:
             raise UserError(f"{file} holds what no checkpoint of maskloom does, and was not loaded: {what}") from None
         except torch.OutOfMemoryError:
             raise
-        except (
-            RuntimeError,
-            EOFError,
-            ValueError,
-            LookupError,
-            struct.error,
-        ) as error:  # of another format than torch's, or cut off
+        except UNREADABLE as error:
             reason = str(error).strip().split("\n")[0] or type(error).__name__
             raise UserError(f"{file} cannot be read: {reason}") from None
 
