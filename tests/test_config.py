@@ -251,3 +251,14 @@ def test_the_lamb_recipe_is_nvidias() -> None:
         (1563, 4e-3, round(0.128 * 1563)),
     ]
     assert [(phase.seq_len, phase.global_batch_rows) for phase in config.phases] == [(128, 65536), (512, 32768)]
+
+
+@pytest.mark.parametrize("name", ["", " ", "~/runs/first", "~", "two\nlines", "nul\0", "bell\a"])
+def test_a_folder_that_is_not_what_it_looks_like_is_refused(name: str) -> None:
+    rest = {"tokenizer": "t", "data": {"train": "d"}, "phases": [{"steps": 9, "seq_len": 8, "global_batch_rows": 1}]}
+    for values in ({"run_dir": name}, {"run_dir": "runs/a", "from": name}):
+        with pytest.raises(
+            UserError, match=r"(run_dir|from): '.*' (names no folder|has a line break)|~ means nothing here"
+        ):
+            parse_config({**rest, **values}, "run.yaml")
+    assert parse_config({**rest, "run_dir": "Läufe/erster lauf~"}, "run.yaml").run_dir == "Läufe/erster lauf~"

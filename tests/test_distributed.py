@@ -111,6 +111,10 @@ def test_a_machine_without_scontrol_says_what_to_set(tmp_path: Path, monkeypatch
         {"WORLD_SIZE": ""},
         {"LOCAL_RANK": ""},
         {"MASTER_PORT": "http"},
+        {"MASTER_PORT": "0"},
+        {"MASTER_PORT": "65536"},
+        {"WORLD_SIZE": "²"},
+        {"LOCAL_WORLD_SIZE": "0"},
     ],
 )
 def test_variables_that_make_no_sense_are_named(change: dict[str, str]) -> None:

@@ -53,6 +53,24 @@ def test_a_stop_amid_the_imports_has_a_clear_end(
     assert (tmp_path / "reached").read_text() == "ERROR"  # torch reads it when it is imported, and never again
 
 
+STREAMS = """
+import os, sys
+from maskloom.early import begin
+begin()
+kept = open("file", "w")
+print("said")
+os.write(2, b"by a library")
+sys.exit(3 if kept.fileno() > 2 else 4)
+"""
+
+
+def test_no_file_takes_the_place_of_a_closed_stream(tmp_path: Path) -> None:
+    command = ["sh", "-c", 'exec "$0" -c "$1" <&- >&- 2>&-', sys.executable, STREAMS]
+    ended = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(SRC)}, cwd=tmp_path, timeout=60, check=False)
+    assert ended.returncode == 3
+    assert (tmp_path / "file").read_text() == ""
+
+
 LED = """
 import os, signal
 from maskloom.early import begin

@@ -53,10 +53,13 @@ def main(arguments: list[str] | None = None) -> int:
     )
     module.configure(own)
     from maskloom.errors import UserError
+    from maskloom.progress import flush
     from maskloom.redaction import redacted
 
     try:
         code = int(module.run(own.parse_intermixed_args(options.arguments)))  # key=value also after --options
+        if options.command == "train":  # its exit code is the run's, whoever reads what it says
+            flush()
         sys.stdout.flush()  # here, where a closed pipe is expected
         return code
     except UserError as error:

@@ -21,6 +21,20 @@ from pydantic import (
 BelowOne = Annotated[float, Field(ge=0.0, lt=1.0)]
 PositiveShare = Annotated[float, Field(gt=0.0, le=1.0)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+def _folder(text: str) -> str:
+    """A path as it is written: no shell reads it."""
+    if not text.strip():
+        raise ValueError(f"{text!r} names no folder")
+    if not text.isprintable():
+        raise ValueError(f"{text!r} has a line break or another character that cannot be printed: choose another name")
+    if text.startswith("~"):
+        raise ValueError(f"{text!r}: ~ means nothing here, and would be a folder of that name: write the path in full")
+    return text
+
+
+Folder = Annotated[str, pydantic.AfterValidator(_folder)]
 LARGEST_WEIGHT = 1e6  # only the proportions of weights count
 
 ONE, SEVERAL = "<one>", "<several>"  # the two forms of data.train; pydantic puts their names into an error's place
@@ -401,9 +415,9 @@ class Stretch(NamedTuple):
 
 
 class RunConfig(Section):
-    run_dir: str
+    run_dir: Folder
     """Folder of the run. A run that exists there is resumed."""
-    from_: str | None = Field(default=None, alias="from")
+    from_: Folder | None = Field(default=None, alias="from")
     """`RUN@STEP`, or `RUN` for its newest checkpoint: another run that this one goes on from, with its weights, optimizer state,
     data position and steps. Model, tokenizer, corpora, lanes and optimizer have to be the same. Once this run has
     checkpoints of its own, it goes on with those."""

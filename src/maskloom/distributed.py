@@ -11,6 +11,7 @@ import errno
 import ipaddress
 import json
 import os
+import re
 import socket
 import subprocess
 from collections.abc import Iterator, Mapping
@@ -25,6 +26,7 @@ from torch.distributed import distributed_c10d
 from maskloom.errors import PassingFault, UserError
 
 LOOPBACK, LOOPBACK_INTERFACE = "127.0.0.1", "lo"
+LARGEST_PORT = 65535
 AGENT_STORE = "TORCHELASTIC_USE_AGENT_STORE"
 """Of torch: that somebody else keeps the ranks' store."""
 _stores: list[Any] = []  # what this process keeps for the others, until it ends
@@ -59,6 +61,8 @@ class World:
         rank, size, local_rank, local_size = (_integer(environment, name) for name in names)
         if not (0 <= rank < size):
             raise UserError(f"{names[0]}={rank} is not below {names[1]}={size}: the launcher's variables contradict")
+        if local_size < 1:
+            raise UserError(f"{names[3]}={local_size} in the environment: a machine with a rank has at least one")
         return World(rank, size, local_rank, local_size, _master_addr(environment), _master_port(environment))
 
     def export(self) -> None:
@@ -229,13 +233,13 @@ def _integer(environment: Mapping[str, str], name: str) -> int:
         text = text.split(",")[0].split("(")[0]
     if not text and name in ("LOCAL_SIZE", "SLURM_STEP_TASKS_PER_NODE"):
         text = "1"
-    if not text.isdigit():
+    if not re.fullmatch(r"[0-9]{1,9}", text):
         raise UserError(f"{name}={text!r} in the environment is not a number: was this started by a launcher?")
     return int(text)
 
 
 def _master_addr(environment: Mapping[str, str]) -> str:
-    if "MASTER_ADDR" in environment:
+    if environment.get("MASTER_ADDR"):
         return environment["MASTER_ADDR"]
     nodes = environment.get("SLURM_STEP_NODELIST") or environment.get("SLURM_JOB_NODELIST")
     if not nodes:
@@ -252,7 +256,10 @@ def _master_addr(environment: Mapping[str, str]) -> str:
 
 def _master_port(environment: Mapping[str, str]) -> int:
     if "MASTER_PORT" in environment:
-        return _integer(environment, "MASTER_PORT")
+        port = _integer(environment, "MASTER_PORT")
+        if not 1 <= port <= LARGEST_PORT:
+            raise UserError(f"MASTER_PORT={port} in the environment is no port: 1 to {LARGEST_PORT}")
+        return port
     job = environment.get("SLURM_JOB_ID", "")
     # A port a job, below the ephemeral range, so that two jobs on one node do not meet.
     return 12000 + int(job) % 20000 if job.isdigit() else 29500

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,6 +23,7 @@ def begin() -> None:
     """Called in the main thread of a program that is this run's alone, before torch is imported."""
     for number in obeyed():
         signal.signal(number, _end)
+    _fill_closed_streams()
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     # That a rank was lost is said once, by us; torch warns of it with stacks of C++. Its errors are still seen.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
@@ -31,6 +33,20 @@ def obeyed() -> list[signal.Signals]:
     """The signals that ask this process to stop: all, but for SIGHUP where nohup has it ignored."""
     is_ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     return [number for number in STOP_SIGNALS if number != signal.SIGHUP or not is_ignored]
+
+
+def _fill_closed_streams() -> None:
+    """Have standard streams that were closed (`>&-`, some daemons) lead nowhere. The next file that is opened, such as one of a
+    checkpoint, would have their numbers, and what a library prints would go into it."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            opened = os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+            os.set_inheritable(opened, True)
+    for name, number in (("stdout", 1), ("stderr", 2)):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, "w", encoding="utf-8", closefd=False))
 
 
 def put_back(handlers: Mapping[signal.Signals, Any]) -> None:

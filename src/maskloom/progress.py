@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -44,7 +46,19 @@ def complain(message: str) -> None:
 def _tell(line: str, to_stderr: bool = False) -> None:
     for reader in _readers:
         reader(line)
-    print(line, file=sys.stderr if to_stderr else sys.stdout, flush=True)
+    # Nobody reads it any more (`| head`), or the disk of a log is full: that ends no run.
+    with contextlib.suppress(OSError):
+        print(line, file=sys.stderr if to_stderr else sys.stdout, flush=True)
+
+
+def flush() -> None:
+    """Write what is still held, before a program that trains ends. What cannot be written goes nowhere: the interpreter would try
+    again, and change the exit code of a run that is done."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def duration(seconds: float) -> str:

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from maskloom.errors import UserError
 from maskloom.files import write_atomically
@@ -30,6 +31,8 @@ REFRESH_S = 10.0
 """Between two writings of a running status."""
 SILENT_S = 6 * REFRESH_S
 """A run that wrote nothing for so long is most likely gone."""
+CHECKPOINT = re.compile(r"step-[0-9]{8,16}")
+"""The name of a checkpoint."""
 
 State = Literal["running", "stopped", "done", "failed"]
 
@@ -86,7 +89,17 @@ def read_status(run: Path) -> Status | None:
 def parse_status(text: str) -> Status:
     """Raises ValueError, KeyError or TypeError where the text is no status."""
     values = json.loads(text)
-    return Status(**{**values, "hosts": tuple(values["hosts"])})
+    status = Status(**{**values, "hosts": tuple(values["hosts"])})
+    if status.state not in get_args(State):
+        raise ValueError(f"state is {status.state!r}")
+    for name, example in vars(Status("running", 0, 0, 1)).items():
+        value, kind = getattr(status, name), float if name == "updated_unix_s" else type(example)
+        if name == "last_good_checkpoint":
+            if value is not None and not CHECKPOINT.fullmatch(value):
+                raise ValueError(f"{name} is {value!r}")
+        elif type(value) not in ((int, float) if kind is float else (kind,)):
+            raise TypeError(f"{name} is {value!r}")
+    return status
 
 
 def note_attempt(run: Path, line: dict[str, Any]) -> None:
@@ -107,7 +120,7 @@ def attempt_steps(run: Path) -> list[int]:
     steps = []
     with contextlib.suppress(FileNotFoundError):
         for line in (run / "attempts.jsonl").read_text(encoding="utf-8", errors="replace").splitlines():
-            with contextlib.suppress(ValueError, KeyError, TypeError):
+            with contextlib.suppress(ValueError, KeyError, TypeError, OverflowError):
                 steps.append(int(json.loads(line)["step"]))
     return steps
 

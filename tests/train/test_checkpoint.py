@@ -29,6 +29,7 @@ from maskloom.data.plan import DataPlan, PhasePlan
 from maskloom.distributed import World
 from maskloom.errors import SaveFailed, UserError
 from maskloom.files import write_atomically
+from maskloom.status import Status
 from maskloom.tokenizer import Tokenizer, train_tokenizer
 from maskloom.train import checkpoint
 from maskloom.train.checkpoint import Saver, State, check_fits, damage, fingerprint
@@ -39,6 +40,7 @@ from maskloom.train.checkpoint.room import UNLIMITED, free_memory_bytes
 from maskloom.train.checkpoint.writing import publish, write_parts
 from maskloom.train.engine.writing import Part, copied, tensor_bytes
 from maskloom.train.notices import Notices
+from maskloom.train.passed_over import PassedOver, write_intervals
 from tests.conftest import missing, sentences
 from tests.data.reading import corpus_of
 
@@ -189,6 +191,9 @@ def test_any_byte_that_changed_is_damage(plan: DataPlan, tmp_path: Path) -> None
         (lambda folder: flip(folder / "rank1.pt"), "the content of rank1.pt is not what was written"),
         (lambda folder: flip(folder / "data.json"), "the content of data.json is not what was written"),
         (lambda folder: renamed_in_manifest(folder, "rank1.pt", "../../config.yaml"), "which is no file of it"),
+        (lambda folder: (folder / "manifest.json").write_text('{"step": Infinity, "files": {}}'), "cannot be read"),
+        (lambda folder: (folder / "manifest.json").write_text("[" * 99_999), "its manifest cannot be read"),
+        (lambda folder: shutil.copy(folder / "rank1.pt", folder / "rank2.pt"), "does not list: who put that there"),
     ],
 )
 def test_a_damaged_newest_one_is_said_and_the_one_before_it_taken(
@@ -237,6 +242,40 @@ def test_the_newest_and_every_nth_are_kept(plan: DataPlan, tmp_path: Path) -> No
         whole(tmp_path, plan, step, settings)
     kept = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
     assert kept == ["latest.json", *(f"step-{step:08d}" for step in (8, 16, 24, 32, 36))]
+
+
+def test_a_run_whose_checkpoints_are_out_of_sight_does_not_begin_anew(plan: DataPlan, tmp_path: Path) -> None:
+    whole(tmp_path, plan, 4)
+    Status("failed", 4, 12, 1, last_good_checkpoint="step-00000004").write(tmp_path)
+    (tmp_path / "checkpoints").rename(tmp_path / "elsewhere")
+    for link in (False, True):
+        if link:
+            (tmp_path / "checkpoints").symlink_to(tmp_path / "not mounted")
+        with pytest.raises(UserError, match=r"status\.json says that step-00000004 was the last good one: see that"):
+            checkpoint.find(tmp_path, World())
+    (tmp_path / "checkpoints").unlink()
+    (tmp_path / "elsewhere").rename(tmp_path / "checkpoints")
+    assert checkpoint.find(tmp_path, World()) is not None
+
+
+def test_a_run_that_went_back_to_its_beginning_begins_anew(plan: DataPlan, tmp_path: Path) -> None:
+    Status("running", 4, 12, 1, last_good_checkpoint="step-00000004").write(tmp_path)
+    write_intervals(tmp_path, [PassedOver(0, (1, 6), 72, 3, "its loss is nan", [])])
+    assert checkpoint.find(tmp_path, World()) is None
+
+
+def test_a_copy_under_another_name_is_left_alone(plan: DataPlan, tmp_path: Path) -> None:
+    first = whole(tmp_path, plan, 4)
+    names = ("step-00000004.bak", "step-00000004 (copy)", "step-4", "step-99999999.tar", "step-latest")
+    for name in names:
+        shutil.copytree(first, first.with_name(name))
+    for step in (8, 12, 100_000_000, 100_000_004):
+        whole(tmp_path, plan, step, Checkpoint(keep_last=2))
+    found = checkpoint.find(tmp_path, World())
+    assert found is not None
+    assert found[0].name == "step-100000004"
+    left = {path.name for path in first.parent.iterdir()}
+    assert left == {*names, "latest.json", "step-100000000", "step-100000004"}
 
 
 def test_the_manifest_says_what_the_checkpoint_is(plan: DataPlan, tmp_path: Path) -> None:
@@ -459,6 +498,7 @@ def test_an_origin_is_a_run_and_perhaps_a_step() -> None:
     assert split_origin("runs/a@1000") == (Path("runs/a"), 1000)
     assert split_origin("runs/a") == (Path("runs/a"), None)
     assert split_origin("runs/me@home") == (Path("runs/me@home"), None)
+    assert split_origin("runs/a@" + "9" * 5000)[1] is None, "more digits than int() takes"
     assert is_same_origin("runs/a@10", None)
     assert is_same_origin("runs/a@10", "runs/a")
     assert is_same_origin("runs/a@10", "runs/a@10")
@@ -474,6 +514,13 @@ def test_where_a_step_is_read_from_is_the_checkpoint_before_it(plan: DataPlan, t
         assert found == (begin, first_cursors(6, 2))
     with pytest.raises(UserError, match="does not fit this run"):
         checkpoint.resumable_cursors(tmp_path, 8, replace(plan, lanes=3))
+
+
+@pytest.mark.parametrize("text", ["", "{", "3", "[]", "[" * 99_999])
+def test_a_state_that_is_none_is_named(text: str, tmp_path: Path) -> None:
+    (tmp_path / "data.json").write_text(text)
+    with pytest.raises(UserError, match=r"data\.json is damaged"):
+        checkpoint.read_state(tmp_path)
 
 
 def test_a_state_of_another_version_is_refused_with_the_reason(tmp_path: Path) -> None:

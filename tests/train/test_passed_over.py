@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,13 @@ def test_they_survive_the_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["{", "[{}]", '[{"rows_of_steps": [1, 2], "other": 3}]', '[{"rows_of_steps": [1]}]', "3"]
+    "text",
+    [
+        *("{", "[{}]", '[{"rows_of_steps": [1, 2], "other": 3}]', '[{"rows_of_steps": [1]}]', "3"),
+        json.dumps([{**asdict(interval(4, 8)), "after_step": "4"}]),
+        json.dumps([{**asdict(interval(4, 8)), "rows": float("nan")}]),
+        json.dumps([{**asdict(interval(4, 8)), "cursors": [[[]]]}]),
+    ],
 )
 def test_a_damaged_file_is_named(text: str, tmp_path: Path) -> None:
     (tmp_path / "passed_over.json").write_text(text)
@@ -36,8 +43,14 @@ def test_a_damaged_file_is_named(text: str, tmp_path: Path) -> None:
 
 
 def test_the_lanes_jump_behind_the_last_interval_of_a_step() -> None:
-    found = jumps([interval(4, 8), interval(4, 11)])
+    found = jumps([interval(4, 8), interval(4, 11)], lanes=2, corpora=1)
     assert found == {4: [(Cursor(11, ((32, 4),)),), (Cursor(12, ((32, 5),)),)]}
+
+
+@pytest.mark.parametrize(("lanes", "corpora"), [(3, 1), (2, 2), (0, 0)])
+def test_an_interval_of_another_number_of_lanes_or_corpora_is_refused(lanes: int, corpora: int) -> None:
+    with pytest.raises(UserError, match=r"the interval after step 4 in passed_over\.json does not say where each"):
+        jumps([interval(4, 8)], lanes, corpora)
 
 
 def test_intervals_of_steps_that_are_done_anew_are_dropped() -> None:

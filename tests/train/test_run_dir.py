@@ -322,6 +322,61 @@ class TestRunDir:
         assert status is not None
         assert (status.state, status.attempt) == ("failed", 2)
 
+    def test_a_start_that_fails_without_its_checkpoints_in_sight_does_not_forget_them(
+        self, config: RunConfig, begin: Callable[..., RunDir]
+    ) -> None:
+        run = begin(config, step=4)
+        latest = run.folder / "checkpoints" / "latest.json"
+        latest.parent.mkdir()
+        latest.write_text('{"name": "step-00000004", "step": 4}')
+        run.stop("SIGTERM", 4)
+        run.close()
+        latest.unlink()  # what holds it is not mounted
+        again = RunDir(config, ALONE)
+        again.meet()
+        assert again.fail("the port is taken", "", can_retry=True)
+        again.close()
+        status = read_status(run.folder)
+        assert status is not None
+        assert (status.state, status.last_good_checkpoint) == ("failed", "step-00000004")
+
+    @pytest.mark.parametrize("text", ['{"name": "../../x"}', '{"name": null}', "[]", "{", ""])
+    def test_a_pointer_that_names_no_checkpoint_is_none(
+        self, text: str, config: RunConfig, begin: Callable[..., RunDir]
+    ) -> None:
+        run = begin(config)
+        (run.folder / "checkpoints").mkdir()
+        (run.folder / "checkpoints" / "latest.json").write_text(text)
+        assert run.last_good_checkpoint() is None
+
+    @pytest.mark.parametrize("threads", ["0", "-3", "1e12", "Infinity", "null"])
+    def test_a_number_of_threads_that_cannot_be_had_is_refused(
+        self, threads: str, config: RunConfig, begin: Callable[..., RunDir]
+    ) -> None:
+        run = begin(config)
+        (run.folder / "environment.json").write_text(f'{{"threads": {threads}}}')
+        with pytest.raises(UserError, match=r"environment\.json is damaged"):
+            run.threads(World(), 4)
+
+    def test_a_link_that_leads_nowhere_and_a_name_that_cannot_be_are_refused(
+        self, config: RunConfig, tmp_path: Path
+    ) -> None:
+        (tmp_path / "link").symlink_to(tmp_path / "not mounted")
+        for name, said in (
+            ("link", "is a link to .*not mounted, which is not there"),
+            ("x" * 300, "File name too long"),
+        ):
+            run = RunDir(config.model_copy(update={"run_dir": str(tmp_path / name)}), ALONE)
+            with pytest.raises(UserError, match=said):
+                run.meet()
+            run.close()
+
+    def test_a_folder_named_stop_ends_no_run(self, config: RunConfig, begin: Callable[..., RunDir]) -> None:
+        run = begin(config)
+        (run.folder / "stop").mkdir()
+        run.record("done", 12)
+        assert (run.folder / "stop").is_dir()
+
     def test_a_rank_that_comes_late_does_not_speak_for_a_newer_attempt(
         self, config: RunConfig, begin: Callable[..., RunDir]
     ) -> None:
@@ -415,10 +470,28 @@ class TestRunDir:
         assert not (run.folder / "stop").exists()
 
     def test_a_damaged_status_is_refused(self, started: RunConfig) -> None:
-        (Path(started.run_dir) / "status.json").write_text("{")
-        run = RunDir(started, ALONE)
-        with pytest.raises(UserError, match=r"status\.json is damaged"):
-            run.meet()
+        file = Path(started.run_dir) / "status.json"
+        values = json.loads(file.read_text())
+        wrong = [
+            ("attempt", "x"),
+            ("step", None),
+            ("state", "fine"),
+            ("can_retry", "no"),
+            ("reason", 3),
+            ("world_size", 1.5),
+        ]
+        wrong += [
+            ("last_good_checkpoint", "../../x"),
+            ("last_good_checkpoint", 4),
+            ("updated_unix_s", "now"),
+            ("more", 1),
+        ]
+        for text in ("{", "[]", *(json.dumps({**values, name: value}) for name, value in wrong)):
+            file.write_text(text)
+            run = RunDir(started, ALONE)
+            with pytest.raises(UserError, match=r"status\.json is damaged"):
+                run.meet()
+            run.close()
 
     @pytest.mark.parametrize(("given", "expected"), [("5", 5), ("", 4), ("0", 4), ("many", 4)])
     def test_threads_are_the_share_of_the_cores_or_what_is_asked_for(

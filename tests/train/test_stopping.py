@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -83,3 +84,14 @@ def test_a_stop_file_has_a_reason(tmp_path: Path) -> None:
     assert read_stop_file(tmp_path) == "no text in it"
     (tmp_path / "stop").write_text("maintenance\n")
     assert read_stop_file(tmp_path) == "maintenance"
+    (tmp_path / "stop").write_text("x" * 10_000)
+    assert read_stop_file(tmp_path) == "x" * 2000
+
+
+def test_a_stop_file_that_may_not_be_read_is_a_request_and_a_folder_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "stop").mkdir()
+    assert read_stop_file(tmp_path) is None
+    monkeypatch.setattr(Path, "open", Mock(side_effect=PermissionError))  # root may read everything
+    assert read_stop_file(tmp_path) == "its text cannot be read"

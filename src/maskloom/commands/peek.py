@@ -52,7 +52,7 @@ def run(options: argparse.Namespace) -> int:
     if options.workers < 0:
         raise UserError(f"--workers {options.workers} is below 0")
     if is_run:
-        plan = replace(plan, jumps=jumps(known_intervals(options.target)))
+        plan = replace(plan, jumps=jumps(known_intervals(options.target), plan.lanes, len(plan.corpora)))
     begin = resumable_cursors(options.target, steps.start, plan) if is_run else None
     first, cursors = begin or (0, first_cursors(plan.lanes, len(plan.corpora)))
     cursors = skip_steps(plan, cursors, first, steps.start)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from typing import NoReturn
 
 from maskloom.early import begin
@@ -46,10 +45,10 @@ def main(arguments: list[str] | None = None) -> int:
 def end(code: int) -> NoReturn:
     """Leave at once: nothing of what the interpreter, NCCL or a reader process would still wait for is needed any more."""
     from maskloom.processes import end_children
+    from maskloom.progress import flush
 
     end_children()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    flush()
     os._exit(code)
 
 

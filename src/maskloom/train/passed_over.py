@@ -43,16 +43,33 @@ class PassedOver:
 
     @staticmethod
     def from_json(values: dict[str, Any]) -> PassedOver:
-        """Raises TypeError, KeyError or ValueError for another shape."""
+        """Raises TypeError, LookupError, ValueError or OverflowError for another shape."""
         first, last = values["rows_of_steps"]
-        return PassedOver(**{**values, "rows_of_steps": (first, last)})
+        interval = PassedOver(**{**values, "rows_of_steps": (first, last)})
+        for number in (interval.after_step, first, last, interval.rows, interval.bad_steps):
+            if type(number) is not int or number < 0:
+                raise ValueError(f"{number!r} is no count of steps or rows")
+        interval.lane_cursors()
+        return interval
+
+    def lane_cursors(self) -> list[LaneCursors]:
+        return [tuple(map(Cursor.from_json, lane)) for lane in self.cursors]
 
 
-def jumps(intervals: Sequence[PassedOver]) -> dict[int, list[LaneCursors]]:
-    """Where the lanes stand before a step (which counts from 0), in place of behind the step before it."""
-    return {
-        interval.after_step: [tuple(map(Cursor.from_json, lane)) for lane in interval.cursors] for interval in intervals
-    }
+def jumps(intervals: Sequence[PassedOver], lanes: int, corpora: int) -> dict[int, list[LaneCursors]]:
+    """Where the lanes stand before a step (which counts from 0), in place of behind the step before it.
+
+    Raises:
+        UserError: an interval does not say so of every lane and corpus of the run.
+    """
+    for interval in intervals:
+        if [len(lane) for lane in interval.cursors] != [corpora] * lanes:
+            raise UserError(
+                f"the interval after step {interval.after_step} in passed_over.json does not say where each of {lanes} lanes "
+                f"stands in each of {corpora} corpora: restore the file, or remove it; the newest checkpoint knows of all "
+                "before it"
+            )
+    return {interval.after_step: interval.lane_cursors() for interval in intervals}
 
 
 def known(of_checkpoint: Sequence[PassedOver], step: int, of_run: Sequence[PassedOver]) -> list[PassedOver]:
@@ -78,7 +95,7 @@ def read_intervals(run: Path) -> list[PassedOver]:
         return [PassedOver.from_json(values) for values in json.loads(file.read_text(encoding="utf-8"))]
     except FileNotFoundError:
         return []
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, LookupError, TypeError, OverflowError) as error:
         raise UserError(
             f"{file} is damaged ({error!r}): restore it, or remove it; the newest checkpoint knows of all before it"
         ) from None

@@ -29,7 +29,7 @@ from maskloom.files import LOCK, whole_folder, write_atomically
 from maskloom.model.bert import MaskedLM, save_definition
 from maskloom.progress import say, warn
 from maskloom.redaction import redacted
-from maskloom.status import State, Status, note_attempt, parse_status, read_status
+from maskloom.status import CHECKPOINT, State, Status, note_attempt, parse_status, read_status
 from maskloom.tokenizer import Tokenizer
 from maskloom.train.checkpoint.fit import fit_origin, is_same_origin, unlike_data
 from maskloom.train.run_lock import RunLock
@@ -42,6 +42,7 @@ MAY_CHANGE = re.compile(
 are recognised by their digests; `engine.zero_stage` is checked when the checkpoint is loaded."""
 FAILED = ".failed-"
 """Name, before the number of the attempt, of the file that the first failing rank makes: it alone writes the status."""
+MOST_THREADS = 1 << 16
 PACKAGES = ("maskloom", "deepspeed", "torch", "transformers", "tokenizers", "webdataset", "numpy")
 
 
@@ -81,7 +82,8 @@ def reconcile(config: RunConfig, data: Mapping[str, Any] | None = None) -> RunCo
     if refused:
         raise UserError(
             f"the run in {folder} was started with another configuration:\n" + "\n".join(refused) + "\n"
-            f"Set these back to go on with it, or set run_dir to a new folder for a new run (from={folder}@STEP: with these weights)"
+            "Set these back to go on with it, or set run_dir to a new folder for a new run (which from="
+            f"{folder}@STEP begins with these weights)"
         )
     return config
 
@@ -105,11 +107,14 @@ class RunDir:
         self.attempt = 0
         self.places: list[tuple[str, int]] = [(socket.gethostname(), os.getpid())]
         self.key = ""
-        self._begun = (self.folder / "config.yaml").exists()
+        self._last_good: str | None = None  # when this attempt began
+        self._begun = False
         self._trains, self._is_running, self._is_noted, self._is_unwritten = False, False, False, False
         self._writing = threading.Lock()  # of status.json: the main thread and the watch thread do
         self._lock: RunLock | None = None
         self._refusal: str | None = None
+        with contextlib.suppress(OSError):  # it may not be looked at: the first rank says so
+            self._begun = (self.folder / "config.yaml").exists()
         if not self.is_writer:
             return
         try:
@@ -118,9 +123,10 @@ class RunDir:
             before = read_status(self.folder)
             self.attempt = 1 + (before.attempt if before else 0)
             self.step = before.step if before else 0
-            if before and before.state == "done" and (self.folder / "stop").exists():
+            if before and before.state == "done" and (self.folder / "stop").is_file():
                 say(f"removed {self.folder / 'stop'}: it was made when the run was done, and asked nobody")
                 (self.folder / "stop").unlink()
+            self._last_good = before.last_good_checkpoint if before else None
             for left in self.folder.glob(f"{FAILED}*"):
                 left.unlink()
         except (UserError, OSError) as error:
@@ -156,8 +162,11 @@ class RunDir:
         environment = self.folder / "environment.json"
         if environment.exists():
             try:
-                return int(json.loads(environment.read_text())["threads"])
-            except (ValueError, KeyError, TypeError) as error:
+                threads = int(json.loads(environment.read_text())["threads"])
+                if not 1 <= threads <= MOST_THREADS:
+                    raise ValueError(f"threads is {threads}")
+                return threads
+            except (ValueError, KeyError, TypeError, OverflowError) as error:
                 raise UserError(
                     f"{environment} is damaged ({error}): remove it to go on with this machine's number of threads"
                 ) from None
@@ -208,7 +217,7 @@ class RunDir:
             else:
                 self._is_unwritten = False
         if state == "done":
-            (self.folder / "stop").unlink(missing_ok=True)
+            self._remove_request()
 
     def stop(self, why: str, step: int) -> None:
         """Record that the run stopped as it was asked to; the request is carried out."""
@@ -218,7 +227,7 @@ class RunDir:
         self._note(step)
         origin = self.last_good_checkpoint() or "the beginning"
         self.record("stopped", step, why, f"The same command goes on from {origin}.")
-        (self.folder / "stop").unlink(missing_ok=True)
+        self._remove_request()
 
     def refresh(self, step: int) -> None:
         """Show that the run is at work; nothing where it is not, or any more."""
@@ -283,7 +292,8 @@ class RunDir:
     def last_good_checkpoint(self) -> str | None:
         """The name that `checkpoints/latest.json` points at."""
         try:
-            return str(json.loads((self.folder / "checkpoints" / "latest.json").read_text())["name"])
+            name = json.loads((self.folder / "checkpoints" / "latest.json").read_text())["name"]
+            return name if CHECKPOINT.fullmatch(name) else None
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
@@ -307,7 +317,8 @@ class RunDir:
             reason,
             advice,
             can_retry,
-            self.last_good_checkpoint(),
+            # A start that fails while the checkpoints are out of sight does not say that there are none.
+            self.last_good_checkpoint() or (None if self._trains else self._last_good),
             self.hosts,
             self.world.size,
         )
@@ -319,6 +330,15 @@ class RunDir:
             with contextlib.suppress(OSError):
                 note_attempt(self.folder, line)
 
+    def _remove_request(self) -> None:
+        """The request to stop was carried out, or came too late; a folder of its name is none."""
+        stop = self.folder / "stop"
+        try:
+            if not stop.is_dir():
+                stop.unlink(missing_ok=True)
+        except OSError as error:  # somebody else's, in a folder in which each may remove their own files only
+            warn(f"{stop} cannot be removed ({error.strerror}): remove it, or the next start stops at once")
+
     def _remove(self) -> None:
         if self.is_writer and self._lock is not None:
             with contextlib.suppress(OSError):
@@ -329,6 +349,11 @@ class RunDir:
 
 def refuse_foreign(folder: Path) -> None:
     """Raises UserError where the folder is none, or holds something that is no run."""
+    if folder.is_symlink() and not folder.exists():
+        raise UserError(
+            f"run_dir {folder} is a link to {folder.readlink()}, which is not there: see that it is mounted, or choose another "
+            "folder"
+        )
     if folder.exists() and not folder.is_dir():
         raise UserError(f"run_dir {folder} is a file: choose another folder")
     if (folder / "config.yaml").exists() or not folder.is_dir():

@@ -25,6 +25,8 @@ from maskloom.early import STOP_SIGNALS, obeyed, put_back
 from maskloom.processes import end_with_parent
 
 LAUNCHERS_VARIABLES = ("RANK", "SLURM_STEP_ID", "OMPI_COMM_WORLD_RANK")
+MOST_TEXT = 2000
+"""Characters of a stop file that are read."""
 SECOND_INTERRUPT_S = 1.0
 """A SIGINT so soon after another is the same: Ctrl-C comes from the terminal, and once more from the launcher."""
 
@@ -95,8 +97,13 @@ class Requests:
 
 def read_stop_file(run: Path) -> str | None:
     """The text of `RUN/stop`, None where there is no such file."""
+    if not (run / "stop").is_file():  # opening a pipe would wait
+        return None
     try:
-        return (run / "stop").read_text(encoding="utf-8", errors="replace").strip() or "no text in it"
+        with (run / "stop").open(encoding="utf-8", errors="replace") as file:
+            return file.read(MOST_TEXT).strip() or "no text in it"
+    except PermissionError:  # made by somebody else, with a strict umask
+        return "its text cannot be read"
     except OSError:
         return None
 

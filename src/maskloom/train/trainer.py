@@ -75,7 +75,7 @@ class Trainer:
     def _begin_from(self, found: tuple[Path, checkpoint.State] | None) -> str:
         """Stand where the checkpoint was written, or at the beginning; returns where the weights are from, in words."""
         config, world = self.config, self.world
-        plan = self.plan = replace(self.plan, jumps=jumps(self.passed_over))
+        plan = self.plan = replace(self.plan, jumps=jumps(self.passed_over, self.plan.lanes, len(self.plan.corpora)))
         state: checkpoint.State | None = None
         if found:
             folder, state = found

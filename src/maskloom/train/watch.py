@@ -18,7 +18,6 @@ import contextlib
 import os
 import platform
 import socket
-import sys
 import threading
 import time
 import traceback
@@ -28,7 +27,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from maskloom.errors import UserError
-from maskloom.progress import complain
+from maskloom.progress import complain, flush
 from maskloom.status import EXIT_FAILED, EXIT_HUNG, EXIT_STOPPED, REFRESH_S
 from maskloom.train.heartbeats import BEAT_S, LOOK_S, Beat, Board, NoAnswer, Pulse, blame, whereabouts_of_main_thread
 from maskloom.train.rank_log import RankLog
@@ -319,8 +318,7 @@ class Watch:
         self._exit(code)
 
     def _exit(self, code: int) -> None:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        flush()
         os._exit(code)
 
 

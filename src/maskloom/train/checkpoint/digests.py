@@ -42,7 +42,7 @@ def read_manifest(folder: Path) -> dict[str, Digest]:
         manifest = json.loads((folder / MANIFEST).read_text())
         step = int(manifest["step"])
         files = {name: Digest(int(entry["bytes"]), str(entry["sha256"])) for name, entry in manifest["files"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise Damaged(f"its manifest cannot be read ({error!r})") from None
     if step != step_of(folder):
         raise Damaged(f"its manifest is that of step {step}")
@@ -50,6 +50,9 @@ def read_manifest(folder: Path) -> dict[str, Digest]:
         raise Damaged(f"its manifest does not list {DATA}")
     if strange := [name for name in files if Path(name).name != name]:
         raise Damaged(f"its manifest lists {strange[0]!r}, which is no file of it")
+    # DeepSpeed and `reshape` find files by patterns of names: what nobody verified would be loaded.
+    if unlisted := sorted({file.name for file in folder.glob("*.pt")} - files.keys()):
+        raise Damaged(f"it holds {unlisted[0]}, which its manifest does not list: who put that there?")
     return files
 
 

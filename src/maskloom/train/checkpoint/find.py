@@ -19,6 +19,7 @@ from maskloom.data.plan import DataPlan
 from maskloom.distributed import World, gather_objects
 from maskloom.errors import UserError
 from maskloom.progress import warn
+from maskloom.status import read_status
 from maskloom.train.checkpoint.digests import DATA, Damaged, Digest, damage, fault_of, read_manifest
 from maskloom.train.checkpoint.fit import check_fits, split_origin
 from maskloom.train.checkpoint.state import State, folder_of, parse_state, read_state, saved_folders, step_of
@@ -38,12 +39,15 @@ def find(run: Path, world: World) -> tuple[Path, State] | None:
     removed.
 
     Raises:
-        UserError: there are checkpoints, and every one is damaged.
+        UserError: there are checkpoints, and every one is damaged; or there were, and all are gone.
     """
 
     def tidied() -> list[str]:
         tidy(run)
-        return [folder.name for folder in saved_folders(run)]
+        names = [folder.name for folder in saved_folders(run)]
+        if not names:
+            refuse_lost(run)
+        return names
 
     folders = [run / "checkpoints" / name for name in _first_rank(tidied, world)]
     found, faults = _newest_whole(folders, world)
@@ -165,6 +169,20 @@ def tidy(run: Path) -> None:
                 shutil.rmtree(left, ignore_errors=True)
             else:
                 left.unlink(missing_ok=True)
+
+
+def refuse_lost(run: Path) -> None:
+    """For a run of which no checkpoint is to be seen. Raises UserError where it had one: what holds them is not mounted, most
+    likely, and a run that began anew would lose its steps, and write over its metrics."""
+    status = read_status(run)
+    if status is None or status.last_good_checkpoint is None:
+        return
+    if any(interval.after_step == 0 for interval in read_intervals(run)):
+        return  # it went back to the beginning, and was killed before it could say so
+    raise UserError(
+        f"{run / 'checkpoints'} holds no checkpoint, and status.json says that {status.last_good_checkpoint} was the last good "
+        "one: see that what holds them is mounted, or restore them; a run that is to begin anew gets another run_dir"
+    )
 
 
 def _put_aside(folder: Path) -> None:

@@ -14,6 +14,7 @@ from maskloom.data.plan import DataPlan
 from maskloom.errors import UserError
 from maskloom.train.checkpoint.state import State, fingerprint, saved_folders
 
+STEP = re.compile(r"[0-9]{1,16}")
 FORK_KEEPS = re.compile(
     r"model\.(?!init$|initializer_range$|hidden_dropout_prob$|attention_probs_dropout_prob$).*|optimizer\.name|data\.lanes"
 )
@@ -73,7 +74,7 @@ def _stored_fingerprint(run: Path) -> dict[str, Any]:
 def split_origin(origin: str) -> tuple[Path, int | None]:
     """`RUN@1000` -> (RUN, 1000); `RUN` -> (RUN, None): its newest checkpoint."""
     run, at, step = origin.rpartition("@")
-    return (Path(run), int(step)) if at and step.isdecimal() else (Path(origin), None)
+    return (Path(run), int(step)) if at and STEP.fullmatch(step) else (Path(origin), None)
 
 
 def begins_elsewhere(config: RunConfig) -> bool:

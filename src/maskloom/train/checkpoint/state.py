@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,9 @@ from maskloom.errors import UserError
 from maskloom.tokenizer import Tokenizer
 from maskloom.train.guard import GuardState
 from maskloom.train.passed_over import PassedOver
+
+NAME = re.compile(r"step-([0-9]{8}|[1-9][0-9]{8,15})")
+"""Of a checkpoint's folder, as `folder_of` makes it."""
 
 
 @dataclass(frozen=True)
@@ -70,12 +74,17 @@ def fingerprint(plan: DataPlan) -> dict[str, Any]:
 
 def parse_state(text: str, folder: Path) -> State:
     """The data state that `folder`'s data.json holds. Raises UserError where another version of maskloom wrote it."""
-    values = json.loads(text)
+    try:
+        values = json.loads(text)
+        if not isinstance(values, dict):
+            raise ValueError("it is no object")
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{folder / 'data.json'} is damaged ({error}): restore it, or remove {folder}") from None
     try:
         state = State(**values)
         state.guard_state(), state.intervals()
         return state
-    except (TypeError, KeyError, ValueError):
+    except (TypeError, LookupError, ValueError, OverflowError):
         raise UserError(
             f"{folder} was written by another version of maskloom ({', '.join(values)} in its data.json): go on with that "
             "version, or start a new run in another run_dir"
@@ -98,5 +107,7 @@ def step_of(folder: Path) -> int:
 
 
 def saved_folders(run: Path) -> list[Path]:
-    """The checkpoints of a run, the newest first."""
-    return sorted((run / "checkpoints").glob("step-*"), reverse=True)
+    """The checkpoints of a run, the newest first. Another name, such as that of a copy (`step-00001000.bak`), is none of them:
+    it is neither resumed from, nor counted, nor removed."""
+    found = [folder for folder in (run / "checkpoints").glob("step-*") if NAME.fullmatch(folder.name)]
+    return sorted(found, key=step_of, reverse=True)

@@ -7,6 +7,7 @@ import functools
 import io
 import pickle
 import re
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,9 @@ from maskloom.train.engine.reshape import (
     optimizer_files,
     optimizer_state,
 )
+
+UNREADABLE = (RuntimeError, EOFError, ValueError, LookupError, struct.error)
+"""What torch raises of a file of another format than its own, or one that was cut off."""
 
 
 @contextlib.contextmanager
@@ -51,7 +55,7 @@ def safe_loading() -> Iterator[None]:
             raise UserError(f"{file} holds what no checkpoint of maskloom does, and was not loaded: {what}") from None
         except torch.OutOfMemoryError:
             raise
-        except (RuntimeError, EOFError) as error:  # of another format than torch's, or cut off
+        except UNREADABLE as error:
             reason = str(error).strip().split("\n")[0] or type(error).__name__
             raise UserError(f"{file} cannot be read: {reason}") from None
 
