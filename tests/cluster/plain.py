@@ -11,6 +11,7 @@ import contextlib
 import json
 import math
 import os
+import re
 import resource
 import shutil
 import signal
@@ -160,8 +161,9 @@ def again(run: Plain, reached: int) -> str:
     if code is None:
         return "hangs"
     if code or not last:
-        words = [line for line in run.log.read_text(errors="replace").splitlines() if "Error" in line]
-        return f"ends with {code} ({words[-1].partition(': ')[2][:80] if words else 'no error'})"
+        words = re.findall(r"\[rank\d\]: (\w*Error.*)$", run.log.read_text(errors="replace"), re.MULTILINE)
+        own = [line for line in words if "gloo" not in line]  # not that of a rank whose peer is gone
+        return f"ends with {code} ({(own or words)[-1].split('/')[0][:80] if words else 'no error'})"
     first = last[-1]["first"]
     return f"from step {first} of {reached}" if first else "**from the beginning, without a word**"
 

@@ -43,6 +43,8 @@ def checkpoints(run: Path) -> list[str]:
 
 
 def forget_after(run: Path, step: int) -> None:
+    """As if it had been killed before it saved what is beyond `step`, and said so."""
+    (run / "status.json").unlink()
     for folder in (run / "checkpoints").glob("step-*"):
         if int(folder.name.split("-")[1]) > step:
             shutil.rmtree(folder)
@@ -213,6 +215,9 @@ def test_a_fork_goes_on_from_a_step_of_another_run(
     whole = losses(other)
     assert f"begun from {origin}/checkpoints/step-00000009" in run_ranks(config, 3)
     assert losses(other) == whole
+    idle = write_config({**settings, "run_dir": str(tmp_path / "idle"), "from": str(origin)}, "idle.yaml")
+    assert "there is nothing to do: it has all 9 steps" in run_ranks(idle, expect=1)
+    assert not (tmp_path / "idle").exists()
     assert checkpoints(origin) == before
 
 

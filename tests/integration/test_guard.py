@@ -272,6 +272,7 @@ def test_a_run_goes_back_and_on_behind_the_data_also_when_it_is_killed(
         shutil.copytree(whole, copy)
         for step in removed:
             shutil.rmtree(copy / f"checkpoints/step-000000{step}")
+        (copy / "status.json").unlink()  # it names a checkpoint
         train_in_ranks(
             [write_config({**going_back, "run_dir": str(copy), "engine": engines[0]})], size, log, patch=patch
         )

@@ -93,5 +93,10 @@ def test_a_stop_file_that_may_not_be_read_is_a_request_and_a_folder_is_none(
 ) -> None:
     (tmp_path / "stop").mkdir()
     assert read_stop_file(tmp_path) is None
+    (tmp_path / "stop").rmdir()
+    os.mkfifo(tmp_path / "stop")
+    assert read_stop_file(tmp_path) is None
+    (tmp_path / "stop").unlink()
+    (tmp_path / "stop").touch()
     monkeypatch.setattr(Path, "open", Mock(side_effect=PermissionError))  # root may read everything
     assert read_stop_file(tmp_path) == "its text cannot be read"

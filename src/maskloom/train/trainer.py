@@ -83,8 +83,13 @@ class Trainer:
                 model, origin = build_defined(folder.parents[1] / "model", config.model), f"begun from {folder}"
             else:
                 model, origin = build_defined(folder.parents[1] / "model"), f"resumed from {folder}"
-            if (state.world_size, state.zero_stage) != (world.size, config.engine.zero_stage):
+            same_spread = (state.zero_stage, state.world_size) == (config.engine.zero_stage, world.size)
+            if not same_spread:
                 origin += f", which {state.world_size} rank(s) wrote at ZeRO stage {state.zero_stage}"
+            if is_fork and state.step >= plan.total_steps:
+                raise UserError(
+                    f"from {folder} there is nothing to do: it has all {plan.total_steps:,} steps. Set more in phases"
+                )
             checkpoint.check_fits(state, plan, None if is_fork else str(config.engine.precision), folder)
             self.saver.last_good = None if is_fork else folder.name
         else:
@@ -93,7 +98,6 @@ class Trainer:
         self._check_positions(model.config.max_position_embeddings)
         self.engine: Any = build_engine(config, model, deepspeed_settings(config, plan, world))
         if state:
-            same_spread = (state.zero_stage, state.world_size) == (config.engine.zero_stage, world.size)
             load_engine(self.engine, folder, same_spread, state.precision == config.engine.precision)
         self.step = self.pulse.step = state.step if state else 0
         self.cursors = state.lane_cursors() if state else first_cursors(plan.lanes, len(plan.corpora))
