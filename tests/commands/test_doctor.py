@@ -23,14 +23,20 @@ Visit = Callable[..., tuple[int, list[str], list[str]]]
 
 @pytest.fixture
 def visit(capsys: pytest.CaptureFixture[str]) -> Visit:
-    """Run doctor; returns the exit code, and the lines that fail and that warn."""
+    """Run doctor; returns the exit code, and what fails and warns, each with the lines that belong to it in one."""
 
     def run(*arguments: object) -> tuple[int, list[str], list[str]]:
         capsys.readouterr()
         code = main(["doctor", *map(str, arguments)])
         lines = capsys.readouterr().out.splitlines()
         assert lines[-1].endswith("A run would fail" if code else "A run can start")
-        failures, warnings = ([line for line in lines if line.startswith(mark)] for mark in ("FAIL ", "warn "))
+        findings: list[str] = []
+        for line in lines:
+            if line.startswith(" "):
+                findings[-1] += f" {line.strip()}"
+            else:
+                findings.append(line)
+        failures, warnings = ([line for line in findings if line.startswith(mark)] for mark in ("FAIL ", "warn "))
         return code, failures, warnings
 
     return run

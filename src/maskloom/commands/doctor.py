@@ -26,7 +26,8 @@ from maskloom.launch.ssh import Ssh
 
 MARKS = {"ok": "ok", "warn": "warn", "fail": "FAIL"}
 MOST_NAMES = 4
-WIDTH = 100
+WRAPPER = textwrap.TextWrapper(100, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+"""Paths stay whole, to be copied."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -70,7 +71,7 @@ def table(findings: Sequence[Finding]) -> str:
     lines = []
     for row, found in zip(rows, findings, strict=True):
         text = [*found.value.splitlines(), *([f"-> {found.remedy}"] if found.remedy else [])]
-        parts = [part for line in text for part in textwrap.wrap(line, WIDTH, subsequent_indent="  ")] or [""]
+        parts = [part for line in text for part in WRAPPER.wrap(line)] or [""]
         head = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
         lines += [f"{head}  {parts[0]}".rstrip(), *(f"{indent}{part}" for part in parts[1:])]
     return "\n".join(lines)
