@@ -248,6 +248,7 @@ def damage_largest(folder: Path, how: str) -> None:
 
 
 def slow_down(pid: int) -> subprocess.Popen[bytes]:
-    """Have a process stand still for four fifths of its time, as long as it lives: often enough to meet every step."""
-    stutter = f"while kill -STOP {pid}; do sleep 0.08; kill -CONT {pid} || exit; sleep 0.02; done"
+    """Have a process stand still for most of its time, as long as it lives. It runs for less than a step's computation at a time,
+    which begins with the time to run: what it waited for came meanwhile."""
+    stutter = f"while kill -STOP {pid}; do sleep 0.05; kill -CONT {pid} || exit; sleep 0.005; done"
     return subprocess.Popen(["sh", "-c", stutter], stderr=subprocess.DEVNULL)
