@@ -26,21 +26,12 @@ from maskloom.data.plan import DataPlan, open_corpora
 from maskloom.data.stream import skip_steps
 from maskloom.tokenizer import load_tokenizer
 from maskloom.train.checkpoint import read_state, saved_at
+from tests.cluster.spoiled import InfiniteGradient
 
 from .conftest import final_weights, lines, losses, train_in_ranks
 
 LANE = 4  # of six: the second of two ranks reads it
 Spoils = dict[LaneCursors, str]
-
-
-class InfiniteGradient(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, output: torch.Tensor) -> torch.Tensor:
-        return output.clone()
-
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
-        return gradient * torch.inf
 
 
 SPOILED: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {

@@ -182,6 +182,7 @@ def test_a_killed_launcher_leaves_no_rank(run_config: dict, write_config: Callab
     launcher = supervised(write_config(run_config))
     wait_for_step(run_config["run_dir"], 1, launcher)
     pids = ranks_of(launcher)
+    assert len(pids) == 2
     launcher.kill()
     launcher.communicate(timeout=240)  # until the last rank has closed its output
     wait_until(lambda: not any(map(lives, pids)), "the ranks to end")

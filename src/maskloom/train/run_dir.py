@@ -125,7 +125,7 @@ class RunDir:
             self.step = before.step if before else 0
             if before and before.state == "done" and (self.folder / "stop").is_file():
                 say(f"removed {self.folder / 'stop'}: it was made when the run was done, and asked nobody")
-                (self.folder / "stop").unlink()
+                self._remove_request()
             self._last_good = before.last_good_checkpoint if before else None
             for left in self.folder.glob(f"{FAILED}*"):
                 left.unlink()
