@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import random
+import re
 import resource
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from tokenizers.implementations.bert_wordpiece import BertWordPieceTokenizer
 
 from maskloom.data.index import Index, load_index
 from maskloom.data.writing.shards import Options, write_shards
-from maskloom.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+from maskloom.tokenizer import SPECIAL_TOKENS, Tokenizer, load_tokenizer
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 torch.set_num_threads(1)  # tiny matrices: more threads only wait for each other
@@ -54,6 +58,22 @@ def sentences(rng: random.Random, words: int) -> str:
     return f"document {rng.randrange(10**9)} {text}"
 
 
+def same_tokenizer(documents: list[str], vocab_size: int) -> Tokenizer:
+    """A tokenizer that is the same in every process, as a trained one is not: every character, and the most frequent of the
+    words and of the pieces of two or three characters within them."""
+    counts = Counter(re.findall(r"\w+|[^\w\s]", " ".join(documents).lower()))
+    pieces: Counter[str] = Counter()
+    for word, count in counts.items():
+        pieces[word] += count
+        for start, size in itertools.product(range(1, len(word)), (2, 3)):
+            pieces["##" + word[start : start + size]] += count
+    characters = sorted(set("".join(counts)))
+    tokens = [*SPECIAL_TOKENS, *characters, *("##" + character for character in characters)]
+    tokens += sorted(pieces.keys() - set(tokens), key=lambda piece: (-pieces[piece], piece))
+    vocabulary = {token: number for number, token in enumerate(tokens[:vocab_size])}
+    return Tokenizer(BertWordPieceTokenizer(vocabulary).to_str(), "the tests' tokenizer")
+
+
 @pytest.fixture(scope="session")
 def documents() -> list[str]:
     """400 different documents, from a few words to a few hundred."""
@@ -80,7 +100,7 @@ def index(corpus_dir: Path) -> Index:
 @pytest.fixture(scope="session")
 def tokenizer_dir(documents: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tokenizer")
-    train_tokenizer(documents, 400).save(folder / "tokenizer.json")
+    same_tokenizer(documents, 400).save(folder / "tokenizer.json")
     return folder
 
 

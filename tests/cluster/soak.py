@@ -396,7 +396,7 @@ def main() -> int:
     parser.add_argument("--kinds", help="names of kinds, separated by commas (default: all)")
     parser.add_argument("--write", type=Path, help="page to write; its figures go beside it as JSON")
     options = parser.parse_args()
-    from tests.conftest import sentences, train_tokenizer, write_shards
+    from tests.conftest import same_tokenizer, sentences, write_shards
 
     folder = options.folder or Path(tempfile.mkdtemp(prefix="soak-"))
     shutil.rmtree(folder, ignore_errors=True)
@@ -406,7 +406,7 @@ def main() -> int:
     (folder / "text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
     write_shards([str(folder / "text.jsonl")], folder / "shards", Options(block_bytes=8 * 1024, shard_bytes=100 * 1024))
     (folder / "tokenizer").mkdir()
-    train_tokenizer(documents, 400).save(folder / "tokenizer" / "tokenizer.json")
+    same_tokenizer(documents, 400).save(folder / "tokenizer" / "tokenizer.json")
     steps = STEPS_A_FAULT * options.faults
     tree = tiny(folder / "run", folder / "shards", folder / "tokenizer", steps)
     began_s = time.monotonic()
