@@ -91,3 +91,25 @@ def test_who_leads_the_run_hears_it_and_afterwards_it_changes_nothing(leader: st
     program = LED.format(leader=leader, heard=heard)
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (EXIT_DONE, "SIGTERM\n", "")
+
+
+LEAVES = """
+import multiprocessing, os, signal, sys
+if sys.argv[1:] == ["quiet"]:
+    from maskloom.early import begin
+    begin()
+kept = multiprocessing.get_context("spawn").Lock()
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("how", ["quiet", "loud"])
+def test_what_a_killed_process_leaves_is_taken_away_without_a_word(how: str) -> None:
+    """Python's keeper of semaphores outlives the process, and its messages go where those of the process went."""
+    environment = {**os.environ, "PYTHONPATH": str(SRC)}
+    environment.pop("PYTHONWARNINGS", None)
+    done = subprocess.run(
+        [sys.executable, "-c", LEAVES, how], env=environment, stderr=subprocess.PIPE, text=True, check=False, timeout=60
+    )
+    assert done.returncode == -signal.SIGKILL
+    assert ("leaked" in done.stderr) == (how == "loud"), done.stderr

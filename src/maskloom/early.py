@@ -27,6 +27,10 @@ def begin() -> None:
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     # That a rank was lost is said once, by us; torch warns of it with stacks of C++. Its errors are still seen.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    # Python's keeper of semaphores takes away what a killed process leaves, and warns of it as a leak: nobody's concern.
+    chosen = os.environ.get("PYTHONWARNINGS", "")
+    if "resource_tracker" not in chosen:
+        os.environ["PYTHONWARNINGS"] = ",".join(filter(None, (chosen, "ignore:resource_tracker:UserWarning")))
 
 
 def obeyed() -> list[signal.Signals]:

@@ -20,6 +20,8 @@ from .cluster import HEAD, Cluster, ClusterError, Process
 
 PATIENCE_S = 240.0
 """For anything that must happen: this machine may be busy."""
+ASK_EVERY_S = 0.5
+"""How often Slurm is asked: each question is a process or two."""
 MODULE = "maskloom.train"
 SPOILED = "tests.cluster.spoiled"
 LAUNCHERS = Path(__file__).parents[2] / "launcher"
@@ -173,7 +175,14 @@ class Run:
 
     # Waiting
 
-    def until(self, what: str, is_so: Callable[[], Any], timeout_s: float = PATIENCE_S, may_end: bool = False) -> None:
+    def until(
+        self,
+        what: str,
+        is_so: Callable[[], Any],
+        timeout_s: float = PATIENCE_S,
+        may_end: bool = False,
+        every_s: float = 0.05,
+    ) -> None:
         """Wait for something; fails where the launcher ends before, unless it may."""
         deadline_s = time.monotonic() + timeout_s
         while not is_so():
@@ -182,7 +191,7 @@ class Run:
                 raise ClusterError(f"ended with {ended} before {what}:\n{self.output()}")
             if time.monotonic() > deadline_s:
                 raise ClusterError(f"not within {timeout_s:.0f} s: {what}\n{self.output()}\n{self.who()}")
-            time.sleep(0.05)
+            time.sleep(every_s)
 
     def until_step(self, step: int) -> None:
         self.until(f"step {step}", lambda: self.step() >= step)
@@ -227,7 +236,7 @@ class Job(Run):
 
     def end(self, timeout_s: float = PATIENCE_S) -> int:
         """Wait until Slurm has done with the job; the exit code of its script."""
-        self.until("the job has ended", self.is_over, timeout_s)
+        self.until("the job has ended", self.is_over, timeout_s, every_s=ASK_EVERY_S)
         return int(self.facts()["ExitCode"].split(":")[0])
 
     def scancel(self, *options: str) -> None:

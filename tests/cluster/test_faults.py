@@ -7,6 +7,7 @@ find, but for the times and the lost steps.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import resource
@@ -29,6 +30,7 @@ from tests.integration.conftest import train_in_ranks
 from .cluster import HEAD, Cluster
 from .plain import FACTS
 from .runs import (
+    ASK_EVERY_S,
     PATIENCE_S,
     Command,
     Job,
@@ -142,8 +144,9 @@ def lose_node(scene: Scene) -> None:
 def lose_node_for_a_while(scene: Scene) -> None:
     """Until Slurm has given the node up, and put the job into the queue."""
     scene.cluster.link("node2", False)
-    scene.run.until("Slurm has given node2 up", lambda: scene.cluster.node_state("node2").startswith("down"))
-    scene.run.until("the first attempt has ended", lambda: scene.job.facts()["JobState"] != "RUNNING")
+    until = functools.partial(scene.run.until, every_s=ASK_EVERY_S)
+    until("Slurm has given node2 up", lambda: scene.cluster.node_state("node2").startswith("down"))
+    until("the first attempt has ended", lambda: scene.job.facts()["JobState"] != "RUNNING")
     scene.cluster.link("node2", True)
 
 
@@ -574,7 +577,7 @@ def is_noticed(case: Case, run: Run, length: int) -> bool:
     """Whether status.json or the output says that something happened, or no rank is left to say so."""
     if case.survived and case.says and case.says in run.said_since(length):
         return True
-    return run.status()["state"] != "running" or (run.is_over() and not run.rank(0) and not run.rank(1))
+    return run.status()["state"] != "running" or not (run.rank(0) or run.rank(1) or not run.is_over())
 
 
 def check_end(case: Case, found: Found, run: Run) -> None:

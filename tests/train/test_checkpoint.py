@@ -425,13 +425,24 @@ class TestSaver:
                 saver.finish()
         assert saver.last_good == "step-00000036"
 
-    def test_the_last_one_has_to_succeed(self, saver: Saver, plan: DataPlan, monkeypatch: pytest.MonkeyPatch) -> None:
+    @pytest.mark.parametrize(
+        ("error", "remedy"),
+        [
+            ((28, "No space left on device"), "Free space on the file system of"),
+            ((13, "Permission denied"), "and all in it can be written"),
+            ((30, "Read-only file system"), "and all in it can be written"),
+        ],
+    )
+    def test_the_last_one_has_to_succeed(
+        self, error: tuple[int, str], remedy: str, saver: Saver, plan: DataPlan, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         def fails(*arguments: Any) -> None:
-            raise OSError(28, "No space left on device", "optim_states.pt")
+            raise OSError(*error, "optim_states.pt")
 
         monkeypatch.setattr(saving, "write_parts", fails)
         saver.start(None, self.state(plan, 4))
-        with pytest.raises(SaveFailed, match=r"the last checkpoint could not be written: rank 0: .*optim_states\.pt"):
+        expected = rf"the last checkpoint could not be written: rank 0: .*optim_states\.pt.*{remedy}"
+        with pytest.raises(SaveFailed, match=expected):
             saver.finish(must_succeed=True)
 
     @pytest.mark.parametrize("at", ["write_parts", "publish"])

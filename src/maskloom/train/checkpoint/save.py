@@ -183,9 +183,12 @@ class Saver:
 
     def _advice(self) -> str:
         kept = f"the last good one is {self.last_good}" if self.last_good else "it has no checkpoint yet"
-        return (
-            f"{kept[0].upper()}{kept[1:]}. Free space on the file system of {self.run}, or lower checkpoint.keep_last"
-        )
+        # Not by the error's number: what torch makes of a full disk has none.
+        if any(words in self.failures[-1] for words in ("Permission denied", "Read-only file system")):
+            remedy = f"See to it that {self.run} and all in it can be written"
+        else:
+            remedy = f"Free space on the file system of {self.run}, or lower checkpoint.keep_last"
+        return f"{kept[0].upper()}{kept[1:]}. {remedy}"
 
     def _partial(self, state: State) -> Path:
         folder = folder_of(self.run, state.step)
