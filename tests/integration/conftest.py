@@ -7,7 +7,10 @@ import multiprocessing
 import os
 import socket
 from collections.abc import Callable, Sequence
+from multiprocessing import forkserver
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,8 +18,13 @@ import torch
 from maskloom.train.checkpoint import saved_at
 from maskloom.train.engine.files import full_precision_weights
 
-PRELOADED = ["maskloom.train.loop", "torch.utils.tensorboard", "deepspeed.runtime.zero.muon.muon_optimizer"]
-"""The last one brings torch's inductor along, whatever the optimizer: most of what a start would cost."""
+PRELOADED = [
+    "maskloom.train.loop",
+    "torch.utils.tensorboard",
+    "deepspeed.runtime.zero.muon.muon_optimizer",  # torch's inductor comes with it, whatever the optimizer
+    __name__,
+]
+_server: list[int] = []  # the process that ranks fork from
 
 LAUNCHER_VARIABLES = (
     "RANK",
@@ -80,6 +88,21 @@ def _rank(
     os._exit(next((code for code in codes if code), 0))
 
 
+def forked_ranks() -> ForkServerContext:
+    """A context whose processes fork from a server that has imported everything already: what costs ten seconds otherwise.
+
+    One that runs for something else, such as the readers of a corpus, has not, and ends first.
+    """
+    context = multiprocessing.get_context("forkserver")
+    server: Any = forkserver._forkserver  # type: ignore[attr-defined]
+    if _server != [server._forkserver_pid]:
+        server._stop()
+        context.set_forkserver_preload(PRELOADED)
+        forkserver.ensure_running()
+        _server[:] = [server._forkserver_pid]
+    return context
+
+
 def start_ranks(
     configs: Sequence[Path],
     size: int,
@@ -90,11 +113,9 @@ def start_ranks(
 ) -> list[multiprocessing.process.BaseProcess]:
     """Start `size` processes, each of which trains configuration files one after the other.
 
-    They fork from a server that has imported everything already: what costs ten seconds otherwise. `patch` is called in each
-    before it begins.
+    `patch` is called in each before it begins.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
+    context = forked_ranks()
     port, names = free_port(), [str(config) for config in configs]
     ranks = [
         context.Process(target=_rank, args=(names, rank, size, port, str(log), fake_fp16, compiles, patch))

@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-import multiprocessing
 import os
 import shutil
 import signal
@@ -27,17 +26,15 @@ from maskloom.train.metrics import read_metrics
 from maskloom.train.stopping import Requests
 from maskloom.train.trainer import Trainer
 
-from .conftest import LAUNCHER_VARIABLES, environment, final_weights, free_port, losses
+from .conftest import LAUNCHER_VARIABLES, environment, final_weights, forked_ranks, free_port, losses
 
 PATIENCE_S = 240
 STEPS = 60
 SETTINGS = [f"phases.0.steps={STEPS}", "checkpoint.every_steps=20", "phases.0.micro_batch_rows=1"]
 FOR_EVER = ["phases.0.steps=100000", "logging.every_steps=5"]
-FORKED = multiprocessing.get_context("forkserver")
 
 
 def _rank(arguments: list[str], variables: dict[str, str], output: str, first: Callable[[], None] | None) -> None:
-    """A rank, forked from a server that has imported everything already: what costs ten seconds otherwise."""
     handle = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(handle, 1)
     os.dup2(handle, 2)
@@ -56,13 +53,13 @@ class Job:
 
     def __init__(self, config: Path, size: int, *settings: str, first: dict[int, Callable[[], None]]) -> None:
         """`first` is what a rank calls before it begins."""
-        FORKED.set_forkserver_preload(["maskloom.train.loop", "torch.utils.tensorboard"])
+        context = forked_ranks()
         self.run = config.parent / "run"
         arguments = [str(config), *SETTINGS, *settings]
         port = free_port()
         self.outputs = [config.parent / f"output-{port}-{rank}" for rank in range(size)]
         self.ranks = [
-            FORKED.Process(target=_rank, args=(arguments, variables(rank, size, port), str(output), first.get(rank)))
+            context.Process(target=_rank, args=(arguments, variables(rank, size, port), str(output), first.get(rank)))
             for rank, output in enumerate(self.outputs)
         ]
         for rank in self.ranks:

@@ -9,11 +9,13 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from maskloom.train import heartbeats
 from maskloom.train.heartbeats import Beat, Board, NoAnswer, Pulse, blame, whereabouts_of_main_thread
+from tests.waiting import wait_until
 
 BEAT = Beat(0, "a", 10, 5, step=12, section="compute", ticks=40, quiet_s=61.0, place="", waits=True)
 
@@ -116,6 +118,10 @@ def test_what_is_no_beat_is_none(store: tuple[subprocess.Popen[str], int]) -> No
         assert board.beats(1) == [None]
 
 
+def stands_still(task: Path) -> bool:
+    return (task / "stat").read_text().rpartition(")")[2].split()[0] == "T"
+
+
 def test_a_store_that_does_not_answer_holds_nobody_up(
     store: tuple[subprocess.Popen[str], int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -124,6 +130,8 @@ def test_a_store_that_does_not_answer_holds_nobody_up(
     board.put(BEAT)
     monkeypatch.setattr(heartbeats, "ANSWER_S", 0.5)
     os.kill(keeper.pid, signal.SIGSTOP)
+    tasks = Path(f"/proc/{keeper.pid}/task")  # each of its threads stops when it runs next
+    wait_until(lambda: all(stands_still(task) for task in tasks.iterdir()), "the store stands still")
     for _ in range(2):
         with pytest.raises(NoAnswer, match=r"no answer in 0\.5 s"):
             board.is_alarmed()
