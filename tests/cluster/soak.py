@@ -219,7 +219,7 @@ KINDS: dict[str, tuple[Strike, int, str]] = {
     "SIGUSR2 to a rank": (ask_rank(signal.SIGUSR2), 2, "as Slurm's --signal=USR2@180 sends it"),
     "SIGTERM to all ranks": (ask_all, 2, "as scancel sends it"),
     "stop file": (ask_by_file, 1, "RUN/stop"),
-    "rank hung": (stop_rank, 2, "SIGSTOP to one rank, timeouts.train_s = 4"),
+    "rank hung": (stop_rank, 2, "SIGSTOP to one rank; timeouts.train_s = 4, and amid a save start_s = 60"),
     "disk full": (disk_full, 2, "RLIMIT_FSIZE of one rank falls to a few kB; after 12 steps it is killed"),
     "newest checkpoint truncated": (damage("truncated"), 1, "one of its files, anywhere"),
     "newest checkpoint with a flipped bit": (damage("flipped"), 2, "in one of its files, anywhere"),
