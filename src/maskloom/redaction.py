@@ -34,7 +34,8 @@ def shown(url: str) -> str:
 
 def redacted(text: str, environment: Mapping[str, str] = os.environ) -> str:
     """A text without the secrets that can be known: those in its URLs, and values of the environment."""
-    for name, value in environment.items():
+    for name in list(environment):
+        value = environment.get(name, "")  # another thread may have removed it meanwhile
         if len(value) >= SHORTEST_SECRET and value in text and is_secret_name(name):
             text = text.replace(value, HIDDEN)
     return URL.sub(lambda match: shown(match[0]), text)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +17,7 @@ from maskloom.config_file import parse_config
 from maskloom.distributed import World
 from maskloom.errors import PassingFault, UserError
 from maskloom.model.bert import build_model
-from maskloom.status import EXIT_FAILED, read_status
+from maskloom.status import EXIT_FAILED, EXIT_STOPPED, read_status
 from maskloom.tokenizer import Tokenizer
 from maskloom.train.run_dir import RunDir
 from maskloom.train.watch import GROUPS_MORE_S, Watch, is_a_peers
@@ -63,6 +65,25 @@ def test_a_signal_is_heard_while_the_main_thread_does_something_else(watch: Watc
             break
         threading.Event().wait(0.1)
     assert watch.requests.reason == "SIGUSR2"
+
+
+SPEECHLESS = """
+import signal, threading
+from maskloom.train import watch
+
+def complain(line):
+    raise RuntimeError("nothing can be said")
+
+watch.complain = complain
+with watch.Watch():
+    signal.raise_signal(signal.SIGTERM)
+    threading.Event().wait(60)
+"""
+
+
+def test_a_stop_before_the_start_ends_the_rank_whatever_goes_wrong_on_the_way() -> None:
+    done = subprocess.run([sys.executable, "-c", SPEECHLESS], stdin=subprocess.DEVNULL, check=False, timeout=120)
+    assert done.returncode == EXIT_STOPPED
 
 
 @pytest.mark.parametrize(

@@ -309,13 +309,15 @@ class Watch:
                 left = self.board.left()
 
     def _end_at_once(self, code: int, why: str) -> None:
-        complain(f"maskloom: {self.me()}: {why}")
-        if self.run is not None:
-            if code == EXIT_STOPPED:
-                self.run.close()
-            else:
-                self.run.fail(f"{self.me()}: {why}", "", True)
-        self._exit(code)
+        try:
+            complain(f"maskloom: {self.me()}: {why}")
+            if self.run is not None:
+                if code == EXIT_STOPPED:
+                    self.run.close()
+                else:
+                    self.run.fail(f"{self.me()}: {why}", "", True)
+        finally:  # whatever could not be said or noted
+            self._exit(code)
 
     def _exit(self, code: int) -> None:
         flush()
