@@ -37,7 +37,9 @@ def start_distributed(world: World, timeout_s: float = 1800.0) -> Traffic:
     """
     warnings.filterwarnings("ignore", "`torch.distributed.* is deprecated|.*_tensor. is deprecated", FutureWarning)
     world.export()
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # No operator for its communication, which it would build for minutes. Looking into the table that it makes itself compiles
+    # programs to find out what is there, with this process' stderr led to nowhere meanwhile: what we say then would be lost.
+    deepspeed.ops.__compatible_ops__ = {}
     with meeting(world, timeout_s), meeting_place(world):
         deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False, timeout=timedelta(seconds=timeout_s))
     if get_accelerator().device_name() != "cpu":
