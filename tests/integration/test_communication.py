@@ -168,10 +168,9 @@ def test_every_choice_learns_what_one_big_batch_learns(case: Case, trained: Path
     assert [line["step"] for line in run] == [1, 2, 3]
     exact = case.precision == "fp32" and case.wire_bytes == 4
     for one, other in zip(reference, run, strict=True):
-        # Rounding of sums; or of numbers of 8 bits (bf16, 11 in fp16): twice on the way to a norm, less in the mean loss of 55
-        # tokens.
+        # Rounding of sums; or of numbers of 8 bits (bf16, 11 in fp16): in a norm once, in the mean loss of 55 tokens less.
         assert other["loss"] == pytest.approx(one["loss"], **({"abs": 2e-6} if exact else {"rel": 2**-11}))
-        assert other["grad_norm"] == pytest.approx(one["grad_norm"], rel=2e-6 if exact else 2**-7)
+        assert other["grad_norm"] == pytest.approx(one["grad_norm"], rel=2e-6 if exact else 2**-8)
         # FLOPs of a step: the same rows, wherever they are computed.
         assert flops(other, RANKS) == pytest.approx(flops(one, 1), rel=1e-9)
         assert other["mfu"] == pytest.approx(other["tflops_per_s"], rel=1e-9), "of a peak of 1 TFLOP/s"

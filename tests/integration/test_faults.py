@@ -259,6 +259,18 @@ def sleep() -> None:
     time.sleep(PATIENCE_S)
 
 
+def forbid_probes() -> None:
+    import deepspeed.ops
+
+    deepspeed.ops._probe_compatible_ops = lambda: os._exit(99)
+
+
+def test_a_start_probes_no_operators(start: Callable[..., Job]) -> None:
+    """DeepSpeed's probe compiles programs, and has stderr lead to nowhere meanwhile."""
+    job = start(2, "phases.0.steps=2", first=dict.fromkeys((0, 1), forbid_probes))
+    assert job.codes() == [EXIT_DONE, EXIT_DONE], job.text()
+
+
 def test_a_stop_during_the_start_leaves_nothing(start: Callable[..., Job], run_config: dict) -> None:
     job = start(2, first={1: sleep})
     wait_until(Path(run_config["run_dir"]).exists, job)  # rank 0 waits for the other one
