@@ -267,7 +267,7 @@ def forbid_probes() -> None:
 
 def test_a_start_probes_no_operators(start: Callable[..., Job]) -> None:
     """DeepSpeed's probe compiles programs, and has stderr lead to nowhere meanwhile."""
-    job = start(2, "phases.0.steps=2", first=dict.fromkeys((0, 1), forbid_probes))
+    job = start(2, "phases.0.steps=3", first=dict.fromkeys((0, 1), forbid_probes))
     assert job.codes() == [EXIT_DONE, EXIT_DONE], job.text()
 
 
