@@ -24,7 +24,7 @@ from maskloom.train.checkpoint.state import identity
 from maskloom.train.engine.building import start_distributed
 from maskloom.train.engine.configuration import device_of, resolve_precision
 from maskloom.train.metrics import Metrics
-from maskloom.train.run_dir import RunDir, reconcile
+from maskloom.train.run_dir import RunDir, check_model, reconcile
 from maskloom.train.trainer import Trainer, deepspeed_settings
 from maskloom.train.watch import Watch
 
@@ -154,6 +154,7 @@ def prepare(config: RunConfig, world: World) -> tuple[RunConfig, DataPlan]:
     """
     tokenizer, corpora = load_tokenizer(config.tokenizer), open_corpora(config.data)
     config = reconcile(config, identity(corpora, tokenizer))
+    check_model(config, tokenizer)
     plan = DataPlan.of(config, corpora, tokenizer)
     plan.check_world(world)
     if config.evaluation.every_steps and world.is_first:

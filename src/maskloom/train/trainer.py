@@ -95,7 +95,6 @@ class Trainer:
         else:
             self.saver.last_good = None
             model, origin = build_model(config.model, plan.tokenizer, config.seed)
-        self._check_positions(model.config.max_position_embeddings)
         self.engine: Any = build_engine(config, model, deepspeed_settings(config, plan, world))
         if state:
             load_engine(self.engine, folder, same_spread, state.precision == config.engine.precision)
@@ -306,11 +305,6 @@ class Trainer:
 
     def _seed_dropout(self, step: int, micro_batch: int) -> None:
         torch.manual_seed(make_key(self.config.seed, "dropout", step, micro_batch, self.world.rank) >> 1)
-
-    def _check_positions(self, most: int) -> None:
-        longest = max([phase.seq_len for phase in self.config.phases] + [self.config.evaluation_seq_len])
-        if longest > most:
-            raise UserError(f"a sequence length of {longest} is more than the model's {most} positions: lower seq_len")
 
     def _announce(self, origin: str) -> None:
         engine = self.config.engine
