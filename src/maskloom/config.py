@@ -356,7 +356,8 @@ class Logging(Section):
     every_steps: PositiveInt = 10
     """Steps between lines in metrics.jsonl, TensorBoard and the terminal."""
     peak_tflops: PositiveFloat | None = None
-    """TFLOP/s of a rank's device that `mfu` is a share of. Left out: its data sheet's, or measured at the start."""
+    """TFLOP/s of a rank's device that `mfu` is a share of. Left out: a GPU's data sheet's, or measured at the start; of a CPU
+    there is no `mfu` then."""
 
 
 class Engine(Section):
