@@ -82,6 +82,8 @@ FOREIGN = re.compile(
     r"|encoder_ln_mode|feed_forward_type"
 )
 """Keys of other architectures that keep BERT's weight names: BERT with them is another function."""
+SHORT = reprlib.Repr()
+SHORT.maxstring = SHORT.maxother = 100
 KEPT = (*SIZES, *RANGES, "hidden_act", "tie_word_embeddings")
 
 
@@ -195,4 +197,4 @@ def _known_keys() -> dict[str, Any]:
 
 def shown(value: Any) -> str:
     """A value from a file, short and without control characters."""
-    return "NaN" if isinstance(value, float) and math.isnan(value) else reprlib.repr(value)
+    return "NaN" if isinstance(value, float) and math.isnan(value) else SHORT.repr(value)

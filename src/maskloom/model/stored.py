@@ -11,7 +11,7 @@ import json
 import pickle
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -202,9 +202,9 @@ def _pair(module: str, shape: tuple[int, ...]) -> Iterator[tuple[str, tuple[int,
     yield f"{module}.bias", shape[:1]
 
 
-def summary(keys: Iterable[Any]) -> str:
+def summary(keys: Iterable[str]) -> str:
     """Weight names, shortened to the modules they belong to: `cls.seq_relationship.*`."""
-    modules = sorted({".".join(str(key).split(".")[:2]) + ".*" if "." in str(key) else str(key) for key in keys})
+    modules = sorted({".".join(key.split(".")[:-1][:2]) + ".*" if "." in key else key for key in keys})
     listed = ", ".join(key if key.isprintable() else repr(key) for key in modules[:MOST_NAMED])
     return f"{listed} and {len(modules) - MOST_NAMED} more" if len(modules) > MOST_NAMED else listed
 
