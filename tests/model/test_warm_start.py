@@ -461,6 +461,7 @@ class TestWrongKinds:
     def test_paths_that_are_no_folder(self, folder: Path, tokenizer: Tokenizer) -> None:
         assert "it is a file. Name the folder" in refusal(folder / "model.safetensors", tokenizer)
         assert "there is no such folder" in refusal(folder / "nowhere", tokenizer)
+        assert "there is no such folder" in refusal(folder / ("x" * 5000), tokenizer)
 
     def test_positions_too_few(self, folder: Path, tokenizer: Tokenizer) -> None:
         said = refusal(folder, tokenizer, **{"phases.0.seq_len": 64, "phases.1.seq_len": 65, "evaluation.seq_len": 128})

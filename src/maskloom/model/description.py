@@ -95,6 +95,8 @@ def read_description(folder: Path, name: str) -> BertConfig:
     """
     path = folder / "config.json"
     try:
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            raise UserError(f"{name} cannot be loaded: {path} is not a file")
         if path.stat().st_size > MOST_BYTES:
             raise UserError(f"{name}: config.json has {path.stat().st_size:,} bytes, which is no model's")
         data = path.read_bytes()

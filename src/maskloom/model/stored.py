@@ -8,6 +8,7 @@ A safetensors file begins with its table; of pickles torch reads the table alone
 from __future__ import annotations
 
 import json
+import os
 import pickle
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -112,7 +113,7 @@ def _shards(index: Path, name: str) -> list[Path]:
     except (ValueError, RecursionError, TypeError, KeyError, AttributeError, OSError) as error:
         raise UserError(f"{name} cannot be loaded: {index.name} is damaged: {shown(str(error))}") from None
     paths = [index.parent / file for file in files]
-    if absent := [path.name for path in paths if not path.is_file()]:
+    if absent := [path.name for path in paths if not os.path.isfile(path)]:  # noqa: PTH113 - pathlib raises for long names
         raise UserError(
             f"{name} cannot be loaded: {len(absent)} of {len(paths)} files that {index.name} lists are missing, such as "
             f"{shown(absent[0])}: fetch them too"

@@ -8,6 +8,7 @@ under BERT's names, and given to Hugging Face's `from_pretrained`, which initial
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -67,10 +68,13 @@ def open_checkpoint(source: str, name: str) -> Checkpoint:
         UserError: it is no BERT model, or another function than our forward's; it is damaged, or not all there.
     """
     folder = _folder_of(source, name)
-    if not (folder / "config.json").is_file():
-        raise UserError(f"{name} cannot be loaded: it has no config.json; {why_no_weights(folder)}")
-    config = read_description(folder, name)
-    return match_weights(config, stored_weights(folder, name), folder, name)
+    try:
+        if not (folder / "config.json").is_file():
+            raise UserError(f"{name} cannot be loaded: it has no config.json; {why_no_weights(folder)}")
+        config = read_description(folder, name)
+        return match_weights(config, stored_weights(folder, name), folder, name)
+    except OSError as error:
+        raise UserError(f"{name} cannot be loaded: {error}") from None
 
 
 def match_weights(config: BertConfig, stored: dict[str, Stored], folder: Path, name: str) -> Checkpoint:
@@ -222,9 +226,9 @@ def warm_start(
 def _folder_of(source: str, name: str) -> Path:
     """The folder of a checkpoint, fetched first if it is named as on the Hub."""
     path = Path(source)
-    if path.is_dir():
+    if os.path.isdir(source):  # noqa: PTH112 - pathlib raises for what can be no name
         return path
-    if path.exists():
+    if os.path.exists(source):  # noqa: PTH110
         raise UserError(f"{name} cannot be loaded: it is a file. Name the folder that holds it and its config.json")
     if path.is_absolute() or source.count("/") > 1 or source.startswith("."):
         raise UserError(f"{name} cannot be loaded: there is no such folder")
