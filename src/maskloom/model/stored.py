@@ -54,7 +54,7 @@ def stored_weights(folder: Path, name: str) -> dict[str, Stored]:
     for path in weight_files(folder, name):
         for weight in _table(path, name):
             if other := found.get(weight.name):
-                raise UserError(f"{name}: {weight.name} is in both {other.file.name} and {path.name}")
+                raise UserError(f"{name}: {printable(weight.name)} is in both {other.file.name} and {path.name}")
             found[weight.name] = weight
     named: dict[str, Stored] = {}
     for given, ours in berts_names(found).items():
@@ -206,8 +206,13 @@ def _pair(module: str, shape: tuple[int, ...]) -> Iterator[tuple[str, tuple[int,
 def summary(keys: Iterable[str]) -> str:
     """Weight names, shortened to the modules they belong to: `cls.seq_relationship.*`."""
     modules = sorted({".".join(key.split(".")[:-1][:2]) + ".*" if "." in key else key for key in keys})
-    listed = ", ".join(key if key.isprintable() else repr(key) for key in modules[:MOST_NAMED])
+    listed = ", ".join(map(printable, modules[:MOST_NAMED]))
     return f"{listed} and {len(modules) - MOST_NAMED} more" if len(modules) > MOST_NAMED else listed
 
 
-MOST_NAMED = 20
+def printable(name: str) -> str:
+    """A name from a file, for a message."""
+    return name if name.isprintable() and len(name) <= MOST_CHARS else shown(name)
+
+
+MOST_NAMED, MOST_CHARS = 20, 200

@@ -29,6 +29,7 @@ from maskloom.model.stored import (
     Stored,
     encoder_weights,
     head_weights,
+    printable,
     stored_weights,
     summary,
     unpickled,
@@ -109,7 +110,7 @@ def match_weights(config: BertConfig, stored: dict[str, Stored], folder: Path, n
     alien = [weight for weight in ignored if weight.startswith(("bert.", "cls.predictions."))]
     if alien := [weight for weight in alien if not weight.startswith((POOLER, *COUNTERS))]:
         raise UserError(
-            f"{name} has weights that BERT's encoder and head do not, such as {min(alien)}: it is another architecture"
+            f"{name} has weights that BERT's encoder and head do not, such as {printable(min(alien))}: it is another architecture"
         )
     if odd := sorted({stored[weight].dtype for weight in used} - FLOATS.keys()):
         raise UserError(f"{name} holds weights as {', '.join(odd)}: take a checkpoint that is not quantised")
@@ -230,7 +231,7 @@ def _folder_of(source: str, name: str) -> Path:
         return path
     if os.path.exists(source):  # noqa: PTH110
         raise UserError(f"{name} cannot be loaded: it is a file. Name the folder that holds it and its config.json")
-    if path.is_absolute() or source.count("/") > 1 or source.startswith("."):
+    if path.is_absolute() or source.count("/") > 1 or source.startswith((".", "~")) or not source:
         raise UserError(f"{name} cannot be loaded: there is no such folder")
     from huggingface_hub import snapshot_download
 
@@ -239,8 +240,9 @@ def _folder_of(source: str, name: str) -> Path:
         if not (fetched / SAFE).exists() and not (fetched / f"{SAFE}.index.json").exists():
             snapshot_download(source, allow_patterns=["pytorch_model*.bin"])
     except Exception as error:  # the library raises many kinds
+        said = " ".join(str(error).split())
         raise UserError(
-            f"{name} cannot be loaded: there is no such folder, and it cannot be fetched from the Hub: {error}"
+            f"{name} cannot be loaded: there is no such folder, and it cannot be fetched from the Hub: {said}"
         ) from None
     return fetched
 

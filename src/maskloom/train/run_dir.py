@@ -103,7 +103,8 @@ def check_model(config: RunConfig, tokenizer: Tokenizer) -> BertConfig | None:
     run = Path(config.run_dir)
     origin = run if saved_folders(run) else split_origin(config.from_)[0] if config.from_ else None
     if origin is None:
-        return check_init(config.model.init, tokenizer, config.seq_lens) if config.model.init else None
+        init = config.model.init
+        return check_init(init, tokenizer, config.seq_lens) if init is not None else None
     described = read_definition(origin / "model")
     check_positions(described, str(origin / "model"), config.seq_lens)
     return described
