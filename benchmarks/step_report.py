@@ -58,8 +58,8 @@ benchmarks/step.py --report`); how to run it stands in [benchmarks/README.md](..
 - **Text tokens** carry text: `[CLS]`, `[SEP]` and padding do not count, for anybody. **FLOPs** are the model's: `72 L
   h^2 s + 12 L h sum(s_i^2) + 6 p (h^2 + h V)`, with s the real tokens (`[CLS]` and `[SEP]` are computed, and count),
   s_i the pieces and p the predicted tokens; what a system computes beyond them (padding, the head on tokens that
-  nobody predicts) counts for nothing. **MFU** is their share of the device's best matrix product, measured in the
-  same run.
+  nobody predicts) counts for nothing. **MFU** is their share of the GPU's best matrix product, measured in the same
+  run; a CPU, which other processes use at the same time, has none.
 - **Memory** on a GPU is the most that torch's allocator handed out; on a CPU the most resident memory beyond what the
   process had before there was a model.
 - Figures are medians of the rounds (least to most); systems take turns, a process each.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -240,6 +241,56 @@ def test_warm_ups_that_do_not_fit_are_refused(phase: dict, more: dict, said: str
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_recipe_is_a_configuration(path: Path) -> None:
     assert load_config(path).total_steps > 0
+
+
+RECIPES = sorted(path for path in CONFIGS.glob("bert_*.yaml"))
+
+
+def test_the_base_recipe_is_mosaics_baseline() -> None:
+    """70,000 steps of 4,096 rows of 128 are 286.72 million rows; Composer's weight decay of 1e-5 is AdamW's times the rate."""
+    config = load_config(CONFIGS / "bert_base.yaml")
+    settings, (phase,) = config.optimizer, config.phases
+    assert (phase.steps * phase.global_batch_rows, phase.seq_len) == (286_720_000, 128)
+    assert settings.warmup_steps == round(0.06 * phase.steps)
+    assert (settings.name, settings.schedule, settings.lr, settings.final_lr_share) == ("adamw", "linear", 5e-4, 0.02)
+    assert settings.weight_decay * settings.lr == pytest.approx(1e-5)
+    assert (settings.beta1, settings.beta2, settings.eps, settings.gradient_clipping) == (0.9, 0.98, 1e-6, 0.0)
+    assert (config.model.hidden_size, config.model.num_hidden_layers) == (768, 12)
+
+
+def test_the_large_recipe_is_devlins() -> None:
+    config = load_config(CONFIGS / "bert_large.yaml")
+    settings = config.optimizer
+    assert [(phase.steps, phase.seq_len, phase.global_batch_rows) for phase in config.phases] == [
+        (900_000, 128, 256),
+        (100_000, 512, 256),
+    ]
+    assert (settings.name, settings.schedule, settings.lr, settings.warmup_steps) == ("adamw", "linear", 1e-4, 10_000)
+    assert (settings.beta1, settings.beta2, settings.eps, settings.final_lr_share) == (0.9, 0.999, 1e-6, 0.0)
+    assert (settings.weight_decay, settings.gradient_clipping) == (0.01, 1.0)
+    shape = config.model
+    assert (shape.hidden_size, shape.num_hidden_layers, shape.num_attention_heads) == (1024, 24, 16)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_names_its_source_and_what_differs(path: Path) -> None:
+    """Beside them what all three share: 15 % of the tokens, dropout 0.1 on hidden states and none on attention weights."""
+    comment = " ".join(line.removeprefix("#").strip() for line in path.read_text().splitlines() if line.startswith("#"))
+    assert re.search(r"arXiv:\d{4}\.\d{5}", comment)
+    assert "As there" in comment or "As in" in comment
+    differs = comment[comment.index("Different here") :]
+    config = load_config(path)
+    assert config.masking.rate == 0.15
+    assert config.model.hidden_dropout_prob == 0.1
+    assert config.model.attention_probs_dropout_prob == 0.0
+    assert "no attention dropout (0.1 there)" in differs
+    assert "set model.attention_probs_dropout_prob=0.1" in differs
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_no_recipe_has_composers_weight_decay(path: Path) -> None:
+    """Which is AdamW's times the highest rate: 1e-5 would be next to nothing."""
+    assert load_config(path).optimizer.weight_decay >= 1e-3
 
 
 def test_the_lamb_recipe_is_nvidias() -> None:

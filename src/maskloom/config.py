@@ -356,7 +356,8 @@ class Logging(Section):
     every_steps: PositiveInt = 10
     """Steps between lines in metrics.jsonl, TensorBoard and the terminal."""
     peak_tflops: PositiveFloat | None = None
-    """TFLOP/s of a rank's device that `mfu` is a share of. Left out: its data sheet's, or measured at the start."""
+    """TFLOP/s of a rank's device that `mfu` is a share of. Left out: a GPU's data sheet's, or measured at the start; of a CPU
+    there is no `mfu` then."""
 
 
 class Engine(Section):
@@ -445,6 +446,12 @@ class RunConfig(Section):
         return self.evaluation.seq_len or self.phases[-1].seq_len
 
     @property
+    def seq_lens(self) -> dict[str, int]:
+        """Each setting of a sequence length, and its token slots a row."""
+        lengths = {f"phases.{number}.seq_len": phase.seq_len for number, phase in enumerate(self.phases)}
+        return {**lengths, "evaluation.seq_len": self.evaluation_seq_len}
+
+    @property
     def evaluation_filled(self) -> Evaluation:
         """`evaluation` with its sequence length."""
         return self.evaluation.model_copy(update={"seq_len": self.evaluation_seq_len})
@@ -496,8 +503,7 @@ class RunConfig(Section):
                     f"phases.{number}.weights {list(phase.weights)}: {corpora} weight(s) are needed, one for each corpus of "
                     "data.train, and at least one above 0"
                 )
-        lengths = {f"phases.{number}.seq_len": phase.seq_len for number, phase in enumerate(self.phases)}
-        for name, length in {**lengths, "evaluation.seq_len": self.evaluation_seq_len}.items():
+        for name, length in self.seq_lens.items():
             if self.model.init is None and length > self.model.max_position_embeddings:
                 wrong.append(
                     f"{name} {length} is more than model.max_position_embeddings {self.model.max_position_embeddings}"

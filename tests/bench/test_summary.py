@@ -30,9 +30,20 @@ def test_figures_are_medians_of_the_rounds() -> None:
     assert found.step_s == Spread(0.4, 0.2, 0.4)
     flops = 72 * 12 * 768**2 * 1000 + 12 * 12 * 768 * 128_000 + 6 * 150 * (768**2 + 768 * 30522)
     assert found.flops_per_s.median == pytest.approx(flops / 0.4)
-    assert found.utilisation == pytest.approx(flops / 0.4 / 790e12)
+    assert found.utilisation is None  # of a CPU
     assert (found.peak_bytes, found.start_s) == (50 << 20, 3.0)
     assert found.filled == pytest.approx(1000 / 1024)
+
+
+def test_mfu_is_a_gpus_and_at_most_1() -> None:
+    measured = case()
+    measured["stamp"] = {**measured["stamp"], "gpu": "NVIDIA H200"}
+    flops = 72 * 12 * 768**2 * 1000 + 12 * 12 * 768 * 128_000 + 6 * 150 * (768**2 + 768 * 30522)
+    assert figures(measured, "maskloom-compile").utilisation == pytest.approx(flops / 0.4 / 790e12)
+    assert f"| {flops / 0.4 / 790e12:.1%} " in case_table(measured)
+    assert "%" not in case_table(case()).replace("97.7%", "")  # 1000 of 1024 slots are filled
+    measured["limits"] = {**measured["limits"], "flops": flops}
+    assert figures(measured, "maskloom-compile").utilisation is None
 
 
 def test_a_ratio_is_taken_within_each_round() -> None:

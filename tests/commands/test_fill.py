@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -92,6 +93,23 @@ def test_a_head_that_was_never_trained_is_refused(minilm_dir: Path, fails: Comma
     assert "cls.predictions" in message
 
 
+def test_rows_beyond_the_tokenizer_are_no_tokens(
+    tokenizer_dir: Path, tokenizer: Tokenizer, tmp_path: Path, succeeds: Command
+) -> None:
+    """They stay in the softmax, and are not printed although the model finds them likeliest."""
+    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    model = BertForMaskedLM(BertConfig(vocab_size=tokenizer.vocab_size + 6, **shape))
+    with torch.no_grad():
+        model.cls.predictions.bias[tokenizer.vocab_size :] = 10.0
+    model.save_pretrained(tmp_path)
+    shutil.copy(tokenizer_dir / "tokenizer.json", tmp_path)
+    first, *_ = succeeds("fill", tmp_path, TEXT, "--top", 10**6).splitlines()
+    shares = [float(share) for share in re.findall(r" (\d+\.\d)%", first)]
+    assert len(shares) == tokenizer.vocab_size
+    assert sum(shares) < 1.0
+    assert "None" not in first
+
+
 class TestBadFolders:
     @pytest.fixture
     def model(self, tokenizer_dir: Path, tokenizer: Tokenizer, tmp_path: Path) -> Path:
@@ -116,6 +134,14 @@ class TestBadFolders:
         weights = model / "model.safetensors"
         weights.write_bytes(weights.read_bytes()[:100])
         assert f"{model} cannot be loaded" in fails("fill", model, TEXT)
+
+    @pytest.mark.parametrize(
+        ("key", "value"), [("is_decoder", True), ("position_embedding_type", "relative_key"), ("hidden_size", "16")]
+    )
+    def test_of_another_function(self, key: str, value: object, model: Path, fails: Command) -> None:
+        file = model / "config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {key: value}))
+        assert f"{key} is {value!r}" in fails("fill", model, TEXT)
 
     def test_of_another_kind(self, tmp_path: Path, tokenizer_dir: Path, tokenizer: Tokenizer, fails: Command) -> None:
         shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}

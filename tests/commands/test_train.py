@@ -7,6 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from transformers import BertForMaskedLM
+
+from maskloom.config_file import load_config
+from maskloom.launch.doctor.facts import Request
+from maskloom.launch.doctor.look.rank import as_a_rank
+from maskloom.model.bert import count_parameters
+from maskloom.tokenizer import Tokenizer
+from maskloom.train.run_dir import check_model
+from tests.model.test_bert import tiny_config
 
 from .conftest import Command
 
@@ -69,3 +78,75 @@ def test_another_configuration_for_a_run_is_refused(trained_run: Path, fails: Co
     message = fails("train", trained_run / "config.yaml", "seed=4", "optimizer.lr=1")
     assert "seed: 3 in the run, 4 now" in message
     assert "optimizer.lr: 0.005 in the run, 1.0 now" in message
+
+
+class TestModelToStartFrom:
+    """What is wrong with it is said before a rank starts, and by the doctor."""
+
+    @pytest.fixture
+    def start(self, run_config: dict, tokenizer: Tokenizer, tmp_path: Path) -> dict:
+        model = BertForMaskedLM(tiny_config(tokenizer.vocab_size))
+        model.save_pretrained(tmp_path / "model")
+        run_config["model"] = {"init": str(tmp_path / "model")}
+        return run_config
+
+    @pytest.fixture(autouse=True)
+    def no_rank(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def started(*arguments: object) -> None:
+            raise AssertionError("a rank was started")
+
+        monkeypatch.setattr("maskloom.train.__main__.main", started)
+        monkeypatch.setattr("maskloom.launch.supervisor.supervise", started)
+
+    @pytest.mark.parametrize(
+        ("change", "setting", "said"),
+        [
+            ({"is_decoder": True}, None, "is_decoder is True"),
+            ({"position_embedding_type": "relative_key"}, None, "position_embedding_type is 'relative_key'"),
+            ({"model_type": "roberta"}, None, "is a 'roberta' model"),
+            ({"num_attention_heads": 3}, None, "is not a multiple of num_attention_heads 3"),
+            ({"num_hidden_layers": 3}, None, "is no whole encoder: it lacks bert.encoder"),
+            ({}, "evaluation.seq_len=128", "evaluation.seq_len 128: more than the 64 positions of model.init"),
+            ({}, "model.init=/nowhere/at/all", "there is no such folder"),
+        ],
+    )
+    @pytest.mark.parametrize("processes", [1, 2])
+    def test_faults(
+        self,
+        change: dict,
+        setting: str | None,
+        said: str,
+        processes: int,
+        start: dict,
+        write_config: Callable[[dict], Path],
+        fails: Command,
+    ) -> None:
+        file = Path(start["model"]["init"]) / "config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | change))
+        config, overrides = write_config(start), [setting] if setting else []
+        assert said in fails("train", config, *overrides, "--processes", processes)
+        found = as_a_rank(Request(config=str(config), overrides=overrides, slots=processes, world_size=processes))
+        assert said in found["refusal"]
+        assert not Path(start["run_dir"]).exists()
+
+    def test_the_doctor_counts_its_parameters(
+        self, start: dict, write_config: Callable[[dict], Path], tokenizer: Tokenizer
+    ) -> None:
+        found = as_a_rank(Request(config=str(write_config(start)), slots=1))
+        assert "refusal" not in found
+        assert found["parameters"] == count_parameters(BertForMaskedLM(tiny_config(tokenizer.vocab_size)))
+
+    def test_a_run_that_goes_on_needs_it_no_more(
+        self, trained_run: Path, tokenizer: Tokenizer, tmp_path: Path, fails: Command
+    ) -> None:
+        """Its own model counts: also where an evaluation would be longer than it has positions."""
+        gone = load_config(trained_run / "config.yaml", [f"run_dir={trained_run}"])
+        gone = gone.model_copy(update={"model": gone.model.model_copy(update={"init": "/gone"})})
+        described = check_model(gone, tokenizer)
+        assert described is not None
+        assert described.max_position_embeddings == 512
+        fork = gone.model_copy(update={"run_dir": str(tmp_path / "fork"), "from_": f"{trained_run}@8"})
+        assert check_model(fork, tokenizer) is not None
+        longer = gone.evaluation.model_copy(update={"seq_len": 513})
+        with pytest.raises(ValueError, match=r"evaluation\.seq_len 513: more than the 512 positions of .*model"):
+            check_model(gone.model_copy(update={"evaluation": longer}), tokenizer)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -14,19 +13,13 @@ from torch.nn import functional as F
 from transformers import (
     BertConfig,
     BertForMaskedLM,
-    BertForPreTraining,
-    BertModel,
     PreTrainedTokenizerFast,
-    RobertaConfig,
-    RobertaForMaskedLM,
 )
 
 from maskloom.config import Model
-from maskloom.config_file import parse_config
 from maskloom.data.batch import MicroBatch, make_micro_batch
 from maskloom.data.masking import MaskRule
 from maskloom.data.rows import Rows
-from maskloom.errors import UserError
 from maskloom.model.bert import MaskedLM, build_model, count_parameters
 from maskloom.model.kernels import KERNELS
 from maskloom.tokenizer import Tokenizer, load_tokenizer
@@ -324,88 +317,3 @@ class TestBuildModel:
         given = settings.model_dump(exclude={"init"})
         assert {name: getattr(config, name) for name in given} == given
         assert (config.vocab_size, config.pad_token_id) == (tokenizer.vocab_size, tokenizer.pad_id)
-
-
-@pytest.fixture(scope="module")
-def pretraining_dir(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint as Google's: with the head for the next sentence and a pooler."""
-    torch.manual_seed(1)
-    folder = tmp_path_factory.mktemp("pretraining")
-    BertForPreTraining(tiny_config(tokenizer.vocab_size)).save_pretrained(folder)
-    return folder
-
-
-class TestWarmStart:
-    def test_what_is_not_needed_is_ignored_by_name(self, pretraining_dir: Path, tokenizer: Tokenizer) -> None:
-        model, line = build_model(Model(init=str(pretraining_dir)), tokenizer, 0)
-        assert "\n" not in line
-        ignored, fresh = line.split("; ")[-2:]
-        assert "cls.seq_relationship" in ignored
-        assert "bert.pooler" in ignored
-        assert fresh == "newly initialised: nothing"
-        source = BertForPreTraining.from_pretrained(pretraining_dir).state_dict()
-        for name, tensor in model.state_dict().items():
-            assert torch.equal(tensor, source[name]), name
-            assert tensor.dtype == torch.float32
-
-    def test_dropout_is_the_configurations(self, pretraining_dir: Path, tokenizer: Tokenizer) -> None:
-        settings = Model(init=str(pretraining_dir), hidden_dropout_prob=0.25, attention_probs_dropout_prob=0.5)
-        layer = build_model(settings, tokenizer, 0)[0].bert.encoder.layer[0]
-        assert (layer.output.dropout.p, layer.attention.self.dropout.p) == (0.25, 0.5)
-
-    def test_what_is_lacking_is_newly_initialised_by_name(self, minilm_dir: Path) -> None:
-        tokenizer = load_tokenizer(minilm_dir)
-        model, line = build_model(Model(init=str(minilm_dir)), tokenizer, 0)
-        same, _ = build_model(Model(init=str(minilm_dir)), tokenizer, 0)
-        other, _ = build_model(Model(init=str(minilm_dir)), tokenizer, 1)
-        assert "\n" not in line
-        ignored, fresh = line.split("; ")[-2:]
-        assert "pooler" in ignored
-        assert fresh == "newly initialised: cls.predictions.*"
-        source = BertModel.from_pretrained(minilm_dir, add_pooling_layer=False).state_dict()
-        for name, tensor in source.items():
-            assert torch.equal(model.bert.state_dict()[name], tensor), name
-        heads = [each.cls.predictions.transform.dense.weight for each in (model, same, other)]
-        assert torch.equal(heads[0], heads[1])  # the new part follows from the seed
-        assert not torch.equal(heads[0], heads[2])
-        assert model.cls.predictions.decoder.weight is model.bert.embeddings.word_embeddings.weight
-
-    def test_another_vocabulary_is_refused(self, minilm_dir: Path, tokenizer: Tokenizer) -> None:
-        with pytest.raises(UserError, match=rf"vocabulary of 30522, the tokenizer .* one of {tokenizer.vocab_size}"):
-            build_model(Model(init=str(minilm_dir)), tokenizer, 0)
-
-    def test_a_shape_beside_init_is_refused(self, run_config: dict) -> None:
-        run_config["model"] = {"init": "somewhere", "hidden_size": 32, "num_hidden_layers": 2}
-        with pytest.raises(UserError, match="remove hidden_size, num_hidden_layers"):
-            parse_config(run_config, "run.yaml")
-
-    def test_another_kind_of_model_is_refused(self, tokenizer: Tokenizer, tmp_path: Path) -> None:
-        shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-        RobertaForMaskedLM(RobertaConfig(vocab_size=tokenizer.vocab_size, **shape)).save_pretrained(tmp_path)
-        with pytest.raises(UserError, match="is a 'roberta' model"):
-            build_model(Model(init=str(tmp_path)), tokenizer, 0)
-
-    def test_a_folder_without_a_checkpoint_is_refused(self, tokenizer: Tokenizer, tmp_path: Path) -> None:
-        with pytest.raises(UserError, match=f"model.init {tmp_path}"):
-            build_model(Model(init=str(tmp_path)), tokenizer, 0)
-
-    def test_damaged_weights_are_refused(self, tokenizer: Tokenizer, tmp_path: Path) -> None:
-        BertForMaskedLM(tiny_config(tokenizer.vocab_size)).save_pretrained(tmp_path)
-        weights = tmp_path / "model.safetensors"
-        weights.write_bytes(weights.read_bytes()[:1000])
-        with pytest.raises(UserError, match=f"model.init {tmp_path} cannot be loaded"):
-            build_model(Model(init=str(tmp_path)), tokenizer, 0)
-
-    def test_weights_of_another_shape_are_refused(self, tokenizer: Tokenizer, tmp_path: Path) -> None:
-        BertForMaskedLM(tiny_config(tokenizer.vocab_size)).save_pretrained(tmp_path)
-        config = tmp_path / "config.json"
-        config.write_text(json.dumps(json.loads(config.read_text()) | {"intermediate_size": 40}))
-        with pytest.raises(UserError, match=r"encoder\.layer\.0\.intermediate\.dense\.bias.*48.*40"):
-            build_model(Model(init=str(tmp_path)), tokenizer, 0)
-
-    def test_an_encoder_that_is_not_all_there_is_refused(self, tokenizer: Tokenizer, tmp_path: Path) -> None:
-        BertForMaskedLM(tiny_config(tokenizer.vocab_size)).save_pretrained(tmp_path)
-        config = tmp_path / "config.json"
-        config.write_text(json.dumps(json.loads(config.read_text()) | {"num_hidden_layers": 3}))
-        with pytest.raises(UserError, match=r"lacks bert\.encoder"):
-            build_model(Model(init=str(tmp_path)), tokenizer, 0)

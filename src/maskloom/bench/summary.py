@@ -44,7 +44,8 @@ class Figures:
         rows_per_s: rows (sequences).
         step_s: of single steps.
         flops_per_s: the model's.
-        utilisation: share of what the device's best matrix product reaches (MFU).
+        utilisation: share of what the device's best matrix product reaches (MFU); None on a CPU, and if it is above 1, which
+            shows that the product was slow.
         peak_bytes: memory; see `clock.Memory`.
         filled: share of the slots that hold a token.
         start_s: to build the model, and to run the first steps, which compile.
@@ -55,7 +56,7 @@ class Figures:
     rows_per_s: Spread
     step_s: Spread
     flops_per_s: Spread
-    utilisation: float
+    utilisation: float | None
     peak_bytes: int
     filled: float
     start_s: float
@@ -73,7 +74,7 @@ def figures(measured: dict[str, Any], name: str) -> Figures:
         Spread.of([_rate(turn, "rows") for turn in turns]),
         Spread.of([seconds for turn in turns for seconds in turn["step_s"]]),
         flops,
-        flops.median / measured["limits"]["flops"],
+        _utilisation(flops.median, measured),
         max(turn["peak_bytes"] for turn in turns),
         facts["slots"] / facts["all_slots"],
         system["ready"]["build_s"] + system["ready"]["warm_s"],
@@ -151,7 +152,7 @@ def case_table(measured: dict[str, Any]) -> str:
                 shown(figure.rows_per_s),
                 shown(figure.step_s, 1000),
                 f"{figure.flops_per_s.median / 1e12:.3g}",
-                f"{figure.utilisation:.1%}",
+                "-" if figure.utilisation is None else f"{figure.utilisation:.1%}",
                 f"{figure.peak_bytes / MIB:,.0f}",
                 f"{figure.filled:.1%}",
                 f"{shown(over)}x" if over else "",
@@ -233,6 +234,12 @@ def digits(value: float) -> str:
 
 def _rate(turn: dict[str, Any], what: str) -> float:
     return float(turn["facts"][what] / sum(turn["step_s"]))
+
+
+def _utilisation(flops_per_s: float, measured: dict[str, Any]) -> float | None:
+    """Of a CPU, which other processes use at the same time, no peak can be measured."""
+    share = flops_per_s / float(measured["limits"]["flops"])
+    return share if measured["stamp"]["gpu"] and share <= 1 else None
 
 
 def _flops(shape: Shape, facts: dict[str, int]) -> int:

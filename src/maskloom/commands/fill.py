@@ -19,7 +19,7 @@ from transformers.utils import logging
 
 from maskloom.commands.arguments import positive
 from maskloom.errors import UserError
-from maskloom.model.bert import load_checkpoint
+from maskloom.model.warm_start import load_checkpoint, open_checkpoint
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -42,7 +42,8 @@ def run(options: argparse.Namespace) -> int:
         raise UserError(f"no [MASK] in the text: {options.text!r}")
     with torch.no_grad():
         logits = model(input_ids=ids).logits[0, places]
-    shares, tokens = logits.softmax(-1).topk(min(options.top, logits.shape[-1]))
+    likely = logits.softmax(-1)[:, : len(tokenizer)]  # a padded vocabulary has rows that are no tokens
+    shares, tokens = likely.topk(min(options.top, likely.shape[-1]))
     for place, token_row, share_row in zip(places, tokens.tolist(), shares.tolist(), strict=True):
         likeliest = ", ".join(
             f"{tokenizer.convert_ids_to_tokens(token)} {share:.1%}"
@@ -69,7 +70,7 @@ def _load(source: Path) -> tuple[BertForMaskedLM, Any]:
         raise UserError(
             f"{source} is neither a run directory nor a Hugging Face checkpoint: no config.yaml or config.json"
         )
-    model, missing, _ = load_checkpoint(BertForMaskedLM, str(source), str(source))
+    model, missing, _ = load_checkpoint(BertForMaskedLM, open_checkpoint(str(source), str(source)))
     if missing:
         raise UserError(
             f"{source} is no trained BertForMaskedLM: it lacks {len(missing)} weights, such as {min(missing)}"

@@ -91,7 +91,7 @@ def _on_hosts(options: argparse.Namespace, config: RunConfig, arguments: list[st
     from maskloom.launch.ssh import Ssh
     from maskloom.launch.supervisor import OnHosts, supervise
     from maskloom.tokenizer import load_tokenizer
-    from maskloom.train.run_dir import reconcile
+    from maskloom.train.run_dir import check_model, reconcile
 
     if options.processes:
         raise UserError("--processes is for this machine: a hostfile says how many each host has, as slots=N")
@@ -106,7 +106,9 @@ def _on_hosts(options: argparse.Namespace, config: RunConfig, arguments: list[st
         )
     # All but the devices: this machine need not have those of the hosts.
     known = reconcile(config)
-    DataPlan.of(known, open_corpora(known.data), load_tokenizer(known.tokenizer)).check_world(world)
+    tokenizer = load_tokenizer(known.tokenizer)
+    check_model(known, tokenizer)
+    DataPlan.of(known, open_corpora(known.data), tokenizer).check_world(world)
     run = Path(config.run_dir)
     launch = OnHosts(hosts, arguments, run, _grace_s(config), ssh, options.master_addr)
     with Stop() as stop:

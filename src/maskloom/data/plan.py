@@ -168,11 +168,7 @@ class DataPlan:
 
     def place(self, step: int) -> tuple[int, int]:
         """(phase, steps done in it before) of a step, which counts from 0."""
-        for number, phase in enumerate(self.phases):
-            if step < phase.steps:
-                return number, step
-            step -= phase.steps
-        raise IndexError(f"step {step} lies beyond the last phase")
+        return place_in(self.phases, step)
 
     def lane_rows(self, step: int) -> int:
         """Rows that each lane gives in a step, which counts from 0."""
@@ -204,6 +200,15 @@ class DataPlan:
                 f"{world.size} ranks are more than the {self.lanes} lanes of this run, and a rank reads at least one: use "
                 f"at most {self.lanes} ranks, or set data.lanes (to a divisor of every global_batch_rows) for a new run"
             )
+
+
+def place_in(phases: Sequence[PhasePlan], step: int) -> tuple[int, int]:
+    """(phase, steps done in it before) of a step, which counts from 0."""
+    for number, phase in enumerate(phases):
+        if step < phase.steps:
+            return number, step
+        step -= phase.steps
+    raise IndexError(f"step {step} lies beyond the last phase")
 
 
 @functools.lru_cache(maxsize=8)

@@ -15,10 +15,8 @@ Shapes: T slots, K predicted tokens, D hidden size, H heads, V vocabulary.
 from __future__ import annotations
 
 import math
-import pickle
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -26,14 +24,15 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers import BertConfig, BertForMaskedLM
 from transformers.models.bert.modeling_bert import BertLayer
-from transformers.utils import logging
 
 from maskloom.config import Model
 from maskloom.data.batch import MicroBatch
 from maskloom.errors import UserError
 from maskloom.model.attention import needs_mask, piece_mask
+from maskloom.model.description import read_description
 from maskloom.model.kernels import KERNELS, Kernels
 from maskloom.model.layer import LayerSettings, LayerWeights, Pieces, encoder_layer
+from maskloom.model.warm_start import warm_start
 from maskloom.tokenizer import Tokenizer
 
 
@@ -130,7 +129,7 @@ def build_model(settings: Model, tokenizer: Tokenizer, seed: int) -> tuple[Maske
         the model (fp32, on the CPU), and a line that says where its weights come from.
 
     Raises:
-        UserError: the checkpoint cannot be read, or its vocabulary is not the tokenizer's.
+        UserError: the checkpoint cannot be read, is another model than BERT, or its vocabulary is not the tokenizer's.
     """
     torch.manual_seed(seed)
     dropouts = {
@@ -138,7 +137,7 @@ def build_model(settings: Model, tokenizer: Tokenizer, seed: int) -> tuple[Maske
         "attention_probs_dropout_prob": settings.attention_probs_dropout_prob,
     }
     if settings.init is not None:
-        return _warm_start(settings.init, tokenizer, dropouts)
+        return warm_start(MaskedLM, settings.init, tokenizer, dropouts)
     shape = settings.model_dump(exclude={"init"})
     model = MaskedLM(BertConfig(vocab_size=tokenizer.vocab_size, pad_token_id=tokenizer.pad_id, **shape))
     return model, f"model: {count_parameters(model):,} parameters, initialised from seed {seed}"
@@ -155,84 +154,23 @@ def build_defined(folder: Path, settings: Model | None = None) -> MaskedLM:
     """The model that `save_definition` described, with the dropout of `settings`; its weights are about to be loaded."""
     names = ("hidden_dropout_prob", "attention_probs_dropout_prob")
     dropout = {name: getattr(settings, name) for name in names} if settings else {}
+    read_definition(folder)
     try:
         return MaskedLM(BertConfig.from_pretrained(folder, **dropout))
     except (OSError, ValueError) as error:
         raise UserError(f"{folder / 'config.json'} cannot be read: {error}") from None
 
 
+def read_definition(folder: Path) -> BertConfig:
+    """What our forward computes of the model that `save_definition` described."""
+    try:
+        return read_description(folder, str(folder))
+    except UserError as error:
+        raise UserError(
+            f"{error}. The run was trained with the computed values: if it is to go on, set them in {folder / 'config.json'}"
+        ) from None
+
+
 def count_parameters(model: nn.Module) -> int:
     """Parameters, the tied decoder counted once."""
     return sum(parameter.numel() for parameter in model.parameters())
-
-
-def load_checkpoint(
-    kind: type[BertForMaskedLM], source: str, name: str, **settings: Any
-) -> tuple[Any, set[str], set[str]]:
-    """A Hugging Face checkpoint as a model of `kind` in fp32.
-
-    Args:
-        source: folder, or name on the Hub.
-        name: what messages call it.
-        settings: replace those of its configuration.
-
-    Returns:
-        the model, the names of the weights that it lacks (newly initialised), and of those that it has no use for.
-
-    Raises:
-        UserError: it is no BERT model, is damaged, or its weights do not fit its configuration.
-    """
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()  # lines of ours say what its report says
-    try:
-        config = BertConfig.from_pretrained(source)
-        config.update(settings)
-        if config.model_type == "bert":
-            model, report = kind.from_pretrained(
-                source,
-                config=config,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,  # they are in the report, and refused below
-                dtype=torch.float32,
-                use_safetensors=_has_safetensors(source),
-            )
-    except pickle.UnpicklingError:
-        raise UserError(
-            f"{name} holds a pickle of more than tensors, and was not loaded, for it could run any code: take a checkpoint "
-            "with model.safetensors"
-        ) from None
-    except Exception as error:  # the libraries raise many kinds for a damaged file
-        raise UserError(f"{name} cannot be loaded: {error}") from None
-    if config.model_type != "bert":
-        raise UserError(f"{name} is a '{config.model_type}' model: only 'bert' is supported")
-    misfits = [f"{weight} {list(given)} instead of {list(due)}" for weight, given, due in report["mismatched_keys"]]
-    if misfits:
-        raise UserError(f"{name}: weights do not fit its config.json: {', '.join(sorted(misfits))}")
-    return model, set(report["missing_keys"]), set(report["unexpected_keys"])
-
-
-def _warm_start(source: str, tokenizer: Tokenizer, dropouts: dict[str, float]) -> tuple[MaskedLM, str]:
-    name = f"model.init {source}"
-    model, missing, unexpected = load_checkpoint(MaskedLM, source, name, **dropouts)
-    if model.config.vocab_size != tokenizer.vocab_size:
-        raise UserError(
-            f"{name} has a vocabulary of {model.config.vocab_size}, the tokenizer {tokenizer.source} one of "
-            f"{tokenizer.vocab_size}: use the checkpoint's own tokenizer"
-        )
-    if lacking := {weight for weight in missing if not weight.startswith("cls.")}:
-        raise UserError(f"{name} is no whole encoder: it lacks {_summary(lacking)}")
-    return model, (
-        f"model: {count_parameters(model):,} parameters from {source}; "
-        f"ignored: {_summary(unexpected) or 'nothing'}; newly initialised: {_summary(missing) or 'nothing'}"
-    )
-
-
-def _has_safetensors(source: str) -> bool | None:
-    """True for a folder with safetensors, so that no pickle beside them is read; None lets Hugging Face choose."""
-    return True if any(Path(source).glob("*.safetensors")) else None
-
-
-def _summary(keys: Any) -> str:
-    """Weight names, shortened to the modules they belong to: `cls.seq_relationship.*`."""
-    modules = sorted({".".join(str(key).split(".")[:2]) + ".*" if "." in str(key) else str(key) for key in keys})
-    return ", ".join(modules)

@@ -22,9 +22,10 @@ no product of matrices and are left out: some 100 h operations a token and layer
 BERT-base's width (of the operations, not of the time).
 
 MFU = FLOPs / (seconds * peak of a rank * ranks). The peak is, in this order: `logging.peak_tflops`; the data sheet's figure for
-a GPU that is known; what a product of matrices reaches when it is measured at the start. A data sheet's figure is never
-reached (an H200, 989 TFLOP/s in bf16, multiplies at about 790), a measured one nearly is: the two MFUs do not compare, which is
-why a run says at its start which one it uses.
+a GPU that is known; of another GPU, what a product of matrices reaches when it is measured at the start. Other processes use a
+CPU at the same time, so that nothing is measured there: without `logging.peak_tflops` there is no MFU. A data sheet's figure is
+never reached (an H200, 989 TFLOP/s in bf16, multiplies at about 790), a measured one nearly is: the two MFUs do not compare,
+which is why a run says at its start which one it uses.
 """
 
 from __future__ import annotations
@@ -75,10 +76,16 @@ class Peak(NamedTuple):
     """Where the figure comes from, for people to read."""
 
 
-def peak_of(device: torch.device, precision: Precision, given_tflops: float | None = None) -> Peak:
-    """The peak of a rank's device: as given, as tabled, or else measured (which takes about a quarter of a second)."""
+def peak_of(device: torch.device, precision: Precision, given_tflops: float | None = None) -> Peak | None:
+    """The peak of a rank's device: as given, as tabled, or else measured (which takes about a quarter of a second).
+
+    None for a CPU of which none is given: other processes share its cores, so that what is measured at a start can be
+    a tenth of what it does later.
+    """
     if given_tflops is not None:
         return Peak(given_tflops * 1e12, "logging.peak_tflops")
+    if device.type == "cpu":
+        return None
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
         tabled = peak_flops(name, precision)

@@ -24,7 +24,8 @@ from maskloom.train.checkpoint.state import identity
 from maskloom.train.engine.building import start_distributed
 from maskloom.train.engine.configuration import device_of, resolve_precision
 from maskloom.train.metrics import Metrics
-from maskloom.train.run_dir import RunDir, reconcile
+from maskloom.train.run_dir import RunDir, check_model, reconcile
+from maskloom.train.time_left import TimeLeft
 from maskloom.train.trainer import Trainer, deepspeed_settings
 from maskloom.train.watch import Watch
 
@@ -59,7 +60,8 @@ def attempt(config: RunConfig, world: World, run: RunDir, watch: Watch) -> int:
     run.begin(trainer.config, trainer.engine.module, plan.tokenizer, world, trainer.step)
     why = agreed_to_stop(watch, world)
     watch.log_to(run)
-    metrics = Metrics(run.folder, trainer.step, plan.total_steps, trainer.tokens_seen(), world, trainer.peak_flops)
+    time_left = TimeLeft(plan.phases, plan.lanes)
+    metrics = Metrics(run.folder, trainer.step, time_left, trainer.tokens_seen(), world, trainer.peak_flops)
     if not why:
         catch_up(config, plan, trainer, metrics, world)
         if loop(config, plan, run, trainer, metrics, watch):
@@ -93,6 +95,7 @@ def loop(config: RunConfig, plan: DataPlan, run: RunDir, trainer: Trainer, metri
             save_is_due = False
             continue
         step = trainer.step
+        metrics.time_left.stepped(step)
         watch.keep_limits(set_timeouts)
         if is_due(step, config.logging.every_steps, plan.total_steps):
             metrics.log_step(step, trainer.tokens_seen(), *values())
@@ -154,6 +157,7 @@ def prepare(config: RunConfig, world: World) -> tuple[RunConfig, DataPlan]:
     """
     tokenizer, corpora = load_tokenizer(config.tokenizer), open_corpora(config.data)
     config = reconcile(config, identity(corpora, tokenizer))
+    check_model(config, tokenizer)
     plan = DataPlan.of(config, corpora, tokenizer)
     plan.check_world(world)
     if config.evaluation.every_steps and world.is_first:

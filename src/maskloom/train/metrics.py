@@ -27,6 +27,7 @@ from torch.utils.tensorboard import SummaryWriter
 from maskloom.distributed import World, max_over_ranks
 from maskloom.files import write_atomically
 from maskloom.progress import duration, say, warn
+from maskloom.train.time_left import TimeLeft
 
 
 class Work(NamedTuple):
@@ -44,13 +45,13 @@ class Metrics:
     """Writes on the first rank, does nothing on the others.
 
     Opened at step `step`, it drops what an earlier attempt logged beyond: every step is logged once. `peak_flops` is
-    FLOP/s of all ranks' devices together.
+    FLOP/s of all ranks' devices together; None if it is not known, and then there is no MFU.
     """
 
     def __init__(
-        self, run: Path, step: int, total_steps: int, tokens_seen: int, world: World, peak_flops: float
+        self, run: Path, step: int, time_left: TimeLeft, tokens_seen: int, world: World, peak_flops: float | None
     ) -> None:
-        self.total_steps, self.ranks, self.peak_flops = total_steps, world.size, peak_flops
+        self.time_left, self.ranks, self.peak_flops = time_left, world.size, peak_flops
         self.run, self.path, self.is_writer = run, run / "metrics.jsonl", world.is_first
         self.board: SummaryWriter | None = None
         self._writes, self._has_warned = False, False
@@ -61,9 +62,8 @@ class Metrics:
 
     def begin_at(self, step: int, tokens_seen: int) -> None:
         """Go on behind `step`: what was logged beyond is dropped."""
-        self.started_at = step
+        self.time_left.begin()
         self.mark(step, tokens_seen)
-        self.started_s = self.marked_s
         if self.is_writer:
             self.close()
             keep_until(self.path, step)
@@ -84,6 +84,7 @@ class Metrics:
     def paused(self, seconds: float) -> None:
         """Time spent on evaluation and checkpoints, which is no step's time."""
         self.idle_s += seconds
+        self.time_left.paused(seconds)
 
     def log_step(self, step: int, tokens_seen: int, values: dict[str, float], work: Work) -> None:
         """Log `values` of a step, with the rates since the last logged one."""
@@ -95,19 +96,36 @@ class Metrics:
             "packing_density": work.slots / max(work.computed_slots, 1),
             "sequences_per_s": self.rows / elapsed_s,
             "tflops_per_s": work.flops / elapsed_s / self.ranks / 1e12,
-            "mfu": work.flops / elapsed_s / self.peak_flops,
+            **self._utilisation(work.flops / elapsed_s),
             "step_time_s": elapsed_s / steps,
             "data_wait_s": self.waited_s / steps,
         }
         self._write(step, {**values, **rates, "tokens_seen": tokens_seen}, "train")
         if self._writes:
-            left_s = (time.perf_counter() - self.started_s) / max(step - self.started_at, 1) * (self.total_steps - step)
+            left_s = self.time_left.seconds(step)
             say(
-                f"step {step:,}/{self.total_steps:,} | loss {values['loss_mean']:.4f} | accuracy {values['accuracy']:.1%} | "
+                f"step {step:,}/{self.time_left.total_steps:,} | "
+                f"loss {values['loss_mean']:.4f} | accuracy {values['accuracy']:.1%} | "
                 f"lr {values['lr']:.2e} | grad norm {values['grad_norm']:.2f} | {rates['tokens_per_s']:,.0f} tokens/s | "
-                f"data wait {self.waited_s / elapsed_s:.0%} | {duration(left_s)} left"
+                f"data wait {self.waited_s / elapsed_s:.0%} | {'?' if left_s is None else duration(left_s)} left"
             )
         self.mark(step, tokens_seen)
+
+    def _utilisation(self, flops_per_s: float) -> dict[str, float]:
+        """`mfu`, if the peak is known; one above 1 shows that the peak is wrong, and is not shown."""
+        if self.peak_flops is None:
+            return {}
+        share = flops_per_s / self.peak_flops
+        if share <= 1:
+            return {"mfu": share}
+        if self._writes:
+            warn(
+                f"a rank computes {flops_per_s / self.ranks / 1e12:.3g} TFLOP/s, more than the peak of "
+                f"{self.peak_flops / self.ranks / 1e12:.3g}, which is therefore wrong: no MFU is shown. Set "
+                "logging.peak_tflops to what a rank's device can do"
+            )
+        self.peak_flops = None
+        return {}
 
     def log_evaluation(self, step: int, values: dict[str, float]) -> None:
         """Log held-out figures; none where every held-out document is too short to have a token predicted."""

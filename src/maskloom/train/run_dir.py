@@ -20,18 +20,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import BertConfig
 
 from maskloom.config import RunConfig
 from maskloom.config_file import differences, dump_config, load_config, rechecked, saved_form
 from maskloom.distributed import World, gather_objects
 from maskloom.errors import UserError
 from maskloom.files import LOCK, whole_folder, write_atomically
-from maskloom.model.bert import MaskedLM, save_definition
+from maskloom.model.bert import MaskedLM, read_definition, save_definition
+from maskloom.model.warm_start import check_init, check_positions
 from maskloom.progress import say, warn
 from maskloom.redaction import redacted
 from maskloom.status import CHECKPOINT, State, Status, note_attempt, parse_status, read_status
 from maskloom.tokenizer import Tokenizer
-from maskloom.train.checkpoint.fit import fit_origin, is_same_origin, unlike_data
+from maskloom.train.checkpoint.fit import fit_origin, is_same_origin, split_origin, unlike_data
+from maskloom.train.checkpoint.state import saved_folders
 from maskloom.train.run_lock import RunLock
 
 MAY_CHANGE = re.compile(
@@ -86,6 +89,25 @@ def reconcile(config: RunConfig, data: Mapping[str, Any] | None = None) -> RunCo
             f"{folder}@STEP begins with these weights)"
         )
     return config
+
+
+def check_model(config: RunConfig, tokenizer: Tokenizer) -> BertConfig | None:
+    """Check the model that a rank would begin with, without its weights: the run's own, its origin's, or `model.init`.
+
+    Returns:
+        what it is; None for one that is built from the run's settings, which were checked already.
+
+    Raises:
+        UserError: it cannot be trained so.
+    """
+    run = Path(config.run_dir)
+    origin = run if saved_folders(run) else split_origin(config.from_)[0] if config.from_ else None
+    if origin is None:
+        init = config.model.init
+        return check_init(init, tokenizer, config.seq_lens) if init is not None else None
+    described = read_definition(origin / "model")
+    check_positions(described, str(origin / "model"), config.seq_lens)
+    return described
 
 
 class RunDir:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -67,10 +68,13 @@ class Trainer:
         origin = self._begin_from(found)
         self.shape = Shape.of(self.engine.module.config)
         peak = peak_of(self.device, resolve_precision(config.engine.precision), config.logging.peak_tflops)
-        self.peak_flops = float(sum_over_ranks(torch.tensor(peak.flops, dtype=torch.float64, device=self.device)))
+        own_flops = peak.flops if peak else math.nan  # which makes the sum unknown as well
+        total_flops = float(sum_over_ranks(torch.tensor(own_flops, dtype=torch.float64, device=self.device)))
+        self.peak_flops = total_flops if math.isfinite(total_flops) else None
         if world.is_first:
             self._announce(origin)
-            say(f"peak: {self.peak_flops / world.size / 1e12:,.3g} TFLOP/s a rank ({peak.origin})")
+            if peak and self.peak_flops:
+                say(f"peak: {self.peak_flops / world.size / 1e12:,.3g} TFLOP/s a rank ({peak.origin})")
 
     def _begin_from(self, found: tuple[Path, checkpoint.State] | None) -> str:
         """Stand where the checkpoint was written, or at the beginning; returns where the weights are from, in words."""
@@ -95,7 +99,6 @@ class Trainer:
         else:
             self.saver.last_good = None
             model, origin = build_model(config.model, plan.tokenizer, config.seed)
-        self._check_positions(model.config.max_position_embeddings)
         self.engine: Any = build_engine(config, model, deepspeed_settings(config, plan, world))
         if state:
             load_engine(self.engine, folder, same_spread, state.precision == config.engine.precision)
@@ -306,11 +309,6 @@ class Trainer:
 
     def _seed_dropout(self, step: int, micro_batch: int) -> None:
         torch.manual_seed(make_key(self.config.seed, "dropout", step, micro_batch, self.world.rank) >> 1)
-
-    def _check_positions(self, most: int) -> None:
-        longest = max([phase.seq_len for phase in self.config.phases] + [self.config.evaluation_seq_len])
-        if longest > most:
-            raise UserError(f"a sequence length of {longest} is more than the model's {most} positions: lower seq_len")
 
     def _announce(self, origin: str) -> None:
         engine = self.config.engine

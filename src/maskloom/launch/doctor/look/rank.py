@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,7 +31,8 @@ def as_a_rank(request: Request) -> dict[str, Any]:
         tokenizer = Path(config.tokenizer)
         found["tokenizer_digest"] = file_digest(tokenizer / "tokenizer.json" if tokenizer.is_dir() else tokenizer)
         found["corpora"] = tuple(look_at_corpora(config, request))
-        found["parameters"] = parameters_of(config)
+        with contextlib.suppress(UserError):  # `prepare` says it
+            found["parameters"] = parameters_of(config)
         prepare(config, World(request.first_rank, request.world_size, 0, request.slots))
     except (UserError, OSError) as error:
         found["refusal"] = str(error)
@@ -81,15 +83,16 @@ def chosen_blocks(index: Index, request: Request) -> list[int]:
     return sorted({0, blocks - 1, *between})
 
 
-def parameters_of(config: RunConfig) -> int | None:
-    """Parameters of the run's model, without memory for them; None for a model to start from, which is another's."""
+def parameters_of(config: RunConfig) -> int:
+    """Parameters of the run's model, without memory for them."""
     import torch
 
-    from maskloom.model.bert import build_model, count_parameters
+    from maskloom.model.bert import MaskedLM, build_model, count_parameters
     from maskloom.tokenizer import load_tokenizer
+    from maskloom.train.run_dir import check_model
 
     tokenizer = load_tokenizer(config.tokenizer)
-    if config.model.init is not None:
-        return count_parameters(build_model(config.model, tokenizer, config.seed)[0])
+    described = check_model(config, tokenizer)
     with torch.device("meta"):
-        return count_parameters(build_model(config.model, tokenizer, config.seed)[0])
+        model = MaskedLM(described) if described else build_model(config.model, tokenizer, config.seed)[0]
+    return count_parameters(model)
