@@ -21,7 +21,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from maskloom.data import index as module
-from maskloom.data import indexing
+from maskloom.data import indexing, tars
 from maskloom.data.index import (
     COLUMNS,
     LISTS,
@@ -587,7 +587,7 @@ def test_names_that_only_look_so_are_read(tmp_path: Path, name: str) -> None:
 
 def test_a_member_too_large_for_a_block_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_tar(tmp_path / "a.tar", [{"txt": "a" * 100}, {"txt": "b" * 101}])
-    monkeypatch.setattr(indexing, "LARGEST_MEMBER_BYTES", 100)
+    monkeypatch.setattr(tars, "LARGEST_MEMBER_BYTES", 100)
     with pytest.raises(UserError, match=r"member '000001\.txt' .* has 101 bytes, more than 100: .*split it"):
         index_here([path], tmp_path)
 
