@@ -20,7 +20,7 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pydantic
@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from maskloom.config import Storage
 from maskloom.data.samples import TokenBlock, read_documents, read_tokens
 from maskloom.data.storage import fetch, is_remote, join, local_path, open_range, read_whole
+from maskloom.data.tars import LARGEST_BLOCK_BYTES
 from maskloom.errors import DataFault, UserError
 from maskloom.files import private_folder
 from maskloom.redaction import shown
@@ -36,6 +37,8 @@ from maskloom.tokenizer import Tokenized, Tokenizer
 
 FORMAT, VERSION = "maskloom-index", 2
 SHARDS_CHECKED_AT_START = 1024
+LARGEST_HEADER_BYTES = 1 << 30  # of `index.json`: some five million shards
+LARGEST_NPY_HEAD_BYTES = 16 << 10  # numpy reads no more than 10,000 bytes of it
 AGAIN = "restore it, or write the index again with `maskloom index` (a corpus of `maskloom shards`: write it again)"
 BLOCK = np.dtype(
     [("offset", "<i8"), ("length", "<i8"), ("documents", "<i4"), ("held_out", "<i4"), ("crc32", "<u4")]
@@ -44,6 +47,19 @@ COLUMNS: dict[str, Any] = {"shard": np.dtype("<i4"), **{name: BLOCK[name] for na
 LISTS = {"train": "documents", "validation": "held_out"}  # numbers of the blocks in which a column is not 0, int32
 Split = Literal["train", "validation"]
 ShardSplit = Literal["train", "validation", "by_hash"]
+
+
+def _plain(text: str) -> str:
+    """JSON can write what is no text: half of a surrogate pair."""
+    text.encode()
+    if "\0" in text:
+        raise ValueError("it holds the character 0")
+    return text
+
+
+Text = Annotated[str, pydantic.AfterValidator(_plain)]
+Count = Annotated[int, pydantic.Field(ge=0, lt=1 << 62)]  # all of them are counted in int64
+Size = Annotated[int, pydantic.Field(gt=0, lt=1 << 62)]
 
 
 @dataclass(frozen=True)
@@ -68,29 +84,29 @@ class Header(pydantic.BaseModel):
 
     class ShardEntry(pydantic.BaseModel):
         model_config = pydantic.ConfigDict(extra="forbid", strict=True)
-        url: str
-        bytes: pydantic.PositiveInt
-        sha256: str
+        url: Text
+        bytes: Size
+        sha256: Text
         split: ShardSplit
 
     class TokensEntry(pydantic.BaseModel):
         model_config = pydantic.ConfigDict(extra="forbid", strict=True)
-        tokenizer: str
+        tokenizer: Text
 
-    format: str
+    format: Text
     version: int
-    digest: str
-    table_digest: str
-    documents: pydantic.PositiveInt
-    held_out_documents: pydantic.NonNegativeInt
-    bad_documents: pydantic.NonNegativeInt
-    text_bytes: pydantic.NonNegativeInt
-    block_bytes: pydantic.PositiveInt
-    blocks: pydantic.PositiveInt
-    train_blocks: pydantic.PositiveInt
-    validation_blocks: pydantic.NonNegativeInt
-    text_key: str
-    held_out_threshold: pydantic.NonNegativeInt
+    digest: Text
+    table_digest: Text
+    documents: Size
+    held_out_documents: Count
+    bad_documents: Count
+    text_bytes: Count
+    block_bytes: Size
+    blocks: Size
+    train_blocks: Size
+    validation_blocks: Count
+    text_key: Text
+    held_out_threshold: Count
     tokens: TokensEntry | None
     shards: list[ShardEntry] = pydantic.Field(min_length=1)
 
@@ -176,10 +192,25 @@ class Index:
         return found
 
     def tokenized(self, block: int, split: Split, tokenizer: Tokenizer, stream: io.BytesIO | None = None) -> Tokenized:
-        """Token ids of the documents of one block that belong to `split`, from text or token shards alike."""
+        """Token ids of the documents of one block that belong to `split`, from text or token shards alike.
+
+        Raises:
+            DataFault: as `documents` and `token_block`, and for ids that the tokenizer does not have.
+        """
         if not self.tokenizer_fingerprint:
             return tokenizer.encode(self.documents(block, split, stream))
         found = self.token_block(block, stream)
+        ids = found.documents.ids
+        if len(ids) and not 0 <= ids.min() <= ids.max() < tokenizer.vocab_size:
+            _, url, offset = self.place(block)
+            outside = ids.min() if ids.min() < 0 else ids.max()
+            raise DataFault(
+                f"shard {shown(url)}: the block at offset {offset} holds the token id {outside}, and the tokenizer has "
+                f"{tokenizer.vocab_size}: make the token shards again",
+                kind="tokens",
+                shard=shown(url),
+                offset=offset,
+            )
         return found.documents.select(found.held_out == (split == "validation"))
 
     def check_tokenizer(self, tokenizer: Tokenizer) -> None:
@@ -265,16 +296,16 @@ def _folder_of(path: str | Path) -> tuple[str, str]:
 
 def _read_header(folder: str, where: str, settings: Storage) -> dict[str, Any]:
     try:
-        data = read_whole(where, settings) if is_remote(folder) else Path(where).read_bytes()
+        data = read_whole(join(folder, "index.json"), settings, LARGEST_HEADER_BYTES)
         where = shown(where)
         header = json.loads(data)
-    except (FileNotFoundError, NotADirectoryError):
+    except DataFault as fault:
+        if is_remote(folder):
+            raise UserError(f"no index at {shown(where)}: {fault}") from None
         raise UserError(
             f"no index at {where}: write shards with `maskloom shards TEXT {folder}`, or index webdataset tars that exist "
             f"with `maskloom index {folder}`"
         ) from None
-    except DataFault as fault:
-        raise UserError(f"no index at {shown(where)}: {fault}") from None
     except UserError:
         raise
     except (ValueError, RecursionError) as error:
@@ -307,7 +338,9 @@ def _open_remote(folder: str, header: dict[str, Any], settings: Storage, where: 
     were_there = any(copy.exists() for copy in copies.values())
     for name, copy in copies.items():
         if not copy.exists():
-            fetch(join(folder, f"index/{name}.npy"), copy, settings)
+            # As many numbers as there are blocks, at most; a server may send more.
+            largest = LARGEST_NPY_HEAD_BYTES + 8 * header["blocks"]
+            fetch(join(folder, f"index/{name}.npy"), copy, settings, largest=largest)
     try:
         return _open_verified(folder, header, files, settings, where)
     except UserError:
@@ -333,16 +366,32 @@ def _open(folder: str, header: dict[str, Any], files: Path, settings: Storage) -
     types = {**COLUMNS, **dict.fromkeys(LISTS, np.dtype("<i4"))}
     columns: dict[str, NDArray[Any]] = {}
     for name, size in sizes.items():
-        file = files / "index" / f"{name}.npy"
-        try:
-            columns[name] = np.load(file, mmap_mode="r" if size else None, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise UserError(f"{file}: {error}: {AGAIN}") from None
-        if columns[name].shape != (size,) or columns[name].dtype != types[name]:
-            raise UserError(f"{file} does not fit {shown(join(folder, 'index.json'))}: {AGAIN}")
+        columns[name] = _open_column(files / "index" / f"{name}.npy", size, types[name], folder)
     train, held_out = (columns.pop(name) for name in LISTS)
     shards = tuple(Shard(**shard) for shard in header["shards"])
     return Index(folder, header, shards, columns, train, held_out, files, settings)
+
+
+def _open_column(file: Path, size: int, dtype: Any, folder: str) -> NDArray[Any]:
+    """An array of numbers, memory-mapped. Raises UserError if the file is not one of this size and type."""
+    try:
+        if file.exists() and not file.is_file():
+            raise UserError(f"{file} is not a file: {AGAIN}")
+        with file.open("rb") as column:
+            # `np.load` would open archives and pickles too, and make room for as many numbers as the head names.
+            if np.lib.format.read_magic(column) != (1, 0):
+                raise ValueError("not an array as it is written here")
+            shape, _, found = np.lib.format.read_array_header_1_0(column)
+            start = column.tell()
+    except UserError:
+        raise
+    except Exception as error:  # numpy parses the head as Python, with errors of many kinds
+        raise UserError(f"{file}: {str(error) or type(error).__name__}: {AGAIN}") from None
+    if shape != (size,) or found != dtype:
+        raise UserError(f"{file} does not fit {shown(join(folder, 'index.json'))}: {AGAIN}")
+    if file.stat().st_size < start + size * dtype.itemsize:
+        raise UserError(f"{file} is cut off: {AGAIN}")
+    return np.memmap(file, dtype, "r", start, shape) if size else np.empty(0, dtype)
 
 
 def _reopen(folder: str, files: Path, digest: str, settings: Storage) -> Index:
@@ -368,6 +417,11 @@ def _check_table(index: Index, where: str) -> None:
         )
         if (number < 0).any() or (number >= len(sizes)).any() or (offset < 0).any() or (length <= 0).any():
             raise UserError(f"{where} lists blocks that no shard has: {AGAIN}")
+        if (length > LARGEST_BLOCK_BYTES).any():
+            raise UserError(
+                f"{where} lists blocks of more than {LARGEST_BLOCK_BYTES:,} bytes, and a block is read whole: write the "
+                "corpus again with smaller documents or a smaller --block-bytes"
+            )
         if (length > sizes[number] - offset).any() or (documents < 0).any() or (held_out < 0).any():
             raise UserError(f"{where} lists blocks beyond the end of a shard, or counts below 0: {AGAIN}")
     for name, blocks in (("train", index.train_blocks), ("validation", index.held_out_blocks)):
@@ -390,9 +444,14 @@ def _check_shards(index: Index, where: str) -> None:
         if is_remote(url):
             continue
         file = local_path(url)
-        if not file.is_file():
-            raise UserError(f"shard {file}, listed in {where}, is missing: restore it, or make the corpus again")
-        if file.stat().st_size != shard.bytes:
+        try:
+            if not file.is_file():
+                what = "is not a file" if file.exists() else "is missing"
+                raise UserError(f"shard {file}, listed in {where}, {what}: restore it, or make the corpus again")
+            size = file.stat().st_size
+        except OSError as error:  # a name that no file can have, a folder that may not be read
+            raise UserError(f"shard {file}, listed in {where}: {error.strerror}") from None
+        if size != shard.bytes:
             raise UserError(
-                f"shard {file} has {file.stat().st_size} bytes, {where} says {shard.bytes}: restore it, or make the corpus again"
+                f"shard {file} has {size} bytes, {where} says {shard.bytes}: restore it, or make the corpus again"
             )
