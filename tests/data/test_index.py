@@ -25,7 +25,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from maskloom.data import index as module
-from maskloom.data import indexing, tars
+from maskloom.data import tars
 from maskloom.data.index import (
     BLOCK,
     COLUMNS,
@@ -587,7 +587,7 @@ def test_what_is_no_file_is_not_waited_for(corpus: Path, name: str, make: Callab
     """A pipe would be waited for, and a device be read without end."""
     (corpus / name).unlink()
     make(corpus / name)
-    with pytest.raises(UserError, match="is not a file|no index at"):
+    with pytest.raises(UserError, match=r"is not a file|no index at"):
         load_index(corpus)
     if name == "0.tar":
         with pytest.raises(UserError, match="is not a file"):
@@ -631,7 +631,7 @@ def test_values_that_no_index_has_are_refused_by_name(corpus: Path, key: str, va
 @pytest.mark.parametrize("url", ["", "b/" * 3000 + "0.tar", "n" * 300, "file:///a%00b.tar", "file://[::1/0.tar", "."])
 def test_a_shard_at_an_impossible_place_is_refused(corpus: Path, url: str) -> None:
     rewrite(corpus, lambda header, columns: header["shards"][0].update(url=url))
-    with pytest.raises(UserError, match="shard|URL|character 0"):
+    with pytest.raises(UserError, match=r"shard|URL|character 0"):
         load_index(corpus)
 
 

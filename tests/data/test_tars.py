@@ -152,10 +152,12 @@ def test_the_place_of_a_fault_is_that_in_the_shard(what: str, tmp_path: Path) ->
     assert (fault.value.shard, fault.value.offset) == ("my.tar", 7168)
 
 
-@pytest.mark.parametrize("compress", [gzip.compress, lzma.compress, lambda data: lzma.compress(data, lzma.FORMAT_ALONE)])
+@pytest.mark.parametrize(
+    "compress", [gzip.compress, lzma.compress, lambda data: lzma.compress(data, lzma.FORMAT_ALONE)]
+)
 def test_a_compressed_block_is_not_unpacked(compress: Callable[[bytes], bytes], tmp_path: Path) -> None:
     for read in readers(tmp_path):
-        with pytest.raises(DataFault, match="is compressed|is not a tar"):
+        with pytest.raises(DataFault, match=r"is compressed|is not a tar"):
             read(compress(GOOD + END))
 
 
@@ -168,7 +170,9 @@ def test_the_limit_of_a_member_holds_wherever_it_is_read(
     monkeypatch.setattr(tars, "LARGEST_MEMBER_BYTES", size)
     reader(GOOD + END)
     monkeypatch.setattr(tars, "LARGEST_MEMBER_BYTES", size - 1)
-    with pytest.raises(DataFault, match=rf"member 'good\.txt' at byte .* has {size} bytes, more than {size - 1}: .*split it"):
+    with pytest.raises(
+        DataFault, match=rf"member 'good\.txt' at byte .* has {size} bytes, more than {size - 1}: .*split it"
+    ):
         reader(GOOD + END)
 
 
@@ -178,11 +182,19 @@ def test_the_limit_of_a_block_counts_all_members_of_a_sample(tmp_path: Path, mon
     monkeypatch.setattr("maskloom.data.indexing.LARGEST_BLOCK_BYTES", 2 * 2 * RECORD_BYTES)
     assert index_shard(path, 1, "text", "train").blocks["documents"].tolist() == [2, 1]
     monkeypatch.setattr("maskloom.data.indexing.LARGEST_BLOCK_BYTES", 2 * 2 * RECORD_BYTES - 1)
-    with pytest.raises(DataFault, match="the block at byte 0 has more than 2,047 bytes.*split the sample 'a'"):
+    with pytest.raises(DataFault, match=r"the block at byte 0 has more than 2,047 bytes.*split the sample 'a'"):
         index_shard(path, 1, "text", "train")
 
 
-NAMES = ["a.txt", "b/c.txt", "d" * 99 + "/" + "e" * 90 + ".txt", "f" * 300 + ".txt", "gé" * 60 + ".txt", "h.0.txt", "i.JSON"]
+NAMES = [
+    "a.txt",
+    "b/c.txt",
+    "d" * 99 + "/" + "e" * 90 + ".txt",
+    "f" * 300 + ".txt",
+    "gé" * 60 + ".txt",
+    "h.0.txt",
+    "i.JSON",
+]
 
 
 @pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])

@@ -121,9 +121,7 @@ def read_whole(url: str, settings: Storage, largest: int | None = None) -> bytes
     return bytes(data)
 
 
-def fetch(
-    url: str, path: Path, settings: Storage, on_bytes: Callable[[int], None], largest: int | None = None
-) -> None:
+def fetch(url: str, path: Path, settings: Storage, on_bytes: Callable[[int], None], largest: int | None = None) -> None:
     """Write all bytes of an object into the open file's `path`; `on_bytes` is told a negative count where it starts
     again. Raises as `read_whole`."""
     with path.open("wb") as file:
@@ -202,7 +200,9 @@ def _receive(
                 version = answer.version
                 stop = answer.total if whole else stop
                 if largest is not None and max(answer.stop, answer.total or 0) > largest:
-                    raise UserError(f"{shown(url)} has {answer.total:,} bytes, more than the {largest:,} that it may have")
+                    raise UserError(
+                        f"{shown(url)} has {answer.total:,} bytes, more than the {largest:,} that it may have"
+                    )
                 for chunk in _chunks(answer, answer.stop - at, settings):
                     write(chunk)
                     at += len(chunk)
