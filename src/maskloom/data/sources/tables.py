@@ -135,9 +135,9 @@ def _hub_parts(given: str) -> tuple[str, list[str]]:
     text = given.removeprefix(HUB)
     for count in (1, 2):
         name, *parts = text.rsplit(":", count)
-        if len(parts) == count and all(map(PLAIN.fullmatch, parts)) and Path(name).is_dir():
+        if len(parts) == count and all(map(PLAIN.fullmatch, parts)) and name and Path(name).is_dir():
             return name, parts
-    if Path(text).is_dir():
+    if text and Path(text).is_dir():
         raise UserError(f"{given}: the folder needs the name of a split too, such as {given}:train")
     if PART_OF_SPLIT.search(text):
         raise UserError(
