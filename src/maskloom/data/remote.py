@@ -58,6 +58,7 @@ LENGTH = re.compile(r"[0-9]{1,18}$")
 S3_CODE = re.compile(rb"<Code>(\w+)</Code>")
 
 logging.getLogger("urllib3.connectionpool").setLevel(logging.INFO)  # at DEBUG it prints signed URLs
+logging.getLogger("urllib3.connection").setLevel(logging.ERROR)  # so it does at WARNING, with a traceback
 
 
 @dataclass(frozen=True)

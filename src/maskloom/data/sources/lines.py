@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO
 
 from maskloom.data.samples import decode_text, document_from_json
-from maskloom.data.sources.compressed import DAMAGE, SUFFIXES, open_text
+from maskloom.data.sources.compressed import DAMAGE, READ_BYTES, SUFFIXES, open_text
 from maskloom.data.sources.source import LONGEST_TEXT_BYTES, RANGE_BYTES, Kind, Source, TextLayout, file_stamp, place_of
 from maskloom.errors import UserError
 
@@ -64,15 +64,22 @@ def read_text(source: Source, layout: TextLayout) -> Iterator[tuple[int, str]]:
     """
     with open_text(source.name) as stream:
         if layout == "file":
-            try:
-                data = stream.read(LONGEST_TEXT_BYTES + 1)
-            except DAMAGE as error:
-                raise _damaged(source, 0, error) from None
-            if len(data) > LONGEST_TEXT_BYTES:
-                raise _too_long(source, "one document", "If documents are separated by blank lines, use --blank-line")
-            yield 0, decode_text(data, source.name).removeprefix("\ufeff")
+            yield 0, decode_text(_whole(stream, source), source.name).removeprefix("\ufeff")
         else:
             yield from enumerate(_split_at_blank_lines(stream, source))
+
+
+def _whole(stream: IO[bytes], source: Source) -> bytes:
+    """All of a stream, read in parts: asked for all that a document may have, Python makes room for as much at once."""
+    data = bytearray()
+    try:
+        while part := stream.read(READ_BYTES):
+            data += part
+            if len(data) > LONGEST_TEXT_BYTES:
+                raise _too_long(source, "one document", "If documents are separated by blank lines, use --blank-line")
+    except DAMAGE as error:
+        raise _damaged(source, len(data), error) from None
+    return bytes(data)
 
 
 def _split_at_blank_lines(stream: IO[bytes], source: Source) -> Iterator[str]:
