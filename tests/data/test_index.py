@@ -30,10 +30,8 @@ from maskloom.data.index import (
     BLOCK,
     COLUMNS,
     LISTS,
-    Header,
     Index,
     Shard,
-    ShardSplit,
     Tokens,
     corpus_digest,
     held_out_threshold,
@@ -41,6 +39,7 @@ from maskloom.data.index import (
     table_digest,
     text_hash,
 )
+from maskloom.data.index_files import Header, ShardSplit
 from maskloom.data.indexing import IndexedShard, check_shard, index_shard, index_tars, merge_indexes, write_index
 from maskloom.data.samples import tokens_member
 from maskloom.data.tars import LARGEST_BLOCK_BYTES

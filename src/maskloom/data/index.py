@@ -20,46 +20,35 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
-import pydantic
 from numpy.typing import NDArray
 
 from maskloom.config import Storage
+from maskloom.data.index_files import (
+    AGAIN,
+    LARGEST_NPY_HEAD_BYTES,
+    VERSION,
+    ShardSplit,
+    open_column,
+    read_header,
+)
 from maskloom.data.samples import TokenBlock, read_documents, read_tokens
-from maskloom.data.storage import fetch, is_remote, join, local_path, open_range, read_whole
+from maskloom.data.storage import fetch, is_remote, join, local_path, open_range
 from maskloom.data.tars import LARGEST_BLOCK_BYTES
 from maskloom.errors import DataFault, UserError
 from maskloom.files import private_folder
 from maskloom.redaction import shown
 from maskloom.tokenizer import Tokenized, Tokenizer
 
-FORMAT, VERSION = "maskloom-index", 2
 SHARDS_CHECKED_AT_START = 1024
-LARGEST_HEADER_BYTES = 1 << 30  # of `index.json`: some five million shards
-LARGEST_NPY_HEAD_BYTES = 16 << 10  # numpy reads no more than 10,000 bytes of it
-AGAIN = "restore it, or write the index again with `maskloom index` (a corpus of `maskloom shards`: write it again)"
 BLOCK = np.dtype(
     [("offset", "<i8"), ("length", "<i8"), ("documents", "<i4"), ("held_out", "<i4"), ("crc32", "<u4")]
 )  # a row of a shard's block table
 COLUMNS: dict[str, Any] = {"shard": np.dtype("<i4"), **{name: BLOCK[name] for name in BLOCK.names or ()}}
 LISTS = {"train": "documents", "validation": "held_out"}  # numbers of the blocks in which a column is not 0, int32
 Split = Literal["train", "validation"]
-ShardSplit = Literal["train", "validation", "by_hash"]
-
-
-def _plain(text: str) -> str:
-    """JSON can write what is no text: half of a surrogate pair."""
-    text.encode()
-    if "\0" in text:
-        raise ValueError("it holds the character 0")
-    return text
-
-
-Text = Annotated[str, pydantic.AfterValidator(_plain)]
-Count = Annotated[int, pydantic.Field(ge=0, lt=1 << 62)]  # all of them are counted in int64
-Size = Annotated[int, pydantic.Field(gt=0, lt=1 << 62)]
 
 
 @dataclass(frozen=True)
@@ -75,40 +64,6 @@ class Tokens:
     """What the ids of token shards were made with: the tokenizer's fingerprint."""
 
     tokenizer: str
-
-
-class Header(pydantic.BaseModel):
-    """What `index.json` holds."""
-
-    model_config = pydantic.ConfigDict(extra="forbid", strict=True)
-
-    class ShardEntry(pydantic.BaseModel):
-        model_config = pydantic.ConfigDict(extra="forbid", strict=True)
-        url: Text
-        bytes: Size
-        sha256: Text
-        split: ShardSplit
-
-    class TokensEntry(pydantic.BaseModel):
-        model_config = pydantic.ConfigDict(extra="forbid", strict=True)
-        tokenizer: Text
-
-    format: Text
-    version: int
-    digest: Text
-    table_digest: Text
-    documents: Size
-    held_out_documents: Count
-    bad_documents: Count
-    text_bytes: Count
-    block_bytes: Size
-    blocks: Size
-    train_blocks: Size
-    validation_blocks: Count
-    text_key: Text
-    held_out_threshold: Count
-    tokens: TokensEntry | None
-    shards: list[ShardEntry] = pydantic.Field(min_length=1)
 
 
 @dataclass(frozen=True)
@@ -256,7 +211,7 @@ def load_index(path: str | Path, settings: Storage | None = None, finds_shards: 
     """
     settings = settings or Storage()
     folder, where = _folder_of(path)
-    header = _read_header(folder, where, settings)
+    header = read_header(folder, where, settings)
     where = shown(where)
     if is_remote(folder):
         index = _open_remote(folder, header, settings, where)
@@ -292,31 +247,6 @@ def _folder_of(path: str | Path) -> tuple[str, str]:
     file = local_path(text) if "://" in text else Path(text)
     file = file if file.name == "index.json" and not file.is_dir() else file / "index.json"
     return str(file.parent.absolute()), str(file)
-
-
-def _read_header(folder: str, where: str, settings: Storage) -> dict[str, Any]:
-    try:
-        data = read_whole(join(folder, "index.json"), settings, LARGEST_HEADER_BYTES)
-        where = shown(where)
-        header = json.loads(data)
-    except DataFault as fault:
-        if is_remote(folder):
-            raise UserError(f"no index at {shown(where)}: {fault}") from None
-        raise UserError(
-            f"no index at {where}: write shards with `maskloom shards TEXT {folder}`, or index webdataset tars that exist "
-            f"with `maskloom index {folder}`"
-        ) from None
-    except UserError:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{where} is not valid JSON: {error}") from None
-    if not isinstance(header, dict) or header.get("format") != FORMAT or header.get("version") != VERSION:
-        raise UserError(f"{where} is no {FORMAT} of version {VERSION}: {AGAIN}")
-    try:
-        return Header.model_validate(header).model_dump()
-    except pydantic.ValidationError as error:
-        detail = error.errors()[0]
-        raise UserError(f"{where}: {'.'.join(map(str, detail['loc']))}: {detail['msg'].lower()}: {AGAIN}") from None
 
 
 def _open_remote(folder: str, header: dict[str, Any], settings: Storage, where: str) -> Index:
@@ -366,37 +296,15 @@ def _open(folder: str, header: dict[str, Any], files: Path, settings: Storage) -
     types = {**COLUMNS, **dict.fromkeys(LISTS, np.dtype("<i4"))}
     columns: dict[str, NDArray[Any]] = {}
     for name, size in sizes.items():
-        columns[name] = _open_column(files / "index" / f"{name}.npy", size, types[name], folder)
+        columns[name] = open_column(files / "index" / f"{name}.npy", size, types[name], folder)
     train, held_out = (columns.pop(name) for name in LISTS)
     shards = tuple(Shard(**shard) for shard in header["shards"])
     return Index(folder, header, shards, columns, train, held_out, files, settings)
 
 
-def _open_column(file: Path, size: int, dtype: Any, folder: str) -> NDArray[Any]:
-    """An array of numbers, memory-mapped. Raises UserError if the file is not one of this size and type."""
-    try:
-        if file.exists() and not file.is_file():
-            raise UserError(f"{file} is not a file: {AGAIN}")
-        with file.open("rb") as column:
-            # `np.load` would open archives and pickles too, and make room for as many numbers as the head names.
-            if np.lib.format.read_magic(column) != (1, 0):
-                raise ValueError("not an array as it is written here")
-            shape, _, found = np.lib.format.read_array_header_1_0(column)
-            start = column.tell()
-    except UserError:
-        raise
-    except Exception as error:  # numpy parses the head as Python, with errors of many kinds
-        raise UserError(f"{file}: {str(error) or type(error).__name__}: {AGAIN}") from None
-    if shape != (size,) or found != dtype:
-        raise UserError(f"{file} does not fit {shown(join(folder, 'index.json'))}: {AGAIN}")
-    if file.stat().st_size < start + size * dtype.itemsize:
-        raise UserError(f"{file} is cut off: {AGAIN}")
-    return np.memmap(file, dtype, "r", start, shape) if size else np.empty(0, dtype)
-
-
 def _reopen(folder: str, files: Path, digest: str, settings: Storage) -> Index:
     """Open an index that another process of this run has verified."""
-    header = _read_header(folder, _folder_of(folder)[1], settings)
+    header = read_header(folder, _folder_of(folder)[1], settings)
     if header["table_digest"] != digest:
         raise UserError(f"the index in {shown(folder)} was written anew while it was in use: start again")
     return _open(folder, header, files, settings)

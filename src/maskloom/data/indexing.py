@@ -21,15 +21,11 @@ from webdataset.tariterators import base_plus_ext
 
 from maskloom.config import Storage
 from maskloom.data.index import (
-    AGAIN,
     BLOCK,
     COLUMNS,
-    FORMAT,
     LISTS,
-    VERSION,
     Index,
     Shard,
-    ShardSplit,
     Tokens,
     corpus_digest,
     held_out_threshold,
@@ -37,6 +33,7 @@ from maskloom.data.index import (
     table_digest,
     text_hash,
 )
+from maskloom.data.index_files import AGAIN, FORMAT, VERSION, ShardSplit
 from maskloom.data.samples import read_documents
 from maskloom.data.storage import fetch, is_remote, local_path, size_of
 from maskloom.data.tars import LARGEST_BLOCK_BYTES, NO_END, RECORD_BYTES, members, tar_fault
