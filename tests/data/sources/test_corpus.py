@@ -169,6 +169,13 @@ def test_inputs_that_are_missing_or_hold_no_text_are_named(tmp_path: Path) -> No
             find_sources([str(path)])
 
 
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")])
+def test_what_is_no_file_is_not_waited_for(tmp_path: Path, make: Any) -> None:
+    make(tmp_path / "a.txt")
+    with pytest.raises(UserError, match=r"a\.txt is not a file or folder"):
+        find_sources([str(tmp_path / "a.txt")])
+
+
 def test_the_documentation_is_the_english_docstrings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sysconfig, "get_paths", lambda: {"purelib": str(tmp_path)})
     foreign = "Ceci est une documentation qui est longue et détaillée pour être ignorée. " * 5
