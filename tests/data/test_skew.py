@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from numpy.typing import NDArray
 
 from maskloom.cli import main
@@ -159,4 +160,20 @@ def test_the_command_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "the largest of 7, at offset 0 of 0.tar, holds 92% of the text" in capsys.readouterr().err
     corpus(tmp_path / "b", uneven(1 / 7, 7))
     assert main(["index", str(tmp_path / "b" / "0.tar"), "--block-bytes", "1", "--processes", "1"]) == 0
+    assert "uneven" not in capsys.readouterr().err
+
+
+def test_the_start_of_a_run_says_so(
+    tmp_path: Path, run_config: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    corpus(tmp_path / "a", uneven(0.92, 7))
+    run_config["data"] = {"train": str(tmp_path / "a"), "lanes": 8}
+    run_config["phases"] = [{"steps": 100, "seq_len": 32, "global_batch_rows": 8}]
+    file = tmp_path / "run.yaml"
+    file.write_text(yaml.safe_dump(run_config))
+    assert main(["train", str(file), "--show-deepspeed"]) == 0
+    assert (
+        "With 8 lanes, about 78% of this run's rows" in capsys.readouterr().err
+    )  # half of (0.92 - 1/7) + 6 (1/7 - 0.08/6)
+    assert main(["train", str(file), "--show-deepspeed", "data.lanes=1", "phases.0.steps=20000"]) == 0
     assert "uneven" not in capsys.readouterr().err

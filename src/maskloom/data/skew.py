@@ -56,9 +56,8 @@ class Sizes(NamedTuple):
 
     def most_lanes(self, read_bytes: float) -> float:
         """The number of lanes up to which no more than TOLERATED is misplaced, while all lanes together read so much text."""
-        if self.at_first <= TOLERATED or not self.spread:
-            return np.inf
-        return 4 * TOLERATED * read_bytes / (self.spread * self.text_bytes)
+        spread_bytes = self.spread * self.text_bytes
+        return 4 * TOLERATED * read_bytes / spread_bytes if self.at_first > TOLERATED and spread_bytes else np.inf
 
 
 def sizes_of(index: Index) -> Sizes:
