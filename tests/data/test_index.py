@@ -2,13 +2,17 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import hashlib
 import io
 import json
 import math
+import os
 import pickle
 import random
 import shutil
 import tarfile
+import types
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,21 +25,26 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from maskloom.data import index as module
-from maskloom.data import indexing
+from maskloom.data import tars
 from maskloom.data.index import (
+    BLOCK,
     COLUMNS,
     LISTS,
-    Header,
     Index,
-    ShardSplit,
+    Shard,
+    Tokens,
     corpus_digest,
     held_out_threshold,
     load_index,
     table_digest,
     text_hash,
 )
-from maskloom.data.indexing import check_shard, index_shard, index_tars, merge_indexes, write_index
+from maskloom.data.index_files import Header, ShardSplit
+from maskloom.data.indexing import IndexedShard, check_shard, index_shard, index_tars, merge_indexes, write_index
+from maskloom.data.samples import tokens_member
+from maskloom.data.tars import LARGEST_BLOCK_BYTES
 from maskloom.errors import DataFault, UserError
+from maskloom.tokenizer import Tokenized
 from tests.conftest import sentences
 from tests.fault_server import FaultServer
 
@@ -525,6 +534,136 @@ def test_a_column_that_does_not_fit_is_refused_by_name(corpus: Path, name: str) 
     refused()
 
 
+def npy(head: bytes, data: bytes = b"", version: bytes = b"\1\0") -> bytes:
+    """A .npy file with any head."""
+    return b"\x93NUMPY" + version + len(head).to_bytes(2 if version == b"\1\0" else 4, "little") + head + data
+
+
+def described(descr: str, shape: str) -> bytes:
+    return npy(f"{{'descr': {descr}, 'fortran_order': True, 'shape': {shape}, }}\n".encode(), bytes(24))
+
+
+def archive() -> bytes:
+    stream = io.BytesIO()
+    np.savez(stream, crc32=np.zeros(6, dtype=np.uint32))
+    return stream.getvalue()
+
+
+COLUMN_FILES = {
+    "archive": archive(),
+    "pickle": pickle.dumps(np.zeros(6)),
+    "nothing": b"",
+    "cut off": described("'<u4'", "(6,)")[:-1],
+    "two axes": described("'<u4'", "(6, 1)"),
+    "another byte order": described("'>u4'", "(6,)"),
+    "more than any memory": described("'<u4'", "(1000000000000000,)"),
+    "numbers without end": described("'<u4'", "(" + "9" * 4000 + ",)"),
+    "a size below 0": described("'<u4'", "(-6,)"),
+    "a size that is no number": described("'<u4'", "(6.0,)"),
+    "a type of its own": described("[('a', '<u4')]", "(6,)"),
+    "objects": described("'|O'", "(6,)"),
+    "no type": described("'nonsense'", "(6,)"),
+    "nested": npy(b"-" * 9000 + b"1\n"),
+    "brackets": npy(b"(" * 9000 + b"\n"),
+    "an open string": npy(b"{'descr': '''\n"),
+    "indented": npy(b"1\n  2\n 3\n"),
+    "a head of 4 GiB": b"\x93NUMPY\2\0\xff\xff\xff\xff{",
+    "version 9": npy(b"{}", version=b"\x09\0"),
+}
+
+
+@pytest.mark.parametrize("name", ["crc32", "train", "validation"])
+@pytest.mark.parametrize("what", COLUMN_FILES)
+def test_a_column_that_is_no_array_of_numbers_is_refused_by_name(corpus: Path, what: str, name: str) -> None:
+    (corpus / "index" / f"{name}.npy").write_bytes(COLUMN_FILES[what])
+    with pytest.raises(UserError, match=rf"{name}\.npy.*write the index again"):
+        load_index(corpus)
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo, lambda file: file.symlink_to("/dev/zero")])
+@pytest.mark.parametrize("name", ["index.json", "index/crc32.npy", "0.tar"])
+def test_what_is_no_file_is_not_waited_for(corpus: Path, name: str, make: Callable[[Path], None]) -> None:
+    """A pipe would be waited for, and a device be read without end."""
+    (corpus / name).unlink()
+    make(corpus / name)
+    with pytest.raises(UserError, match=r"is not a file|no index at"):
+        load_index(corpus)
+    if name == "0.tar":
+        with pytest.raises(UserError, match="is not a file"):
+            index_here([corpus / name], corpus)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("blocks", 1 << 62),
+        ("blocks", 10**300),
+        ("documents", 1 << 63),
+        ("text_bytes", -(10**30)),
+        ("block_bytes", True),
+        ("held_out_threshold", math.nan),
+        ("held_out_threshold", math.inf),
+        ("bad_documents", "0"),
+        ("digest", "\ud800"),
+        ("text_key", "a\0b"),
+        ("tokens", {"tokenizer": ["a"]}),
+        ("tokens", [["tokenizer", "a"]]),
+        ("shards.bytes", 10**30),
+        ("shards.bytes", 0),
+        ("shards.bytes", 2048.0),
+        ("shards.sha256", None),
+        ("shards.sha256", "\udfff"),
+        ("shards.split", "both"),
+        ("shards.url", "a\0.tar"),
+        ("shards.url", "\ud800.tar"),
+        ("shards.url", ["0.tar"]),
+    ],
+)
+def test_values_that_no_index_has_are_refused_by_name(corpus: Path, key: str, value: Any) -> None:
+    header = json.loads((corpus / "index.json").read_text())
+    (header["shards"][1] if "." in key else header)[key.rpartition(".")[2]] = value
+    (corpus / "index.json").write_text(json.dumps(header))
+    with pytest.raises(UserError, match=rf"index\.json: {key.replace('.', r'.*')}.*write the index again"):
+        load_index(corpus)
+
+
+@pytest.mark.parametrize("url", ["", "b/" * 3000 + "0.tar", "n" * 300, "file:///a%00b.tar", "file://[::1/0.tar", "."])
+def test_a_shard_at_an_impossible_place_is_refused(corpus: Path, url: str) -> None:
+    rewrite(corpus, lambda header, columns: header["shards"][0].update(url=url))
+    with pytest.raises(UserError, match=r"shard|URL|character 0"):
+        load_index(corpus)
+
+
+def test_a_block_that_no_memory_holds_is_refused(corpus: Path) -> None:
+    def change(header: dict, columns: dict) -> None:
+        header["shards"][0]["bytes"] = 1 << 60
+        columns["length"][0] = LARGEST_BLOCK_BYTES + 1
+
+    rewrite(corpus, change)
+    with pytest.raises(UserError, match="lists blocks of more than 4,294,967,296 bytes"):
+        load_index(corpus, finds_shards=False)
+
+
+@pytest.mark.parametrize("bad", [99, 1 << 20, (1 << 31) - 1, -1])
+def test_token_ids_that_the_tokenizer_lacks_are_a_fault(tmp_path: Path, bad: int) -> None:
+    """Not the model's, which would end with an index out of range on a GPU."""
+    tokenizer: Any = types.SimpleNamespace(fingerprint="f", vocab_size=99, source="t")
+    documents = Tokenized(np.asarray([5, 98, bad]), np.asarray([3]))
+    data = tokens_member(documents, np.zeros(1, dtype=bool), 1 << 17)
+    path = write_tar(tmp_path / "0.tar", [{"tokens": data}])
+    size = path.stat().st_size
+    rows = np.array([(0, size, 1, 0, zlib.crc32(path.read_bytes()))], dtype=BLOCK)
+    entry = IndexedShard(Shard(str(path), size, hashlib.sha256(path.read_bytes()).hexdigest(), "train"), rows, 9)
+    how: Any = {"text_key": "text", "block_bytes": 1, "threshold": 0, "digest": "0" * 64}
+    index = write_index(tmp_path, [entry], tokens=Tokens("f"), **how)
+    with pytest.raises(DataFault, match=rf"0\.tar: the block at offset 0 holds the token id {bad}, .* has 99") as fault:
+        index.tokenized(0, "train", tokenizer)
+    assert fault.value.kind == "tokens"
+    tokenizer.vocab_size = 1 << 31
+    if bad >= 0:
+        assert index.tokenized(0, "train", tokenizer).ids.tolist() == [5, 98, bad]
+
+
 def test_columns_of_an_unfinished_index_are_never_read_by_an_older_header(
     corpus: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -587,7 +726,7 @@ def test_names_that_only_look_so_are_read(tmp_path: Path, name: str) -> None:
 
 def test_a_member_too_large_for_a_block_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_tar(tmp_path / "a.tar", [{"txt": "a" * 100}, {"txt": "b" * 101}])
-    monkeypatch.setattr(indexing, "LARGEST_MEMBER_BYTES", 100)
+    monkeypatch.setattr(tars, "LARGEST_MEMBER_BYTES", 100)
     with pytest.raises(UserError, match=r"member '000001\.txt' .* has 101 bytes, more than 100: .*split it"):
         index_here([path], tmp_path)
 

@@ -31,6 +31,7 @@ from pathlib import Path
 
 from maskloom.commands.arguments import byte_count, cores, fraction, positive
 from maskloom.data.index import Index, load_index
+from maskloom.data.skew import note_on_sizes
 from maskloom.data.storage import is_remote, local_path
 from maskloom.data.writing.report import Report
 from maskloom.data.writing.shards import Options, finish_or_open, write_part, write_shards
@@ -106,6 +107,8 @@ def describe(out: Path, index: Index, report: Report | None) -> None:
     )
     for line in report.lines() if report else ():
         say(line)
+    if note := note_on_sizes(index):
+        warn(f"{out}: {note}")
 
 
 def _write(options: argparse.Namespace) -> int:

@@ -23,27 +23,32 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import pydantic
 from numpy.typing import NDArray
 
 from maskloom.config import Storage
+from maskloom.data.index_files import (
+    AGAIN,
+    LARGEST_NPY_HEAD_BYTES,
+    VERSION,
+    ShardSplit,
+    open_column,
+    read_header,
+)
 from maskloom.data.samples import TokenBlock, read_documents, read_tokens
-from maskloom.data.storage import fetch, is_remote, join, local_path, open_range, read_whole
+from maskloom.data.storage import fetch, is_remote, join, local_path, open_range
+from maskloom.data.tars import LARGEST_BLOCK_BYTES
 from maskloom.errors import DataFault, UserError
 from maskloom.files import private_folder
 from maskloom.redaction import shown
 from maskloom.tokenizer import Tokenized, Tokenizer
 
-FORMAT, VERSION = "maskloom-index", 2
 SHARDS_CHECKED_AT_START = 1024
-AGAIN = "restore it, or write the index again with `maskloom index` (a corpus of `maskloom shards`: write it again)"
 BLOCK = np.dtype(
     [("offset", "<i8"), ("length", "<i8"), ("documents", "<i4"), ("held_out", "<i4"), ("crc32", "<u4")]
 )  # a row of a shard's block table
 COLUMNS: dict[str, Any] = {"shard": np.dtype("<i4"), **{name: BLOCK[name] for name in BLOCK.names or ()}}
 LISTS = {"train": "documents", "validation": "held_out"}  # numbers of the blocks in which a column is not 0, int32
 Split = Literal["train", "validation"]
-ShardSplit = Literal["train", "validation", "by_hash"]
 
 
 @dataclass(frozen=True)
@@ -59,40 +64,6 @@ class Tokens:
     """What the ids of token shards were made with: the tokenizer's fingerprint."""
 
     tokenizer: str
-
-
-class Header(pydantic.BaseModel):
-    """What `index.json` holds."""
-
-    model_config = pydantic.ConfigDict(extra="forbid", strict=True)
-
-    class ShardEntry(pydantic.BaseModel):
-        model_config = pydantic.ConfigDict(extra="forbid", strict=True)
-        url: str
-        bytes: pydantic.PositiveInt
-        sha256: str
-        split: ShardSplit
-
-    class TokensEntry(pydantic.BaseModel):
-        model_config = pydantic.ConfigDict(extra="forbid", strict=True)
-        tokenizer: str
-
-    format: str
-    version: int
-    digest: str
-    table_digest: str
-    documents: pydantic.PositiveInt
-    held_out_documents: pydantic.NonNegativeInt
-    bad_documents: pydantic.NonNegativeInt
-    text_bytes: pydantic.NonNegativeInt
-    block_bytes: pydantic.PositiveInt
-    blocks: pydantic.PositiveInt
-    train_blocks: pydantic.PositiveInt
-    validation_blocks: pydantic.NonNegativeInt
-    text_key: str
-    held_out_threshold: pydantic.NonNegativeInt
-    tokens: TokensEntry | None
-    shards: list[ShardEntry] = pydantic.Field(min_length=1)
 
 
 @dataclass(frozen=True)
@@ -176,10 +147,25 @@ class Index:
         return found
 
     def tokenized(self, block: int, split: Split, tokenizer: Tokenizer, stream: io.BytesIO | None = None) -> Tokenized:
-        """Token ids of the documents of one block that belong to `split`, from text or token shards alike."""
+        """Token ids of the documents of one block that belong to `split`, from text or token shards alike.
+
+        Raises:
+            DataFault: as `documents` and `token_block`, and for ids that the tokenizer does not have.
+        """
         if not self.tokenizer_fingerprint:
             return tokenizer.encode(self.documents(block, split, stream))
         found = self.token_block(block, stream)
+        ids = found.documents.ids
+        if len(ids) and not 0 <= ids.min() <= ids.max() < tokenizer.vocab_size:
+            _, url, offset = self.place(block)
+            outside = ids.min() if ids.min() < 0 else ids.max()
+            raise DataFault(
+                f"shard {shown(url)}: the block at offset {offset} holds the token id {outside}, and the tokenizer has "
+                f"{tokenizer.vocab_size}: make the token shards again",
+                kind="tokens",
+                shard=shown(url),
+                offset=offset,
+            )
         return found.documents.select(found.held_out == (split == "validation"))
 
     def check_tokenizer(self, tokenizer: Tokenizer) -> None:
@@ -225,7 +211,7 @@ def load_index(path: str | Path, settings: Storage | None = None, finds_shards: 
     """
     settings = settings or Storage()
     folder, where = _folder_of(path)
-    header = _read_header(folder, where, settings)
+    header = read_header(folder, where, settings)
     where = shown(where)
     if is_remote(folder):
         index = _open_remote(folder, header, settings, where)
@@ -263,31 +249,6 @@ def _folder_of(path: str | Path) -> tuple[str, str]:
     return str(file.parent.absolute()), str(file)
 
 
-def _read_header(folder: str, where: str, settings: Storage) -> dict[str, Any]:
-    try:
-        data = read_whole(where, settings) if is_remote(folder) else Path(where).read_bytes()
-        where = shown(where)
-        header = json.loads(data)
-    except (FileNotFoundError, NotADirectoryError):
-        raise UserError(
-            f"no index at {where}: write shards with `maskloom shards TEXT {folder}`, or index webdataset tars that exist "
-            f"with `maskloom index {folder}`"
-        ) from None
-    except DataFault as fault:
-        raise UserError(f"no index at {shown(where)}: {fault}") from None
-    except UserError:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{where} is not valid JSON: {error}") from None
-    if not isinstance(header, dict) or header.get("format") != FORMAT or header.get("version") != VERSION:
-        raise UserError(f"{where} is no {FORMAT} of version {VERSION}: {AGAIN}")
-    try:
-        return Header.model_validate(header).model_dump()
-    except pydantic.ValidationError as error:
-        detail = error.errors()[0]
-        raise UserError(f"{where}: {'.'.join(map(str, detail['loc']))}: {detail['msg'].lower()}: {AGAIN}") from None
-
-
 def _open_remote(folder: str, header: dict[str, Any], settings: Storage, where: str) -> Index:
     """A remote index, whose columns are fetched once a machine and user.
 
@@ -307,7 +268,9 @@ def _open_remote(folder: str, header: dict[str, Any], settings: Storage, where: 
     were_there = any(copy.exists() for copy in copies.values())
     for name, copy in copies.items():
         if not copy.exists():
-            fetch(join(folder, f"index/{name}.npy"), copy, settings)
+            # As many numbers as there are blocks, at most; a server may send more.
+            largest = LARGEST_NPY_HEAD_BYTES + 8 * header["blocks"]
+            fetch(join(folder, f"index/{name}.npy"), copy, settings, largest=largest)
     try:
         return _open_verified(folder, header, files, settings, where)
     except UserError:
@@ -333,13 +296,7 @@ def _open(folder: str, header: dict[str, Any], files: Path, settings: Storage) -
     types = {**COLUMNS, **dict.fromkeys(LISTS, np.dtype("<i4"))}
     columns: dict[str, NDArray[Any]] = {}
     for name, size in sizes.items():
-        file = files / "index" / f"{name}.npy"
-        try:
-            columns[name] = np.load(file, mmap_mode="r" if size else None, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise UserError(f"{file}: {error}: {AGAIN}") from None
-        if columns[name].shape != (size,) or columns[name].dtype != types[name]:
-            raise UserError(f"{file} does not fit {shown(join(folder, 'index.json'))}: {AGAIN}")
+        columns[name] = open_column(files / "index" / f"{name}.npy", size, types[name], folder)
     train, held_out = (columns.pop(name) for name in LISTS)
     shards = tuple(Shard(**shard) for shard in header["shards"])
     return Index(folder, header, shards, columns, train, held_out, files, settings)
@@ -347,7 +304,7 @@ def _open(folder: str, header: dict[str, Any], files: Path, settings: Storage) -
 
 def _reopen(folder: str, files: Path, digest: str, settings: Storage) -> Index:
     """Open an index that another process of this run has verified."""
-    header = _read_header(folder, _folder_of(folder)[1], settings)
+    header = read_header(folder, _folder_of(folder)[1], settings)
     if header["table_digest"] != digest:
         raise UserError(f"the index in {shown(folder)} was written anew while it was in use: start again")
     return _open(folder, header, files, settings)
@@ -368,6 +325,11 @@ def _check_table(index: Index, where: str) -> None:
         )
         if (number < 0).any() or (number >= len(sizes)).any() or (offset < 0).any() or (length <= 0).any():
             raise UserError(f"{where} lists blocks that no shard has: {AGAIN}")
+        if (length > LARGEST_BLOCK_BYTES).any():
+            raise UserError(
+                f"{where} lists blocks of more than {LARGEST_BLOCK_BYTES:,} bytes, and a block is read whole: write the "
+                "corpus again with smaller documents or a smaller --block-bytes"
+            )
         if (length > sizes[number] - offset).any() or (documents < 0).any() or (held_out < 0).any():
             raise UserError(f"{where} lists blocks beyond the end of a shard, or counts below 0: {AGAIN}")
     for name, blocks in (("train", index.train_blocks), ("validation", index.held_out_blocks)):
@@ -390,9 +352,14 @@ def _check_shards(index: Index, where: str) -> None:
         if is_remote(url):
             continue
         file = local_path(url)
-        if not file.is_file():
-            raise UserError(f"shard {file}, listed in {where}, is missing: restore it, or make the corpus again")
-        if file.stat().st_size != shard.bytes:
+        try:
+            if not file.is_file():
+                what = "is not a file" if file.exists() else "is missing"
+                raise UserError(f"shard {file}, listed in {where}, {what}: restore it, or make the corpus again")
+            size = file.stat().st_size
+        except OSError as error:  # a name that no file can have, a folder that may not be read
+            raise UserError(f"shard {file}, listed in {where}: {error.strerror}") from None
+        if size != shard.bytes:
             raise UserError(
-                f"shard {file} has {file.stat().st_size} bytes, {where} says {shard.bytes}: restore it, or make the corpus again"
+                f"shard {file} has {size} bytes, {where} says {shard.bytes}: restore it, or make the corpus again"
             )

@@ -8,8 +8,6 @@ import io
 import json
 import mmap
 import os
-import re
-import tarfile
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -23,15 +21,11 @@ from webdataset.tariterators import base_plus_ext
 
 from maskloom.config import Storage
 from maskloom.data.index import (
-    AGAIN,
     BLOCK,
     COLUMNS,
-    FORMAT,
     LISTS,
-    VERSION,
     Index,
     Shard,
-    ShardSplit,
     Tokens,
     corpus_digest,
     held_out_threshold,
@@ -39,17 +33,16 @@ from maskloom.data.index import (
     table_digest,
     text_hash,
 )
+from maskloom.data.index_files import AGAIN, FORMAT, VERSION, ShardSplit
 from maskloom.data.samples import read_documents
 from maskloom.data.storage import fetch, is_remote, local_path, size_of
+from maskloom.data.tars import LARGEST_BLOCK_BYTES, NO_END, RECORD_BYTES, members, tar_fault
 from maskloom.errors import DataFault, UserError
 from maskloom.files import write_atomically
 from maskloom.processes import Pool
 from maskloom.redaction import shown
 
 BLOCK_BYTES = 128 * 1024
-TAR_RECORD = 512
-LARGEST_MEMBER_BYTES = 1 << 30  # a block is read whole, and holds at least one member
-META_MEMBER = re.compile(r"__[^/]*__($|/)")  # what webdataset skips
 
 
 @dataclass(frozen=True)
@@ -83,15 +76,11 @@ def index_shard(
     Raises:
         UserError: not a plain tar, damaged, truncated, or a sample that cannot be read.
     """
+    if not path.is_file():  # a pipe would be waited for, and a device have no end
+        raise UserError(f"shard {path} is {'not a file' if path.exists() else 'missing'}: name a tar")
     if path.stat().st_size == 0:
         raise UserError(f"shard {path} is empty")
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        bzip2 = data[:3] == b"BZh" and data[4:10] == b"1AY&SY"  # "BZh" alone can begin a member's name
-        if data[:2] == b"\x1f\x8b" or data[:4] == b"\x28\xb5\x2f\xfd" or bzip2:
-            raise UserError(
-                f"shard {path} is compressed, so that no part of it can be read alone: decompress it first "
-                "(gunzip, unzstd, bunzip2)"
-            )
         blocks, text_bytes = [], 0
         bad: list[DataFault] = []
         for start, end in _block_ranges(path, data, block_bytes):
@@ -322,51 +311,33 @@ def _sha256_of(url: str, settings: Storage) -> str:
 
 
 def _block_ranges(path: Path, data: mmap.mmap, block_bytes: int) -> Iterator[tuple[int, int]]:
-    """Byte ranges of the blocks of a tar. Raises UserError where its end is not a tar's end."""
+    """Byte ranges of the blocks of a tar. Raises DataFault if it is not a plain tar, or its end is not a tar's end."""
     start, payload, key, end = 0, 0, None, 0
-    try:
-        with tarfile.open(path, "r:") as tar:
-            for member in tar:
-                tar.members = []  # type: ignore[attr-defined]  # tarfile keeps every header it has read
-                _check_member(path, member)
-                is_sample = member.isreg() and not META_MEMBER.match(member.name)
-                base = base_plus_ext(member.name)[0] if is_sample else None
-                if base is not None and base != key:
-                    if payload >= block_bytes:
-                        yield start, member.offset
-                        start, payload = member.offset, 0
-                    key = base
-                payload += member.size if base is not None else 0
-                end = member.offset_data + -(-member.size // TAR_RECORD) * TAR_RECORD
-    except (tarfile.TarError, OSError) as error:
-        raise UserError(f"shard {path} is not a tar, or is damaged after byte {end}: {error}") from None
-    # tarfile ends in silence at a header it cannot read; a tar that was closed ends with zeros.
-    mark = data[end : end + TAR_RECORD]
-    if not mark or any(mark):
-        raise UserError(
-            f"shard {path} is damaged or cut off after byte {end}: no end-of-archive mark stands there. Write it again"
-        )
+    with path.open("rb") as file:
+        for member in members(file, f"shard {path}"):
+            base = base_plus_ext(member.name)[0] if member.is_read else None
+            if base is not None and base != key:
+                if payload >= block_bytes:
+                    yield start, member.offset
+                    start, payload = member.offset, 0
+                key = base
+            payload += member.size if base is not None else 0
+            end = member.end
+            if end - start > LARGEST_BLOCK_BYTES:
+                raise tar_fault(
+                    f"shard {path}: the block at byte {start} has more than {LARGEST_BLOCK_BYTES:,} bytes, and a block is read "
+                    f"whole: split the sample '{key}', or use a smaller --block-bytes"
+                )
+    # A tar that was closed ends with zeros; what follows is nothing that `members` has seen.
+    if not data[end : end + RECORD_BYTES]:
+        raise tar_fault(f"shard {path} is damaged or cut off after byte {end}: {NO_END}")
     if data[end:].strip(b"\0"):
-        raise UserError(
+        raise tar_fault(
             f"shard {path} goes on after its end-of-archive mark at byte {end}: readers of tars leave the rest out. "
             "It is damaged, or several tars were joined: write it again, or give each as a file of its own"
         )
     if end > start:
         yield start, end
-
-
-def _check_member(path: Path, member: tarfile.TarInfo) -> None:
-    """Raises UserError for what a text shard has no need of: nothing is ever unpacked, but other tools may do so."""
-    where = f"shard {path}: member '{member.name}' at byte {member.offset}"
-    parts = member.name.replace("\\", "/").split("/")
-    if member.name.startswith("/") or ".." in parts:
-        raise UserError(f"{where} names a place outside the tar: write the tar again with plain relative names")
-    if not (member.isreg() or member.isdir()) or member.issparse():
-        raise UserError(f"{where} is a link, a device or a sparse file: write the tar again with plain files")
-    if member.size > LARGEST_MEMBER_BYTES:
-        raise UserError(
-            f"{where} has {member.size:,} bytes, more than {LARGEST_MEMBER_BYTES:,}: a block is read whole, so split it"
-        )
 
 
 def _relative(url: str, folder: Path) -> str:

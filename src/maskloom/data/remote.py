@@ -52,11 +52,13 @@ MOST_REDIRECTS = 5
 SIGNED_FOR_S = 3600
 REDIRECTS = (301, 302, 303, 307, 308)
 TRY_AGAIN = (408, 425, 429)  # and everything from 500 on
-CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)$")
-NO_RANGE = re.compile(r"bytes \*/(\d+)$")  # what status 416 carries: the object's size
+CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)$")
+NO_RANGE = re.compile(r"bytes \*/([0-9]{1,18})$")  # what status 416 carries: the object's size
+LENGTH = re.compile(r"[0-9]{1,18}$")
 S3_CODE = re.compile(rb"<Code>(\w+)</Code>")
 
 logging.getLogger("urllib3.connectionpool").setLevel(logging.INFO)  # at DEBUG it prints signed URLs
+logging.getLogger("urllib3.connection").setLevel(logging.ERROR)  # so it does at WARNING, with a traceback
 
 
 @dataclass(frozen=True)
@@ -113,16 +115,16 @@ def read_range(url: str, offset: int, length: int, settings: Storage) -> tuple[b
     return bytes(data), version
 
 
-def read_whole(url: str, settings: Storage) -> bytes:
-    """All bytes of a small object. Raises as `read_range`."""
+def read_whole(url: str, settings: Storage, largest: int | None = None) -> bytes:
+    """All bytes of a small object. Raises as `read_range`, and UserError if it has more than `largest` bytes."""
     data = bytearray()
-    _receive(url, 0, None, settings, data.extend, data.clear)
+    _receive(url, 0, None, settings, data.extend, data.clear, largest)
     return bytes(data)
 
 
-def fetch(url: str, path: Path, settings: Storage, on_bytes: Callable[[int], None]) -> None:
+def fetch(url: str, path: Path, settings: Storage, on_bytes: Callable[[int], None], largest: int | None = None) -> None:
     """Write all bytes of an object into the open file's `path`; `on_bytes` is told a negative count where it starts
-    again. Raises as `read_range`."""
+    again. Raises as `read_whole`."""
     with path.open("wb") as file:
 
         def write(chunk: bytes) -> None:
@@ -134,7 +136,7 @@ def fetch(url: str, path: Path, settings: Storage, on_bytes: Callable[[int], Non
             file.seek(0)
             file.truncate()
 
-        _receive(url, 0, None, settings, write, clear)
+        _receive(url, 0, None, settings, write, clear, largest)
         file.flush()
         os.fsync(file.fileno())
 
@@ -175,12 +177,14 @@ def _receive(
     settings: Storage,
     write: Callable[[bytes], object],
     clear: Callable[[], object],
+    largest: int | None = None,
 ) -> str:
     """Give the bytes [start, stop) of one version of an object to `write`, in order; returns the version.
 
     Args:
         stop: None: to the end.
         clear: told when everything written so far belongs to another version.
+        largest: bytes that the whole may have; None: any number.
     """
     patience, whole = _Patience(url, settings), stop is None
     at = furthest = start
@@ -196,6 +200,10 @@ def _receive(
                         raise _Broken("it changed while it was read")  # counted: mirrors may never agree
                 version = answer.version
                 stop = answer.total if whole else stop
+                if largest is not None and max(answer.stop, answer.total or 0) > largest:
+                    raise UserError(
+                        f"{shown(url)} has {answer.total:,} bytes, more than the {largest:,} that it may have"
+                    )
                 for chunk in _chunks(answer, answer.stop - at, settings):
                     write(chunk)
                     at += len(chunk)
@@ -299,6 +307,8 @@ def _part(url: str, response: urllib3.BaseHTTPResponse, at: int, stop: int | Non
         raise _Broken(f"asked for bytes from {at} on, the server answers with '{given[:80]}'")
     first, last = int(match[1]), int(match[2])
     total = None if match[3] == "*" else int(match[3])
+    if total is not None and last >= total:
+        raise _Broken(f"the server answers with '{given[:80]}', which is beyond the end")
     if whole and total is None:
         raise UserError(f"{shown(url)}: the server does not say how long it is: copy it to one that does")
     if not whole and stop is not None and total is not None and total < stop:
@@ -314,7 +324,7 @@ def _all(url: str, response: urllib3.BaseHTTPResponse, at: int, *, whole: bool) 
             "the shards on a server with byte ranges (nginx, Apache, S3, MinIO), or copy them to a local folder"
         )
     length = response.headers.get("Content-Length", "")
-    if not length.isdecimal():
+    if not LENGTH.match(length):
         raise UserError(f"{shown(url)}: the server does not say how long it is: copy it to one that does")
     return Answer(response, _version(response, int(length)), 0, int(length), int(length))
 
@@ -338,7 +348,7 @@ def _refusal(url: str, response: urllib3.BaseHTTPResponse, at: int, settings: St
             said += f", {code[1].decode()}"
     if response.status in TRY_AGAIN or response.status >= 500:
         wait_s = 0.0
-        with contextlib.suppress(InvalidHeader):
+        with contextlib.suppress(InvalidHeader, ValueError, OverflowError):  # a number or date beyond any measure
             wait_s = urllib3.Retry().parse_retry_after(response.headers.get("Retry-After", "0"))
         return _Broken(f"the server answers {said}", wait_s=wait_s)
     if response.status in (404, 410):

@@ -1,9 +1,9 @@
-"""The bytes of a block (or of a whole tar) to documents, through webdataset's own stages.
+"""The bytes of a block (or of a whole tar) to documents, as webdataset reads them.
 
-A byte range of a tar from member to member is itself a tar stream, so `tar_file_expander` and `group_by_keys` read a
-block as they read a shard. `.decode()`, which unpickles, is never used. A sample's text is in its `.txt` field, or its
-`.jsonl` (a JSON object a line) or `.json` field, whose text stands under `text_key`. A key with dots ("doc.0.txt",
-"doc.1.txt") is one sample to webdataset: every such field is read.
+A byte range of a tar from member to member is itself a tar stream, so that a block is read as a shard is: its members
+(`tars.py`), put together to samples by webdataset's `group_by_keys`. `.decode()`, which unpickles, is never used. A sample's
+text is in its `.txt` field, or its `.jsonl` (a JSON object a line) or `.json` field, whose text stands under `text_key`. A
+key with dots ("doc.0.txt", "doc.1.txt") is one sample to webdataset: every such field is read.
 
 A `.tokens` member holds documents that were tokenised beforehand: plain arrays behind a small head, no pickle.
 """
@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from typing import IO, Any
 
 import numpy as np
-import webdataset
 from numpy.typing import NDArray
-from webdataset.tariterators import group_by_keys, tar_file_expander
+from webdataset.tariterators import group_by_keys
 
+from maskloom.data.tars import members, tar_fault
 from maskloom.errors import DataFault
 from maskloom.tokenizer import Tokenized
 
@@ -133,17 +133,33 @@ def decode_text(data: bytes, where: str) -> str:
 
 
 def _samples(stream: IO[bytes], url: str, offset: int) -> Iterator[dict[str, Any]]:
-    pipeline = webdataset.DataPipeline(lambda: [{"url": url, "stream": stream}], tar_file_expander, group_by_keys)
+    where = f"shard {url}, block at offset {offset}"
     try:
-        yield from pipeline
-    except Exception as error:  # tarfile and webdataset raise many kinds
+        yield from group_by_keys(_files(stream, where, url, offset))
+    except DataFault as fault:
+        fault.shard, fault.offset = url, offset
+        raise
+    except (ValueError, AssertionError) as error:  # two members of one name
         raise DataFault(
-            f"shard {url}, block at offset {offset}: cannot be read as a webdataset tar: "
-            f"{error.args[0] if error.args else error}",
+            f"{where}: cannot be read as a webdataset tar: {error.args[0] if error.args else error}",
             kind="tar",
             shard=url,
             offset=offset,
         ) from error
+
+
+def _files(stream: IO[bytes], where: str, url: str, offset: int) -> Iterator[dict[str, Any]]:
+    """The members of a block as webdataset's `tar_file_expander` gives them."""
+    for member in members(stream, where, offset):
+        if member.is_read:
+            stream.seek(member.start)
+            data = stream.read(member.size)
+            if len(data) < member.size:
+                raise tar_fault(
+                    f"{where}: member '{member.name}' at byte {offset + member.offset} is cut off: {len(data)} of "
+                    f"{member.size} bytes"
+                )
+            yield {"fname": member.name, "data": data, "__url__": url}
 
 
 def _documents_of(sample: dict[str, Any], url: str, text_key: str, offset: int, on_bad: OnBad | None) -> Iterator[str]:

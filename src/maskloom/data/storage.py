@@ -71,12 +71,18 @@ def local_path(url: str) -> Path:
     """The path of a local URL. Raises UserError for any other."""
     if is_remote(url):
         raise UserError(f"{shown(url)} is not on this machine")
-    if not url.startswith("file:"):
-        return Path(url)
-    parts = urlsplit(url)
-    if parts.netloc not in ("", "localhost"):
-        raise UserError(f"{url}: a file:// URL has no host (three slashes: file:///{parts.netloc}{parts.path})")
-    return Path(unquote(parts.path))
+    path = url
+    if url.startswith("file:"):
+        try:
+            parts = urlsplit(url)
+        except ValueError:  # half an IPv6 address
+            raise UserError(f"{url} is not a URL of a file: file:///PATH is needed") from None
+        if parts.netloc not in ("", "localhost"):
+            raise UserError(f"{url}: a file:// URL has no host (three slashes: file:///{parts.netloc}{parts.path})")
+        path = unquote(parts.path)
+    if "\0" in path:
+        raise UserError(f"{url!r} holds the character 0, which no path can")
+    return Path(path)
 
 
 def join(base: str, relative: str) -> str:
@@ -117,37 +123,52 @@ def open_range(
     return io.BytesIO(data)
 
 
-def read_whole(url: str, settings: Storage) -> bytes:
+def read_whole(url: str, settings: Storage, largest: int | None = None) -> bytes:
     """All bytes of a small object.
+
+    Args:
+        largest: bytes that it may have; None: any number.
 
     Raises:
         DataFault: it is `missing`.
         PassingFault: it cannot be reached.
-        UserError: it may not be read.
+        UserError: it may not be read, has more bytes, or is not a file.
     """
     if is_remote(url):
-        return remote.read_whole(url, settings)
+        return remote.read_whole(url, settings, largest)
+    path = local_path(url)
     try:
-        return local_path(url).read_bytes()
+        if path.exists() and not path.is_file():
+            raise UserError(f"{url} is not a file")
+        if largest is not None and path.stat().st_size > largest:
+            raise UserError(f"{url} has more than {largest:,} bytes")
+        return path.read_bytes()
     except OSError as error:
         raise _unreadable(url, error) from None
 
 
-def fetch(url: str, path: Path, settings: Storage, on_bytes: Callable[[int], None] = lambda count: None) -> None:
+def fetch(
+    url: str,
+    path: Path,
+    settings: Storage,
+    on_bytes: Callable[[int], None] = lambda count: None,
+    largest: int | None = None,
+) -> None:
     """Copy an object into the file `path`, which is there whole or not at all.
 
     Args:
         on_bytes: told the number of bytes as they come; a negative one where the object changed and begins again.
+        largest: bytes that the object may have; None: as many as there are.
 
     Raises:
         DataFault: it is `missing`.
         PassingFault: it cannot be reached.
-        UserError: it may not be read, or `path` cannot be written.
+        UserError: it may not be read, has more than `largest` bytes, or `path` cannot be written.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
         if is_remote(url):
-            remote.fetch(url, temporary, settings, on_bytes)
+            remote.fetch(url, temporary, settings, on_bytes, largest)
         else:
             on_bytes(size_of(url, settings))
             shutil.copyfile(local_path(url), temporary)

@@ -15,6 +15,7 @@ import torch
 from maskloom.config import RunConfig
 from maskloom.config_file import rechecked
 from maskloom.data.plan import DataPlan, open_corpora
+from maskloom.data.skew import notes_on_run
 from maskloom.data.stream import Step
 from maskloom.distributed import World, barrier, gather_objects, set_timeouts
 from maskloom.progress import say, warn
@@ -160,6 +161,8 @@ def prepare(config: RunConfig, world: World) -> tuple[RunConfig, DataPlan]:
     check_model(config, tokenizer)
     plan = DataPlan.of(config, corpora, tokenizer)
     plan.check_world(world)
+    for note in notes_on_run(plan) if world.is_first else ():
+        warn(note)
     if config.evaluation.every_steps and world.is_first:
         for index in plan.corpora:
             if not len(index.held_out_blocks) and len(plan.corpora) > 1:

@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import errno
 import gzip
+import io
 import json
 import os
 import random
 import sysconfig
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import pytest
@@ -167,6 +169,13 @@ def test_inputs_that_are_missing_or_hold_no_text_are_named(tmp_path: Path) -> No
             find_sources([str(path)])
 
 
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")])
+def test_what_is_no_file_is_not_waited_for(tmp_path: Path, make: Any) -> None:
+    make(tmp_path / "a.txt")
+    with pytest.raises(UserError, match=r"a\.txt is not a file or folder"):
+        find_sources([str(tmp_path / "a.txt")])
+
+
 def test_the_documentation_is_the_english_docstrings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sysconfig, "get_paths", lambda: {"purelib": str(tmp_path)})
     foreign = "Ceci est une documentation qui est longue et détaillée pour être ignorée. " * 5
@@ -182,20 +191,52 @@ def test_the_documentation_is_the_english_docstrings(tmp_path: Path, monkeypatch
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.text(st.sampled_from("ab \n\r\t\u2028\x0c"), max_size=60), st.sampled_from(["", ".gz", ".zst"]))
+@given(st.text(st.sampled_from("ab \n\r\t\u2028\x0c\x85\ufeff"), max_size=60), st.sampled_from(["", ".gz", ".zst"]))
 def test_blank_lines_split_a_stream_as_they_split_the_whole(
     tmp_path_factory: pytest.TempPathFactory, text: str, suffix: str
 ) -> None:
     path = tmp_path_factory.mktemp("blank") / f"a.txt{suffix}"
     path.write_bytes(packed(text.encode(), suffix))
+    whole = text.removeprefix("\ufeff")
     expected: list[list[str]] = [[]]
-    for line in text.splitlines():
+    for line in io.StringIO(whole, newline=None):  # universal newlines
+        line = line.removesuffix("\n")
         if line.strip():
             expected[-1].append(line)
         elif expected[-1]:
             expected.append([])
     assert texts(path, layout="blank-line") == ["\n".join(part) for part in expected if part]
-    assert texts(path) == [text]
+    assert texts(path) == [whole]
+
+
+NO_LINE_ENDS = "\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029"  # where `str.splitlines` cuts
+
+
+@pytest.mark.parametrize("mark", NO_LINE_ENDS)
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_only_line_ends_end_a_line(tmp_path: Path, mark: str, end: str) -> None:
+    first, second = f"one{mark}{mark}still one\n{mark}one", f"two{mark}"
+    path = tmp_path / "a.txt"
+    path.write_bytes(f"{first}\n\n \n{second}\n".replace("\n", end).encode())
+    assert texts(path, layout="blank-line") == [first, second]
+    rows = [first, second]
+    (tmp_path / "a.jsonl").write_bytes(
+        b"".join(json.dumps({"text": row}, ensure_ascii=False).encode() + b"\n" for row in rows)
+    )
+    assert texts(tmp_path / "a.jsonl") == rows
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
+@pytest.mark.parametrize("layout", ["file", "blank-line"])
+def test_a_byte_order_mark_is_no_text(tmp_path: Path, suffix: str, layout: Any) -> None:
+    """At the beginning of a file; anywhere else it is a character (a zero-width no-break space)."""
+    text = tmp_path / f"a.txt{suffix}"
+    text.write_bytes(packed("\ufeffone\ufeff\n\ufefftwo".encode(), suffix))
+    assert texts(text, layout=layout) == ["one\ufeff\n\ufefftwo"]
+    rows = tmp_path / f"a.jsonl{suffix}"
+    for before in ("\ufeff", "\ufeff\n", "\ufeff\r\n"):
+        rows.write_bytes(packed(before.encode() + jsonl(["one", "\ufefftwo"]), suffix))
+        assert texts(rows) == ["one", "\ufefftwo"]
 
 
 def test_a_line_or_a_document_beyond_any_measure_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

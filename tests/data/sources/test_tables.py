@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -200,7 +201,8 @@ def test_datasets_that_cannot_be_had_are_named(tmp_path: Path) -> None:
     folder = tmp_path / "hub"
     for given_input, said in [
         ("hf:", "is no hf:NAME:SPLIT"),
-        (f"hf:{folder}", "is no hf:NAME:SPLIT"),
+        (f"hf:{folder}", "the folder needs the name of a split too"),
+        ("hf:a/b", "is no hf:NAME:SPLIT"),
         (f"hf:{folder}:a:b:c", "is no hf:NAME:SPLIT"),
         (f"hf:{tmp_path}/none:train", "none"),
         (f"hf:{folder}:dev", 'Unknown split "dev"'),
@@ -212,6 +214,37 @@ def test_datasets_that_cannot_be_had_are_named(tmp_path: Path) -> None:
     (folder / "dataset_dict.json").write_text("{")
     with pytest.raises(UserError, match="hub is no dataset that can be opened"):
         texts(folder)
+
+
+@pytest.mark.parametrize("folder", ["a:b", "a:train", "a b", "50%", "a%20b", "{a}", "é", "train:train"])
+def test_a_folder_of_any_name_is_read(tmp_path: Path, folder: str) -> None:
+    place = tmp_path / folder
+    place.mkdir()
+    datasets.Dataset.from_dict({"text": ROWS}).to_parquet(place / "train.parquet")
+    assert texts(f"hf:{place}:train") == ROWS
+    assert texts(f"hf:{place}:default:train") == ROWS
+    with pytest.raises(UserError, match=rf"needs the name of a split too, such as hf:{re.escape(str(place))}:train$"):
+        texts(f"hf:{place}")
+    with pytest.raises(UserError, match="a part of a split is not read"):
+        texts(f"hf:{place}:train[:10]")
+
+
+@pytest.mark.parametrize("folder", ["[D]", "a[0-9]", "x*", "q?", "a:[D]", "train[:10]"])
+def test_a_folder_that_datasets_would_take_for_a_pattern_says_so(tmp_path: Path, folder: str) -> None:
+    """It would find no file there, or those of other folders as well."""
+    place = tmp_path / folder
+    place.mkdir()
+    datasets.Dataset.from_dict({"text": ROWS}).to_parquet(place / "train.parquet")
+    for given_input in (f"hf:{place}:train", f"hf:{place}:default:train"):
+        with pytest.raises(UserError, match=r"for a pattern.*rename the folder, or name it without 'hf:'"):
+            texts(given_input)
+    assert texts(place) == ROWS  # as the message says
+
+
+def test_a_saved_folder_is_named_without_the_hub(tmp_path: Path) -> None:
+    datasets.Dataset.from_dict({"text": ROWS}).save_to_disk(tmp_path / "saved")
+    with pytest.raises(UserError, match=r"save_to_disk.*name it without 'hf:', .*saved$"):
+        texts(f"hf:{tmp_path}/saved:train")
 
 
 def test_a_saved_dataset_among_other_files_is_never_left_out(tmp_path: Path) -> None:

@@ -97,6 +97,8 @@ def _find_files(given: str) -> list[Path]:
     path = Path(given)
     if not path.exists():
         raise UserError(f"no file or folder {given}")
+    if not path.is_dir() and not path.is_file():  # a pipe would be waited for, and is read twice
+        raise UserError(f"{given} is not a file or folder: write what comes from it into a file first")
     files = sorted(_walk(path)) if path.is_dir() else [path]
     for folder in sorted({file.parent for file in files if file.name in SAVED_MARKS}):
         if is_saved_dataset(folder):

@@ -1,4 +1,9 @@
-"""Documents in files of lines: JSON lines and plain text, compressed or not."""
+"""Documents in files of lines: JSON lines and plain text, compressed or not.
+
+A line of text ends with a line feed, a carriage return, or both (Python's universal newlines), and with nothing else: form
+feeds, U+0085 and U+2028 are characters of a line, though `str.splitlines` cuts there. A line of JSON ends with a line feed;
+white space around it is nothing. A byte order mark at the beginning of a file is no text.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +13,13 @@ from pathlib import Path
 from typing import IO
 
 from maskloom.data.samples import decode_text, document_from_json
-from maskloom.data.sources.compressed import DAMAGE, SUFFIXES, open_text
+from maskloom.data.sources.compressed import DAMAGE, READ_BYTES, SUFFIXES, open_text
 from maskloom.data.sources.source import LONGEST_TEXT_BYTES, RANGE_BYTES, Kind, Source, TextLayout, file_stamp, place_of
 from maskloom.errors import UserError
 
 COMPRESSION_RATIO = 4  # text bytes a compressed byte, as an estimate
 SKIP_BYTES = 1 << 20
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 def line_sources(file: Path, kind: Kind, number: int) -> list[Source]:
@@ -46,7 +52,7 @@ def read_jsonl(source: Source, text_key: str) -> Iterator[tuple[int, str]]:
         for start, line in _lines(stream, source, offset):
             if 0 <= source.end <= start:
                 return
-            if line.strip():
+            if line.strip() not in (b"", BYTE_ORDER_MARK):
                 yield start, _text_of(line, text_key, place_of(source, start))
 
 
@@ -58,15 +64,22 @@ def read_text(source: Source, layout: TextLayout) -> Iterator[tuple[int, str]]:
     """
     with open_text(source.name) as stream:
         if layout == "file":
-            try:
-                data = stream.read(LONGEST_TEXT_BYTES + 1)
-            except DAMAGE as error:
-                raise _damaged(source, 0, error) from None
-            if len(data) > LONGEST_TEXT_BYTES:
-                raise _too_long(source, "one document", "If documents are separated by blank lines, use --blank-line")
-            yield 0, decode_text(data, source.name)
+            yield 0, decode_text(_whole(stream, source), source.name).removeprefix("\ufeff")
         else:
             yield from enumerate(_split_at_blank_lines(stream, source))
+
+
+def _whole(stream: IO[bytes], source: Source) -> bytes:
+    """All of a stream, read in parts: asked for all that a document may have, Python makes room for as much at once."""
+    data = bytearray()
+    try:
+        while part := stream.read(READ_BYTES):
+            data += part
+            if len(data) > LONGEST_TEXT_BYTES:
+                raise _too_long(source, "one document", "If documents are separated by blank lines, use --blank-line")
+    except DAMAGE as error:
+        raise _damaged(source, len(data), error) from None
+    return bytes(data)
 
 
 def _split_at_blank_lines(stream: IO[bytes], source: Source) -> Iterator[str]:
@@ -74,7 +87,7 @@ def _split_at_blank_lines(stream: IO[bytes], source: Source) -> Iterator[str]:
     size = 0
     for offset, line in _lines(stream, source, 0):
         where = source.name if offset == 0 else f"{source.name}, the line at byte {offset}"
-        for text in decode_text(line, where).splitlines() or [""]:
+        for text in _lines_of(decode_text(line, where), is_first=offset == 0):
             if text.strip():
                 document.append(text)
                 size += len(text)
@@ -85,6 +98,12 @@ def _split_at_blank_lines(stream: IO[bytes], source: Source) -> Iterator[str]:
                 document, size = [], 0
     if document:
         yield "\n".join(document)
+
+
+def _lines_of(text: str, is_first: bool) -> list[str]:
+    """The lines of a text up to a line feed, in which carriage returns may end others."""
+    text = text.removeprefix("\ufeff") if is_first else text
+    return text.replace("\r\n", "\n").replace("\r", "\n").removesuffix("\n").split("\n")
 
 
 def _lines(stream: IO[bytes], source: Source, offset: int) -> Iterator[tuple[int, bytes]]:

@@ -8,6 +8,7 @@ open those files without it. A row without text (null) is an empty document.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,9 @@ from maskloom.errors import UserError
 
 HUB = "hf:"
 ROWS_AT_ONCE = 1024
+PLAIN = re.compile(r"[^:/\[\]]+")  # a split, or a configuration
+PART_OF_SPLIT = re.compile(r":[^:/\[\]]+\[[^/\[\]]*\]")  # ":train[:10]"
+PATTERN = re.compile(r"[\[\]*?]")
 
 
 def parquet_sources(file: Path, text_key: str, number: int) -> list[Source]:
@@ -108,14 +112,13 @@ def hub_sources(given: str, text_key: str, number: int) -> list[Source]:
     """
     import datasets
 
-    if "[" in given:
+    name, parts = _hub_parts(given)
+    if is_saved_dataset(Path(name)):
+        raise UserError(f"{given}: `datasets` saved this folder with `save_to_disk`: name it without '{HUB}', {name}")
+    if Path(name).is_dir() and PATTERN.search(str(Path(name).resolve())):
         raise UserError(
-            f"{given}: a part of a split is not read: name the whole split, or save the part with `save_to_disk`"
-        )
-    name, *parts = given.removeprefix(HUB).split(":")
-    if not name or len(parts) not in (1, 2) or not all(parts):
-        raise UserError(
-            f"'{given}' is no {HUB}NAME:SPLIT or {HUB}NAME:CONFIG:SPLIT, such as {HUB}roneneldan/TinyStories:train"
+            f"{given}: `datasets` takes [, ], * and ? in the path of a folder for a pattern, and reads other files or none: "
+            f"rename the folder, or name it without '{HUB}' if its files are .parquet, .jsonl or .txt"
         )
     try:
         found = datasets.load_dataset(name, *parts[:-1], split=parts[-1])
@@ -125,6 +128,27 @@ def hub_sources(given: str, text_key: str, number: int) -> list[Source]:
     # A cache stands elsewhere on every machine, with times of its own.
     stamp = f"{FINGERPRINT}{found._fingerprint}"
     return _arrow_sources([(file, given, stamp) for file in files], found.num_rows, given, text_key, number)
+
+
+def _hub_parts(given: str) -> tuple[str, list[str]]:
+    """Name and [configuration,] split of `hf:NAME[:CONFIG]:SPLIT`. The path of a folder may have colons, and brackets."""
+    text = given.removeprefix(HUB)
+    for count in (1, 2):
+        name, *parts = text.rsplit(":", count)
+        if len(parts) == count and all(map(PLAIN.fullmatch, parts)) and name and Path(name).is_dir():
+            return name, parts
+    if text and Path(text).is_dir():
+        raise UserError(f"{given}: the folder needs the name of a split too, such as {given}:train")
+    if PART_OF_SPLIT.search(text):
+        raise UserError(
+            f"{given}: a part of a split is not read: name the whole split, or save the part with `save_to_disk`"
+        )
+    name, *parts = text.split(":")
+    if not name or len(parts) not in (1, 2) or not all(parts):
+        raise UserError(
+            f"'{given}' is no {HUB}NAME:SPLIT or {HUB}NAME:CONFIG:SPLIT, such as {HUB}roneneldan/TinyStories:train"
+        )
+    return name, parts
 
 
 def read_arrow(source: Source, text_key: str) -> Iterator[tuple[int, str]]:

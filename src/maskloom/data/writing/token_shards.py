@@ -21,11 +21,13 @@ from numpy.typing import NDArray
 from webdataset.tariterators import base_plus_ext
 
 from maskloom.data.index import BLOCK, COLUMNS, Index, Shard, Tokens, corpus_digest, text_hash
-from maskloom.data.indexing import META_MEMBER, IndexedShard, write_index
+from maskloom.data.indexing import IndexedShard, write_index
 from maskloom.data.samples import TOKENS, OnBad, read_documents, tokens_member
+from maskloom.data.tars import members
 from maskloom.data.writing.work import Entry, Part, Plan, Work, begin, is_finished
 from maskloom.errors import DataFault, UserError
 from maskloom.processes import Pool
+from maskloom.redaction import shown
 from maskloom.tokenizer import Tokenizer
 
 ReadBlock = Callable[[int], io.BytesIO]
@@ -105,7 +107,7 @@ def write_token_shard(
     with work.writing(path) as file, tarfile.open(fileobj=file, mode="w") as tar:
         for place, row in enumerate(rows):
             stream, offset = read_block(place), int(row["offset"])
-            key = _first_key(stream) or f"block-{place:06d}"
+            key = _first_key(stream, f"shard {shown(text.shard.url)}", offset) or f"block-{place:06d}"
             documents = list(read_documents(stream, text.shard.url, text_key, offset, on_bad))
             held_out = _held_out(documents, text.shard, threshold)
             if (len(documents) - held_out.sum(), held_out.sum()) != (row["documents"], row["held_out"]):
@@ -156,11 +158,10 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     tar.addfile(member, io.BytesIO(data))
 
 
-def _first_key(stream: IO[bytes]) -> str | None:
-    """The key of the first sample of a block; the stream is where it was afterwards."""
-    with tarfile.open(fileobj=stream, mode="r|") as tar:
-        names = (member.name for member in tar if member.isreg() and not META_MEMBER.match(member.name))
-        key = next((base for name in names if (base := base_plus_ext(name)[0]) is not None), None)
+def _first_key(stream: IO[bytes], where: str, offset: int) -> str | None:
+    """The key of the first sample of a block; the stream stands at its beginning afterwards. Raises DataFault."""
+    names = (member.name for member in members(stream, where, offset) if member.is_read)
+    key = next((base for name in names if (base := base_plus_ext(name)[0]) is not None), None)
     stream.seek(0)
     return key
 
