@@ -18,6 +18,7 @@ import hashlib
 import io
 import json
 import os
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -270,8 +271,8 @@ def _read_header(folder: str, where: str, settings: Storage) -> dict[str, Any]:
         header = json.loads(data)
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(
-            f"no index at {where}: write shards with `maskloom shards TEXT {folder}`, or index webdataset tars that exist "
-            f"with `maskloom index {folder}`"
+            f"no index at {where}: write shards with `maskloom shards TEXT {shlex.quote(folder)}`, or index webdataset tars "
+            f"that exist with `maskloom index {shlex.quote(folder)}`"
         ) from None
     except DataFault as fault:
         raise UserError(f"no index at {shown(where)}: {fault}") from None
