@@ -25,14 +25,10 @@ def begin() -> None:
     """Called in the main thread of a program that is this run's alone, before torch is imported."""
     for number in obeyed():
         signal.signal(number, _end)
-    ready_streams()
+    ready()
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     # That a rank was lost is said once, by us; torch warns of it with stacks of C++. Its errors are still seen.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    # Python's keeper of semaphores takes away what a killed process leaves, and warns of it as a leak: nobody's concern.
-    chosen = os.environ.get("PYTHONWARNINGS", "")
-    if "resource_tracker" not in chosen:
-        os.environ["PYTHONWARNINGS"] = ",".join(filter(None, (chosen, "ignore:resource_tracker:UserWarning")))
 
 
 def obeyed() -> list[signal.Signals]:
@@ -41,7 +37,16 @@ def obeyed() -> list[signal.Signals]:
     return [number for number in STOP_SIGNALS if number != signal.SIGHUP or not is_ignored]
 
 
-def ready_streams() -> None:
+def ready() -> None:
+    """Called first in every program: streams that lead somewhere, and no word about what a killed process leaves."""
+    _ready_streams()
+    # Python's keeper of semaphores takes away what a killed process leaves, and warns of it as a leak: nobody's concern.
+    chosen = os.environ.get("PYTHONWARNINGS", "")
+    if "resource_tracker" not in chosen:
+        os.environ["PYTHONWARNINGS"] = ",".join(filter(None, (chosen, "ignore:resource_tracker:UserWarning")))
+
+
+def _ready_streams() -> None:
     """Have standard streams that were closed (`>&-`, some daemons) lead nowhere. The next file that is opened, such as one of a
     checkpoint, would have their numbers, and what a library prints would go into it. Characters that an output cannot encode
     (`LC_ALL=C`, `PYTHONIOENCODING=ascii`, parts of file names that are not UTF-8) are written as `\\u2192`."""

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-from maskloom.early import ready_streams
+from maskloom.early import ready
 
 EXIT_INTERRUPTED = 130
 """By Ctrl-C, as in a shell."""
@@ -23,7 +23,7 @@ EXIT_INTERRUPTED = 130
 
 def run_program(name: str, main: Callable[[], int]) -> NoReturn:
     """Call `main` and leave with the exit code that it returns; `name` stands before messages."""
-    ready_streams()
+    ready()
     try:
         code = _exit_code(main)
     except KeyboardInterrupt:

@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,9 +19,12 @@ from maskloom.errors import UserError
 from maskloom.redaction import printable, sayable
 
 SECONDS_BETWEEN_LINES = 5.0
+COLUMNS, ROWS = 80, 24
+"""Of a terminal that does not say how large it is."""
 
 
 _readers: list[Callable[[str], None]] = []
+_bars: list[tqdm[NoReturn]] = []
 
 
 def add_reader(reader: Callable[[str], None]) -> None:
@@ -86,7 +90,23 @@ def _tell(line: str, to_stderr: bool = False) -> None:
         reader(line)
     # Nobody reads it any more (`| head`), or the disk of a log is full: that ends no run.
     with contextlib.suppress(OSError):
+        for bar in _bars:  # of which the line would become a part
+            bar.clear()
         print(line, file=sys.stderr if to_stderr else sys.stdout, flush=True)
+        for bar in _bars:
+            bar.refresh()
+
+
+@contextlib.contextmanager
+def noted_when_slow(note: Callable[[], None]) -> Iterator[None]:
+    """Call `note` from another thread, once, if the block takes longer than a few seconds."""
+    late = threading.Timer(SECONDS_BETWEEN_LINES, note)
+    late.daemon = True
+    late.start()
+    try:
+        yield
+    finally:
+        late.cancel()
 
 
 def flush() -> None:
@@ -122,12 +142,14 @@ class Progress:
         self.bar = self._bar() if sys.stderr is not None and sys.stderr.isatty() else None
 
     def __enter__(self) -> Progress:
+        _bars.extend([self.bar] if self.bar is not None else [])
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self.bar is not None:
+            _bars.remove(self.bar)
             self.bar.close()
         elif kind is None and self.last_line_s != self.started_s:
             self._line()
@@ -150,7 +172,7 @@ class Progress:
             desc=self.what,
             unit=f" {self.unit}",
             bar_format=f"{before}{amounts} [{{elapsed}}{left}, {{rate_noinv_fmt}}]",
-            dynamic_ncols=True,
+            **({"dynamic_ncols": True} if _columns() else {"ncols": COLUMNS, "nrows": ROWS}),
         )
 
     def _line(self) -> None:
@@ -161,8 +183,17 @@ class Progress:
     def line(self, elapsed_s: float) -> str:
         """What is done after so long, as a line of text."""
         rate = self.done / elapsed_s if elapsed_s else 0.0
-        done, per_s = (f"{value / self.unit_scale:,.{self.digits}f} {self.unit}" for value in (self.done, rate))
+        done = f"{self.done / self.unit_scale:,.{self.digits}f} {self.unit}"
+        per_s = f"{rate / self.unit_scale:,.1f} {self.unit}/s"
         if not self.total:
-            return f"{self.what}: {done}, {per_s}/s"
+            return f"{self.what}: {done}, {per_s}"
         left = duration((self.total - self.done) / rate) if rate else "?"
-        return f"{self.what}: {min(self.done / self.total, 1.0):.0%}, {done}, {per_s}/s, {left} left"
+        return f"{self.what}: {min(self.done / self.total, 1.0):.0%}, {done}, {per_s}, {left} left"
+
+
+def _columns() -> int:
+    """How wide the terminal on stderr says it is; 0 where it does not."""
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns
+    except OSError:
+        return 0

@@ -17,6 +17,7 @@ from maskloom.config_file import rechecked
 from maskloom.data.plan import DataPlan, open_corpora
 from maskloom.data.stream import Step
 from maskloom.distributed import World, barrier, gather_objects, set_timeouts
+from maskloom.processes import temporary_folder
 from maskloom.progress import say, warn
 from maskloom.status import EXIT_DONE, EXIT_STOPPED
 from maskloom.tokenizer import load_tokenizer
@@ -152,6 +153,7 @@ def prepare(config: RunConfig, world: World) -> tuple[RunConfig, DataPlan]:
     Returns:
         the configuration with what was derived (lanes, precision) filled in, and the plan of its data.
     """
+    temporary_folder()
     tokenizer, corpora = load_tokenizer(config.tokenizer), open_corpora(config.data)
     config = reconcile(config, identity(corpora, tokenizer))
     plan = DataPlan.of(config, corpora, tokenizer)
