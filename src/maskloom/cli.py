@@ -58,14 +58,14 @@ def _main(arguments: list[str], is_program: bool = False) -> int:
     from maskloom.errors import UserError
     from maskloom.progress import complain
 
+    module = importlib.import_module(f"maskloom.commands.{options.command}")
+    own = Parser(
+        prog=f"maskloom {options.command}",
+        description=module.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    module.configure(own)
     try:
-        module = importlib.import_module(f"maskloom.commands.{options.command}")
-        own = Parser(
-            prog=f"maskloom {options.command}",
-            description=module.__doc__,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        module.configure(own)
         return int(module.run(own.parse_intermixed_args(options.arguments)))  # key=value also after --options
     except BrokenPipeError:  # `maskloom peek ... | head`
         return 1

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from typing import Any
 
+from maskloom.progress import show
 from maskloom.redaction import printable
 
 
 class Parser(argparse.ArgumentParser):
-    """Its messages show arguments as other messages show names."""
+    """Its messages show arguments as other messages show names, and help that was asked for arrives or is an error."""
 
     def _print_message(self, message: str, file: Any = None) -> None:
-        super()._print_message(printable(message), file)
+        if file is sys.stdout and message:
+            show(message.rstrip("\n"))
+        else:
+            super()._print_message(printable(message), file)
 
 
 def add_overrides(parser: argparse.ArgumentParser, help: str = "settings that replace the file's") -> None:

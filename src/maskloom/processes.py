@@ -18,6 +18,7 @@ from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from multiprocessing.util import Finalize
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from maskloom.errors import UserError
@@ -77,12 +78,16 @@ class Deaf:
             raise
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._children = [child for child in active_children() if child not in self._others]
         atexit.register(self.end)
         signal.pthread_sigmask(signal.SIG_SETMASK, self._before)
         if kind is not None:
             self.end()
+        if isinstance(error, EOFError | ConnectionError):  # from the server that they are forked from
+            raise ChildProcessError(f"reader processes could not be started: {WANT_OF_MEMORY}") from error
 
     def end(self, ask: Callable[[], None] = lambda: None) -> None:
         """End those that are left; `ask` tells them to, and may wait for them: after a moment they are killed."""
@@ -178,8 +183,11 @@ def temporary_folder() -> Path:
     chosen = os.environ.get("TMPDIR")
     if chosen and not Path(chosen).is_dir():
         raise UserError(f"TMPDIR={chosen} is not a folder: create it, or set TMPDIR to another one")
-    if chosen and not os.access(chosen, os.W_OK | os.X_OK):
-        raise UserError(f"TMPDIR={chosen} cannot be written to: set TMPDIR to another folder")
+    try:
+        if chosen:
+            Path(tempfile.mkdtemp(dir=chosen)).rmdir()
+    except OSError as error:
+        raise UserError(f"TMPDIR={chosen}: {error.strerror}: set TMPDIR to a folder that can be written to") from None
     try:
         return Path(tempfile.gettempdir())
     except OSError as error:

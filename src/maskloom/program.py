@@ -11,7 +11,6 @@ This module imports next to nothing.
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -24,17 +23,29 @@ EXIT_INTERRUPTED = 130
 def run_program(name: str, main: Callable[[], int]) -> NoReturn:
     """Call `main` and leave with the exit code that it returns; `name` stands before messages."""
     ready()
+    from maskloom.errors import UserError
+    from maskloom.progress import complain
+
+    code: int | str | None
     try:
-        code = _exit_code(main)
+        code = main()
+    except SystemExit as left:  # argparse's way
+        code = left.code
     except KeyboardInterrupt:
         code = EXIT_INTERRUPTED
-        _complain(f"{name}: interrupted")
+        complain(f"{name}: interrupted")
+    except BrokenPipeError:  # `| head`
+        code = 1
+    except (UserError, OSError) as error:  # OSError: a folder that may not be written, a full disk
+        code = f"{name}: {error}"
     except BaseException:
         import traceback
 
+        code = traceback.format_exc().rstrip()
+    if isinstance(code, str):
+        complain(code)
         code = 1
-        _complain(traceback.format_exc().rstrip())
-    end(code)
+    end(code or 0)
 
 
 def end(code: int) -> NoReturn:
@@ -45,27 +56,3 @@ def end(code: int) -> NoReturn:
     end_children()
     flush()
     os._exit(code)
-
-
-def _exit_code(main: Callable[[], int]) -> int:
-    """Of `main`, also where argparse leaves by SystemExit: what it was asked to print must have been written."""
-    try:
-        return main()
-    except SystemExit as left:
-        if isinstance(left.code, str):
-            _complain(left.code)
-            return 1
-        try:
-            sys.stdout.flush()
-        except BrokenPipeError:
-            return 1
-        except OSError as error:
-            _complain(f"standard output cannot be written: {error.strerror}")
-            return 1
-        return left.code or 0
-
-
-def _complain(message: str) -> None:
-    from maskloom.progress import complain
-
-    complain(message)

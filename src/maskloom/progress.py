@@ -16,7 +16,7 @@ from typing import NoReturn
 from tqdm import tqdm
 
 from maskloom.errors import UserError
-from maskloom.redaction import printable, sayable
+from maskloom.redaction import sayable
 
 SECONDS_BETWEEN_LINES = 5.0
 COLUMNS, ROWS = 80, 24
@@ -59,7 +59,7 @@ def show(text: str) -> None:
         UserError: it cannot be written, as on a full disk.
     """
     with _arriving():
-        print(printable(text), flush=True)
+        print(sayable(text), flush=True)
 
 
 def show_path(path: Path) -> None:
