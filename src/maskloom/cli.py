@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import os
 import sys
 
 from maskloom import __version__
+from maskloom.command_line import Parser
 from maskloom.early import begin
+from maskloom.program import EXIT_INTERRUPTED, run_program
 
 # Modules are imported when they are asked for: reader processes import this one again, and `--help` should be quick.
 COMMANDS = {
@@ -28,9 +29,18 @@ COMMANDS = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command. Returns the exit code: 0 done, 1 bad input or failure, 2 wrong usage."""
+    """Run one command. Returns the exit code: 0 done, 1 bad input or failure, 2 wrong usage.
+
+    Without `arguments` it is the program: it takes the command line, and leaves with the exit code.
+    """
+    if arguments is None:
+        run_program("maskloom", lambda: _main(sys.argv[1:], is_program=True))
+    return _main(arguments)
+
+
+def _main(arguments: list[str], is_program: bool = False) -> int:
     listing = "\n".join(f"  {name:<10} {summary}" for name, summary in COMMANDS.items())
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="maskloom",
         description="Pretrain BERT-type encoders on your own text.",
         epilog=f"commands:\n{listing}\n\n`maskloom COMMAND --help` shows a command's options and an example.",
@@ -39,41 +49,32 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"maskloom {__version__}")
     parser.add_argument("command", choices=COMMANDS, metavar="COMMAND")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
-    if not (sys.argv[1:] if arguments is None else arguments):
+    if not arguments:
         parser.print_help(sys.stderr)
         return 2
     options = parser.parse_args(arguments)
-    if options.command == "train" and arguments is None:  # what is called with arguments is part of another program
+    if options.command == "train" and is_program:  # what is called with arguments is part of another program
         begin()
+    from maskloom.errors import UserError
+    from maskloom.progress import complain
+
     module = importlib.import_module(f"maskloom.commands.{options.command}")
-    own = argparse.ArgumentParser(
+    own = Parser(
         prog=f"maskloom {options.command}",
         description=module.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     module.configure(own)
-    from maskloom.errors import UserError
-    from maskloom.progress import flush
-    from maskloom.redaction import redacted
-
     try:
-        code = int(module.run(own.parse_intermixed_args(options.arguments)))  # key=value also after --options
-        if options.command == "train":  # its exit code is the run's, whoever reads what it says
-            flush()
-        sys.stdout.flush()  # here, where a closed pipe is expected
-        return code
-    except UserError as error:
-        print(f"maskloom {options.command}: {redacted(str(error))}", file=sys.stderr)
-        return 1
+        return int(module.run(own.parse_intermixed_args(options.arguments)))  # key=value also after --options
     except BrokenPipeError:  # `maskloom peek ... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except OSError as error:  # a folder that may not be written, a full disk
-        print(f"maskloom {options.command}: {redacted(str(error))}", file=sys.stderr)
+    except (UserError, OSError) as error:  # OSError: a folder that may not be written, a full disk
+        complain(f"maskloom {options.command}: {error}")
         return 1
     except KeyboardInterrupt:
-        print(f"maskloom {options.command}: interrupted", file=sys.stderr)
-        return 130
+        complain(f"maskloom {options.command}: interrupted")
+        return EXIT_INTERRUPTED
 
 
 if __name__ == "__main__":

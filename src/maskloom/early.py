@@ -1,4 +1,5 @@
-"""What a program that trains does first: from then on a request to stop has a clear end, also while it imports for seconds.
+"""What programs do first: the standard streams are fit for use, and a request to stop a program that trains has a clear end, also
+while it imports for seconds.
 
 Nothing has been written by then, so that it ends at once, with the exit code of a stop. What leads the run takes over when it is
 there: the watch of a rank (train/stopping.py), or what starts ranks (launch/ending.py). After them a request comes too late, and
@@ -9,6 +10,7 @@ This module imports next to nothing.
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -23,14 +25,10 @@ def begin() -> None:
     """Called in the main thread of a program that is this run's alone, before torch is imported."""
     for number in obeyed():
         signal.signal(number, _end)
-    _fill_closed_streams()
+    ready()
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     # That a rank was lost is said once, by us; torch warns of it with stacks of C++. Its errors are still seen.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    # Python's keeper of semaphores takes away what a killed process leaves, and warns of it as a leak: nobody's concern.
-    chosen = os.environ.get("PYTHONWARNINGS", "")
-    if "resource_tracker" not in chosen:
-        os.environ["PYTHONWARNINGS"] = ",".join(filter(None, (chosen, "ignore:resource_tracker:UserWarning")))
 
 
 def obeyed() -> list[signal.Signals]:
@@ -39,18 +37,31 @@ def obeyed() -> list[signal.Signals]:
     return [number for number in STOP_SIGNALS if number != signal.SIGHUP or not is_ignored]
 
 
-def _fill_closed_streams() -> None:
+def ready() -> None:
+    """Called first in every program: streams that lead somewhere, and no word about what a killed process leaves."""
+    _ready_streams()
+    # Python's keeper of semaphores takes away what a killed process leaves, and warns of it as a leak: nobody's concern.
+    chosen = os.environ.get("PYTHONWARNINGS", "")
+    if "resource_tracker" not in chosen:
+        os.environ["PYTHONWARNINGS"] = ",".join(filter(None, (chosen, "ignore:resource_tracker:UserWarning")))
+
+
+def _ready_streams() -> None:
     """Have standard streams that were closed (`>&-`, some daemons) lead nowhere. The next file that is opened, such as one of a
-    checkpoint, would have their numbers, and what a library prints would go into it."""
+    checkpoint, would have their numbers, and what a library prints would go into it. Characters that an output cannot encode
+    (`LC_ALL=C`, `PYTHONIOENCODING=ascii`, parts of file names that are not UTF-8) are written as `\\u2192`."""
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
             opened = os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
             os.set_inheritable(opened, True)
-    for name, number in (("stdout", 1), ("stderr", 2)):
+    for name, number, mode in (("stdin", 0, "r"), ("stdout", 1, "w"), ("stderr", 2, "w")):
         if getattr(sys, name) is None:
-            setattr(sys, name, os.fdopen(number, "w", encoding="utf-8", closefd=False))
+            setattr(sys, name, os.fdopen(number, mode, encoding="utf-8", closefd=False))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def put_back(handlers: Mapping[signal.Signals, Any]) -> None:

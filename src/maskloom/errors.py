@@ -4,6 +4,10 @@ The command line prints its message without a traceback and exits with 1. Everyt
 ours and keeps its traceback.
 """
 
+import errno
+
+from maskloom.redaction import one_line
+
 
 class UserError(ValueError):
     """Bad input: the message says what, the offending value, where, and what to do.
@@ -29,7 +33,8 @@ class SaveFailed(UserError):
 
 
 class DataFault(UserError):
-    """Data that is not what was indexed; under `data.on_bad_data: skip` it is passed over, counted and listed.
+    """Data that is not what was indexed; under `data.on_bad_data: skip` it is passed over, counted and listed. Its message is one
+    line, whatever a name in the corpus holds.
 
     A source that cannot be reached at the moment is a `PassingFault`: nothing of it is bad, so it is never skipped.
 
@@ -41,5 +46,30 @@ class DataFault(UserError):
     """
 
     def __init__(self, message: str, *, kind: str = "", shard: str = "", offset: int = 0, key: str = "") -> None:
-        super().__init__(message)  # the attributes travel between processes with the instance's dictionary
+        super().__init__(one_line(message))  # the attributes travel between processes with the instance's dictionary
         self.kind, self.shard, self.offset, self.key = kind, shard, offset, key
+
+
+LASTING = {
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENAMETOOLONG,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.ELOOP,
+    errno.EINVAL,
+}
+"""What the system answers as long as nobody changes a path, its rights or a setting."""
+
+
+def restart_may_help(error: BaseException) -> bool:
+    """Whether the same command may succeed later although nobody corrected anything.
+
+    A plain `OSError` without a number is a library's word on what it was given, such as a path that is too long for a socket.
+    """
+    if isinstance(error, UserError):
+        return error.can_retry
+    if isinstance(error, OSError) and error.errno is None:
+        return type(error) is not OSError
+    return not (isinstance(error, OSError) and error.errno in LASTING)

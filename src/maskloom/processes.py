@@ -2,22 +2,39 @@
 
 from __future__ import annotations
 
-import contextlib
+import atexit
 import ctypes
 import os
+import shutil
 import signal
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import active_children, forkserver, get_context, parent_process, resource_tracker
+from multiprocessing import active_children, current_process, forkserver, get_context, parent_process, resource_tracker
 from multiprocessing.context import ForkServerContext
+from multiprocessing.process import BaseProcess
+from multiprocessing.util import Finalize
+from pathlib import Path
+from types import TracebackType
 from typing import Any
+
+from maskloom.errors import UserError
 
 JOB_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 """What launchers, schedulers and terminals send to all processes of a job at once."""
 PR_SET_PDEATHSIG, PR_GET_PDEATHSIG = 1, 2  # of <sys/prctl.h>
+KINDLY_S = 1.0
+"""For processes that are asked to end, before they are killed."""
+KILLED_S = 10.0
+"""Longest wait for one that was killed: it may hang in a file system that does not answer."""
+LONGEST_SOCKET_PATH = 107
+"""Bytes, of <sys/un.h>."""
+SOCKET_NAME = len("/pymp-12345678/listener-12345678")
+SHORT_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")
+WANT_OF_MEMORY = "a process was killed, most likely for want of memory"
 IMPORTED_IN = os.getpid()  # of a process that was forked from a server: the server's, for it imports this module first
 
 
@@ -26,27 +43,72 @@ def clean_forks(module: str) -> ForkServerContext:
 
     A fork of this process, which may hold CUDA, NCCL and gloo threads, could deadlock; a fresh interpreter for every
     process would import for seconds.
+
+    Raises:
+        UserError: there is no folder for the server's socket.
     """
+    _place_sockets()
     context = get_context("forkserver")
     context.set_forkserver_preload([module])
     return context
 
 
-@contextlib.contextmanager
-def deaf_processes() -> Iterator[None]:
-    """Processes of `clean_forks` that start for the first time in the block hear no signal but SIGKILL.
+class Deaf:
+    """Processes of `clean_forks` that start in a `with` block and hear no signal but SIGKILL. Who starts them ends them, by
+    `end`; at the interpreter's end, which would wait for them for ever, it is done for whoever did not.
 
     A signal to a whole job is for those who lead it: they stop, and end their processes. The server that all are forked from
     is started with the signals blocked, and blocked they stay in all of them. What comes for this process waits meanwhile.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, JOB_SIGNALS)
-    try:
-        resource_tracker.ensure_running()  # unblocks some of them afterwards: first, and by itself
-        signal.pthread_sigmask(signal.SIG_BLOCK, JOB_SIGNALS)
-        forkserver.ensure_running()
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    def __init__(self) -> None:
+        self._children: list[BaseProcess] = []
+        self._others: set[BaseProcess] = set()
+        self._before: set[int] = set()
+
+    def __enter__(self) -> Deaf:
+        self._others = set(active_children())
+        self._before = signal.pthread_sigmask(signal.SIG_BLOCK, JOB_SIGNALS)
+        try:
+            resource_tracker.ensure_running()  # unblocks some of them afterwards: first, and by itself
+            signal.pthread_sigmask(signal.SIG_BLOCK, JOB_SIGNALS)
+            forkserver.ensure_running()
+        except BaseException:
+            signal.pthread_sigmask(signal.SIG_SETMASK, self._before)
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._children = [child for child in active_children() if child not in self._others]
+        atexit.register(self.end)
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._before)
+        if kind is not None:
+            self.end()
+        if isinstance(error, EOFError | ConnectionError):  # from the server that they are forked from
+            raise ChildProcessError(f"reader processes could not be started: {WANT_OF_MEMORY}") from error
+
+    def end(self, ask: Callable[[], None] = lambda: None) -> None:
+        """End those that are left; `ask` tells them to, and may wait for them: after a moment they are killed."""
+        atexit.unregister(self.end)
+        children, self._children = self._children, []
+        if not any(child.is_alive() for child in children):
+            return
+        late = threading.Timer(KINDLY_S, _kill, [children])
+        late.start()
+        try:
+            ask()
+        finally:
+            late.cancel()
+            _kill(children)
+        for child in children:
+            child.join(KILLED_S)
+
+
+def _kill(children: Iterable[BaseProcess]) -> None:
+    for child in children:
+        child.kill()
 
 
 def end_with_owner(*_: object) -> None:
@@ -79,10 +141,57 @@ def end_with_parent(with_signal: signal.Signals) -> None:
 
 
 def end_children() -> None:
-    """Kill what processes this one started with multiprocessing and are left: the interpreter waits for them at its end, and
-    they hear nothing else."""
-    for child in active_children():
-        child.kill()
+    """Kill what processes this one started with multiprocessing and are left, and remove their server's socket: for an end at
+    once, at which the interpreter does nothing."""
+    _kill(active_children())
+    if _sockets is not None and _sockets.still_active():
+        _sockets()
+
+
+_sockets: Finalize | None = None
+
+
+def _place_sockets() -> None:
+    """Give multiprocessing a folder for its sockets: its own choice, below TMPDIR, may be longer than the path of a socket.
+
+    Not a socket without a path (Linux' abstract ones): every user of the machine could connect to that, and run code as us.
+    """
+    global _sockets
+    settings = getattr(current_process(), "_config")  # noqa: B009  # as multiprocessing.util.get_temp_dir keeps it
+    if "tempdir" in settings:
+        return
+    folders = [temporary_folder(), *map(Path, SHORT_FOLDERS)]
+    short = [folder for folder in folders if len(os.fsencode(folder)) + SOCKET_NAME <= LONGEST_SOCKET_PATH]
+    usable = [folder for folder in short if folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)]
+    if not usable:
+        raise UserError(
+            f"reader processes need a folder for a socket: {folders[0]} is longer than {LONGEST_SOCKET_PATH - SOCKET_NAME} "
+            f"bytes, and none of {', '.join(SHORT_FOLDERS)} can be written to: set TMPDIR to a shorter path"
+        )
+    folder = tempfile.mkdtemp(prefix="pymp-", dir=usable[0])
+    _sockets = Finalize(None, shutil.rmtree, args=(folder,), kwargs={"ignore_errors": True}, exitpriority=-100)
+    settings["tempdir"] = folder
+
+
+def temporary_folder() -> Path:
+    """Where temporary files go.
+
+    Raises:
+        UserError: TMPDIR names what is no folder, or none that can be written to; Python would take another one, and other
+            programs would fail.
+    """
+    chosen = os.environ.get("TMPDIR")
+    if chosen and not Path(chosen).is_dir():
+        raise UserError(f"TMPDIR={chosen} is not a folder: create it, or set TMPDIR to another one")
+    try:
+        if chosen:
+            Path(tempfile.mkdtemp(dir=chosen)).rmdir()
+    except OSError as error:
+        raise UserError(f"TMPDIR={chosen}: {error.strerror}: set TMPDIR to a folder that can be written to") from None
+    try:
+        return Path(tempfile.gettempdir())
+    except OSError as error:
+        raise UserError(f"no folder for temporary files: {error.strerror}. Set TMPDIR to one") from None
 
 
 class Pool:
@@ -110,9 +219,7 @@ class Pool:
         try:
             yield from self.executor.map(function, *arguments)
         except BrokenProcessPool:
-            raise ChildProcessError(
-                "a process was killed, most likely for want of memory: start the same command again, with fewer --processes"
-            ) from None
+            raise ChildProcessError(f"{WANT_OF_MEMORY}: start the same command again, with fewer --processes") from None
 
 
 def _begin() -> None:

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import TracebackType
+from typing import NoReturn
 
 from tqdm import tqdm
 
-from maskloom.redaction import redacted
+from maskloom.errors import UserError
+from maskloom.redaction import sayable
 
 SECONDS_BETWEEN_LINES = 5.0
+COLUMNS, ROWS = 80, 24
+"""Of a terminal that does not say how large it is."""
 
 
 _readers: list[Callable[[str], None]] = []
+_bars: list[tqdm[NoReturn]] = []
 
 
 def add_reader(reader: Callable[[str], None]) -> None:
@@ -30,17 +38,51 @@ def remove_reader(reader: Callable[[str], None]) -> None:
 
 def say(message: str) -> None:
     """Print one line at once, so that it is not lost in a buffer when the process is killed."""
-    _tell(redacted(message))
+    _tell(sayable(message))
 
 
 def warn(message: str) -> None:
     """Print one line where it does not mix with a command's output."""
-    _tell(f"WARNING: {redacted(message)}", to_stderr=True)
+    _tell(f"WARNING: {sayable(message)}", to_stderr=True)
 
 
 def complain(message: str) -> None:
     """Print what ended the program, beside its output."""
-    _tell(redacted(message), to_stderr=True)
+    _tell(sayable(message), to_stderr=True)
+
+
+def show(text: str) -> None:
+    """Print what a command was asked for, to be read or piped on: unlike what is said, it must arrive.
+
+    Raises:
+        BrokenPipeError: nobody reads it any more (`| head`).
+        UserError: it cannot be written, as on a full disk.
+    """
+    with _arriving():
+        print(sayable(text), flush=True)
+
+
+def show_path(path: Path) -> None:
+    """Print a path for a script to use: byte by byte where it goes into a file or a pipe, as `show` on a terminal."""
+    if sys.stdout.isatty() or not isinstance(sys.stdout, io.TextIOWrapper):
+        show(str(path))
+        return
+    with _arriving():
+        sys.stdout.flush()
+        sys.stdout.buffer.write(os.fsencode(path) + b"\n")
+        sys.stdout.flush()
+
+
+@contextlib.contextmanager
+def _arriving() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise UserError(
+            f"standard output cannot be written: {error.strerror}. What was to be printed is lost"
+        ) from None
 
 
 def _tell(line: str, to_stderr: bool = False) -> None:
@@ -48,13 +90,31 @@ def _tell(line: str, to_stderr: bool = False) -> None:
         reader(line)
     # Nobody reads it any more (`| head`), or the disk of a log is full: that ends no run.
     with contextlib.suppress(OSError):
+        for bar in _bars:  # of which the line would become a part
+            bar.clear()
         print(line, file=sys.stderr if to_stderr else sys.stdout, flush=True)
+        for bar in _bars:
+            bar.refresh()
+
+
+@contextlib.contextmanager
+def noted_when_slow(note: Callable[[], None]) -> Iterator[None]:
+    """Call `note` from another thread, once, if the block takes longer than a few seconds."""
+    late = threading.Timer(SECONDS_BETWEEN_LINES, note)
+    late.daemon = True
+    late.start()
+    try:
+        yield
+    finally:
+        late.cancel()
 
 
 def flush() -> None:
-    """Write what is still held, before a program that trains ends. What cannot be written goes nowhere: the interpreter would try
-    again, and change the exit code of a run that is done."""
+    """Write what is still held, before a program ends. What cannot be written goes nowhere: the interpreter would try again, and
+    change the exit code of a run that is done."""
     for stream in (sys.stdout, sys.stderr):
+        if stream is None:
+            continue
         try:
             stream.flush()
         except OSError:
@@ -69,24 +129,27 @@ def duration(seconds: float) -> str:
 
 
 class Progress:
-    """Counts work done towards `total` units and shows the rate and the time left.
+    """Counts work done towards `total` units and shows the rate and the time left, on stderr: stdout is for results.
 
-    Used as a context manager; `advance` is cheap enough to be called for every unit.
+    Used as a context manager; `advance` is cheap enough to be called for every unit. A total of 0 is one that is not known.
     """
 
     def __init__(self, what: str, total: float, unit: str = "", unit_scale: float = 1.0) -> None:
         self.what, self.total, self.unit, self.unit_scale = what, total, unit, unit_scale
         self.done = 0.0
         self.started_s = self.last_line_s = time.monotonic()
-        self.bar = tqdm(total=round(total / unit_scale, 1), desc=what, unit=unit) if sys.stderr.isatty() else None
+        self.digits = 1 if unit_scale != 1 else 0
+        self.bar = self._bar() if sys.stderr is not None and sys.stderr.isatty() else None
 
     def __enter__(self) -> Progress:
+        _bars.extend([self.bar] if self.bar is not None else [])
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self.bar is not None:
+            _bars.remove(self.bar)
             self.bar.close()
         elif kind is None and self.last_line_s != self.started_s:
             self._line()
@@ -95,15 +158,42 @@ class Progress:
         """Add `amount` units; prints at most one line every five seconds where there is no terminal."""
         self.done += amount
         if self.bar is not None:
-            self.bar.update(amount / self.unit_scale)
+            self.bar.n = min(self.done, self.total or self.done) / self.unit_scale  # beyond an estimated total: all
+            self.bar.update(0)
         elif time.monotonic() - self.last_line_s >= SECONDS_BETWEEN_LINES:
             self._line()
+
+    def _bar(self) -> tqdm[NoReturn]:
+        number = f"{{n:,.{self.digits}f}}"
+        amounts = f"{number}/{number.replace('n', 'total')}{{unit}}" if self.total else f"{number}{{unit}}"
+        before, left = ("{l_bar}{bar}| ", "<{remaining}") if self.total else ("{desc}: ", "")
+        return tqdm(
+            total=self.total / self.unit_scale or None,
+            desc=self.what,
+            unit=f" {self.unit}",
+            bar_format=f"{before}{amounts} [{{elapsed}}{left}, {{rate_noinv_fmt}}]",
+            **({"dynamic_ncols": True} if _columns() else {"ncols": COLUMNS, "nrows": ROWS}),
+        )
 
     def _line(self) -> None:
         self.last_line_s = time.monotonic()
         elapsed_s = self.last_line_s - self.started_s
+        _tell(sayable(self.line(elapsed_s)), to_stderr=True)
+
+    def line(self, elapsed_s: float) -> str:
+        """What is done after so long, as a line of text."""
         rate = self.done / elapsed_s if elapsed_s else 0.0
+        done = f"{self.done / self.unit_scale:,.{self.digits}f} {self.unit}"
+        per_s = f"{rate / self.unit_scale:,.1f} {self.unit}/s"
+        if not self.total:
+            return f"{self.what}: {done}, {per_s}"
         left = duration((self.total - self.done) / rate) if rate else "?"
-        share = f"{min(self.done / self.total, 1.0):.0%}" if self.total else "?"
-        amount = f"{self.done / self.unit_scale:,.1f} {self.unit}"
-        say(f"{self.what}: {share}, {amount}, {rate / self.unit_scale:,.1f} {self.unit}/s, {left} left")
+        return f"{self.what}: {min(self.done / self.total, 1.0):.0%}, {done}, {per_s}, {left} left"
+
+
+def _columns() -> int:
+    """How wide the terminal on stderr says it is; 0 where it does not."""
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns
+    except OSError:
+        return 0

@@ -1,8 +1,12 @@
-"""What may be a secret, and how messages and files show it: not at all.
+"""What messages and files do not show: secrets, and characters that a terminal would obey.
 
 Secrets come in by four ways: a user and password or a signed query inside a URL, a value below a key whose name says so
 (`api_key`), a variable of the environment whose name says so, and what a library puts into its error. Whatever is printed
 or saved goes through `redacted`; the configuration refuses secrets that a checkpoint would hold.
+
+Names of files, members of a tar, answers of a server and text of a corpus may hold anything: an escape sequence that clears the
+screen, a character that turns the reading direction. Whatever is printed goes through `printable`; a name that is one of many
+in a line goes through `one_line`.
 """
 
 from __future__ import annotations
@@ -19,6 +23,8 @@ URL = re.compile(r"\b[a-z][a-z0-9+.-]*://[^\s'\"<>]+", re.IGNORECASE)
 SHORTEST_SECRET = 8
 """Characters. A shorter value of the environment is no credential, and would be found in the middle of words."""
 HIDDEN = "<hidden>"
+UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Control characters but for the line end and the tab, line separators, what sets the reading direction, and half characters."""
 
 
 def shown(url: str) -> str:
@@ -39,6 +45,22 @@ def redacted(text: str, environment: Mapping[str, str] = os.environ) -> str:
         if len(value) >= SHORTEST_SECRET and value in text and is_secret_name(name):
             text = text.replace(value, HIDDEN)
     return URL.sub(lambda match: shown(match[0]), text)
+
+
+def printable(text: str) -> str:
+    """A text without characters that a terminal or a log would obey: `\\x1b` stands for an escape, `\\u202e` for a turn of the
+    reading direction. Line ends and tabs stay, and so does every script, accent and emoji."""
+    return UNPRINTABLE.sub(_escape, text)
+
+
+def one_line(text: str) -> str:
+    """As `printable`, for a name or a text that must not begin a new line: `\\n` and `\\t` are written out too."""
+    return printable(text).replace("\n", r"\n").replace("\t", r"\t")
+
+
+def sayable(text: str) -> str:
+    """A message as it may be said and saved: without known secrets, and printable."""
+    return printable(redacted(text))
 
 
 def is_secret_name(name: str) -> bool:
@@ -63,6 +85,11 @@ def secret_urls(tree: Any, prefix: str = "") -> Iterator[str]:
         if isinstance(value, str) and any("@" in _authority(match[0]) for match in URL.finditer(value)):
             yield path
         yield from secret_urls(value, f"{path}.")
+
+
+def _escape(match: re.Match[str]) -> str:
+    number = ord(match[0])
+    return f"\\x{number:02x}" if number < 0x100 else f"\\u{number:04x}"
 
 
 def _items(tree: Any) -> Iterator[tuple[Any, Any]]:

@@ -4,8 +4,17 @@ from __future__ import annotations
 
 import sys
 
-if __name__ == "__main__":  # reader processes import this module again: what is heavy comes after that point
+from maskloom.program import run_program
+
+
+def main() -> int:
+    """Answer requests until there are no more."""
     from maskloom.bench.jobs import Job
     from maskloom.bench.worker import serve
 
     serve(Job.loads(sys.argv[1]))
+    return 0
+
+
+if __name__ == "__main__":  # reader processes import this module again: what is heavy comes after that point
+    run_program("maskloom.bench", main)

@@ -161,8 +161,11 @@ class Loom:
 
     def read(self, workers: int) -> Iterator[Batch]:
         cursors = first_cursors(self.plan.lanes)
-        for step in read_steps(self.plan, self.world, cursors, 0, workers=workers, prefetch_steps=4):
-            yield Batch(step.rows, packed_facts(step.rows, self.plan.tokenizer))
+        with contextlib.closing(
+            read_steps(self.plan, self.world, cursors, 0, workers=workers, prefetch_steps=4)
+        ) as steps:
+            for step in steps:
+                yield Batch(step.rows, packed_facts(step.rows, self.plan.tokenizer))
 
 
 class HuggingFace:

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import argparse
 import socket
-import sys
 import textwrap
 from collections import Counter
 from collections.abc import Sequence
 
+from maskloom.command_line import add_overrides
 from maskloom.commands.arguments import positive
 from maskloom.errors import UserError
 from maskloom.launch.doctor.asking import Way
@@ -23,6 +23,7 @@ from maskloom.launch.doctor.visit import visit
 from maskloom.launch.environment import for_hosts
 from maskloom.launch.hostfile import Host, read_hostfile
 from maskloom.launch.ssh import Ssh
+from maskloom.progress import complain, show
 
 MARKS = {"ok": "ok", "warn": "warn", "fail": "FAIL"}
 MOST_NAMES = 4
@@ -33,7 +34,7 @@ WRAPPER = textwrap.TextWrapper(100, subsequent_indent="  ", break_long_words=Fal
 def configure(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("config", metavar="CONFIG", help="YAML file of the run")
-    add("overrides", nargs="*", metavar="key=value", help="settings that replace the file's")
+    add_overrides(parser)
     where = parser.add_mutually_exclusive_group().add_argument
     where("--hostfile", metavar="FILE", help="hosts with their slots, as deepspeed reads it")
     where("--processes", type=positive, help="ranks on this machine; default: one a GPU; 1 where there is none")
@@ -54,12 +55,12 @@ def run(options: argparse.Namespace) -> int:
     else:
         hosts, way, environment = (Host(socket.gethostname(), options.processes or _gpus() or 1),), Way(), {}
     ranks = sum(host.slots for host in hosts)
-    print(f"{len(hosts)} host(s), {ranks} rank(s); this takes about half a minute", file=sys.stderr, flush=True)
+    complain(f"{len(hosts)} host(s), {ranks} rank(s); this takes about half a minute")
     findings = list(
         visit(hosts, way, options.config, options.overrides, environment, options.master_addr, options.port or 0)
     )
-    print(table(findings))
-    print(f"\n{ending(findings)}")
+    show(table(findings))
+    show(f"\n{ending(findings)}")
     return exit_code(findings)
 
 

@@ -13,11 +13,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from maskloom.command_line import add_overrides
 from maskloom.commands.arguments import positive
 from maskloom.commands.loading import load_run
 from maskloom.data.plan import open_corpora
 from maskloom.distributed import World
 from maskloom.errors import UserError
+from maskloom.progress import show
 from maskloom.redaction import shown
 from maskloom.train.evaluation import evaluate, unigram_entropy
 from maskloom.train.metrics import read_metrics
@@ -26,12 +28,7 @@ from maskloom.train.metrics import read_metrics
 def configure(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("run", type=Path, metavar="RUN", help="run directory")
-    add(
-        "overrides",
-        nargs="*",
-        metavar="key=value",
-        help="settings that replace the run's: data.train where the data moved",
-    )
+    add_overrides(parser, "settings that replace the run's: data.train where the data moved")
     add("--step", type=positive, help="checkpoint to take (default: the newest)")
     add("--json", action="store_true", help="print one JSON object")
 
@@ -56,21 +53,21 @@ def run(options: argparse.Namespace) -> int:
     if losses:
         figures["training_loss"] = float(np.mean(losses))
     if options.json:
-        print(json.dumps(figures))
+        show(json.dumps(figures))
         return 0
-    print(f"step {loaded.step:,} of {options.run}")
-    print(
+    show(f"step {loaded.step:,} of {options.run}")
+    show(
         f"  held-out loss     {figures['evaluation_loss']:.3f} nats a token "
         f"({int(figures['evaluation_tokens']):,} tokens)"
     )
     for number, index in enumerate(corpora if len(corpora) > 1 else ()):
         if (loss := figures.get(f"evaluation_loss_{number}")) is not None:
-            print(f"    of {shown(index.folder)}: {loss:.3f}")
-    print(f"  perplexity        {figures['evaluation_perplexity']:,.1f}")
-    print(f"  accuracy          {figures['evaluation_accuracy']:.1%} of the masked tokens")
+            show(f"    of {shown(index.folder)}: {loss:.3f}")
+    show(f"  perplexity        {figures['evaluation_perplexity']:,.1f}")
+    show(f"  accuracy          {figures['evaluation_accuracy']:.1%} of the masked tokens")
     if losses:
-        print(f"  training loss     {figures['training_loss']:.3f} nats a token (mean of the last tenth of the steps)")
-    print(
+        show(f"  training loss     {figures['training_loss']:.3f} nats a token (mean of the last tenth of the steps)")
+    show(
         f"  unigram entropy   {figures['unigram_entropy']:.3f} nats a token: the loss of knowing token frequencies only"
     )
     return 0

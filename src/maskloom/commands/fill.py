@@ -20,6 +20,8 @@ from transformers.utils import logging
 from maskloom.commands.arguments import positive
 from maskloom.errors import UserError
 from maskloom.model.warm_start import load_checkpoint, open_checkpoint
+from maskloom.progress import show
+from maskloom.redaction import one_line
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -49,8 +51,8 @@ def run(options: argparse.Namespace) -> int:
             f"{tokenizer.convert_ids_to_tokens(token)} {share:.1%}"
             for token, share in zip(token_row, share_row, strict=True)
         )
-        print(f"[MASK] at token {place}: {likeliest}")
-    print(_filled(ids[0].tolist(), dict(zip(places, tokens[:, 0].tolist(), strict=True)), tokenizer))
+        show(f"[MASK] at token {place}: {one_line(likeliest)}")
+    show(one_line(_filled(ids[0].tolist(), dict(zip(places, tokens[:, 0].tolist(), strict=True)), tokenizer)))
     return 0
 
 

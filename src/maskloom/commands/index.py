@@ -37,7 +37,7 @@ from maskloom.data.writing.shards import finish
 from maskloom.errors import DataFault, UserError
 from maskloom.files import naming, refuse_existing
 from maskloom.processes import Pool
-from maskloom.progress import Progress, say, warn
+from maskloom.progress import Progress, say, show, warn
 
 MIB = 1 << 20
 COMPRESSED = re.compile(r"\.(tar\.\w+|tgz|tbz2?|txz|tzst|tlz)$")
@@ -163,16 +163,16 @@ def _check(options: argparse.Namespace) -> int:
             faults += [(number, fault) for fault in found]
             progress.advance(index.shards[number].bytes)
     for number, fault in faults[:FAULTS_SHOWN]:
-        say(_describe_fault(index, number, fault))
+        show(_describe_fault(index, number, fault))
     if len(faults) > FAULTS_SHOWN:
-        say(f"and {len(faults) - FAULTS_SHOWN:,} more")
+        show(f"and {len(faults) - FAULTS_SHOWN:,} more")
     if faults:
         shards = len({number for number, _ in faults})
         raise UserError(
             f"{len(faults):,} fault(s) in {shards:,} of {len(index.shards):,} shard(s) of {options.tars[0]}"
         )
     header = index.header
-    say(
+    show(
         f"{options.tars[0]} is what was indexed: {len(index.shards):,} shard(s), {total / MIB:,.1f} MiB, "
         f"{header['blocks']:,} blocks, {header['documents'] + header['held_out_documents']:,} documents"
     )

@@ -12,13 +12,15 @@ example:
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from maskloom.commands.arguments import positive, step_range
+from maskloom.command_line import add_overrides
+from maskloom.commands.arguments import natural, positive, step_range
 from maskloom.config_file import load_config
 from maskloom.data.order import first_cursors
 from maskloom.data.plan import DataPlan, open_corpora
@@ -26,6 +28,8 @@ from maskloom.data.rows import Rows
 from maskloom.data.stream import read_steps, skip_steps
 from maskloom.distributed import World
 from maskloom.errors import UserError
+from maskloom.progress import show
+from maskloom.redaction import one_line
 from maskloom.tokenizer import Tokenizer, load_tokenizer
 from maskloom.train.checkpoint import known_intervals, resumable_cursors
 from maskloom.train.passed_over import jumps
@@ -34,10 +38,10 @@ from maskloom.train.passed_over import jumps
 def configure(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("target", type=Path, metavar="TARGET", help="YAML file of a run, or its run directory")
-    add("overrides", nargs="*", metavar="key=value", help="settings that replace the file's")
+    add_overrides(parser)
     add("--steps", type=step_range, default=range(1), metavar="A:B", help="from step A to before step B (default: 0:1)")
     add("--world", type=positive, default=1, metavar="P", help="ranks to read as (default: 1)")
-    add("--workers", type=int, default=0, metavar="W", help="reader processes a rank (default: 0)")
+    add("--workers", type=natural, default=0, metavar="W", help="reader processes a rank (default: 0)")
     add("--rows", type=positive, default=4, help="rows a step to print (default: 4)")
     add("--digest", action="store_true", help="print one digest in place of the text")
 
@@ -49,8 +53,6 @@ def run(options: argparse.Namespace) -> int:
     plan = DataPlan.of(config, open_corpora(config.data), load_tokenizer(config.tokenizer))
     if steps.stop > plan.total_steps:
         raise UserError(f"--steps {steps.start}:{steps.stop}: the run has {plan.total_steps} steps")
-    if options.workers < 0:
-        raise UserError(f"--workers {options.workers} is below 0")
     if is_run:
         plan = replace(plan, jumps=jumps(known_intervals(options.target), plan.lanes, len(plan.corpora)))
     begin = resumable_cursors(options.target, steps.start, plan) if is_run else None
@@ -61,16 +63,19 @@ def run(options: argparse.Namespace) -> int:
         for rank in range(options.world)
     ]
     digest = hashlib.sha256()
-    for parts in zip(*ranks, strict=True):
-        rows = Rows.concatenate([part.rows for part in parts])
-        rows.update(digest)
-        if not options.digest:
-            count, seq_len = rows.tokens.shape
-            print(f"step {parts[0].number}: {count} rows of {seq_len}, {rows.chosen.sum()} predicted tokens")
-            for number in range(min(options.rows, len(rows))):
-                print(f"  row {number}: {_shown(rows, number, plan.tokenizer)}")
+    with contextlib.ExitStack() as stack:
+        for rank in ranks:
+            stack.enter_context(contextlib.closing(rank))
+        for parts in zip(*ranks, strict=True):
+            rows = Rows.concatenate([part.rows for part in parts])
+            rows.update(digest)
+            if not options.digest:
+                count, seq_len = rows.tokens.shape
+                show(f"step {parts[0].number}: {count} rows of {seq_len}, {rows.chosen.sum()} predicted tokens")
+                for number in range(min(options.rows, len(rows))):
+                    show(f"  row {number}: {one_line(_shown(rows, number, plan.tokenizer))}")
     if options.digest:
-        print(digest.hexdigest())
+        show(digest.hexdigest())
     return 0
 
 

@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -176,7 +177,8 @@ def _tokenize(options: argparse.Namespace) -> int:
 
 def _say_written(options: argparse.Namespace) -> None:
     say(
-        f"part {options.part} is written. When all parts are, complete the corpus: maskloom index --merge {options.out}"
+        f"part {options.part} is written. When all parts are, complete the corpus: maskloom index --merge "
+        f"{shlex.quote(str(options.out))}"
     )
 
 

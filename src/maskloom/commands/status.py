@@ -12,22 +12,24 @@ example:
 from __future__ import annotations
 
 import argparse
+import shlex
 import time
 from pathlib import Path
 
+from maskloom.command_line import add_overrides
 from maskloom.commands.arguments import natural
 from maskloom.config_file import load_config
 from maskloom.errors import UserError
 from maskloom.launch.ending import Ended, in_words
 from maskloom.launch.supervisor import NO_RESTART, settle
-from maskloom.progress import duration
+from maskloom.progress import duration, show, show_path
 from maskloom.status import REFRESH_S, SILENT_S, Status, attempt_steps, read_status, why_not_again
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("run", metavar="RUN", help="folder of a run, or the YAML file that it is started with")
-    add("overrides", nargs="*", metavar="key=value", help="settings that replace the file's")
+    add_overrides(parser)
     add("--should-restart", action="store_true", help="exit with 0 where it should be started again, else 1")
     add(
         "--ended",
@@ -45,7 +47,7 @@ def run(options: argparse.Namespace) -> int:
     elif options.overrides:
         raise UserError(f"{options.overrides[0]}: settings go with a YAML file, and {folder} is none")
     if options.folder:
-        print(folder)
+        show_path(folder)
         return 0
     status = read_status(folder)
     if options.ended is not None:
@@ -53,11 +55,12 @@ def run(options: argparse.Namespace) -> int:
     if options.should_restart:
         why = f"{folder / NO_RESTART} exists" if (folder / NO_RESTART).exists() else None
         why = why or why_not_again(status, attempt_steps(folder))
-        print(f"{folder}: " + (f"not to be started again: {why}" if why else "to be started again"))
+        show(f"{folder}: " + (f"not to be started again: {why}" if why else "to be started again"))
         return int(why is not None)
     if status is None:
         raise UserError(f"no run at {folder} (no status.json)")
-    print("\n".join(described(folder, status, time.time())))
+    for line in described(folder, status, time.time()):
+        show(line)
     return 0
 
 
@@ -78,10 +81,11 @@ def described(folder: Path, status: Status, now_unix_s: float) -> list[str]:
 
 
 def _next(folder: Path, status: Status, is_silent: bool) -> str:
+    run = shlex.quote(str(folder))
     goes_on = f"start the same command again to go on from {status.last_good_checkpoint or 'the beginning'}"
     return {
-        "running": goes_on if is_silent else f"wait, or ask it to stop with `touch {folder}/stop`",
-        "done": f"maskloom eval {folder}; maskloom export {folder} MODEL",
+        "running": goes_on if is_silent else f"wait, or ask it to stop with `touch {run}/stop`",
+        "done": f"maskloom eval {run}; maskloom export {run} MODEL",
         "stopped": goes_on,
         "failed": goes_on if status.can_retry else "correct what the reason names, then start it again",
     }[status.state]

@@ -18,17 +18,19 @@ import os
 import sys
 from pathlib import Path
 
+from maskloom.command_line import add_overrides
 from maskloom.commands.arguments import cores, natural, positive
 from maskloom.config import RunConfig
 from maskloom.config_file import load_config
 from maskloom.distributed import World
 from maskloom.errors import UserError
+from maskloom.progress import show
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("config", metavar="CONFIG", help="YAML file of the run")
-    add("overrides", nargs="*", metavar="key=value", help="settings that replace the file's")
+    add_overrides(parser)
     add("--processes", type=positive, help="default: one a GPU; 1 where there is none")
     add("--hostfile", help="machines to run on, and how many processes on each")
     add(
@@ -64,7 +66,7 @@ def run(options: argparse.Namespace) -> int:
 
     processes = options.processes or max(torch.cuda.device_count(), 1)
     if options.show_deepspeed:
-        print(json.dumps(_derived(config, World(size=processes, local_size=processes)), indent=2))
+        show(json.dumps(_derived(config, World(size=processes, local_size=processes)), indent=2))
         return 0
     prepare(config, World(size=processes, local_size=processes))  # bad input is said once, and not by every rank
     if processes == 1 and not options.max_restarts:
@@ -98,7 +100,7 @@ def _on_hosts(options: argparse.Namespace, config: RunConfig, arguments: list[st
     hosts, ssh = read_hostfile(options.hostfile), Ssh.of(options.ssh_config)
     world = World(size=sum(host.slots for host in hosts), local_size=hosts[0].slots)
     if options.show_deepspeed:
-        print(json.dumps(_derived(config, world), indent=2))
+        show(json.dumps(_derived(config, world), indent=2))
         return 0
     if missing := [tool for tool in ("pdsh", "ssh") if not shutil.which(tool)]:
         raise UserError(

@@ -6,6 +6,7 @@ Values have the kinds and bounds that an index has; a column is opened by its he
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -82,8 +83,8 @@ def read_header(folder: str, where: str, settings: Storage) -> dict[str, Any]:
         if is_remote(folder):
             raise UserError(f"no index at {shown(where)}: {fault}") from None
         raise UserError(
-            f"no index at {where}: write shards with `maskloom shards TEXT {folder}`, or index webdataset tars that exist "
-            f"with `maskloom index {folder}`"
+            f"no index at {where}: write shards with `maskloom shards TEXT {shlex.quote(folder)}`, or index webdataset tars "
+            f"that exist with `maskloom index {shlex.quote(folder)}`"
         ) from None
     except UserError:
         raise

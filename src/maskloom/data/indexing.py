@@ -8,6 +8,7 @@ import io
 import json
 import mmap
 import os
+import shlex
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -237,7 +238,7 @@ def _in_words(key: str, value: Any) -> str:
     if key == "held_out_threshold":
         return f"--val-fraction {value / 2**32:.6g}"
     if key == "text_key":
-        return f"--text-key {value}"
+        return f"--text-key {shlex.quote(value)}"
     return f"token shards (tokenizer {value['tokenizer'][:16]})" if value else "text shards"
 
 

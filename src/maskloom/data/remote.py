@@ -41,6 +41,7 @@ from urllib3.exceptions import (
 
 from maskloom.config import Storage
 from maskloom.errors import DataFault, PassingFault, UserError
+from maskloom.progress import noted_when_slow, warn
 from maskloom.redaction import shown
 
 CHUNK_BYTES = 256 * 1024
@@ -48,6 +49,7 @@ SLOWEST_BYTES = (
     32 * 1024
 )  # a body that brings less in `timeout_s` is given up: a drip keeps every socket's timeout quiet
 FIRST_WAIT_S = 0.25
+SAID_WAIT_S = 3.0  # a wait between attempts that a user should know of
 MOST_REDIRECTS = 5
 SIGNED_FOR_S = 3600
 REDIRECTS = (301, 302, 303, 307, 308)
@@ -80,6 +82,20 @@ class _Broken(Exception):
         self.slow, self.wait_s = slow, wait_s
 
 
+_quiet_until_s: dict[str, float] = {}
+"""By host: when a wait for it is worth saying again."""
+_have_answered: set[str] = set()
+"""Hosts that have answered this process: a first answer that takes its time is worth saying."""
+
+
+def _say_of(url: str, message: str, for_s: float) -> None:
+    """Warn that a host keeps us waiting: once in that time, for all blocks that are waited for."""
+    host, now_s = urlsplit(url).netloc, time.monotonic()
+    if now_s >= _quiet_until_s.get(host, 0.0):
+        _quiet_until_s[host] = now_s + for_s
+        warn(message)
+
+
 class _Patience:
     """Counts failed attempts in a row, and waits between them."""
 
@@ -99,7 +115,11 @@ class _Patience:
             ) from None
         # Ranks that lost one server together come back spread out, each at a time of its own.
         wait_s = FIRST_WAIT_S * 4 ** (self.failed - 1) * (1 + os.getpid() % 256 / 512)
-        time.sleep(min(max(wait_s, broken.wait_s), self.settings.timeout_s))
+        wait_s = min(max(wait_s, broken.wait_s), self.settings.timeout_s)
+        if wait_s >= SAID_WAIT_S:
+            attempt = f"attempt {self.failed} of {self.settings.attempts}, the next in {wait_s:.0f} s"
+            _say_of(self.url, f"{shown(self.url)} cannot be read: {broken}; {attempt}", wait_s)
+        time.sleep(wait_s)
 
 
 def read_range(url: str, offset: int, length: int, settings: Storage) -> tuple[bytes, str]:
@@ -257,19 +277,25 @@ def _request(url: str, headers: Mapping[str, str], settings: Storage) -> urllib3
     is_s3 = url.startswith("s3:")
     target = _signed(url, settings) if is_s3 else url
     authorities = os.environ.get("AWS_CA_BUNDLE") if is_s3 else None
-    timeout = urllib3.Timeout(connect=settings.timeout_s, read=settings.timeout_s)
+    wait_s = settings.timeout_s
+    timeout = urllib3.Timeout(connect=wait_s, read=wait_s)
+    host = urlsplit(target).netloc.rpartition("@")[2]
+    waits = f"{host} does not answer yet: waiting for it, {wait_s:g} s at most"
     for _ in range(MOST_REDIRECTS):
         try:
-            response = _pool_for(target, authorities).request(
-                "GET",
-                target,
-                headers=headers,
-                timeout=timeout,
-                preload_content=False,
-                decode_content=False,
-                redirect=False,
-                retries=False,
-            )
+            is_known = host in _have_answered
+            with contextlib.nullcontext() if is_known else noted_when_slow(lambda: _say_of(url, waits, wait_s)):
+                response = _pool_for(target, authorities).request(
+                    "GET",
+                    target,
+                    headers=headers,
+                    timeout=timeout,
+                    preload_content=False,
+                    decode_content=False,
+                    redirect=False,
+                    retries=False,
+                )
+            _have_answered.add(host)
         except (HTTPError, OSError) as error:
             if "CERTIFICATE_VERIFY_FAILED" in str(error):
                 raise UserError(

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -33,7 +33,7 @@ from maskloom.data.rows import Rows
 from maskloom.data.storage import is_remote
 from maskloom.distributed import World
 from maskloom.errors import DataFault, UserError
-from maskloom.processes import clean_forks, deaf_processes, end_with_owner
+from maskloom.processes import WANT_OF_MEMORY, Deaf, clean_forks, end_with_owner
 from maskloom.progress import warn
 from maskloom.tokenizer import Tokenizer
 
@@ -107,8 +107,9 @@ def read_steps(
     last_step: int | None = None,
     workers: int = 0,
     prefetch_steps: int = 2,
-) -> Iterator[Step]:
-    """This rank's part of every step from `first_step` on.
+) -> Generator[Step]:
+    """This rank's part of every step from `first_step` on. The reader processes end with the iterator: where it is not used up,
+    close it (`contextlib.closing`).
 
     Args:
         cursors: where each of all lanes stands before `first_step`.
@@ -118,6 +119,7 @@ def read_steps(
 
     Raises:
         UserError: more ranks than lanes, or bad data (from whichever process met it).
+        ChildProcessError: a reader process was killed.
     """
     plan.check_world(world)
     mine = world.share(plan.lanes)
@@ -135,15 +137,34 @@ def read_steps(
         worker_init_fn=end_with_owner if workers else None,
     )
     parts: list[Step] = []
-    with deaf_processes() if workers else contextlib.nullcontext():
-        items = iter(loader)
-    for item in items:
-        if isinstance(item, UserError):
-            raise item
-        parts.append(item)
-        if len(parts) == max(workers, 1):
-            yield _merge(parts)
-            parts = []
+    with contextlib.closing(_items(loader)) as items:
+        for item in items:
+            if isinstance(item, UserError):
+                raise item
+            parts.append(item)
+            if len(parts) == max(workers, 1):
+                yield _merge(parts)
+                parts = []
+
+
+def _items(loader: DataLoader[Any]) -> Generator[Step | UserError]:
+    """What the reader yields. Its processes end with the iterator, however that comes about."""
+    if not loader.num_workers:
+        yield from loader
+        return
+    readers = Deaf()
+    with readers:
+        items: Any = iter(loader)
+    try:
+        yield from items
+    except RuntimeError as error:
+        if "exited unexpectedly" not in str(error):  # torch's words for a process that is gone
+            raise
+        raise ChildProcessError(
+            f"of the readers, {WANT_OF_MEMORY}: lower data.workers or data.prefetch_steps"
+        ) from None
+    finally:
+        readers.end(items._shutdown_workers)  # it would wait 10 s for each that is amid a step
 
 
 def skip_steps(plan: DataPlan, cursors: Sequence[LaneCursors], first_step: int, last_step: int) -> list[LaneCursors]:

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import os
-from typing import NoReturn
-
 from maskloom.early import begin
+from maskloom.program import run_program
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Train as one rank. Returns the exit code."""
-    import argparse
+    from maskloom.command_line import Parser, add_overrides
 
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="maskloom.train",
         description="One rank of a training run; start it with deepspeed, torchrun, srun or `maskloom train`.",
     )
     parser.add_argument(
         "--local_rank", "--local-rank", type=int, help="given by the deepspeed launcher; read from the environment"
     )
-    parser.add_argument("config", help="YAML file of the run")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace the file's")
+    parser.add_argument("config", metavar="CONFIG", help="YAML file of the run")
+    add_overrides(parser)
     options = parser.parse_args(arguments)
     # Reader processes import this module again: what is heavy comes after that point.
     from maskloom.train.watch import Watch
@@ -42,16 +40,6 @@ def main(arguments: list[str] | None = None) -> int:
         return train(config, world, watch)
 
 
-def end(code: int) -> NoReturn:
-    """Leave at once: nothing of what the interpreter, NCCL or a reader process would still wait for is needed any more."""
-    from maskloom.processes import end_children
-    from maskloom.progress import flush
-
-    end_children()
-    flush()
-    os._exit(code)
-
-
 if __name__ == "__main__":
     begin()
-    end(main())
+    run_program("maskloom.train", main)

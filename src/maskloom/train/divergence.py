@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -58,7 +59,8 @@ def collapsed(step: int, where: str, config: RunConfig, last_good: str | None) -
         where: what `first_not_finite` found.
         last_good: name of the newest checkpoint.
     """
-    origin = f"from={config.run_dir}@{int(last_good.removeprefix('step-'))} and " if last_good else ""
+    origin = f"from={config.run_dir}@{int(last_good.removeprefix('step-'))}" if last_good else ""
+    origin = f"{shlex.quote(origin)} and " if origin else ""
     return UserError(
         f"fp16 collapsed at step {step}: gradients overflow although the loss scale is at its minimum. Not finite: "
         f"{where or 'the sum of the gradients'}. Begin in another run_dir, with {origin}engine.precision=bf16 or a lower "

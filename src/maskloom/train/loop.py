@@ -18,6 +18,7 @@ from maskloom.data.plan import DataPlan, open_corpora
 from maskloom.data.skew import notes_on_run
 from maskloom.data.stream import Step
 from maskloom.distributed import World, barrier, gather_objects, set_timeouts
+from maskloom.processes import temporary_folder
 from maskloom.progress import say, warn
 from maskloom.status import EXIT_DONE, EXIT_STOPPED
 from maskloom.tokenizer import load_tokenizer
@@ -156,6 +157,7 @@ def prepare(config: RunConfig, world: World) -> tuple[RunConfig, DataPlan]:
     Returns:
         the configuration with what was derived (lanes, precision) filled in, and the plan of its data.
     """
+    temporary_folder()
     tokenizer, corpora = load_tokenizer(config.tokenizer), open_corpora(config.data)
     config = reconcile(config, identity(corpora, tokenizer))
     check_model(config, tokenizer)

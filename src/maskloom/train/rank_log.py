@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO
 
 from maskloom.progress import add_reader, remove_reader
-from maskloom.redaction import redacted
+from maskloom.redaction import sayable
 
 
 class RankLog:
@@ -42,7 +42,7 @@ class RankLog:
 
     def write(self, text: str) -> None:
         """Add a line, with the time of day."""
-        line = f"{time.strftime('%Y-%m-%d %H:%M:%S')} {redacted(text)}\n"
+        line = f"{time.strftime('%Y-%m-%d %H:%M:%S')} {sayable(text)}\n"
         if self._file is None:
             self._kept.append(line)
         else:

@@ -30,7 +30,7 @@ from maskloom.files import LOCK, whole_folder, write_atomically
 from maskloom.model.bert import MaskedLM, read_definition, save_definition
 from maskloom.model.warm_start import check_init, check_positions
 from maskloom.progress import say, warn
-from maskloom.redaction import redacted
+from maskloom.redaction import sayable
 from maskloom.status import CHECKPOINT, State, Status, note_attempt, parse_status, read_status
 from maskloom.tokenizer import Tokenizer
 from maskloom.train.checkpoint.fit import fit_origin, is_same_origin, split_origin, unlike_data
@@ -229,7 +229,7 @@ class RunDir:
         with self._writing:
             self._is_running = state == "running"
             try:
-                self._status(state, redacted(reason), advice).write(self.folder)
+                self._status(state, sayable(reason), advice).write(self.folder)
             except OSError as error:
                 if not self._is_running:
                     raise
@@ -280,7 +280,7 @@ class RunDir:
             return None
         if self._trains or can_retry:
             self._note(self.step)
-        status = self._status("failed", redacted(reason), redacted(advice), can_retry)
+        status = self._status("failed", sayable(reason), sayable(advice), can_retry)
         try:
             with self._failed.open("x", encoding="utf-8") as file:
                 file.write(status.as_text())

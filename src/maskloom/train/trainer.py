@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import gc
 import math
@@ -121,10 +122,11 @@ class Trainer:
             reader = read_steps(
                 self.plan, self.world, self.cursors, self.step, workers=data.workers, prefetch_steps=data.prefetch_steps
             )
-            for batch in reader:
-                yield batch
-                if beginning != self._beginnings:
-                    break
+            with contextlib.closing(reader):
+                for batch in reader:
+                    yield batch
+                    if beginning != self._beginnings:
+                        break
 
     def train_step(self, batch: Step) -> Any:
         """One optimizer step on this rank's rows; returns a function that reads the step's values (all ranks call it)."""

@@ -26,8 +26,9 @@ from importlib.metadata import version
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from maskloom.errors import UserError
-from maskloom.progress import complain, flush
+from maskloom.errors import UserError, restart_may_help
+from maskloom.program import EXIT_INTERRUPTED, end
+from maskloom.progress import complain
 from maskloom.status import EXIT_FAILED, EXIT_HUNG, EXIT_STOPPED, REFRESH_S
 from maskloom.train.heartbeats import BEAT_S, LOOK_S, Beat, Board, NoAnswer, Pulse, blame, whereabouts_of_main_thread
 from maskloom.train.rank_log import RankLog
@@ -47,7 +48,6 @@ LINGER_S = 3.0
 """For the others, who still look into rank 0's store, and end as soon as one of them has reported."""
 OPENING_S = 30.0
 """Longest wait of a stop for the run's folder to be opened; it is asked for again at the next look."""
-EXIT_INTERRUPTED = 130
 PACKAGES = ("maskloom", "torch", "deepspeed")
 LONG_SECTIONS = ("start", "load", "save")
 SIGNS_OF_A_PEER = (
@@ -166,7 +166,7 @@ class Watch:
             if not is_expected and (self.log.path is None or self.run.world.size == 1):
                 traceback.print_exception(error)
             place = f" The traceback is in {self.log.path}." if self.log.path and not is_expected else ""
-            can_retry = not isinstance(error, UserError) or error.can_retry
+            can_retry = restart_may_help(error)
             advice = place.strip() if can_retry else "Correct that first."
             self._report(f"{self.me()}: {said}", advice, can_retry)
         self._leave()
@@ -243,7 +243,7 @@ class Watch:
         """The main thread has been quiet for too long: end this rank."""
         assert self.run is not None and self.log is not None
         if not self._ending.acquire(blocking=False):  # the main thread ends the rank, and hangs in it
-            self._exit(EXIT_FAILED)
+            end(EXIT_FAILED)
         self._is_alarmed = True
         what = f"nothing happened for {self.limit_s():g} s (timeouts) on {self.me()}, after step {self.pulse.step}"
         self.log.add_stacks(what)
@@ -252,7 +252,7 @@ class Watch:
             f"{what}: {culprit}", f"The stacks of every rank that lives are in {self.run.folder / 'logs'}.", True
         )
         self._leave()
-        self._exit(EXIT_HUNG)
+        end(EXIT_HUNG)
 
     def _culprit(self, is_hung: bool) -> str:
         """Which rank is to blame, from the signs of life; also asks all ranks for their stacks where one hangs."""
@@ -317,11 +317,7 @@ class Watch:
                 else:
                     self.run.fail(f"{self.me()}: {why}", "", True)
         finally:  # whatever could not be said or noted
-            self._exit(code)
-
-    def _exit(self, code: int) -> None:
-        flush()
-        os._exit(code)
+            end(code)
 
 
 def is_a_peers(error: BaseException) -> bool:

@@ -21,6 +21,7 @@ import glob
 import json
 import os
 import re
+import shlex
 import shutil
 import socket
 from collections.abc import Iterator, Sequence
@@ -240,7 +241,8 @@ def open_work(out: Path) -> Work:
         rows = (folder / "files.tsv").read_text(encoding="utf-8", errors="surrogateescape").splitlines()
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(
-            f"no work on {out} was begun ({folder} is not there): write it with `maskloom shards INPUT... {out} --part 1/N`"
+            f"no work on {out} was begun ({folder} is not there): write it with `maskloom shards INPUT... "
+            f"{shlex.quote(str(out))} --part 1/N`"
         ) from None
     except ValueError as error:
         raise UserError(f"{folder / 'plan.json'} is not valid JSON: {error}: remove {folder}") from None

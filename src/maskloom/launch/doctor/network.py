@@ -21,6 +21,7 @@ from typing import Any
 
 from maskloom.launch.doctor.asking import Way, send
 from maskloom.launch.ssh import last_line
+from maskloom.program import run_program
 
 PAIR_BYTES = 16 << 20
 REPEATS = 3
@@ -265,4 +266,4 @@ def _end_with_stdin() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_program("maskloom.launch.doctor.network", main)

@@ -22,6 +22,7 @@ from maskloom.launch.doctor.look.gpus import look_at_gpus
 from maskloom.launch.doctor.look.rank import as_a_rank
 from maskloom.launch.doctor.look.software import file_digest, packages, source_digest
 from maskloom.launch.ports import is_free, next_free_port, spare_port
+from maskloom.program import run_program
 
 
 def main() -> int:
@@ -61,4 +62,4 @@ def look(request: Request) -> Facts:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_program("maskloom.launch.doctor.look", main)
