@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from maskloom.commands.arguments import positive, step_range
+from maskloom.commands.arguments import natural, positive, step_range
 from maskloom.config_file import load_config
 from maskloom.data.order import first_cursors
 from maskloom.data.plan import DataPlan, open_corpora
@@ -37,7 +37,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("overrides", nargs="*", metavar="key=value", help="settings that replace the file's")
     add("--steps", type=step_range, default=range(1), metavar="A:B", help="from step A to before step B (default: 0:1)")
     add("--world", type=positive, default=1, metavar="P", help="ranks to read as (default: 1)")
-    add("--workers", type=int, default=0, metavar="W", help="reader processes a rank (default: 0)")
+    add("--workers", type=natural, default=0, metavar="W", help="reader processes a rank (default: 0)")
     add("--rows", type=positive, default=4, help="rows a step to print (default: 4)")
     add("--digest", action="store_true", help="print one digest in place of the text")
 

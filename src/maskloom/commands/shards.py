@@ -29,7 +29,7 @@ import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
-from maskloom.commands.arguments import byte_count, cores, fraction, positive
+from maskloom.commands.arguments import WHOLE, byte_count, cores, fraction, positive
 from maskloom.data.index import Index, load_index
 from maskloom.data.storage import is_remote, local_path
 from maskloom.data.writing.report import Report
@@ -212,6 +212,6 @@ def _named(parts: list[int], part: Part) -> str:
 
 def _part(text: str) -> Part:
     number, slash, of = text.partition("/")
-    if not (slash and number.isdigit() and of.isdigit() and 1 <= int(number) <= int(of)):
+    if not (slash and WHOLE.fullmatch(number) and WHOLE.fullmatch(of) and 1 <= int(number) <= int(of)):
         raise argparse.ArgumentTypeError(f"'{text}' is no part I/N with I from 1 to N, such as 1/8")
     return Part(int(number), int(of))

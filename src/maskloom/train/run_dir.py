@@ -43,6 +43,7 @@ are recognised by their digests; `engine.zero_stage` is checked when the checkpo
 FAILED = ".failed-"
 """Name, before the number of the attempt, of the file that the first failing rank makes: it alone writes the status."""
 MOST_THREADS = 1 << 16
+THREADS = re.compile(r"[1-9][0-9]{0,4}")
 PACKAGES = ("maskloom", "deepspeed", "torch", "transformers", "tokenizers", "webdataset", "numpy")
 
 
@@ -171,7 +172,7 @@ class RunDir:
                     f"{environment} is damaged ({error}): remove it to go on with this machine's number of threads"
                 ) from None
         given = os.environ.get("OMP_NUM_THREADS", "")
-        return int(given) if given.isdigit() and int(given) else max(1, cores // world.local_size)
+        return int(given) if THREADS.fullmatch(given) else max(1, cores // world.local_size)
 
     def begin(self, config: RunConfig, model: MaskedLM, tokenizer: Tokenizer, world: World, step: int) -> None:
         """Everything is ready to train from `step`: write what describes the run. What it began with is written once."""
