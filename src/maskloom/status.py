@@ -33,6 +33,9 @@ SILENT_S = 6 * REFRESH_S
 """A run that wrote nothing for so long is most likely gone."""
 CHECKPOINT = re.compile(r"step-[0-9]{8,16}")
 """The name of a checkpoint."""
+START = "MASKLOOM_START"
+"""Variable of the environment: what starts ranks gives each attempt a word of its own. Status and attempts have it too, so that
+nobody takes another process's for theirs."""
 
 State = Literal["running", "stopped", "done", "failed"]
 
@@ -52,6 +55,7 @@ class Status:
         hosts: names of the machines, in the order of their first ranks.
         world_size: ranks.
         updated_unix_s: when this was written.
+        start: what START was for the ranks; empty where nobody set it.
     """
 
     state: State
@@ -65,6 +69,7 @@ class Status:
     hosts: tuple[str, ...] = ()
     world_size: int = 1
     updated_unix_s: float = 0.0
+    start: str = ""
 
     def write(self, run: Path) -> None:
         """Replace `RUN/status.json`, with the time of writing."""
@@ -103,7 +108,7 @@ def parse_status(text: str) -> Status:
 
 
 def note_attempt(run: Path, line: dict[str, Any]) -> None:
-    """Add a line to `RUN/attempts.jsonl`: attempt, step that it begins at, world_size, hosts."""
+    """Add a line to `RUN/attempts.jsonl`: attempt, step that it begins at, world_size, hosts, start."""
     with (run / "attempts.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps({**line, "unix_s": round(time.time(), 3)}) + "\n")
 
@@ -115,13 +120,20 @@ def stands_still(first_steps: list[int]) -> bool:
     return len(newest) == ATTEMPTS_WITHOUT_PROGRESS and len(set(newest)) == 1
 
 
-def attempt_steps(run: Path) -> list[int]:
-    """The steps at which this run's attempts began, oldest first. A line that a crash cut short does not count."""
+def attempt_steps(run: Path, start: str | None = None) -> list[int]:
+    """The steps at which this run's attempts began, oldest first. A line that a crash cut short does not count.
+
+    Args:
+        start: only the attempts with this `start`.
+    """
     steps = []
     with contextlib.suppress(FileNotFoundError):
         for line in (run / "attempts.jsonl").read_text(encoding="utf-8", errors="replace").splitlines():
-            with contextlib.suppress(ValueError, KeyError, TypeError, OverflowError):
-                steps.append(int(json.loads(line)["step"]))
+            with contextlib.suppress(ValueError, KeyError, TypeError, OverflowError, RecursionError):
+                values = json.loads(line)
+                step = int(values["step"])
+                if start is None or values.get("start") == start:
+                    steps.append(step)
     return steps
 
 

@@ -29,10 +29,10 @@ from maskloom.files import LOCK, whole_folder, write_atomically
 from maskloom.model.bert import MaskedLM, save_definition
 from maskloom.progress import say, warn
 from maskloom.redaction import redacted
-from maskloom.status import CHECKPOINT, State, Status, note_attempt, parse_status, read_status
+from maskloom.status import CHECKPOINT, START, State, Status, note_attempt, parse_status, read_status
 from maskloom.tokenizer import Tokenizer
 from maskloom.train.checkpoint.fit import fit_origin, is_same_origin, unlike_data
-from maskloom.train.run_lock import RunLock
+from maskloom.train.run_lock import InUse, RunLock
 
 MAY_CHANGE = re.compile(
     r"run_dir|tokenizer|data\.(train(\.\d+\.path)?|workers|prefetch_steps|on_bad_data|max_bad_share|storage\..*)|phases\.\d+\.micro_batch_rows|logging\..*|checkpoint\..*|guard\..*|timeouts\..*"
@@ -108,19 +108,21 @@ class RunDir:
         self.attempt = 0
         self.places: list[tuple[str, int]] = [(socket.gethostname(), os.getpid())]
         self.key = ""
+        self.start = os.environ.get(START, "")
         self._last_good: str | None = None  # when this attempt began
         self._begun = False
         self._trains, self._is_running, self._is_noted, self._is_unwritten = False, False, False, False
         self._writing = threading.Lock()  # of status.json: the main thread and the watch thread do
         self._lock: RunLock | None = None
         self._refusal: str | None = None
+        self._is_in_use = False
         with contextlib.suppress(OSError):  # it may not be looked at: the first rank says so
             self._begun = (self.folder / "config.yaml").exists()
         if not self.is_writer:
             return
         try:
             refuse_foreign(self.folder)
-            self._lock = RunLock(self.folder)
+            self._lock = RunLock(self.folder, self.start)
             before = read_status(self.folder)
             self.attempt = 1 + (before.attempt if before else 0)
             self.step = before.step if before else 0
@@ -131,22 +133,23 @@ class RunDir:
             for left in self.folder.glob(f"{FAILED}*"):
                 left.unlink()
         except (UserError, OSError) as error:
-            self._refusal = str(error)
+            self._refusal, self._is_in_use = str(error), isinstance(error, InUse)
 
     def meet(self) -> None:
         """Tell the ranks of each other.
 
         Raises:
+            InUse: on all ranks, where another process trains in the folder.
             UserError: on all ranks, where the first could not open the folder.
         """
         key = f"{os.getpid()}-{time.time_ns()}"
-        mine = [socket.gethostname(), os.getpid(), self._refusal, self.attempt, self.step, key]
+        mine = [socket.gethostname(), os.getpid(), self._refusal, self._is_in_use, self.attempt, self.step, key]
         said = gather_objects(mine, self.world)
         self.places = [(host, pid) for host, pid, *_ in said]
-        _, _, refusal, self.attempt, self.step, self.key = said[0]
+        _, _, refusal, is_in_use, self.attempt, self.step, self.key = said[0]
         if refusal is not None:
             self._refusal = refusal
-            raise UserError(refusal)
+            raise InUse(refusal) if is_in_use else UserError(refusal)
 
     @property
     def hosts(self) -> tuple[str, ...]:
@@ -322,12 +325,14 @@ class RunDir:
             self.last_good_checkpoint() or (None if self._trains else self._last_good),
             self.hosts,
             self.world.size,
+            start=self.start,
         )
 
     def _note(self, step: int) -> None:
         if self.is_writer and not self._is_noted:
             self._is_noted = True
             line = {"attempt": self.attempt, "step": step, "world_size": self.world.size, "hosts": list(self.hosts)}
+            line["start"] = self.start
             with contextlib.suppress(OSError):
                 note_attempt(self.folder, line)
 
