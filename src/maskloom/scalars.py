@@ -50,6 +50,11 @@ class Plain(str):
     __slots__ = ()
 
 
+def is_count(value: Any) -> bool:
+    """Whether a value of JSON is a whole number from 0 that fits 64 bits with a sign: what files of ours count with."""
+    return type(value) is int and 0 <= value < 1 << 63
+
+
 def read_text(given: Any) -> Any:
     """Raises ValueError for what is not text, and for a word that YAML 1.1 reads as a switch."""
     if isinstance(given, Plain) and (given in SWITCHES or given in LIKE_SWITCHES):

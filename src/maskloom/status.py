@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from maskloom.errors import UserError
-from maskloom.files import write_atomically
+from maskloom.files import parse_json, write_atomically
+from maskloom.scalars import is_count
 
 EXIT_DONE = 0
 EXIT_FAILED = 1
@@ -29,6 +30,8 @@ EXIT_HUNG = 76
 ATTEMPTS_WITHOUT_PROGRESS = 3
 REFRESH_S = 10.0
 """Between two writings of a running status."""
+LATEST_UNIX_S = 1e11
+"""Seconds since 1970, some three thousand years."""
 SILENT_S = 6 * REFRESH_S
 """A run that wrote nothing for so long is most likely gone."""
 CHECKPOINT = re.compile(r"step-[0-9]{8,16}")
@@ -93,7 +96,7 @@ def read_status(run: Path) -> Status | None:
 
 def parse_status(text: str) -> Status:
     """Raises ValueError, KeyError or TypeError where the text is no status."""
-    values = json.loads(text)
+    values = parse_json(text)
     status = Status(**{**values, "hosts": tuple(values["hosts"])})
     if status.state not in get_args(State):
         raise ValueError(f"state is {status.state!r}")
@@ -104,6 +107,10 @@ def parse_status(text: str) -> Status:
                 raise ValueError(f"{name} is {value!r}")
         elif type(value) not in ((int, float) if kind is float else (kind,)):
             raise TypeError(f"{name} is {value!r}")
+        elif (kind is int and not is_count(value)) or (kind is float and not 0 <= value < LATEST_UNIX_S):
+            raise ValueError(f"{name} is {value!r}")
+    if not isinstance(values["hosts"], list) or not all(isinstance(host, str) for host in status.hosts):
+        raise TypeError(f"hosts is {values['hosts']!r}")
     return status
 
 
@@ -129,11 +136,10 @@ def attempt_steps(run: Path, start: str | None = None) -> list[int]:
     steps = []
     with contextlib.suppress(FileNotFoundError):
         for line in (run / "attempts.jsonl").read_text(encoding="utf-8", errors="replace").splitlines():
-            with contextlib.suppress(ValueError, KeyError, TypeError, OverflowError, RecursionError):
-                values = json.loads(line)
-                step = int(values["step"])
-                if start is None or values.get("start") == start:
-                    steps.append(step)
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                values = parse_json(line)
+                if is_count(values["step"]) and (start is None or values.get("start") == start):
+                    steps.append(values["step"])
     return steps
 
 

@@ -25,7 +25,7 @@ from maskloom.config import RunConfig
 from maskloom.config_file import differences, dump_config, load_config, rechecked, saved_form
 from maskloom.distributed import World, gather_objects
 from maskloom.errors import UserError
-from maskloom.files import LOCK, whole_folder, write_atomically
+from maskloom.files import LOCK, parse_json, whole_folder, write_atomically
 from maskloom.model.bert import MaskedLM, save_definition
 from maskloom.progress import say, warn
 from maskloom.redaction import redacted
@@ -163,17 +163,8 @@ class RunDir:
     def threads(self, world: World, cores: int) -> int:
         """CPU threads a rank: what the run recorded when it began (other counts give other bits), else the share of
         the machine's cores; OMP_NUM_THREADS, where it is set, decides at the beginning."""
-        environment = self.folder / "environment.json"
-        if environment.exists():
-            try:
-                threads = int(json.loads(environment.read_text())["threads"])
-                if not 1 <= threads <= MOST_THREADS:
-                    raise ValueError(f"threads is {threads}")
-                return threads
-            except (ValueError, KeyError, TypeError, OverflowError) as error:
-                raise UserError(
-                    f"{environment} is damaged ({error}): remove it to go on with this machine's number of threads"
-                ) from None
+        if (recorded := recorded_threads(self.folder)) is not None:
+            return recorded
         given = os.environ.get("OMP_NUM_THREADS", "")
         return int(given) if THREADS.fullmatch(given) else max(1, cores // world.local_size)
 
@@ -295,11 +286,7 @@ class RunDir:
 
     def last_good_checkpoint(self) -> str | None:
         """The name that `checkpoints/latest.json` points at."""
-        try:
-            name = json.loads((self.folder / "checkpoints" / "latest.json").read_text())["name"]
-            return name if CHECKPOINT.fullmatch(name) else None
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
+        return newest_named(self.folder)
 
     def close(self) -> None:
         """Give the folder free; one that never became a run is taken away."""
@@ -351,6 +338,31 @@ class RunDir:
                 if [entry.name for entry in self.folder.iterdir()] == [LOCK]:
                     (self.folder / LOCK).unlink()
                     self.folder.rmdir()
+
+
+def recorded_threads(folder: Path) -> int | None:
+    """The number of threads that a run began with, None where it says nothing. Raises UserError where its file is damaged."""
+    environment = folder / "environment.json"
+    if not environment.exists():
+        return None
+    try:
+        threads = parse_json(environment.read_bytes())["threads"]
+        if type(threads) is not int or not 1 <= threads <= MOST_THREADS:
+            raise ValueError(f"threads is {threads!r}")
+        return threads
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{environment} is damaged ({error!r}): remove it to go on with this machine's number of threads"
+        ) from None
+
+
+def newest_named(run: Path) -> str | None:
+    """The name that `checkpoints/latest.json` points at; None where it names no checkpoint."""
+    try:
+        name = parse_json((run / "checkpoints" / "latest.json").read_bytes())["name"]
+        return name if CHECKPOINT.fullmatch(name) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def refuse_foreign(folder: Path) -> None:
