@@ -24,6 +24,7 @@ from maskloom.config_file import (
 )
 from maskloom.data.plan import open_corpora
 from maskloom.errors import UserError
+from maskloom.plain_yaml import read_yaml
 from tests.trees import tree_with
 
 
@@ -37,6 +38,11 @@ def leaves(node: Any, prefix: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
 
 
 FULL = parse_config(tree_with(), "here").model_dump(mode="json", by_alias=True)
+
+
+texts = st.sampled_from(["no", "1e3", "0123", "1:40", "~", "true", "a #b", "2026-11-28", "'", "a\u2028b"]) | st.text(
+    min_size=1
+)
 
 
 @st.composite
@@ -59,10 +65,16 @@ def configurations(draw: st.DrawFn) -> RunConfig:
         tree_with(
             seed=draw(st.integers(0, 2**63 - 1)),
             phases=phases,
-            data={"train": draw(st.text("abc/ é'#:", min_size=1)), "lanes": draw(st.sampled_from([None, lanes]))},
-            masking={"rate": draw(st.floats(1 / 30, 1)), "mask_share": draw(st.floats(0, 0.5))},
+            data={"train": draw(texts), "lanes": draw(st.sampled_from([None, lanes]))},
+            masking={
+                "rate": draw(st.floats(1 / 30, 1)),
+                "mask_share": draw(st.floats(0, 0.5)),
+                "protected": draw(st.lists(texts, max_size=3)),
+            },
             model=draw(st.sampled_from([{}, {"hidden_size": 48, "num_attention_heads": 4}, {"init": "some/bert"}])),
-            deepspeed=draw(st.dictionaries(st.text("abc", min_size=1), st.integers() | st.booleans(), max_size=2)),
+            deepspeed=draw(
+                st.dictionaries(texts, st.integers() | st.booleans() | st.floats(allow_nan=False) | texts, max_size=2)
+            ),
         ),
         "here",
     )
@@ -71,6 +83,7 @@ def configurations(draw: st.DrawFn) -> RunConfig:
 @settings(max_examples=40, deadline=None)
 @given(configurations())
 def test_a_dumped_configuration_reads_back_equal(config: RunConfig) -> None:
+    assert parse_config(read_yaml(dump_config(config), "dump"), "dump") == config
     assert parse_config(yaml.safe_load(dump_config(config)), "dump") == config
 
 
@@ -134,21 +147,194 @@ def test_an_override_says_the_same_as_the_file(steps: int, lr: float, precision:
     assert parse_config(tree, "a") == parse_config(expected, "b")
 
 
+def with_override(override: str, write_config: Any) -> RunConfig:
+    return load_config(write_config(tree_with(seed=1)), [override])
+
+
 @pytest.mark.parametrize(
-    ("override", "value"),
+    ("key", "written", "value"),
     [
-        ("optimizer.lr=1e-4", 1e-4),
-        ("data.lanes=null", None),
-        ("deepspeed.a.b=1", {"a": {"b": 1}}),
-        ("data.train=", None),
+        ("run_dir", "runs/a #2", "runs/a #2"),
+        ("run_dir", "  runs/a: b\t", "runs/a: b"),
+        ("run_dir", "a=b", "a=b"),
+        ("run_dir", "=x", "=x"),
+        ("run_dir", "#2", "#2"),
+        ("run_dir", "!!int 3", "!!int 3"),
+        ("run_dir", "&a", "&a"),
+        ("run_dir", "- a", "- a"),
+        ("run_dir", "---", "---"),
+        ("run_dir", "2026-11-28", "2026-11-28"),
+        ("run_dir", "0123", "0123"),
+        ("run_dir", "1e3", "1e3"),
+        ("run_dir", "'off'", "off"),
+        ("run_dir", '"a\\tb"', None),
+        ("run_dir", "off", None),
+        ("run_dir", "true", None),
+        ("run_dir", "null", None),
+        ("run_dir", "", None),
+        ("run_dir", "\xa0", None),
+        ("data.storage.cache", "off", None),
+        ("seed", "12", 12),
+        ("seed", "+12", 12),
+        ("seed", "12.0", 12),
+        ("seed", "1e3", 1000),
+        ("seed", "9007199254740993.0", 9007199254740993),
+        ("seed", str(2**63 - 1), 2**63 - 1),
+        ("seed", str(2**63), None),
+        ("seed", "9" * 5000, None),
+        ("seed", "1e999999999", None),
+        ("seed", "1e99999999999999999999", None),
+        ("seed", "0123", None),
+        ("seed", "0x1F", None),
+        ("seed", "0o17", None),
+        ("seed", "0b1", None),
+        ("seed", "1_000", None),
+        ("seed", "1:40", None),
+        ("seed", "12 #3", None),
+        ("seed", "2026-11-28", None),
+        ("seed", "１２", None),
+        ("seed", "'12'", None),
+        ("seed", "true", None),
+        ("seed", "1.5", None),
+        ("seed", "[1]", None),
+        ("seed", "", None),
+        ("optimizer.lr", "1e-4", 1e-4),
+        ("optimizer.lr", ".5", 0.5),
+        ("optimizer.lr", "1.", 1.0),
+        ("optimizer.lr", "true", None),
+        ("optimizer.lr", "1e999", None),
+        ("optimizer.lr", "inf", None),
+        ("optimizer.lr", ".inf", None),
+        ("optimizer.lr", ".nan", None),
+        ("optimizer.lr", "'1'", None),
+        ("optimizer.lr", "1_0.5", None),
+        ("timeouts.train_s", "1:40", None),
+        ("engine.activation_checkpointing", "true", True),
+        ("engine.activation_checkpointing", "False", False),
+        ("engine.activation_checkpointing", "yes", None),
+        ("engine.activation_checkpointing", "1", None),
+        ("engine.activation_checkpointing", "'true'", None),
+        ("engine.zero_stage", "2", 2),
+        ("engine.zero_stage", "true", None),
+        ("engine.overlap", "null", "nothing"),
+        ("data.lanes", "", "nothing"),
+        ("data.train", "data/a #1", "data/a #1"),
+        ("data.train", "2026", "2026"),
+        ("masking.protected", "[a, 7, 'no']", ("a", "7", "no")),
+        ("masking.protected", "[a, no]", None),
+        ("masking.protected", "[a] #b", None),
+        ("optimizer", "lr: 3", None),
     ],
 )
-def test_values_of_overrides_are_yaml(override: str, value: Any) -> None:
-    tree = tree_with()
-    apply_override(tree, override)
-    first, second = override.partition("=")[0].split(".")[:2]
-    node = tree[first] if first == "deepspeed" else tree[first][second]
-    assert node == value
+def test_a_value_on_the_command_line_is_what_it_says_or_refused(
+    key: str, written: str, value: Any, write_config: Any
+) -> None:
+    if value is None:
+        with pytest.raises(UserError, match=key):
+            with_override(f"{key}={written}", write_config)
+        return
+    found: Any = with_override(f"{key}={written}", write_config)
+    for name in key.split("."):
+        found = getattr(found, name)
+    expected = None if value == "nothing" else value
+    assert (found, type(found)) == (expected, type(expected))
+
+
+words = st.one_of(
+    st.sampled_from(
+        ["true", "No", "1e3", "0123", "0o7", "1:40", "2026-11-28", "~", "1_0", "5", "-0.5", ".5", "y", "x"]
+    ),
+    st.from_regex(r"[-+0-9._:eExob~yn]{1,6}", fullmatch=True),
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    words,
+    st.sampled_from(
+        [
+            "run_dir",
+            "seed",
+            "optimizer.lr",
+            "engine.overlap",
+            "checkpoint.keep_every_steps",
+            "deepspeed.a",
+            "model.init",
+        ]
+    ),
+)
+def test_a_word_means_the_same_in_a_file_and_on_the_command_line(word: str, key: str) -> None:
+    try:
+        in_file = read_yaml(f"value: {word}\n", "file")["value"]
+    except UserError:  # no value of its own in YAML, such as `-:`
+        return
+    *sections, last = key.split(".")
+    written = {last: in_file}
+    for name in reversed(sections):
+        written = {name: written}
+    outcomes: list[Any] = []
+    for tree, override in ((tree_with(**written), None), (tree_with(), f"{key}={word}")):
+        try:
+            if override:
+                apply_override(tree, override)
+            outcomes.append(parse_config(tree, "here"))
+        except UserError as error:
+            outcomes.append(str(error))
+    assert outcomes[0] == outcomes[1]
+
+
+@pytest.mark.parametrize(
+    "written", ["0123", "1_000", "0x1F", "1:40", "yes", "y", "2026-11-28", "=", "9" * 500, "1e999"]
+)
+def test_what_versions_of_yaml_read_differently_is_refused_where_no_type_is_known(
+    written: str, write_config: Any
+) -> None:
+    with pytest.raises(UserError, match=r"deepspeed.*'a': 'b': "):
+        with_override(f"deepspeed.a.b={written}", write_config)
+    assert with_override(f"deepspeed.a.b='{written}'", write_config).deepspeed == {"a": {"b": written}}
+
+
+def test_messages_say_what_to_write(write_config: Any) -> None:
+    for override, said in (
+        ("seed=0123", "seed = '0123': not a whole number, such as 1000 or 1e3: write 123, or 83 if it is octal"),
+        ("seed=0x1F", "write 31"),
+        ("seed='3'", "seed = '3': text, and a whole number belongs here: write it without quotes"),
+        ("optimizer.lr=1_0", "write 10"),
+        ("engine.overlap=on", "engine.overlap = 'on': neither true nor false"),
+        ("run_dir=off", """If it is text, write "off" with the quotes (in a shell: '"off"')"""),
+        ("masking.protected=[x, on]", "item 1, 'on': text belongs here"),
+    ):
+        with pytest.raises(UserError) as error:
+            with_override(override, write_config)
+        assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("tree", "said"),
+    [
+        ({"seed": True}, "seed = True: not a whole number"),
+        ({"seed": "3"}, "seed = '3': text"),
+        ({"seed": 1.5}, "seed = 1.5: not a whole number"),
+        ({"optimizer": {"lr": True}}, "optimizer.lr = True: not a number"),
+        ({"optimizer": {"lr": "1"}}, "optimizer.lr = '1': text"),
+        ({"engine": {"overlap": 1}}, "engine.overlap = 1: neither true nor false"),
+        ({"engine": {"zero_stage": True}}, "engine.zero_stage = True: not a whole number"),
+        ({"run_dir": 3}, "run_dir = 3: text belongs here"),
+        ({"run_dir": False}, "run_dir = False: text belongs here"),
+        ({"masking": {"protected": ["a", 3]}}, "item 1, 3: text belongs here"),
+    ],
+)
+def test_no_type_passes_for_another(tree: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError) as error:
+        parse_config(tree_with(**tree), "here")
+    assert said in str(error.value)
+
+
+def test_escape_sequences_in_keys_and_values_are_shown(write_config: Any) -> None:
+    with pytest.raises(UserError) as error:
+        load_config(write_config({**tree_with(), "a\x1b[31mb": 1, "seed": "\x1b[31m"}), ["run_dir=\x1b[2J"])
+    assert str(error.value).replace("\n", "").isprintable()
+    assert r"a\x1b[31mb" in str(error.value)
 
 
 def test_a_number_with_an_exponent_is_a_number_where_deepspeed_gets_it(write_config: Any) -> None:
@@ -165,6 +351,9 @@ def test_a_number_with_an_exponent_is_a_number_where_deepspeed_gets_it(write_con
         ("phases.-1.steps=3", "'-1' is no item of a list of 1"),
         ("phases.first.steps=3", "'first' is no item of a list of 1"),
         ("phases.1={}", "'1' is no item of a list of 1"),
+        ("phases.00.steps=3", "'00' is no item of a list of 1"),
+        ("phases.٠.steps=3", "'٠' is no item of a list of 1"),
+        (f"phases.{'9' * 5000}.steps=3", "is no item of a list of 1"),
         ("seed.deep=3", "seed holds a plain value"),
         ("seed.very.deep=3", "is below a plain value"),
         ("optimizer.lr=[1", "not valid YAML"),

@@ -17,6 +17,9 @@ from pydantic import (
     PositiveInt,
     Tag,
 )
+from pydantic_core import PydanticCustomError
+
+from maskloom.scalars import read_as
 
 BelowOne = Annotated[float, Field(ge=0.0, lt=1.0)]
 PositiveShare = Annotated[float, Field(gt=0.0, le=1.0)]
@@ -44,6 +47,14 @@ class Section(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True, protected_namespaces=()
     )
+
+    @pydantic.field_validator("*", mode="before")
+    @classmethod
+    def _read(cls, given: Any, info: pydantic.ValidationInfo) -> Any:
+        try:
+            return read_as(given, cls.model_fields[str(info.field_name)].annotation)
+        except ValueError as error:
+            raise PydanticCustomError("form", "{reason}", {"reason": str(error)}) from None
 
 
 class Corpus(Section):

@@ -1,12 +1,16 @@
 """A configuration from its file and the command line, and back into a file.
 
 Precedence: the defaults of `config` < the YAML file < `key=value` on the command line (`phases.0.steps=20` for an item of a
-list). Unknown keys are errors that name the nearest right one, and all errors are reported at once.
+list). What a value is, `scalars` says, for both. On the command line all behind the first `=` is the value, without the blanks
+around it; what begins with a quote, `[` or `{` is YAML. Unknown keys are errors that name the nearest right one, and all errors
+are reported at once.
 """
 
 from __future__ import annotations
 
 import difflib
+import re
+import reprlib
 import types
 import typing
 from collections.abc import Sequence
@@ -14,15 +18,18 @@ from pathlib import Path
 from typing import Any
 
 import pydantic
-import yaml
 
 from maskloom.config import ONE, SEVERAL, SHAPE_FIELDS, RunConfig
 from maskloom.errors import UserError
-from maskloom.plain_yaml import read_yaml
+from maskloom.plain_yaml import MOST_CHARACTERS, read_yaml, write_yaml
 from maskloom.redaction import secret_keys, secret_urls, shown
+from maskloom.scalars import NULL, Plain, by_form, each_plain
 
 QUERY_LEFT_OUT = "?<left-out>"
 """Stands in a run's config.yaml for the query of a URL."""
+BLANKS = " \t"
+POSITION = re.compile(r"0|[1-9][0-9]{0,8}")
+LONGEST_SHOWN = 200
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -33,7 +40,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            text = file.read(4 * MOST_CHARACTERS + 1).decode()  # a character has at most four bytes
     except FileNotFoundError:
         raise UserError(f"no configuration file {path}") from None
     except OSError as error:
@@ -65,7 +73,7 @@ def parse_config(tree: dict[str, Any], where: str) -> RunConfig:
 
 def rechecked(config: RunConfig, where: str) -> RunConfig:
     """A configuration after parts of it were replaced, checked as if it had been read from `where`."""
-    return parse_config(yaml.safe_load(dump_config(config)), where)
+    return parse_config(read_yaml(dump_config(config), where), where)
 
 
 def dump_config(config: RunConfig) -> str:
@@ -73,7 +81,7 @@ def dump_config(config: RunConfig) -> str:
     tree = config.model_dump(mode="json", by_alias=True)
     if config.model.init:  # the shape is the checkpoint's and may not be given beside it
         tree["model"] = {key: value for key, value in tree["model"].items() if key not in SHAPE_FIELDS}
-    return yaml.safe_dump(tree, sort_keys=False)
+    return write_yaml(tree)
 
 
 def saved_form(config: RunConfig) -> RunConfig:
@@ -103,7 +111,7 @@ def _refuse_secrets(tree: dict[str, Any], where: str) -> None:
     wrong += [
         f"  {key}: by its name a secret, which would be saved in config.yaml and in every checkpoint: remove it, and give "
         "it in the variable of the environment that the service reads"
-        for key in secret_keys(tree.get("deepspeed"), "deepspeed.")
+        for key in secret_keys(each_plain(tree.get("deepspeed"), by_form), "deepspeed.")
     ]
     if wrong:
         raise UserError(f"{where}:\n" + "\n".join(wrong))
@@ -126,29 +134,26 @@ def differences(left: dict[str, Any], right: dict[str, Any], prefix: str = "") -
 def apply_override(tree: dict[str, Any], override: str) -> None:
     """Set one key of a tree of plain values as `key=value` says. Raises UserError where it says nothing that can be set."""
     key, equals, text = override.partition("=")
+    key = key.strip(BLANKS)
     if not equals or not key:
-        raise UserError(f"'{override}' is not key=value, for example phases.0.steps=20")
-    value = read_yaml(text, f"the value of '{key}'")
-    if isinstance(value, str):
-        value = _number(value)
+        raise UserError(f"{override!r} is not key=value, for example phases.0.steps=20")
+    value = _value(text.strip(BLANKS), f"the value of {key!r}")
     node: Any = tree
     *parents, last = key.split(".")
     for depth, name in enumerate(parents):
-        node = _child(node, name, f"{override}: {'.'.join(parents[: depth + 1])}")
+        node = _child(node, name, f"{override!r}: {'.'.join(parents[: depth + 1])}")
     if isinstance(node, list):
         node[_position(node, last, override)] = value
     elif isinstance(node, dict):
         node[last] = value
     else:
-        raise UserError(f"'{override}': {'.'.join(parents)} holds a plain value, not keys")
+        raise UserError(f"{override!r}: {'.'.join(parents)} holds a plain value, not keys")
 
 
-def _number(text: str) -> float | str:
-    """YAML 1.1 reads `1e-4` as text; people who type it mean the number."""
-    try:
-        return float(text)
-    except ValueError:
-        return text
+def _value(text: str, where: str) -> Any:
+    if text.startswith(("'", '"', "[", "{")):
+        return read_yaml(text, where, is_one_value=True)
+    return None if NULL.fullmatch(text) else Plain(text)
 
 
 def _child(node: Any, name: str, where: str) -> Any:
@@ -162,13 +167,13 @@ def _child(node: Any, name: str, where: str) -> Any:
 
 
 def _position(items: list[Any], name: str, where: str) -> int:
-    if not name.isdecimal() or int(name) >= len(items):
-        raise UserError(f"{where}: '{name}' is no item of a list of {len(items)} (they count from 0)")
+    if not POSITION.fullmatch(name) or int(name) >= len(items):
+        raise UserError(f"{where}: {name!r} is no item of a list of {len(items)} (they count from 0)")
     return int(name)
 
 
 def _fault(detail: Any) -> str:
-    key = ".".join(str(part) for part in detail["loc"] if part not in (ONE, SEVERAL))
+    key = _printable(".".join(str(part) for part in detail["loc"] if part not in (ONE, SEVERAL)))
     match detail["type"]:
         case "extra_forbidden":
             near = difflib.get_close_matches(str(detail["loc"][-1]), _keys_beside(detail["loc"]), n=1, cutoff=0.5)
@@ -180,7 +185,18 @@ def _fault(detail: Any) -> str:
             prefix = f"{key}: " if key else ""
             return "\n".join(prefix + line for line in str(detail["ctx"]["error"]).split("\n"))
         case _:
-            return f"{key} = {detail['input']!r}: {detail['msg'][:1].lower()}{detail['msg'][1:]}"
+            return f"{key} = {_shown(detail['input'])}: {detail['msg'][:1].lower()}{detail['msg'][1:]}"
+
+
+def _printable(text: str) -> str:
+    """A text that stands in a message without quotes, with escapes for what a terminal would not print."""
+    return text if text.isprintable() else repr(text)[1:-1]
+
+
+def _shown(value: Any) -> str:
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = short.maxlong = LONGEST_SHOWN
+    return short.repr(value)
 
 
 def _keys_beside(loc: tuple[int | str, ...]) -> list[str]:

@@ -262,7 +262,7 @@ def _master_port(environment: Mapping[str, str]) -> int:
         return port
     job = environment.get("SLURM_JOB_ID", "")
     # A port a job, below the ephemeral range, so that two jobs on one node do not meet.
-    return 12000 + int(job) % 20000 if job.isdigit() else 29500
+    return 12000 + int(job) % 20000 if re.fullmatch(r"[0-9]{1,18}", job) else 29500
 
 
 def _free_port() -> int:

@@ -6,12 +6,13 @@ import contextlib
 import errno
 import fcntl
 import glob
+import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from maskloom.errors import UserError
 
@@ -19,6 +20,14 @@ PARTIAL = ".partial"
 LOCK = ".lock"
 WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # that reading cannot raise
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)  # some file systems of clusters
+
+
+def parse_json(text: str | bytes) -> Any:
+    """What a JSON text holds. Raises ValueError where it is none, or one that nobody would write."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("lists or objects are nested too deeply") from None
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -1,21 +1,28 @@
-"""YAML as plain values: what `yaml.safe_load` reads, less what is a mistake or an attack.
+"""YAML as plain values: dicts, lists and text, less what is a mistake or an attack.
 
-A key that stands twice is refused (PyYAML takes the last one without a word), and so is a file that is small and becomes
-huge by references to references. Messages say what and where, and quote nothing of the file: it may hold a secret.
+A value without quotes stays the text that it is (`Plain`): what that means follows from where it stands, see `scalars`. Refused
+are tags, a key that stands twice (PyYAML takes the last one without a word), and a file that is small and becomes huge by
+references to references. Messages say what and where, and quote nothing of the file: it may hold a secret.
 """
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import yaml
 
 from maskloom.errors import UserError
+from maskloom.scalars import NULL, Plain, by_form, is_ambiguous
 
-MOST_CHARACTERS = 1 << 20
+MOST_CHARACTERS = 1 << 18
 MOST_VALUES = 100_000
 """Values in all, each reference counted with all that it stands for."""
 MERGE = "tag:yaml.org,2002:merge"
+PLAIN = "tag:maskloom:plain"
+TEXT, LIST, MAPPING = (f"tag:yaml.org,2002:{kind}" for kind in ("str", "seq", "map"))
+LINE_ENDS = re.compile("[\x85\u2028\u2029]")
+"""Line ends in YAML 1.1, characters like others in YAML 1.2."""
 
 
 class _Refused(Exception):
@@ -25,8 +32,29 @@ class _Refused(Exception):
         super().__init__(f"{what} (line {mark.line + 1}, column {mark.column + 1})" if mark else what)
 
 
-def read_yaml(text: str, where: str) -> Any:
-    """The plain value that a YAML text holds.
+class _Loader(yaml.SafeLoader):
+    """Takes every value without quotes and without a tag for plain."""
+
+    def resolve(self, kind: Any, value: Any, implicit: Any) -> Any:
+        if kind is yaml.ScalarNode and implicit[0]:
+            return MERGE if value == "<<" else PLAIN
+        return super().resolve(kind, value, implicit)  # type: ignore[no-untyped-call]
+
+
+class _Dumper(yaml.SafeDumper):
+    """Puts quotes around text that this or any version of YAML would not read as text."""
+
+    def resolve(self, kind: Any, value: Any, implicit: Any) -> Any:
+        found = super().resolve(kind, value, implicit)  # type: ignore[no-untyped-call]
+        is_text = kind is yaml.ScalarNode and implicit[0] and found == TEXT
+        return PLAIN if is_text and (not isinstance(by_form(value), str) or is_ambiguous(value)) else found
+
+
+def read_yaml(text: str, where: str, is_one_value: bool = False) -> Any:
+    """What a YAML text holds: dicts, lists, text, `Plain` and None.
+
+    Args:
+        is_one_value: nothing may stand behind the value, a comment neither.
 
     Raises:
         UserError: naming `where`, the fault, and its line and column.
@@ -34,13 +62,17 @@ def read_yaml(text: str, where: str) -> Any:
     try:
         if len(text) > MOST_CHARACTERS:
             raise _Refused(f"it has {len(text):,} characters, more than {MOST_CHARACTERS:,}", None)
-        loader = yaml.SafeLoader(text)
+        if found := LINE_ENDS.search(text):
+            raise _Refused(f"it holds U+{ord(found[0]):04X}, which some read as the end of a line: remove it", None)
+        loader = _Loader(text)
         try:
             node = loader.get_single_node()
             if node is None:
                 return None
+            if is_one_value and node.end_mark.index < len(text.rstrip()):
+                raise _Refused("something stands behind the value", node.end_mark)
             _check(node)
-            return loader.construct_document(node)
+            return _built(node)
         finally:
             loader.dispose()
     except _Refused as error:
@@ -48,11 +80,34 @@ def read_yaml(text: str, where: str) -> Any:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         raise UserError(f"{where} is not valid YAML: {_Refused(error.problem or str(error.context), mark)}") from None
-    except (yaml.YAMLError, ValueError, OverflowError) as error:  # a character, a date or number that cannot be
+    except (yaml.YAMLError, ValueError, OverflowError) as error:  # a character that cannot be
         reason = str(error).split("\n")[0]
         raise UserError(f"{where} is not valid YAML: {reason}") from None
     except RecursionError:
         raise UserError(f"{where} is not valid YAML: lists or mappings are nested too deeply") from None
+
+
+def write_yaml(tree: Any) -> str:
+    """The YAML text that `read_yaml` and `scalars.read_by_form` read as `tree`, and so does every version of YAML."""
+    return yaml.dump(tree, Dumper=_Dumper, sort_keys=False)
+
+
+def _built(node: Any) -> Any:
+    """The value of a node; what two places refer to becomes two values."""
+    if isinstance(node, yaml.ScalarNode):
+        if node.tag in (PLAIN, MERGE):
+            return None if NULL.fullmatch(node.value) else Plain(node.value)
+        return node.value
+    if isinstance(node, yaml.SequenceNode):
+        return [_built(child) for child in node.value]
+    merged: dict[str, Any] = {}
+    for key, value in node.value:
+        if key.tag == MERGE:
+            for part in value.value if isinstance(value, yaml.SequenceNode) else [value]:
+                if not isinstance(part, yaml.MappingNode):
+                    raise _Refused("<< takes a mapping, or a list of mappings", part.start_mark)
+                merged = {**_built(part), **merged}
+    return merged | {key.value: _built(value) for key, value in node.value if key.tag != MERGE}
 
 
 def _check(root: Any) -> None:
@@ -61,6 +116,8 @@ def _check(root: Any) -> None:
     open_nodes: set[int] = set()
 
     def size(node: Any) -> int:
+        if node.tag not in (PLAIN, MERGE, TEXT, LIST, MAPPING):
+            raise _Refused("tags mean nothing here: remove what begins with '!'", node.start_mark)
         if isinstance(node, yaml.ScalarNode):
             return 1
         if id(node) in open_nodes:
@@ -81,11 +138,13 @@ def _check(root: Any) -> None:
 
 
 def _check_keys(node: yaml.MappingNode) -> None:
-    lines: dict[tuple[str, str], int] = {}
+    lines: dict[str, int] = {}
     for key, _ in node.value:
-        if not isinstance(key, yaml.ScalarNode) or key.tag == MERGE:
+        if not isinstance(key, yaml.ScalarNode):
+            raise _Refused("a key is a list or a mapping", key.start_mark)
+        if key.tag == MERGE:
             continue
-        name = (key.tag, key.value)
-        if name in lines:
-            raise _Refused(f"the key '{key.value}' stands here and in line {lines[name]}: remove one", key.start_mark)
-        lines[name] = key.start_mark.line + 1
+        if key.value in lines:
+            what = f"the key {key.value!r} stands here and in line {lines[key.value]}: remove one"
+            raise _Refused(what, key.start_mark)
+        lines[key.value] = key.start_mark.line + 1

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from maskloom.errors import UserError
-from maskloom.files import write_atomically
+from maskloom.files import parse_json, write_atomically
+from maskloom.scalars import is_count
 
 EXIT_DONE = 0
 EXIT_FAILED = 1
@@ -29,10 +30,15 @@ EXIT_HUNG = 76
 ATTEMPTS_WITHOUT_PROGRESS = 3
 REFRESH_S = 10.0
 """Between two writings of a running status."""
+LATEST_UNIX_S = 1e11
+"""Seconds since 1970, some three thousand years."""
 SILENT_S = 6 * REFRESH_S
 """A run that wrote nothing for so long is most likely gone."""
 CHECKPOINT = re.compile(r"step-[0-9]{8,16}")
 """The name of a checkpoint."""
+START = "MASKLOOM_START"
+"""Variable of the environment: what starts ranks gives each attempt a word of its own. Status and attempts have it too, so that
+nobody takes another process's for theirs."""
 
 State = Literal["running", "stopped", "done", "failed"]
 
@@ -52,6 +58,7 @@ class Status:
         hosts: names of the machines, in the order of their first ranks.
         world_size: ranks.
         updated_unix_s: when this was written.
+        start: what START was for the ranks; empty where nobody set it.
     """
 
     state: State
@@ -65,6 +72,7 @@ class Status:
     hosts: tuple[str, ...] = ()
     world_size: int = 1
     updated_unix_s: float = 0.0
+    start: str = ""
 
     def write(self, run: Path) -> None:
         """Replace `RUN/status.json`, with the time of writing."""
@@ -88,7 +96,7 @@ def read_status(run: Path) -> Status | None:
 
 def parse_status(text: str) -> Status:
     """Raises ValueError, KeyError or TypeError where the text is no status."""
-    values = json.loads(text)
+    values = parse_json(text)
     status = Status(**{**values, "hosts": tuple(values["hosts"])})
     if status.state not in get_args(State):
         raise ValueError(f"state is {status.state!r}")
@@ -99,11 +107,15 @@ def parse_status(text: str) -> Status:
                 raise ValueError(f"{name} is {value!r}")
         elif type(value) not in ((int, float) if kind is float else (kind,)):
             raise TypeError(f"{name} is {value!r}")
+        elif (kind is int and not is_count(value)) or (kind is float and not 0 <= value < LATEST_UNIX_S):
+            raise ValueError(f"{name} is {value!r}")
+    if not isinstance(values["hosts"], list) or not all(isinstance(host, str) for host in status.hosts):
+        raise TypeError(f"hosts is {values['hosts']!r}")
     return status
 
 
 def note_attempt(run: Path, line: dict[str, Any]) -> None:
-    """Add a line to `RUN/attempts.jsonl`: attempt, step that it begins at, world_size, hosts."""
+    """Add a line to `RUN/attempts.jsonl`: attempt, step that it begins at, world_size, hosts, start."""
     with (run / "attempts.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps({**line, "unix_s": round(time.time(), 3)}) + "\n")
 
@@ -115,13 +127,19 @@ def stands_still(first_steps: list[int]) -> bool:
     return len(newest) == ATTEMPTS_WITHOUT_PROGRESS and len(set(newest)) == 1
 
 
-def attempt_steps(run: Path) -> list[int]:
-    """The steps at which this run's attempts began, oldest first. A line that a crash cut short does not count."""
+def attempt_steps(run: Path, start: str | None = None) -> list[int]:
+    """The steps at which this run's attempts began, oldest first. A line that a crash cut short does not count.
+
+    Args:
+        start: only the attempts with this `start`.
+    """
     steps = []
     with contextlib.suppress(FileNotFoundError):
         for line in (run / "attempts.jsonl").read_text(encoding="utf-8", errors="replace").splitlines():
-            with contextlib.suppress(ValueError, KeyError, TypeError, OverflowError):
-                steps.append(int(json.loads(line)["step"]))
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                values = parse_json(line)
+                if is_count(values["step"]) and (start is None or values.get("start") == start):
+                    steps.append(values["step"])
     return steps
 
 

@@ -23,7 +23,7 @@ PATIENCE_S = 240.0
 ASK_EVERY_S = 0.5
 """How often Slurm is asked: each question is a process or two."""
 MODULE = "maskloom.train"
-SPOILED = "tests.cluster.spoiled"
+SPOILED, SLOWED = "tests.cluster.spoiled", "tests.cluster.slowed"
 LAUNCHERS = Path(__file__).parents[2] / "launcher"
 Command = Callable[[Cluster, Path, Sequence[str]], list[str]]
 """From the cluster, a configuration file and settings to a command line for the head."""
@@ -42,6 +42,11 @@ def by_srun(cluster: Cluster, config: Path, overrides: Sequence[str], module: st
 def spoiled_by_srun(cluster: Cluster, config: Path, overrides: Sequence[str]) -> list[str]:
     """Its steps go wrong, as spoiled.py says."""
     return by_srun(cluster, config, overrides, SPOILED)
+
+
+def slowed_by_srun(cluster: Cluster, config: Path, overrides: Sequence[str]) -> list[str]:
+    """Its second rank is slow, as slowed.py says."""
+    return by_srun(cluster, config, overrides, SLOWED)
 
 
 def by_script(*options: str) -> Command:
@@ -159,7 +164,7 @@ class Run:
         for process in self.processes():
             if "python" not in Path(process.argv[0]).name or "-m" not in process.argv:
                 continue
-            if not {MODULE, SPOILED} & set(process.argv):
+            if not {MODULE, SPOILED, SLOWED} & set(process.argv):
                 continue
             if "deepspeed.launcher.launch" in process.argv:
                 continue

@@ -39,9 +39,10 @@ from .runs import (
     by_script,
     by_srun,
     damage_largest,
-    slow_down,
+    slowed_by_srun,
     spoiled_by_srun,
 )
+from .slowed import TIMES
 from .spoiled import FIRST, LAST, spoil
 
 TABLE = Path(__file__).parents[2] / "docs" / "fault-table.md"
@@ -178,14 +179,6 @@ def fill_disk(scene: Scene) -> None:
     scene.stack.callback(lambda: filler.unlink(missing_ok=True))
     scene.run.until("a checkpoint has failed", lambda: NOT_WRITTEN in scene.run.output())
     filler.unlink()
-
-
-def slow_rank(scene: Scene) -> None:
-    """Rank 1 is slow."""
-    process = scene.run.rank(1)
-    assert process
-    stuttering = slow_down(process.pid)
-    scene.stack.callback(lambda: (stuttering.kill(), stuttering.wait()))
 
 
 def limit_files(scene: Scene) -> None:
@@ -375,14 +368,14 @@ CASES = [
     ),
     Case(
         "slow rank",
-        "rank 1 stands still for most of its time",
-        by_srun,
-        slow_rank,
+        f"rank 1 stands still, each time for {TIMES} times as long as rank 0 took",
+        slowed_by_srun,
+        wait,
         EXIT_DONE,
         "done",
         says="rank 1 on node2 is slow",
         plain="slow rank",
-        after=6,
+        after=3,
         settings={"logging": {"every_steps": 3, "peak_tflops": 1.0}},
     ),
     Case(
@@ -455,7 +448,7 @@ CASES = [
 def launcher_of(case: Case) -> str:
     if isinstance(case.start, tuple):
         return SBATCH
-    if case.start in (by_srun, spoiled_by_srun):
+    if case.start in (by_srun, spoiled_by_srun, slowed_by_srun):
         return "`srun`"
     return "`deepspeed --hostfile`" if case.start is by_deepspeed else SCRIPT
 

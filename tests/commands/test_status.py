@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from maskloom.cli import main
 from maskloom.commands.status import described
 from maskloom.status import Status, note_attempt, read_status
+from maskloom.train.run_lock import RunLock
 
 from .conftest import Command
 
@@ -91,3 +93,16 @@ def test_what_killed_ranks_could_not_write_is_written(run: Path) -> None:
     status = read_status(run)
     assert status is not None
     assert status.state == "stopped"
+
+
+def test_a_run_that_is_in_use_is_not_started_again_and_left_alone(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    replace(STATUS, state="running").write(run)
+    before = (run / "status.json").read_text()
+    lock = RunLock(run)
+    assert main(["status", str(run), "--ended", "1", "--should-restart"]) == 1
+    assert f"it is in use by process {os.getpid()} on " in capsys.readouterr().out
+    assert (run / "status.json").read_text() == before
+    lock.release()
+    assert main(["status", str(run), "--should-restart"]) == 0

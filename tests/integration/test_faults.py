@@ -398,17 +398,61 @@ def test_a_dead_tensorboard_folder_ends_no_run(start: Callable[..., Job]) -> Non
     assert sorted(losses(job.run)) == list(range(1, STEPS + 1))
 
 
-def test_a_second_run_in_the_folder_is_refused_and_harms_nothing(start: Callable[..., Job]) -> None:
-    job = start(1, *FOR_EVER)
+def train_until_told() -> None:
+    """In a rank: stand in step 6 until a file `go` is beside the run, while its status is written five times a second."""
+    from maskloom.train import watch
+
+    watch.REFRESH_S = 0.2
+    old_step = Trainer.train_step
+
+    def train_step(self: Trainer, batch: Step) -> object:
+        while batch.number == 5 and not (self.run.parent / "go").exists():
+            time.sleep(0.05)
+        return old_step(self, batch)
+
+    Trainer.train_step = train_step  # type: ignore[method-assign]
+
+
+SECOND_STARTS = {
+    "one process": ["maskloom.cli", "train"],
+    "several processes": ["maskloom.cli", "train", "--processes", "2"],
+    "restarts": ["maskloom.cli", "train", "--max-restarts", "3"],
+    "hosts": ["maskloom.cli", "train", "--hostfile", "HOSTS"],
+    "other settings": ["maskloom.cli", "train", "seed=4"],
+    "a rank alone": ["maskloom.train"],
+}
+
+
+def test_a_second_start_names_the_holder_at_once_and_harms_nothing(
+    start: Callable[..., Job], run_config: dict, write_config: Callable[..., Path], tmp_path: Path
+) -> None:
+    config, hosts = write_config(run_config), tmp_path / "hosts"
+    hosts.write_text("localhost slots=2\n")
+    job = start(1, first={0: train_until_told})
     job.wait_for(5)
-    second = start(1)
-    assert second.codes() == [EXIT_FAILED]
-    assert "is in use by process" in second.text()
-    before = losses(job.run)
-    job.wait_for(max(before) + 5)
+    (job.run / ".failed-0").touch()
+    holder = f"is in use by process {job.ranks[0].pid} on {socket.gethostname()} since "
+    for way, (module, *given) in SECOND_STARTS.items():
+        arguments = [str(hosts) if word == "HOSTS" else word for word in given]
+        command = [sys.executable, "-m", module, *arguments, str(config), *SETTINGS]
+        if "seed=4" in command:
+            command.append(command.pop(command.index("seed=4")))
+        second = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=60, check=False)
+        said = second.stdout + second.stderr
+        assert second.returncode == EXIT_FAILED, (way, said)
+        assert said.count(holder) == 1, (way, said)
+        assert f"ask it to stop with `touch {job.run}/stop`, or choose another run_dir" in said, (way, said)
+        for wrong in ("Correct that", "failed after", "The same command goes on", "Traceback"):
+            assert wrong not in said, (way, said)
+    ranks = start(2)  # as a launcher of somebody's starts them
+    assert ranks.codes() == [EXIT_FAILED] * 2
+    assert ranks.text().count(holder) == 1, ranks.text()
     assert job.status().state == "running"
-    job.signal(0, signal.SIGINT)
-    assert job.codes() == [EXIT_STOPPED]
+    assert (job.run / ".failed-0").exists()
+    assert not (job.run / "stop").exists()
+    (tmp_path / "go").touch()
+    assert job.codes() == [EXIT_DONE], job.text()
+    assert sorted(losses(job.run)) == list(range(1, STEPS + 1))
     lines = [json.loads(line) for line in (job.run / "attempts.jsonl").read_text().splitlines()]
     assert [line["attempt"] for line in lines] == [1]
 

@@ -6,11 +6,13 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from maskloom.status import Status, note_attempt
+from maskloom.train.run_lock import RunLock
 
 ROOT = Path(__file__).parents[2]
 LAUNCHERS = ROOT / "launcher"
@@ -69,7 +71,7 @@ def slurm(tmp_path: Path) -> Path:
 def submit(slurm: Path, config: Path, status: Status | None, code: int, **variables: str) -> tuple[int, str]:
     """Run the script as a job: its exit code, and what it asked of Slurm."""
     if status is not None:
-        (slurm / "next.json").write_text(status.as_text())
+        (slurm / "next.json").write_text(replace(status, start="slurm-4711-0").as_text())
         note_attempt(slurm / "run", {"attempt": 1, "step": 0})
     (slurm / "code").write_text(str(code))
     job = {
@@ -105,6 +107,21 @@ def test_a_job_goes_back_into_the_queue_where_another_attempt_may_get_on(
     assert ("scontrol requeue 4711" in asked) == is_requeued
     assert "node1:16711" in asked
     assert f"srun --kill-on-bad-exit=1 --wait=60 {sys.executable} -u -m maskloom.train" in asked
+
+
+def test_a_job_beside_a_live_run_is_not_put_into_the_queue_again(slurm: Path) -> None:
+    """The live run writes its status meanwhile: that is not this job's."""
+    lock = RunLock(slurm / "run", "another's")
+    replace(STATUS, state="running", start="another's").write(slurm / "run")
+    srun = slurm / "tools" / "srun"
+    newer = replace(STATUS, state="running", step=9, start="another's").as_text()
+    (slurm / "newer.json").write_text(newer)
+    srun.write_text(srun.read_text().replace("\nexit", f'\ncp "{slurm}/newer.json" "{slurm}/run/status.json"\nexit'))
+    code, asked = submit(slurm, ROOT / "configs/quickstart.yaml", None, 1)
+    assert code == 1
+    assert "scontrol requeue" not in asked
+    assert (slurm / "run" / "status.json").read_text() == newer
+    lock.release()
 
 
 GPUS = {"SLURM_GPUS_ON_NODE": "4", "SLURM_JOB_NUM_NODES": "2", "SLURM_NTASKS": "", "SLURM_CPUS_ON_NODE": "16"}

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
 import functools
+import os
 import signal
 from collections.abc import Callable
 from dataclasses import replace
@@ -29,7 +29,8 @@ from maskloom.launch.supervisor import (
     settle,
     supervise,
 )
-from maskloom.status import Status, note_attempt
+from maskloom.status import Status, note_attempt, read_status
+from maskloom.train.run_lock import InUse, RunLock
 
 RUNNING = Status("running", 7, 12, 1, last_good_checkpoint="step-00000004")
 WELL, KILLED, FAULT = (
@@ -100,17 +101,17 @@ def test_another_attempt_is_made_where_it_may_get_on(
 
 
 class FakeLaunch:
-    """Attempts as a list of functions that leave a status and return how the ranks ended."""
+    """Attempts as a list of functions that leave a status of the name they are given, and return how the ranks ended."""
 
-    def __init__(self, *attempts: Callable[[], Ended]) -> None:
+    def __init__(self, *attempts: Callable[[str], Ended]) -> None:
         self.attempts, self.started = list(attempts), 0
 
     def prepare(self, attempt: int) -> str:
         return "fake ranks"
 
-    def start(self, stop: Stop) -> Ended:
+    def start(self, stop: Stop, name: str) -> Ended:
         self.started += 1
-        return self.attempts.pop(0)()
+        return self.attempts.pop(0)(name)
 
 
 @pytest.fixture
@@ -121,10 +122,10 @@ def run(tmp_path: Path) -> Path:
     return folder
 
 
-def trains(run: Path, begins: int, status: Status, ended: Ended) -> Callable[[], Ended]:
-    def attempt() -> Ended:
-        note_attempt(run, {"attempt": 1, "step": begins})
-        status.write(run)
+def trains(run: Path, begins: int, status: Status, ended: Ended) -> Callable[[str], Ended]:
+    def attempt(name: str) -> Ended:
+        note_attempt(run, {"attempt": 1, "step": begins, "start": name})
+        replace(status, start=name).write(run)
         return ended
 
     return attempt
@@ -165,32 +166,83 @@ def test_restarts_are_counted_and_can_be_forbidden(run: Path) -> None:
 def test_a_request_to_stop_ends_the_pause(run: Path) -> None:
     stop = Stop()
 
-    def attempt() -> Ended:
+    def attempt(name: str) -> Ended:
         stop.signal = signal.SIGTERM
-        return trains(run, 0, RUNNING, KILLED)()
+        return trains(run, 0, RUNNING, KILLED)(name)
 
     assert supervise(FakeLaunch(attempt), run, 9, stop, pauses_s=[1e6]) == 137
     assert supervise(FakeLaunch(), run, 9, stop, pauses_s=[1e6]) == 75  # nor does an attempt begin after it
 
 
-def test_what_killed_ranks_cannot_say_is_said_for_them(run: Path) -> None:
-    RUNNING.write(run)
-    found = settle(run, None, KILLED)
+@pytest.mark.parametrize("name", ["mine", "another's", ""])
+def test_what_killed_ranks_cannot_say_is_said_for_them(name: str, run: Path) -> None:
+    replace(RUNNING, start="mine").write(run)
+    found = settle(run, name, KILLED)
     status = known_status(run)
     assert found == Outcome(KILLED, status, True)
     assert status is not None
     assert (status.state, status.step, status.reason) == ("failed", 7, "rank 1 was killed by SIGKILL")
     assert status.can_retry
     assert "step-00000004" in status.advice
+    assert (run / ".lock").read_text() == ""
 
 
-def test_a_status_of_another_running_process_is_left_alone(run: Path) -> None:
-    RUNNING.write(run)
-    before = known_status(run)
-    with (run / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        assert settle(run, before, FAULT) == Outcome(FAULT, before, False)
-    assert known_status(run) == before
+@pytest.mark.parametrize("state", ["done", "stopped", "failed"])
+def test_only_what_its_own_ranks_wrote_is_an_attempts_news(state: str, run: Path) -> None:
+    replace(RUNNING, state=state, start="mine").write(run)
+    assert settle(run, "mine", FAULT).is_news
+    assert not settle(run, "another's", FAULT).is_news
+    assert not settle(run, "", FAULT).is_news
+
+
+def files(run: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
+
+
+def test_a_run_of_another_process_is_left_alone(run: Path) -> None:
+    """However often that writes its status meanwhile."""
+    lock = RunLock(run, "another's")
+    replace(RUNNING, start="another's").write(run)
+    note_attempt(run, {"attempt": 1, "step": 0, "start": "another's"})
+    before = files(run)
+    assert settle(run, "mine", FAULT) == Outcome(FAULT, known_status(run), False)
+    with pytest.raises(
+        InUse, match=rf"in use by process {os.getpid()} on .* since .*: wait until that has ended, ask it to stop"
+    ):
+        supervise(FakeLaunch(), run, 5, Stop())
+    assert files(run) == before
+
+    def begins_meanwhile(name: str) -> Ended:
+        """The other process has begun after this one had looked."""
+        nonlocal lock
+        lock = RunLock(run, "another's")
+        replace(RUNNING, step=8, start="another's").write(run)
+        return FAULT
+
+    lock.release()
+    launch = FakeLaunch(begins_meanwhile)
+    assert supervise(launch, run, 5, Stop(), pauses_s=[0.0]) == 1
+    assert launch.started == 1, "a run of another process is not started again"
+    assert read_status(run) == replace(RUNNING, step=8, start="another's", updated_unix_s=updated(run))
+    lock.release()
+
+
+def updated(run: Path) -> float:
+    status = known_status(run)
+    return status.updated_unix_s if status else 0.0
+
+
+def test_no_attempt_is_made_of_a_run_that_another_process_took_over(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    locks: list[RunLock] = []
+    launch = FakeLaunch(*[trains(run, 0, RUNNING, KILLED)] * 2)
+    stop = Stop()
+    stop.wait = lambda seconds: locks.append(RunLock(run, "another's"))  # type: ignore[method-assign]
+    assert supervise(launch, run, 5, stop, pauses_s=[0.0]) == 1
+    assert launch.started == 1
+    assert f"no other attempt: run_dir {run} is in use by process" in capsys.readouterr().out
+    locks[0].release()
 
 
 def test_a_damaged_status_is_no_reason_to_fail(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -200,7 +252,7 @@ def test_a_damaged_status_is_no_reason_to_fail(run: Path, capsys: pytest.Capture
 
 
 def test_a_run_that_never_was_stays_nothing(tmp_path: Path) -> None:
-    assert settle(tmp_path / "run", None, FAULT) == Outcome(FAULT, None, False)
+    assert settle(tmp_path / "run", "mine", FAULT) == Outcome(FAULT, None, False)
     assert not (tmp_path / "run").exists()
 
 
@@ -233,13 +285,14 @@ def test_real_processes_are_started_again_on_another_port(
         "with ports.open('a') as file: file.write(os.environ['MASTER_PORT'] + ' ')\n"
         "attempt = len(ports.read_text().split())\n"
         "if rank == 0:\n"
-        "    note_attempt(run, {'attempt': attempt, 'step': attempt})\n"
-        "    Status('running', attempt, 3, attempt, last_good_checkpoint=f'step-{attempt}').write(run)\n"
+        "    start = os.environ['MASKLOOM_START']\n"
+        "    note_attempt(run, {'attempt': attempt, 'step': attempt, 'start': start})\n"
+        "    Status('running', attempt, 3, attempt, last_good_checkpoint=f'step-{attempt}', start=start).write(run)\n"
         "    (here / f'begun-{attempt}').touch()\n"
         "while not (here / f'begun-{attempt}').exists(): time.sleep(0.01)\n"
         "if attempt < 3 and rank == 1: os.kill(os.getpid(), signal.SIGKILL)\n"
         "if attempt < 3: time.sleep(60)\n"
-        "if rank == 0: Status('done', 3, 3, attempt).write(run)\n"
+        "if rank == 0: Status('done', 3, 3, attempt, start=start).write(run)\n"
     )
     monkeypatch.setattr(supervisor, "run_ranks", functools.partial(run_ranks, failed_grace_s=0.2))
     assert supervise(OnThisMachine(fake_rank(body), 2, run, 60.0), run, 2, Stop(), pauses_s=[0.0]) == 0

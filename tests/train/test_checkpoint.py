@@ -191,7 +191,7 @@ def test_any_byte_that_changed_is_damage(plan: DataPlan, tmp_path: Path) -> None
         (lambda folder: flip(folder / "rank1.pt"), "the content of rank1.pt is not what was written"),
         (lambda folder: flip(folder / "data.json"), "the content of data.json is not what was written"),
         (lambda folder: renamed_in_manifest(folder, "rank1.pt", "../../config.yaml"), "which is no file of it"),
-        (lambda folder: (folder / "manifest.json").write_text('{"step": Infinity, "files": {}}'), "cannot be read"),
+        (lambda folder: (folder / "manifest.json").write_text('{"step": Infinity, "files": {}}'), "that of step inf"),
         (lambda folder: (folder / "manifest.json").write_text("[" * 99_999), "its manifest cannot be read"),
         (lambda folder: shutil.copy(folder / "rank1.pt", folder / "rank2.pt"), "does not list: who put that there"),
     ],

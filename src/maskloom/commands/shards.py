@@ -30,7 +30,7 @@ import shlex
 from collections.abc import Callable
 from pathlib import Path
 
-from maskloom.commands.arguments import byte_count, cores, fraction, positive
+from maskloom.commands.arguments import WHOLE, byte_count, cores, fraction, positive
 from maskloom.data.index import Index, load_index
 from maskloom.data.skew import note_on_sizes
 from maskloom.data.storage import is_remote, local_path
@@ -217,6 +217,6 @@ def _named(parts: list[int], part: Part) -> str:
 
 def _part(text: str) -> Part:
     number, slash, of = text.partition("/")
-    if not (slash and number.isdigit() and of.isdigit() and 1 <= int(number) <= int(of)):
+    if not (slash and WHOLE.fullmatch(number) and WHOLE.fullmatch(of) and 1 <= int(number) <= int(of)):
         raise argparse.ArgumentTypeError(f"'{text}' is no part I/N with I from 1 to N, such as 1/8")
     return Part(int(number), int(of))

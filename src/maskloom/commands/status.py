@@ -1,8 +1,9 @@
 """How a run stands: its state, step, attempts, the newest good checkpoint, and what to do next.
 
 With --should-restart it answers by its exit code whether what started the run should start it again, for scripts: 0 where
-another attempt may get on; 1 where the run is done, would fail again, made no progress in three attempts, or holds a file
-`no-restart`. Ask when the last attempt has ended, and say so with --ended CODE: ranks that were killed could not write it.
+another attempt may get on; 1 where the run is done, is in use, would fail again, made no progress in three attempts, or
+holds a file `no-restart`. Ask when the last attempt has ended, and say so with --ended CODE: ranks that were killed could
+not write it.
 
 example:
   maskloom status runs/first
@@ -12,6 +13,7 @@ example:
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import time
 from pathlib import Path
@@ -23,7 +25,8 @@ from maskloom.errors import UserError
 from maskloom.launch.ending import Ended, in_words
 from maskloom.launch.supervisor import NO_RESTART, settle
 from maskloom.progress import duration, show, show_path
-from maskloom.status import REFRESH_S, SILENT_S, Status, attempt_steps, read_status, why_not_again
+from maskloom.status import REFRESH_S, SILENT_S, START, Status, attempt_steps, read_status, why_not_again
+from maskloom.train.run_lock import holder_of
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -51,9 +54,12 @@ def run(options: argparse.Namespace) -> int:
         return 0
     status = read_status(folder)
     if options.ended is not None:
-        status = settle(folder, status, Ended(options.ended, f"what ran the ranks {in_words(options.ended)}")).status
+        ended = Ended(options.ended, f"what ran the ranks {in_words(options.ended)}")
+        status = settle(folder, os.environ.get(START, ""), ended).status
     if options.should_restart:
         why = f"{folder / NO_RESTART} exists" if (folder / NO_RESTART).exists() else None
+        if why is None and (holder := holder_of(folder)):
+            why = f"it is in use by {holder}"
         why = why or why_not_again(status, attempt_steps(folder))
         show(f"{folder}: " + (f"not to be started again: {why}" if why else "to be started again"))
         return int(why is not None)

@@ -57,6 +57,10 @@ def run(options: argparse.Namespace) -> int:
     if options.hostfile is None and (options.ssh_config or options.master_addr):
         raise UserError("--ssh-config and --master-addr are for --hostfile, which is not given")
     config = load_config(options.config, options.overrides)
+    if not options.show_deepspeed:
+        from maskloom.train.run_lock import refuse_in_use
+
+        refuse_in_use(Path(config.run_dir))
     if options.hostfile is not None:
         return _on_hosts(options, config, arguments)
 

@@ -18,12 +18,15 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import math
 from collections.abc import Iterable
 from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
+
+from maskloom.scalars import is_count
 
 VERSIONS = {"order": 2, "packing": 2, "masking": 2, "mixing": 1}
 """One is raised whenever its part gives another result for the same input: runs that began with an older one are refused
@@ -131,7 +134,11 @@ class Cursor(NamedTuple):
 
     @staticmethod
     def from_json(items: list[Any]) -> Cursor:
-        return Cursor(int(items[0]), tuple((int(seq_len), int(taken)) for seq_len, taken in items[1:]))
+        """Raises TypeError, LookupError or ValueError where the items are not what `to_json` gives."""
+        cursor = Cursor(items[0], tuple((seq_len, taken) for seq_len, taken in items[1:]))
+        if not all(map(is_count, (cursor.number, *itertools.chain(*cursor.reads)))):
+            raise ValueError(f"{items!r} is no place in a corpus")
+        return cursor
 
 
 LaneCursors = tuple[Cursor, ...]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import sys
 import time
@@ -42,7 +43,7 @@ def end_leftovers(hosts: Sequence[Host], token: str, ssh: Ssh, grace_s: float) -
         )
     found = 0
     for host, answer in zip(hosts, answers, strict=True):
-        if answer.returncode == 0 and answer.stdout.strip().isdigit():
+        if answer.returncode == 0 and re.fullmatch(r"[0-9]{1,9}", answer.stdout.strip()):
             found += int(answer.stdout)
         else:
             warn(f"{host.name}: cannot tell whether anything of the run is left there: {last_line(answer.stderr)}")

@@ -31,6 +31,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
+from maskloom.files import LOCK
 from maskloom.launch.ending import FAILED_GRACE_S, POLL_S, WELL, Ended, Stop, exit_code, in_words, say_stopping
 from maskloom.launch.environment import environment_file, for_hosts, without_secrets
 from maskloom.launch.guardian import guarded
@@ -39,7 +40,8 @@ from maskloom.launch.leftovers import VARIABLE, end_leftovers
 from maskloom.launch.ssh import FAILED, Ssh
 from maskloom.launch.tied import tied
 from maskloom.progress import say, warn
-from maskloom.status import EXIT_HUNG, EXIT_STOPPED
+from maskloom.status import EXIT_HUNG, EXIT_STOPPED, START
+from maskloom.train.run_lock import named_holder
 
 HOST_FAILED = re.compile(r"pdsh@[^:\s]+: ([^:\s]+): (?:ssh )?exited with exit code (\d+)")
 LEFTOVERS_GRACE_S = 5.0
@@ -80,6 +82,7 @@ def run_on_hosts(
     stop: Stop,
     grace_s: float,
     failed_grace_s: float = FAILED_GRACE_S,
+    name: str = "",
 ) -> Ended:
     """Start `maskloom.train` with these arguments once a slot, wait until all have ended, and leave nothing behind.
 
@@ -90,8 +93,9 @@ def run_on_hosts(
         master: the address of the first host as the others reach it, and a port that is free there.
         grace_s: after a request to stop, or when one host has ended well, for all others.
         failed_grace_s: for the others when a host has failed.
+        name: the ranks' START.
     """
-    variables = {**for_hosts(), VARIABLE: token}
+    variables = {**for_hosts(), VARIABLE: token, START: name}
     with (
         private_files(as_hostfile(hosts), environment_file(variables)) as (hostfile, environment),
         guarded(everywhere, token, ssh, hostfile.parent),
@@ -113,7 +117,7 @@ def run_on_hosts(
         pump.start()
         grace_left_s, ended = 0.0, None
         try:
-            ended = _wait(launcher, failures, stop, run, grace_s, failed_grace_s)
+            ended = _wait(launcher, failures, stop, run, grace_s, failed_grace_s, name)
             grace_left_s = LEFTOVERS_GRACE_S if ended is None else 0.0
         finally:
             found = end_leftovers(everywhere, token, ssh, grace_left_s)
@@ -144,7 +148,13 @@ def for_pdsh(argument: str) -> str:
 
 
 def _wait(
-    launcher: subprocess.Popen[bytes], failures: Failures, stop: Stop, run: Path, grace_s: float, failed_grace_s: float
+    launcher: subprocess.Popen[bytes],
+    failures: Failures,
+    stop: Stop,
+    run: Path,
+    grace_s: float,
+    failed_grace_s: float,
+    name: str,
 ) -> Ended | None:
     """Until the launcher has ended by itself (None), or how the attempt ended where its ranks must be ended."""
     end_at_s, late = math.inf, Ended(EXIT_HUNG, "the other hosts' ranks did not end although those of one had")
@@ -153,7 +163,7 @@ def _wait(
         now_s = time.monotonic()
         if stop.signal and not is_asked:
             is_asked = True
-            if not _ask_to_stop(run, stop):
+            if not _ask_to_stop(run, stop, name):
                 return Ended(EXIT_STOPPED, "the ranks were asked to stop before they had begun")
             say_stopping(stop, grace_s)
             end_at_s, late = (
@@ -173,9 +183,10 @@ def _wait(
     return None
 
 
-def _ask_to_stop(run: Path, stop: Stop) -> bool:
-    """Leave word in the run's folder; False where there is none yet."""
-    if not (run / "config.yaml").exists():
+def _ask_to_stop(run: Path, stop: Stop, name: str) -> bool:
+    """Leave word in the run's folder; False where there is none yet, or its lock is not that of our ranks: theirs would end."""
+    holder = named_holder(run / LOCK)
+    if not (run / "config.yaml").exists() or (holder is not None and holder.start != name):
         return False
     (run / "stop").write_text(stop.reason + "\n", encoding="utf-8")
     return True

@@ -9,18 +9,16 @@ writes there how it ended.
 
 from __future__ import annotations
 
-import contextlib
+import os
 import secrets
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
 from maskloom.config_file import load_config
 from maskloom.errors import UserError
-from maskloom.files import only_one
-from maskloom.launch.ending import POLL_S, Ended, Stop
+from maskloom.launch.ending import Ended, Stop
 from maskloom.launch.hostfile import Host
 from maskloom.launch.leftovers import end_leftovers
 from maskloom.launch.local import run_ranks
@@ -33,6 +31,7 @@ from maskloom.status import (
     EXIT_DONE,
     EXIT_FAILED,
     EXIT_STOPPED,
+    START,
     Status,
     attempt_steps,
     next_step,
@@ -40,10 +39,10 @@ from maskloom.status import (
     stands_still,
     why_not_again,
 )
+from maskloom.train.run_lock import InUse, RunLock, holder_of, in_use
 
 PAUSES_S = (2.0, 10.0, 30.0, 60.0)
 """Before the first restart, the second, and so on; the last one before all others."""
-LOCK_WAIT_S = 120.0
 WRONG_USAGE = 2
 NOWHERE = 69
 """Exit code where the ranks can run nowhere: sysexits.h has it for a service that is not available."""
@@ -57,8 +56,8 @@ class Launch(Protocol):
     def prepare(self, attempt: int) -> str:
         """Choose where the ranks run; describes it. Raises UserError where they can run nowhere."""
 
-    def start(self, stop: Stop) -> Ended:
-        """Run the ranks where `prepare` said, until all have ended."""
+    def start(self, stop: Stop, name: str) -> Ended:
+        """Run the ranks where `prepare` said, with `name` as their START, until all have ended."""
 
 
 class OnThisMachine:
@@ -72,8 +71,9 @@ class OnThisMachine:
         self._port = free_port(preferred_port(self.run, attempt))
         return f"{self.processes} rank(s) on this machine"
 
-    def start(self, stop: Stop) -> Ended:
-        return run_ranks(self.command, self.processes, self._port, stop, self.grace_s)
+    def start(self, stop: Stop, name: str) -> Ended:
+        variables = {**os.environ, START: name}
+        return run_ranks(self.command, self.processes, self._port, stop, self.grace_s, environment=variables)
 
 
 class OnHosts:
@@ -116,9 +116,18 @@ class OnHosts:
         names = ", ".join(f"{host.name} ({host.slots})" for host in self._fit)
         return f"{sum(host.slots for host in self._fit)} rank(s) on {names}; they meet at {self._master[0]}:{port}"
 
-    def start(self, stop: Stop) -> Ended:
+    def start(self, stop: Stop, name: str) -> Ended:
         return run_on_hosts(
-            self._fit, self.hosts, self.token, self.arguments, self.run, self._master, self.ssh, stop, self.grace_s
+            self._fit,
+            self.hosts,
+            self.token,
+            self.arguments,
+            self.run,
+            self._master,
+            self.ssh,
+            stop,
+            self.grace_s,
+            name=name,
         )
 
 
@@ -126,16 +135,24 @@ def supervise(launch: Launch, run: Path, max_restarts: int, stop: Stop, pauses_s
     """Start a run, and again after attempts that failed, at most `max_restarts` times. Returns the honest exit code.
 
     Raises:
+        InUse: another process trains in the run's folder.
         UserError: the first attempt cannot start.
     """
     first_steps: list[int] = []
+    names: list[str] = []
     while True:
         attempt = len(first_steps) + 1
-        before, begun = known_status(run), len(attempt_steps(run))
-        ended = _attempt(launch, attempt, max_restarts, stop)
-        outcome = settle(run, before, ended)
-        steps = attempt_steps(run)
-        first_steps.append(steps[-1] if len(steps) > begun else next_step(before))
+        if (holder := holder_of(run)) and holder.start not in names:
+            if attempt == 1:
+                raise in_use(run, holder)
+            say(f"no other attempt: {in_use(run, holder)}")
+            return EXIT_FAILED
+        names.append(secrets.token_hex(8))
+        before = known_status(run)
+        ended = _attempt(launch, attempt, max_restarts, stop, names[-1])
+        outcome = settle(run, names[-1], ended)
+        steps = attempt_steps(run, names[-1])
+        first_steps.append(steps[-1] if steps else next_step(before))
         forbidden = f"{run / NO_RESTART} exists" if (run / NO_RESTART).exists() else None
         why = no_other(outcome, first_steps, max_restarts, bool(stop.signal), forbidden)
         if why is not None:
@@ -218,22 +235,37 @@ def conclusion(run: Path, outcome: Outcome, why: str) -> str:
     return f"{run}: failed {at}: {status.reason or ended.what}{ending}. {advice}"
 
 
-def settle(run: Path, before: Status | None, ended: Ended) -> Outcome:
-    """How a run stands after an attempt; where its ranks were killed and could not say so, that is written for them."""
+def settle(run: Path, name: str, ended: Ended) -> Outcome:
+    """How a run stands after an attempt; where its ranks were killed and could not say so, that is written for them.
+
+    Args:
+        name: the START of the attempt's ranks; empty where they had none.
+    """
     status = known_status(run)
-    is_news = status != before
     is_open = status.state == "running" if status else (run / "config.yaml").exists()
     if not is_open:
-        return Outcome(ended, status, is_news)
+        return Outcome(ended, status, _is_of(status, name))
     try:
-        with _held(run, LOCK_WAIT_S if is_news else 0.0):
-            status = status or Status("failed", 0, load_config(run / "config.yaml").total_steps, 1)
-            goes_on = f"The same command goes on from {status.last_good_checkpoint or 'the beginning'}"
-            status = replace(status, state="failed", reason=ended.what, advice=goes_on, can_retry=True)
-            status.write(run)
-            return Outcome(ended, known_status(run), True)
-    except UserError:  # another process trains in this folder: its status
-        return Outcome(ended, before, False)
+        lock = RunLock(run)  # a file server keeps that of a machine that is gone for a while
+    except InUse:  # another process trains in this folder: its status
+        return Outcome(ended, status, False)
+    try:
+        status = known_status(run) or Status("failed", 0, load_config(run / "config.yaml").total_steps, 1, start=name)
+        if status.state != "running":  # written since
+            return Outcome(ended, status, _is_of(status, name))
+        goes_on = f"The same command goes on from {status.last_good_checkpoint or 'the beginning'}"
+        status = replace(status, state="failed", reason=ended.what, advice=goes_on, can_retry=True)
+        status.write(run)
+        return Outcome(ended, known_status(run), True)
+    except UserError:  # a config.yaml that cannot be read: the next start says so
+        return Outcome(ended, status, False)
+    finally:
+        lock.release()
+
+
+def _is_of(status: Status | None, name: str) -> bool:
+    """Whether the ranks of this START wrote a status."""
+    return status is not None and bool(name) and status.start == name
 
 
 def known_status(run: Path) -> Status | None:
@@ -245,26 +277,7 @@ def known_status(run: Path) -> Status | None:
         return None
 
 
-@contextlib.contextmanager
-def _held(run: Path, wait_s: float) -> Iterator[None]:
-    """Hold the run's lock, once nobody else does: a file server keeps that of a machine that is gone for a while.
-
-    Raises:
-        UserError: somebody holds it for longer than `wait_s`.
-    """
-    until_s = time.monotonic() + wait_s
-    while True:
-        try:
-            with only_one(run / ".lock", f"{run} is in use"):
-                yield
-                return
-        except UserError:
-            if time.monotonic() >= until_s:
-                raise
-        time.sleep(POLL_S * 10)
-
-
-def _attempt(launch: Launch, attempt: int, max_restarts: int, stop: Stop) -> Ended:
+def _attempt(launch: Launch, attempt: int, max_restarts: int, stop: Stop, name: str) -> Ended:
     """One attempt. A request to stop that came before it is honoured at once."""
     try:
         where = launch.prepare(attempt)
@@ -275,4 +288,4 @@ def _attempt(launch: Launch, attempt: int, max_restarts: int, stop: Stop) -> End
     if stop.signal:
         return Ended(EXIT_STOPPED, "it was asked to stop before the ranks were started")
     say(f"attempt {attempt} of at most {max_restarts + 1}: {where}" if max_restarts else f"starting {where}")
-    return launch.start(stop)
+    return launch.start(stop, name)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from maskloom.config import Guard
+from maskloom.scalars import is_count
 
 NOT_FINITE = "its gradients are not finite"
 
@@ -39,8 +40,14 @@ class GuardState:
 
     @staticmethod
     def from_json(values: dict[str, Any]) -> GuardState:
-        """Raises TypeError for other keys."""
-        return GuardState(**{**values, "losses": tuple(values.get("losses", ()))})
+        """Raises TypeError or ValueError for another shape."""
+        state = GuardState(**{**values, "losses": tuple(values.get("losses", ()))})
+        counts = (state.phase, state.in_a_row, state.bad_steps)
+        if not all(map(is_count, counts)) or not all(
+            type(loss) in (int, float) and math.isfinite(loss) for loss in state.losses
+        ):
+            raise ValueError(f"{values!r} is no state of the guard")
+        return state
 
 
 def highest_loss(state: GuardState, settings: Guard, phase: int) -> float:

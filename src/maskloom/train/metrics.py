@@ -25,7 +25,7 @@ from tensorboard.summary.writer import event_file_writer
 from torch.utils.tensorboard import SummaryWriter
 
 from maskloom.distributed import World, max_over_ranks
-from maskloom.files import write_atomically
+from maskloom.files import parse_json, write_atomically
 from maskloom.progress import duration, say, warn
 from maskloom.train.time_left import TimeLeft
 
@@ -250,8 +250,8 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         return []
     lines = []
     for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
-        with contextlib.suppress(json.JSONDecodeError):
-            value = json.loads(line)
+        with contextlib.suppress(ValueError):
+            value = parse_json(line)
             if isinstance(value, dict) and isinstance(value.get("step"), int):
                 lines.append(value)
     return lines

@@ -15,7 +15,8 @@ from typing import Any
 
 from maskloom.data.order import Cursor, LaneCursors
 from maskloom.errors import UserError
-from maskloom.files import sync_folder, write_atomically
+from maskloom.files import parse_json, sync_folder, write_atomically
+from maskloom.scalars import is_count
 
 
 @dataclass(frozen=True)
@@ -43,12 +44,14 @@ class PassedOver:
 
     @staticmethod
     def from_json(values: dict[str, Any]) -> PassedOver:
-        """Raises TypeError, LookupError, ValueError or OverflowError for another shape."""
+        """Raises TypeError, LookupError or ValueError for another shape."""
         first, last = values["rows_of_steps"]
         interval = PassedOver(**{**values, "rows_of_steps": (first, last)})
         for number in (interval.after_step, first, last, interval.rows, interval.bad_steps):
-            if type(number) is not int or number < 0:
+            if not is_count(number):
                 raise ValueError(f"{number!r} is no count of steps or rows")
+        if not isinstance(interval.reason, str):
+            raise ValueError(f"{interval.reason!r} is no reason")
         interval.lane_cursors()
         return interval
 
@@ -92,10 +95,10 @@ def read_intervals(run: Path) -> list[PassedOver]:
     """Those of the run's file, none where it has none. Raises UserError where the file is damaged."""
     file = run / "passed_over.json"
     try:
-        return [PassedOver.from_json(values) for values in json.loads(file.read_text(encoding="utf-8"))]
+        return [PassedOver.from_json(values) for values in parse_json(file.read_bytes())]
     except FileNotFoundError:
         return []
-    except (ValueError, LookupError, TypeError, OverflowError) as error:
+    except (ValueError, LookupError, TypeError) as error:
         raise UserError(
             f"{file} is damaged ({error!r}): restore it, or remove it; the newest checkpoint knows of all before it"
         ) from None

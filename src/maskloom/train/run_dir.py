@@ -26,16 +26,16 @@ from maskloom.config import RunConfig
 from maskloom.config_file import differences, dump_config, load_config, rechecked, saved_form
 from maskloom.distributed import World, gather_objects
 from maskloom.errors import UserError
-from maskloom.files import LOCK, whole_folder, write_atomically
+from maskloom.files import LOCK, parse_json, whole_folder, write_atomically
 from maskloom.model.bert import MaskedLM, read_definition, save_definition
 from maskloom.model.warm_start import check_init, check_positions
 from maskloom.progress import say, warn
 from maskloom.redaction import sayable
-from maskloom.status import CHECKPOINT, State, Status, note_attempt, parse_status, read_status
+from maskloom.status import CHECKPOINT, START, State, Status, note_attempt, parse_status, read_status
 from maskloom.tokenizer import Tokenizer
 from maskloom.train.checkpoint.fit import fit_origin, is_same_origin, split_origin, unlike_data
 from maskloom.train.checkpoint.state import saved_folders
-from maskloom.train.run_lock import RunLock
+from maskloom.train.run_lock import InUse, RunLock
 
 MAY_CHANGE = re.compile(
     r"run_dir|tokenizer|data\.(train(\.\d+\.path)?|workers|prefetch_steps|on_bad_data|max_bad_share|storage\..*)|phases\.\d+\.micro_batch_rows|logging\..*|checkpoint\..*|guard\..*|timeouts\..*"
@@ -46,6 +46,7 @@ are recognised by their digests; `engine.zero_stage` is checked when the checkpo
 FAILED = ".failed-"
 """Name, before the number of the attempt, of the file that the first failing rank makes: it alone writes the status."""
 MOST_THREADS = 1 << 16
+THREADS = re.compile(r"[1-9][0-9]{0,4}")
 PACKAGES = ("maskloom", "deepspeed", "torch", "transformers", "tokenizers", "webdataset", "numpy")
 
 
@@ -129,19 +130,21 @@ class RunDir:
         self.attempt = 0
         self.places: list[tuple[str, int]] = [(socket.gethostname(), os.getpid())]
         self.key = ""
+        self.start = os.environ.get(START, "")
         self._last_good: str | None = None  # when this attempt began
         self._begun = False
         self._trains, self._is_running, self._is_noted, self._is_unwritten = False, False, False, False
         self._writing = threading.Lock()  # of status.json: the main thread and the watch thread do
         self._lock: RunLock | None = None
         self._refusal: str | None = None
+        self._is_in_use = False
         with contextlib.suppress(OSError):  # it may not be looked at: the first rank says so
             self._begun = (self.folder / "config.yaml").exists()
         if not self.is_writer:
             return
         try:
             refuse_foreign(self.folder)
-            self._lock = RunLock(self.folder)
+            self._lock = RunLock(self.folder, self.start)
             before = read_status(self.folder)
             self.attempt = 1 + (before.attempt if before else 0)
             self.step = before.step if before else 0
@@ -152,22 +155,23 @@ class RunDir:
             for left in self.folder.glob(f"{FAILED}*"):
                 left.unlink()
         except (UserError, OSError) as error:
-            self._refusal = str(error)
+            self._refusal, self._is_in_use = str(error), isinstance(error, InUse)
 
     def meet(self) -> None:
         """Tell the ranks of each other.
 
         Raises:
+            InUse: on all ranks, where another process trains in the folder.
             UserError: on all ranks, where the first could not open the folder.
         """
         key = f"{os.getpid()}-{time.time_ns()}"
-        mine = [socket.gethostname(), os.getpid(), self._refusal, self.attempt, self.step, key]
+        mine = [socket.gethostname(), os.getpid(), self._refusal, self._is_in_use, self.attempt, self.step, key]
         said = gather_objects(mine, self.world)
         self.places = [(host, pid) for host, pid, *_ in said]
-        _, _, refusal, self.attempt, self.step, self.key = said[0]
+        _, _, refusal, is_in_use, self.attempt, self.step, self.key = said[0]
         if refusal is not None:
             self._refusal = refusal
-            raise UserError(refusal)
+            raise InUse(refusal) if is_in_use else UserError(refusal)
 
     @property
     def hosts(self) -> tuple[str, ...]:
@@ -181,19 +185,10 @@ class RunDir:
     def threads(self, world: World, cores: int) -> int:
         """CPU threads a rank: what the run recorded when it began (other counts give other bits), else the share of
         the machine's cores; OMP_NUM_THREADS, where it is set, decides at the beginning."""
-        environment = self.folder / "environment.json"
-        if environment.exists():
-            try:
-                threads = int(json.loads(environment.read_text())["threads"])
-                if not 1 <= threads <= MOST_THREADS:
-                    raise ValueError(f"threads is {threads}")
-                return threads
-            except (ValueError, KeyError, TypeError, OverflowError) as error:
-                raise UserError(
-                    f"{environment} is damaged ({error}): remove it to go on with this machine's number of threads"
-                ) from None
+        if (recorded := recorded_threads(self.folder)) is not None:
+            return recorded
         given = os.environ.get("OMP_NUM_THREADS", "")
-        return int(given) if given.isdigit() and int(given) else max(1, cores // world.local_size)
+        return int(given) if THREADS.fullmatch(given) else max(1, cores // world.local_size)
 
     def begin(self, config: RunConfig, model: MaskedLM, tokenizer: Tokenizer, world: World, step: int) -> None:
         """Everything is ready to train from `step`: write what describes the run. What it began with is written once."""
@@ -313,11 +308,7 @@ class RunDir:
 
     def last_good_checkpoint(self) -> str | None:
         """The name that `checkpoints/latest.json` points at."""
-        try:
-            name = json.loads((self.folder / "checkpoints" / "latest.json").read_text())["name"]
-            return name if CHECKPOINT.fullmatch(name) else None
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
+        return newest_named(self.folder)
 
     def close(self) -> None:
         """Give the folder free; one that never became a run is taken away."""
@@ -343,12 +334,14 @@ class RunDir:
             self.last_good_checkpoint() or (None if self._trains else self._last_good),
             self.hosts,
             self.world.size,
+            start=self.start,
         )
 
     def _note(self, step: int) -> None:
         if self.is_writer and not self._is_noted:
             self._is_noted = True
             line = {"attempt": self.attempt, "step": step, "world_size": self.world.size, "hosts": list(self.hosts)}
+            line["start"] = self.start
             with contextlib.suppress(OSError):
                 note_attempt(self.folder, line)
 
@@ -367,6 +360,31 @@ class RunDir:
                 if [entry.name for entry in self.folder.iterdir()] == [LOCK]:
                     (self.folder / LOCK).unlink()
                     self.folder.rmdir()
+
+
+def recorded_threads(folder: Path) -> int | None:
+    """The number of threads that a run began with, None where it says nothing. Raises UserError where its file is damaged."""
+    environment = folder / "environment.json"
+    if not environment.exists():
+        return None
+    try:
+        threads = parse_json(environment.read_bytes())["threads"]
+        if type(threads) is not int or not 1 <= threads <= MOST_THREADS:
+            raise ValueError(f"threads is {threads!r}")
+        return threads
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{environment} is damaged ({error!r}): remove it to go on with this machine's number of threads"
+        ) from None
+
+
+def newest_named(run: Path) -> str | None:
+    """The name that `checkpoints/latest.json` points at; None where it names no checkpoint."""
+    try:
+        name = parse_json((run / "checkpoints" / "latest.json").read_bytes())["name"]
+        return name if CHECKPOINT.fullmatch(name) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def refuse_foreign(folder: Path) -> None:

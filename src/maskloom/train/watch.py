@@ -32,6 +32,7 @@ from maskloom.progress import complain
 from maskloom.status import EXIT_FAILED, EXIT_HUNG, EXIT_STOPPED, REFRESH_S
 from maskloom.train.heartbeats import BEAT_S, LOOK_S, Beat, Board, NoAnswer, Pulse, blame, whereabouts_of_main_thread
 from maskloom.train.rank_log import RankLog
+from maskloom.train.run_lock import InUse
 from maskloom.train.stopping import Requests, read_stop_file
 
 if TYPE_CHECKING:  # heavy: signals are heard before these are imported
@@ -162,6 +163,8 @@ class Watch:
         if is_a_peers(error) and self.board is not None:
             noticed = str(error).strip().split("\n")[0].split(". This is typically")[0]
             self._report(f"{self._culprit(is_hung=False)}. {self.me()} noticed: {noticed}", "Look at that host.", True)
+        elif isinstance(error, InUse):  # the run goes on: nothing of it failed
+            (complain if self.run.is_writer else self.log.write)(f"maskloom: {self.me()}: {error}")
         else:
             if not is_expected and (self.log.path is None or self.run.world.size == 1):
                 traceback.print_exception(error)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
+import stat
 from pathlib import Path
 from typing import NamedTuple
 
+from maskloom.files import parse_json
+from maskloom.scalars import is_count
 from maskloom.train.checkpoint.state import step_of
 
 CHUNK_BYTES = 1 << 22
@@ -19,6 +21,10 @@ class Digest(NamedTuple):
 
     bytes: int
     sha256: str
+
+    def is_one(self) -> bool:
+        """Whether what stands in a manifest is a size and a digest."""
+        return is_count(self.bytes) and isinstance(self.sha256, str)
 
 
 class Damaged(Exception):
@@ -39,16 +45,18 @@ def digest(file: Path) -> Digest:
 def read_manifest(folder: Path) -> dict[str, Digest]:
     """The files of a checkpoint. Raises Damaged."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
-        step = int(manifest["step"])
-        files = {name: Digest(int(entry["bytes"]), str(entry["sha256"])) for name, entry in manifest["files"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        manifest = parse_json((folder / MANIFEST).read_bytes())
+        step = manifest["step"]
+        files = {name: Digest(entry["bytes"], entry["sha256"]) for name, entry in manifest["files"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise Damaged(f"its manifest cannot be read ({error!r})") from None
+    if wrong := next((name for name, wanted in files.items() if not wanted.is_one()), None):
+        raise Damaged(f"its manifest has no size and digest for {wrong!r}")
     if step != step_of(folder):
-        raise Damaged(f"its manifest is that of step {step}")
+        raise Damaged(f"its manifest is that of step {step!r}")
     if DATA not in files:
         raise Damaged(f"its manifest does not list {DATA}")
-    if strange := [name for name in files if Path(name).name != name]:
+    if strange := [name for name in files if Path(name).name != name or "\0" in name or name == ".."]:
         raise Damaged(f"its manifest lists {strange[0]!r}, which is no file of it")
     # DeepSpeed and `reshape` find files by patterns of names: what nobody verified would be loaded.
     if unlisted := sorted({file.name for file in folder.glob("*.pt")} - files.keys()):
@@ -59,7 +67,10 @@ def read_manifest(folder: Path) -> dict[str, Digest]:
 def fault_of(file: Path, wanted: Digest) -> str | None:
     """What is wrong with a file, or None."""
     try:
-        size = file.stat().st_size
+        status = file.stat()
+        if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for
+            return f"{file.name} is not a file"
+        size = status.st_size
         if size != wanted.bytes:
             return f"{file.name} has {size} bytes instead of {wanted.bytes}"
         if digest(file).sha256 != wanted.sha256:

@@ -225,7 +225,8 @@ def _verify(folder: Path, world: World) -> tuple[str | None, str]:
             return [f"{DATA} cannot be read ({error.strerror})", [], ""]
         if Digest(len(text), hashlib.sha256(text).hexdigest()) != files[DATA]:
             return [fault_of(folder / DATA, files[DATA]) or f"{DATA} changes while it is read", [], ""]
-        return [None, [[name, *wanted] for name, wanted in files.items()], text.decode()]
+        # What is no UTF-8 is no JSON either: `parse_state` says so.
+        return [None, [[name, *wanted] for name, wanted in files.items()], text.decode(errors="replace")]
 
     fault, files, text = _first_rank(described, world)
     if fault is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +11,7 @@ from maskloom.config import RunConfig
 from maskloom.config_file import differences, load_config
 from maskloom.data.plan import DataPlan
 from maskloom.errors import UserError
-from maskloom.train.checkpoint.state import State, fingerprint, saved_folders
+from maskloom.train.checkpoint.state import State, fingerprint, read_state, saved_folders
 
 STEP = re.compile(r"[0-9]{1,16}")
 FORK_KEEPS = re.compile(
@@ -32,6 +31,9 @@ def check_fits(state: State, plan: DataPlan, precision: str | None, folder: Path
         wrong.append(
             "  (this maskloom reads other rows from the same data: go on with the version that wrote the checkpoint)"
         )
+    corpora, lanes = len(plan.corpora), plan.lanes
+    if not wrong and [len(lane) for lane in state.cursors] != [corpora] * lanes:
+        wrong.append(f"  cursors: it does not say where each of {lanes} lanes stands in each of {corpora} corpora")
     if precision is not None and state.precision != precision:
         wrong.append(f"  engine.precision: {state.precision} in the checkpoint, {precision} now")
     if state.step > plan.total_steps:
@@ -55,7 +57,7 @@ def unlike_data(run: Path, data: Mapping[str, Any], where: str) -> list[str]:
     """`unlike` of the tokenizer and the corpora that a run's checkpoints were written with, and of `identity`'s."""
     stored = _stored_fingerprint(run)
     return (
-        unlike({key: stored[key] for key in stored if key.split()[0] in ("corpus", "tokenizer")}, data, where)
+        unlike({key: stored[key] for key in stored if key.partition(" ")[0] in ("corpus", "tokenizer")}, data, where)
         if stored
         else []
     )
@@ -65,8 +67,8 @@ def _stored_fingerprint(run: Path) -> dict[str, Any]:
     """What the data of a run's checkpoints follows from; empty where it has none that can be read."""
     for folder in saved_folders(run):
         try:
-            return dict(json.loads((folder / "data.json").read_text())["fingerprint"])
-        except (OSError, ValueError, KeyError, TypeError):
+            return read_state(folder).fingerprint
+        except (OSError, UserError):
             continue  # damaged: `find` says so
     return {}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,12 +12,15 @@ from maskloom.data.index import Index
 from maskloom.data.order import VERSIONS, Cursor, LaneCursors
 from maskloom.data.plan import DataPlan
 from maskloom.errors import UserError
+from maskloom.files import parse_json
+from maskloom.scalars import is_count
 from maskloom.tokenizer import Tokenizer
 from maskloom.train.guard import GuardState
 from maskloom.train.passed_over import PassedOver
 
 NAME = re.compile(r"step-([0-9]{8}|[1-9][0-9]{8,15})")
 """Of a checkpoint's folder, as `folder_of` makes it."""
+MOST_KEYS = 50
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,17 @@ class State:
     guard: dict[str, Any] = field(default_factory=dict)
     passed_over: list[dict[str, Any]] = field(default_factory=list)
 
+    def check(self) -> None:
+        """Raises TypeError, LookupError, ValueError or AttributeError where a value is not what its name says."""
+        for name in ("step", "tokens_seen", "skipped", "world_size"):
+            if not is_count(getattr(self, name)):
+                raise ValueError(f"{name} is {getattr(self, name)!r}")
+        if self.zero_stage not in range(4) or not self.world_size or not isinstance(self.precision, str):
+            raise ValueError(f"ZeRO stage {self.zero_stage!r}, {self.world_size!r} ranks, precision {self.precision!r}")
+        if not isinstance(self.fingerprint, dict):
+            raise ValueError("its fingerprint is no object")
+        self.lane_cursors(), self.guard_state(), self.intervals()
+
     def lane_cursors(self) -> list[LaneCursors]:
         return [tuple(map(Cursor.from_json, lane)) for lane in self.cursors]
 
@@ -72,28 +85,36 @@ def fingerprint(plan: DataPlan) -> dict[str, Any]:
     }
 
 
-def parse_state(text: str, folder: Path) -> State:
-    """The data state that `folder`'s data.json holds. Raises UserError where another version of maskloom wrote it."""
+def parse_state(text: str | bytes, folder: Path) -> State:
+    """The data state that `folder`'s data.json holds. Raises UserError where it holds none, or one of another version."""
     try:
-        values = json.loads(text)
+        values = parse_json(text)
         if not isinstance(values, dict):
             raise ValueError("it is no object")
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise UserError(f"{folder / 'data.json'} is damaged ({error}): restore it, or remove {folder}") from None
     try:
         state = State(**values)
-        state.guard_state(), state.intervals()
-        return state
-    except (TypeError, LookupError, ValueError, OverflowError):
+    except TypeError:
+        keys = (
+            ", ".join(key if key.isidentifier() else repr(key) for key in values)
+            if len(values) < MOST_KEYS
+            else f"{len(values):,} keys"
+        )
         raise UserError(
-            f"{folder} was written by another version of maskloom ({', '.join(values)} in its data.json): go on with that "
-            "version, or start a new run in another run_dir"
+            f"{folder} was written by another version of maskloom ({keys} in its data.json): go on with that version, or start a "
+            "new run in another run_dir"
         ) from None
+    try:
+        state.check()
+    except (TypeError, LookupError, ValueError, AttributeError) as error:
+        raise UserError(f"{folder / 'data.json'} is damaged ({error!r}): restore it, or remove {folder}") from None
+    return state
 
 
 def read_state(folder: Path) -> State:
     """`parse_state` of a folder's file."""
-    return parse_state((folder / "data.json").read_text(), folder)
+    return parse_state((folder / "data.json").read_bytes(), folder)
 
 
 def folder_of(run: Path, step: int) -> Path:

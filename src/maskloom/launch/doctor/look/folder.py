@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
-import socket
-import time
 from pathlib import Path
 
-from maskloom.files import LOCK, NO_LOCKS
 from maskloom.launch.doctor.facts import Request, RunFolder
 
 
@@ -49,26 +45,8 @@ def nearest(folder: Path) -> Path:
 
 
 def lock_holder(run_dir: Path) -> str | None:
-    """Who holds a run's lock, in words; None where nobody does. A holder on another machine, which locks may not reach, is known
-    by touching the file: that may take SILENT_S."""
-    from maskloom.train.run_lock import SILENT_S
+    """Who holds a run's lock, in words; None where nobody does."""
+    from maskloom.train.run_lock import holder_of
 
-    path = run_dir / LOCK
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError), path.open(encoding="utf-8") as lock:
-        holder = lock.read().strip()
-        try:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: two doctors do not find each other
-            fcntl.flock(lock, fcntl.LOCK_UN)
-        except BlockingIOError:
-            return holder or "another process"
-        except OSError as error:
-            if error.errno not in NO_LOCKS:
-                raise
-        if not holder or holder.endswith(f" on {socket.gethostname()}"):
-            return None
-        touched, end_s = path.stat().st_mtime, time.monotonic() + SILENT_S
-        while time.monotonic() < end_s:
-            if path.stat().st_mtime != touched:
-                return holder
-            time.sleep(0.5)
-    return None
+    holder = holder_of(run_dir)
+    return str(holder) if holder else None

@@ -1,0 +1,222 @@
+"""What a value without quotes is, in YAML files and on the command line alike: that follows from the key that it stands at.
+
+    text          to the letter: `run_dir: 2026-11-28`, `run_dir: 0123`
+    whole number  decimal: `1000`, also `1e3` and `1000.0`
+    number        decimal: `1`, `-0.5`, `.5`, `1e-4`
+    switch        `true` or `false`
+    nothing       `null`, `~`, or no value
+
+YAML 1.1, YAML 1.2 and people read other forms differently: `0123` is 83, 123 or an error, `1:40` is 100 or text, `no` is false or
+text. Such a value is refused, with what to write; quotes make anything text. Where no type is known (the `deepspeed` block) a
+value is what its form says.
+"""
+
+from __future__ import annotations
+
+import decimal
+import math
+import re
+import types
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+LONGEST_NUMBER = 400
+"""Characters. A number of more is a mistake, and reading it takes long."""
+LARGEST_EXPONENT = 30
+"""A whole number above 10 to this power fits no setting."""
+NULL = re.compile(r"(~|null|Null|NULL)?")
+WHOLE = re.compile(r"[-+]?(0|[1-9][0-9]*)")
+NUMBER = re.compile(r"[-+]?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?")
+NOT_FINITE = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
+SWITCHES = {word: word.lower() == "true" for word in ("true", "True", "TRUE", "false", "False", "FALSE")}
+LIKE_SWITCHES = {form(word) for word in ("yes", "no", "on", "off") for form in (str.lower, str.title, str.upper)}
+"""Switches in YAML 1.1, text in YAML 1.2."""
+LEADING_ZEROS = re.compile(r"([-+]?)0+([0-9][0-9_]*)")
+PREFIXED = re.compile(r"[-+]?0([xX][0-9a-fA-F_]+|[oO][0-7_]+|[bB][01_]+)")
+AMBIGUOUS = re.compile(
+    rf"""[yYnN] | = | <<
+    | {PREFIXED.pattern}
+    | [-+]?(0[0-9_]+ | [0-9.][0-9_]*_[0-9_]* | [0-9][0-9_]*\.[0-9_]*)(\.[0-9_]*)?([eE][-+]?[0-9]+)?
+    | [-+]?[0-9][0-9_]*(:[0-9]+)+(\.[0-9_]*)?
+    | [0-9]{{4}}-[0-9]{{1,2}}-[0-9]{{1,2}}([Tt \t].*)?""",
+    re.VERBOSE,
+)
+"""Of what is neither a number nor a switch here, what some version of YAML reads as one, or as a date."""
+
+
+class Plain(str):
+    """The text of a value that stood without quotes."""
+
+    __slots__ = ()
+
+
+def is_count(value: Any) -> bool:
+    """Whether a value of JSON is a whole number from 0 that fits 64 bits with a sign: what files of ours count with."""
+    return type(value) is int and 0 <= value < 1 << 63
+
+
+def read_text(given: Any) -> Any:
+    """Raises ValueError for what is not text, and for a word that YAML 1.1 reads as a switch."""
+    if isinstance(given, Plain) and (given in SWITCHES or given in LIKE_SWITCHES):
+        raise ValueError(f"text belongs here, and this may mean a switch. {_quoted(given)}")
+    if isinstance(given, bool | int | float):
+        raise ValueError("text belongs here: write it in quotes")
+    return str(given) if isinstance(given, str) else given
+
+
+def read_whole(given: Any) -> Any:
+    """Raises ValueError for what is not a whole number."""
+    if isinstance(given, float) and given.is_integer():
+        return int(given)
+    if not isinstance(given, Plain):
+        return _of_type(given, (int,), "a whole number")
+    value = _decimal(given, "a whole number, such as 1000 or 1e3")
+    if value.adjusted() > LARGEST_EXPONENT:
+        raise ValueError("too large")
+    if value != value.to_integral_value():
+        raise ValueError("not a whole number")
+    return int(value)
+
+
+def read_number(given: Any) -> Any:
+    """Raises ValueError for what is not a number."""
+    if not isinstance(given, Plain):
+        return _of_type(given, (int, float), "a number")
+    if NOT_FINITE.fullmatch(given):
+        raise ValueError("not a finite number")
+    _decimal(given, "a number, such as 0.5 or 1e-4")
+    return float(given)
+
+
+def read_switch(given: Any) -> Any:
+    """Raises ValueError for what is neither true nor false."""
+    if isinstance(given, str | int | float) and not isinstance(given, bool) and given not in SWITCHES:
+        raise ValueError("neither true nor false")
+    if isinstance(given, str) and not isinstance(given, Plain):
+        raise ValueError(f"text in quotes: write {given.lower()} without them")
+    return SWITCHES[given] if isinstance(given, Plain) else given
+
+
+def read_by_form(given: Any) -> Any:
+    """A value of which no type is known, or a whole tree of such. Raises ValueError where versions of YAML differ."""
+    return each_plain(given, _read_plain)
+
+
+def each_plain(tree: Any, read: Callable[[Plain], Any]) -> Any:
+    """The tree with what `read` makes of each value without quotes. A ValueError of `read` gets the keys before it."""
+    if isinstance(tree, Plain):
+        return read(tree)
+    if not isinstance(tree, dict | list | tuple):
+        return tree
+    parts = {}
+    for key, part in tree.items() if isinstance(tree, dict) else enumerate(tree):
+        try:
+            parts[key] = each_plain(part, read)
+        except ValueError as error:
+            raise ValueError(f"{key!r}: {error}") from None
+    return parts if isinstance(tree, dict) else list(parts.values())
+
+
+def _read_plain(given: Plain) -> Any:
+    if NUMBER.fullmatch(given) and by_form(given) in (given, math.inf, -math.inf):
+        raise ValueError("too large for a number")
+    if is_ambiguous(given):
+        raise ValueError(f"{str(given)!r} is read in different ways: write {_remedy(given)}. {_quoted(given)}")
+    return by_form(given)
+
+
+def read_as(given: Any, annotation: Any) -> Any:
+    """A value as a field of this type takes it; sections are left to their own fields. Raises ValueError saying what is wrong."""
+    while get_origin(annotation) is Annotated:
+        annotation = get_args(annotation)[0]
+    if given is None:
+        return None
+    if get_origin(annotation) in (Union, types.UnionType):
+        choices = [choice for choice in get_args(annotation) if choice is not type(None)]
+        several = [choice for choice in choices if _is_list(choice)]
+        return read_as(given, several[0] if several and not isinstance(given, str) else choices[0])
+    if _is_list(annotation):
+        return _read_items(given, get_args(annotation)[0]) if isinstance(given, list | tuple) else given
+    if get_origin(annotation) is Literal:
+        annotation = type(get_args(annotation)[0])
+    if get_origin(annotation) is dict:
+        return read_by_form(given)
+    readers = {str: read_text, int: read_whole, float: read_number, bool: read_switch}
+    return readers[annotation](given) if annotation in readers else given
+
+
+def _is_list(annotation: Any) -> bool:
+    while get_origin(annotation) is Annotated:
+        annotation = get_args(annotation)[0]
+    return get_origin(annotation) is tuple
+
+
+def _read_items(given: Sequence[Any], annotation: Any) -> tuple[Any, ...]:
+    items = []
+    for place, item in enumerate(given):
+        try:
+            items.append(read_as(item, annotation))
+        except ValueError as error:
+            raise ValueError(f"item {place}, {item!r}: {error}") from None
+    return tuple(items)
+
+
+def by_form(given: str) -> Any:
+    """Text, number, switch or nothing, as a value without quotes looks."""
+    if NULL.fullmatch(given):
+        return None
+    if given in SWITCHES:
+        return SWITCHES[given]
+    if NOT_FINITE.fullmatch(given):
+        return float(given.replace(".", ""))
+    if len(given) <= LONGEST_NUMBER and NUMBER.fullmatch(given):
+        return int(given) if WHOLE.fullmatch(given) else float(given)
+    return str(given)
+
+
+def is_ambiguous(given: str) -> bool:
+    """Whether a value without quotes is text here, and something else in a version of YAML."""
+    is_text = len(given) <= LONGEST_NUMBER and isinstance(by_form(given), str)
+    return is_text and (given in LIKE_SWITCHES or bool(AMBIGUOUS.fullmatch(given)))
+
+
+def _decimal(given: Plain, wanted: str) -> decimal.Decimal:
+    if len(given) > LONGEST_NUMBER:
+        raise ValueError(f"{len(given):,} characters are too many for a number")
+    if not NUMBER.fullmatch(given):
+        raise ValueError(f"not {wanted}" + (f": write {_remedy(given)}" if AMBIGUOUS.fullmatch(given) else ""))
+    try:
+        return decimal.Decimal(given)
+    except decimal.InvalidOperation:  # an exponent that no number has
+        raise ValueError(f"not {wanted}") from None
+
+
+def _of_type(given: Any, kinds: tuple[type, ...], wanted: str) -> Any:
+    """`given`, if it may be of one of these types: what is no single value is left to others."""
+    if isinstance(given, str):
+        raise ValueError(f"text, and {wanted} belongs here: write it without quotes")
+    if isinstance(given, bool | int | float) and (isinstance(given, bool) or not isinstance(given, kinds)):
+        raise ValueError(f"not {wanted}")
+    return given
+
+
+def _remedy(given: str) -> str:
+    digits = given.replace("_", "")
+    if PREFIXED.fullmatch(given) and len(digits) <= LONGEST_NUMBER:
+        try:
+            return str(int(digits, 0))
+        except ValueError:  # only the prefix
+            return "a decimal number"
+    if zeros := LEADING_ZEROS.fullmatch(digits):
+        decimal_number = f"{zeros[1]}{zeros[2]}"
+        is_octal = not set(zeros[2]) & set("89") and len(zeros[2]) > 1
+        return decimal_number + (f", or {int(digits, 8)} if it is octal" if is_octal else "")
+    if NUMBER.fullmatch(digits):
+        return digits
+    if given in LIKE_SWITCHES or len(given) == 1:
+        return "true or false"
+    return "a decimal number"
+
+
+def _quoted(given: str) -> str:
+    return f"""If it is text, write "{given}" with the quotes (in a shell: '"{given}"')"""
