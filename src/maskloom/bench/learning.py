@@ -57,7 +57,7 @@ class Recipe:
 
 
 RECIPES: dict[Device, Recipe] = {
-    # The quickstart's model, batch, text and schedule.
+    # Model, batch, text and schedule of configs/regression_bert.yaml.
     "cpu": Recipe(
         Case("quickstart", "two layers of 128", 128, 2, 2, 64, 16, 16, steps=0, rounds=0), 8192, 2e-3, 100, 1000, 50
     ),
