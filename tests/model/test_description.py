@@ -191,6 +191,11 @@ def test_a_file_too_large_is_not_read(tmp_path: Path) -> None:
         read_description(tmp_path, "here")
 
 
+def test_a_number_may_be_written_without_a_point() -> None:
+    config = check_description({**TINY, "initializer_range": 1}, "here")
+    assert (config.initializer_range, type(config.initializer_range)) == (1.0, float)
+
+
 def test_the_numbers_have_defaults() -> None:
     config = check_description(TINY, "here")
     for key in RANGES:
@@ -203,6 +208,9 @@ def test_a_run_of_such_a_model_says_how_it_goes_on(tokenizer: Tokenizer, tmp_pat
     tree = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(tree | {"is_decoder": True}))
     with pytest.raises(UserError, match=r"is_decoder is True \(computed: False\).* set them in .*config\.json"):
+        build_defined(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(tree | {"hidden_dropout_prob": "much"}))
+    with pytest.raises(UserError, match=r"config\.json cannot be read: .*hidden_dropout_prob"):
         build_defined(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(tree))
     assert build_defined(tmp_path).config.pad_token_id == 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from collections.abc import Callable
@@ -403,8 +404,10 @@ class TestVocabulary:
 
     def test_the_padding_token_is_the_tokenizers(self, folder: Path, tokenizer: Tokenizer) -> None:
         describe(folder, pad_token_id=7)
-        model, _ = loaded(folder, tokenizer)
-        assert model.bert.embeddings.word_embeddings.padding_idx == tokenizer.pad_id
+        other = copy.copy(tokenizer)
+        other.pad_id = 3
+        model, _ = loaded(folder, other)
+        assert model.bert.embeddings.word_embeddings.padding_idx == model.config.pad_token_id == 3
 
 
 class TestWrongKinds:

@@ -137,10 +137,12 @@ def test_going_back_is_no_step(tmp_path: Path, clock: Clock, capsys: pytest.Capt
     metrics = Metrics(tmp_path, 0, left(), 0, World(), PEAK_FLOPS)
     take_steps(metrics, clock, range(1, 7), 20.0)
     clock.now_s += 1000.0
+    metrics.begin_at(6, 600)
+    take_steps(metrics, clock, range(7, 8), 20.0)
     metrics.begin_at(4, 400)
     take_steps(metrics, clock, range(5, 6), 20.0)
     metrics.close()
-    assert capsys.readouterr().out.splitlines()[-1].endswith("| 1:40 left")
+    assert [line.split("| ")[-1] for line in capsys.readouterr().out.splitlines()[-2:]] == ["1:00 left", "1:40 left"]
 
 
 def test_without_a_peak_there_is_no_mfu(tmp_path: Path, clock: Clock) -> None:

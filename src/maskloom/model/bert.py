@@ -157,7 +157,7 @@ def build_defined(folder: Path, settings: Model | None = None) -> MaskedLM:
     read_definition(folder)
     try:
         return MaskedLM(BertConfig.from_pretrained(folder, **dropout))
-    except (OSError, ValueError) as error:
+    except Exception as error:  # the library raises many kinds for a damaged file
         raise UserError(f"{folder / 'config.json'} cannot be read: {error}") from None
 
 

@@ -132,7 +132,8 @@ def check_description(tree: Mapping[str, Any], name: str) -> BertConfig:
         raise UserError(
             f"{name}: its config.json describes a model that maskloom does not compute: {'; '.join(faults)}"
         )
-    return BertConfig(**{key: tree[key] for key in KEPT if key in tree})
+    kept = {key: tree[key] for key in KEPT if key in tree}
+    return BertConfig(**kept | {key: float(kept[key]) for key in RANGES if key in kept})  # JSON may have 1 for 1.0
 
 
 def _kind_by_classes(classes: Any) -> str:
