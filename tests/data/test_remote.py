@@ -458,6 +458,23 @@ def test_http_has_no_listing(server: FaultServer) -> None:
         list_tars(f"{server.url}/?SECRET", QUICK)
 
 
+def test_an_object_has_no_more_bytes_than_it_may(server: FaultServer, tmp_path: Path) -> None:
+    """Whoever answers does not fill the memory or the disk; local files are held to the same."""
+    copy = tmp_path / "copy"
+    (tmp_path / "a.tar").write_bytes(CONTENT)
+    size = len(CONTENT)
+    for url in (f"{server.url}/a.tar", str(tmp_path / "a.tar")):
+        assert read_whole(url, QUICK, size) == CONTENT
+        with pytest.raises(UserError, match=rf"a\.tar has .*more than .*{size - 1:,}"):
+            read_whole(url, QUICK, size - 1)
+    fetch(f"{server.url}/a.tar", copy, QUICK, largest=size)
+    assert copy.read_bytes() == CONTENT
+    copy.unlink()
+    with pytest.raises(UserError, match="has 200,000 bytes, more than the 199,999 that it may have"):
+        fetch(f"{server.url}/a.tar", copy, QUICK, largest=size - 1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.tar"]
+
+
 HEADS_WITHOUT_END = {
     "status 100": (b"HTTP/1.1 100 Continue\r\n\r\n", 0.0),
     "drip": (b"x", 0.01),
