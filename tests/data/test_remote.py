@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import logging
 import multiprocessing
 import pickle
@@ -7,6 +8,7 @@ import shutil
 import socket
 import ssl
 import subprocess
+import threading
 import time
 import zlib
 from collections.abc import Iterator
@@ -20,6 +22,7 @@ from hypothesis import strategies as st
 
 from maskloom.config import Storage
 from maskloom.data import remote, storage
+from maskloom.data.connections import pool
 from maskloom.data.storage import fetch, join, list_tars, open_range, read_whole, size_of
 from maskloom.errors import DataFault, PassingFault, UserError
 from maskloom.redaction import shown
@@ -102,7 +105,7 @@ def test_an_error_that_passes_is_waited_for(server: FaultServer, status: int) ->
     [
         (Fault("status", status=503), "status 503 Service Unavailable; 3 attempt"),
         (Fault("cut"), "the connection ended early; 3 attempt"),
-        (Fault("stall"), r"no byte came for 0\.3 s; 3 attempt"),
+        (Fault("stall"), r"no answer, or no more of one, came in 0\.3 s; 3 attempt"),
         (Fault("drip"), r"only \d+ bytes came in 0\.3 s; 3 attempt"),
         (Fault("wrong range"), "the server answers with 'bytes 50512-"),
         (Fault("wrong range", shift=-512), "the server answers with 'bytes 49488-"),
@@ -303,13 +306,13 @@ def test_https_trusts_whom_the_environment_names(
         with pytest.raises(UserError, match=r"certificate is not one that is trusted here.*SSL_CERT_FILE"):
             open_range(url, START, LENGTH, CRC32, settings=QUICK)
         monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "cert.pem"))
-        remote._pool.cache_clear()
+        pool.cache_clear()
         assert open_range(url, START, LENGTH, CRC32, settings=QUICK).read() == CONTENT[START : START + LENGTH]
         there = (("Location", f"{secure.url}/a.tar"),)
         secure.reset(Fault("status", at=START, status=302, headers=there))
         with pytest.raises(UserError, match="never from https to http"):
             open_range(url, START, LENGTH, CRC32, settings=QUICK)
-    remote._pool.cache_clear()
+    pool.cache_clear()
 
 
 def test_a_query_reaches_the_server_and_no_message(
@@ -394,7 +397,7 @@ def connections(server: FaultServer, monkeypatch: pytest.MonkeyPatch) -> list[ob
     accepted: list[object] = []
     original = server.process_request
     monkeypatch.setattr(server, "process_request", lambda *given: (accepted.append(given), original(*given)))
-    remote._pool.cache_clear()
+    pool.cache_clear()
     return accepted
 
 
@@ -453,3 +456,52 @@ def test_names_of_an_index_become_urls(base: str, relative: str, expected: str) 
 def test_http_has_no_listing(server: FaultServer) -> None:
     with pytest.raises(UserError, match="name the tars, each with its URL"):
         list_tars(f"{server.url}/?SECRET", QUICK)
+
+
+def test_an_object_has_no_more_bytes_than_it_may(server: FaultServer, tmp_path: Path) -> None:
+    """Whoever answers does not fill the memory or the disk; local files are held to the same."""
+    copy = tmp_path / "copy"
+    (tmp_path / "a.tar").write_bytes(CONTENT)
+    size = len(CONTENT)
+    for url in (f"{server.url}/a.tar", str(tmp_path / "a.tar")):
+        assert read_whole(url, QUICK, size) == CONTENT
+        with pytest.raises(UserError, match=rf"a\.tar has .*more than .*{size - 1:,}"):
+            read_whole(url, QUICK, size - 1)
+    fetch(f"{server.url}/a.tar", copy, QUICK, largest=size)
+    assert copy.read_bytes() == CONTENT
+    copy.unlink()
+    with pytest.raises(UserError, match="has 200,000 bytes, more than the 199,999 that it may have"):
+        fetch(f"{server.url}/a.tar", copy, QUICK, largest=size - 1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.tar"]
+
+
+HEADS_WITHOUT_END = {
+    "status 100": (b"HTTP/1.1 100 Continue\r\n\r\n", 0.0),
+    "drip": (b"x", 0.01),
+    "drip of headers": (b"A: b\r\n", 0.05),
+}
+
+
+@pytest.mark.parametrize("kind", HEADS_WITHOUT_END)
+def test_a_head_without_end_is_given_up(kind: str) -> None:
+    """Each byte comes in time, so that no timeout of the socket ends it."""
+    piece, pause_s = HEADS_WITHOUT_END[kind]
+    ends = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            with contextlib.suppress(OSError), server.accept()[0] as client:
+                client.recv(65536)
+                client.sendall(b"HTTP/1.1 206 Partial Content\r\n" if piece[:1] == b"A" else b"")
+                while not ends.wait(pause_s):
+                    client.sendall(piece)
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/a.tar"
+        try:
+            with pytest.raises(PassingFault, match=r"no answer, or no more of one, came in 0\.3 s"):
+                open_range(url, 0, 10, 0, settings=Storage(timeout_s=0.3, attempts=1))
+        finally:
+            ends.set()
+            thread.join(10)

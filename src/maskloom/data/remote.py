@@ -21,12 +21,11 @@ import logging
 import os
 import re
 import time
-import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urljoin, urlsplit
+from urllib.parse import urljoin, urlsplit
 
 import urllib3
 from urllib3.exceptions import (
@@ -40,6 +39,7 @@ from urllib3.exceptions import (
 )
 
 from maskloom.config import Storage
+from maskloom.data.connections import pool_for
 from maskloom.errors import DataFault, PassingFault, UserError
 from maskloom.progress import noted_when_slow, warn
 from maskloom.redaction import shown
@@ -285,7 +285,7 @@ def _request(url: str, headers: Mapping[str, str], settings: Storage) -> urllib3
         try:
             is_known = host in _have_answered
             with contextlib.nullcontext() if is_known else noted_when_slow(lambda: _say_of(url, waits, wait_s)):
-                response = _pool_for(target, authorities).request(
+                response = pool_for(target, authorities).request(
                     "GET",
                     target,
                     headers=headers,
@@ -414,7 +414,7 @@ def _reason(error: Exception, settings: Storage) -> str:
     if isinstance(error, ConnectTimeoutError) and not isinstance(error, NewConnectionError):
         return f"no connection in {settings.timeout_s:g} s"
     if isinstance(error, ReadTimeoutError):
-        return f"no byte came for {settings.timeout_s:g} s"
+        return f"no answer, or no more of one, came in {settings.timeout_s:g} s"
     cause: BaseException = error
     while not isinstance(cause, OSError) and (cause.__cause__ or cause.__context__) is not None:
         cause = cause.__cause__ or cause.__context__ or cause
@@ -423,27 +423,6 @@ def _reason(error: Exception, settings: Storage) -> str:
     if isinstance(error, ProtocolError):
         return "the connection ended early"
     return f"the request failed: {type(error).__name__}"
-
-
-def _pool_for(target: str, authorities: str | None) -> urllib3.PoolManager:
-    """This process's connections, through the proxy that http_proxy, https_proxy and no_proxy name."""
-    parts = urlsplit(target)
-    host = parts.hostname or ""
-    proxies = urllib.request.getproxies()
-    proxy = "" if urllib.request.proxy_bypass(host) else proxies.get(parts.scheme) or proxies.get("all") or ""
-    return _pool(os.getpid(), proxy, authorities)
-
-
-@functools.lru_cache(maxsize=8)
-def _pool(pid: int, proxy: str, authorities: str | None) -> urllib3.PoolManager:
-    """Connections of process `pid`: two processes that shared one would read each other's bytes."""
-    options: dict[str, Any] = {"maxsize": 32, "ca_certs": authorities}
-    if not proxy:
-        return urllib3.PoolManager(**options)
-    parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
-    login = f"{unquote(parts.username)}:{unquote(parts.password or '')}" if parts.username else None
-    address = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
-    return urllib3.ProxyManager(address, proxy_headers=urllib3.make_headers(proxy_basic_auth=login), **options)
 
 
 def _bucket_and_key(url: str) -> tuple[str, str]:
