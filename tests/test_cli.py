@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
+import json
+import os
 import pkgutil
 import re
 import shlex
 import subprocess
 import sys
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 
 import maskloom as package
 from maskloom import cli, commands
+from maskloom.status import Status
 
 Maskloom = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -101,3 +107,137 @@ def test_a_reader_that_leaves_early_ends_it_quietly(run_config: dict, write_conf
     process.stdout.close()  # before it has imported what it needs to print a line
     _, errors = process.communicate(timeout=120)
     assert (process.returncode, errors) == (1, "")
+
+
+@pytest.mark.parametrize("command", ["train", "peek", "doctor", "status", "eval"])
+def test_what_is_required_is_named_and_settings_are_not(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    leaves_with(2, command)
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert re.fullmatch(f"maskloom {command}: error: the following arguments are required: (CONFIG|TARGET|RUN)", said)
+
+
+NOWHERE = {
+    "stdout closed": ">&-",
+    "stderr closed": "2>&-",
+    "stdin closed": "<&-",
+    "all closed": "<&- >&- 2>&-",
+    "ASCII": "",
+    "full": ">/dev/full",
+    "full, and errors too": ">/dev/full 2>/dev/full",
+}
+
+
+@pytest.fixture
+def through(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run `maskloom ...` with its streams led elsewhere by a shell."""
+
+    def run(streams: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+        line = f"exec {shlex.join([sys.executable, '-m', 'maskloom.cli', *map(str, arguments)])} {NOWHERE[streams]}"
+        environment = {**os.environ, "PYTHONIOENCODING": "ascii"} if streams == "ASCII" else None
+        return subprocess.run(
+            ["sh", "-c", line], capture_output=True, text=True, timeout=120, check=False, env=environment
+        )
+
+    return run
+
+
+@pytest.mark.parametrize("streams", NOWHERE)
+def test_work_that_is_done_is_done_wherever_the_words_go(
+    streams: str, tmp_path: Path, through: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    (tmp_path / "→.txt").write_text("a document of some words")
+    done = through(streams, "shards", tmp_path / "→.txt", tmp_path / "out", "--val-fraction", 0, "--processes", 1)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr
+    assert (tmp_path / "out" / "index.json").exists()
+    assert ("\\u2192.txt" in done.stdout) == (streams == "ASCII")
+
+
+@pytest.mark.parametrize("streams", NOWHERE)
+def test_a_result_that_cannot_be_written_is_an_error(
+    streams: str,
+    run_config: dict,
+    write_config: Callable[[dict], Path],
+    through: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
+    done = through(streams, "peek", write_config(run_config), "--digest")
+    assert done.returncode == int(streams.startswith("full"))
+    full = "maskloom peek: standard output cannot be written: No space left on device. What was to be printed is lost\n"
+    assert done.stderr == (full if streams == "full" else "")
+    assert bool(re.fullmatch(r"[0-9a-f]{64}\n", done.stdout)) == (streams in ("stderr closed", "stdin closed", "ASCII"))
+
+
+@pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["peek", "--help"]])
+def test_help_that_cannot_be_written_is_an_error(
+    arguments: list[str], through: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    done = through("full", *arguments)
+    assert done.returncode == 1
+    assert "standard output cannot be written: No space left on device" in done.stderr
+
+
+@pytest.fixture
+def hostile(request: pytest.FixtureRequest, run_config: dict, tmp_path: Path) -> list[object]:
+    """A command that meets the name in a place where text from outside stands."""
+    place, name = request.param
+    config = tmp_path / "run.yaml"
+    config.write_text(yaml.safe_dump(run_config))
+    if place == "configuration":
+        return ["peek", f"{name}.yaml"]
+    if place == "setting":
+        return ["peek", config, f"{name}=1"]
+    if place == "value":
+        config.write_text(yaml.safe_dump({**run_config, "seed": name}))
+        return ["peek", config]
+    if place == "key":
+        config.write_text(yaml.safe_dump({**run_config, name: 1}))
+        return ["peek", config]
+    if place == "corpus":
+        run_config["data"]["train"] = f"{tmp_path}/{name}"
+        config.write_text(yaml.safe_dump(run_config))
+        return ["peek", config]
+    if place == "hosts":
+        (tmp_path / "hosts").write_text(f"{name} slots=many\n")
+        return ["doctor", config, "--hostfile", tmp_path / "hosts"]
+    if place == "member":
+        with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.PAX_FORMAT) as tar:
+            member = tarfile.TarInfo(f"{name}.txt".replace("/", ""))
+            member.size = 1
+            tar.addfile(member, io.BytesIO(b"\xff"))
+        return ["index", tmp_path / "a.tar", "--out", tmp_path / "index", "--processes", 1]
+    if place == "object":
+        (tmp_path / "a.jsonl").write_text(json.dumps({name: "text"}))
+        return ["shards", tmp_path / "a.jsonl", tmp_path / "out", "--processes", 1]
+    assert place == "status"
+    (tmp_path / "run").mkdir()
+    Status("failed", 7, 12, 3, f"it was {name}", f"look at {name}", hosts=(name,)).write(tmp_path / "run")
+    return ["status", tmp_path / "run"]
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        (place, name)
+        for place in ("configuration", "setting", "value", "key", "corpus", "hosts", "member", "object", "status")
+        for name in ("a\x1b[2J\x1b]0;title\x07", "a\u202eb\u2066", "a\x9b31m\x7f")
+    ],
+    indirect=True,
+    ids=ascii,
+)
+def test_no_text_from_outside_reaches_a_terminal_as_it_is(
+    hostile: list[object], capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = cli.main([str(argument) for argument in hostile])
+    captured = capsys.readouterr()
+    assert code == int(hostile[0] != "status")
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", captured.out + captured.err)
+    assert re.search(r"a\\+(x1b|u202e|x9b)", captured.out + captured.err), captured.err
+
+
+@pytest.mark.parametrize("place", ["command", "option"])
+def test_wrong_usage_is_escaped_too(place: str, capsys: pytest.CaptureFixture[str]) -> None:
+    leaves_with(2, *(["a\x1b[2J"] if place == "command" else ["peek", "a.yaml", "--steps", "a\x1b[2J"]))
+    said = capsys.readouterr().err
+    assert "\x1b" not in said
+    assert r"a\x1b[2J" in said

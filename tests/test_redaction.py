@@ -1,13 +1,25 @@
-"""What may be a secret is found, and is in no message."""
+"""What may be a secret is found, and is in no message; what a terminal obeys is written out."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import pickle
+from collections.abc import Callable, Iterator
 
 import pytest
 
-from maskloom.progress import say, warn
-from maskloom.redaction import HIDDEN, is_secret_name, redacted, secret_keys, secret_urls, shown
+from maskloom.errors import DataFault
+from maskloom.progress import add_reader, complain, remove_reader, say, show, warn
+from maskloom.redaction import (
+    HIDDEN,
+    is_secret_name,
+    one_line,
+    printable,
+    redacted,
+    sayable,
+    secret_keys,
+    secret_urls,
+    shown,
+)
 
 
 @pytest.mark.parametrize(
@@ -77,3 +89,41 @@ def test_lines_of_progress_are_redacted(capsys: pytest.CaptureFixture[str], monk
     printed = capsys.readouterr()
     assert "S3CRET" not in printed.out + printed.err
     assert printed.out == f"reading https://host/a with {HIDDEN}\n"
+
+
+OBEYED = [*range(9), *range(11, 32), *range(0x7F, 0xA0), 0x2028, 0x2029, *range(0x202A, 0x202F), *range(0x2066, 0x206A)]
+
+
+@pytest.mark.parametrize("function", [printable, one_line, sayable])
+def test_what_a_terminal_obeys_is_written_out(function: Callable[[str], str]) -> None:
+    for number in [*OBEYED, 0xD800, 0xDCFF, 0xDFFF]:
+        written = f"\\x{number:02x}" if number < 256 else f"\\u{number:04x}"
+        assert function(f"a{chr(number)}b") == f"a{written}b"
+
+
+@pytest.mark.parametrize("text", ["日本語", "naïve", "e\u0301", "😀👩\u200d🔬", "العربية\u200f", "ไทย", "a\\b", "→ µ"])
+def test_scripts_accents_and_emoji_stay(text: str) -> None:
+    assert printable(text) == one_line(text) == text
+
+
+def test_line_ends_and_tabs_stay_where_lines_are_ours() -> None:
+    assert printable("a\n\tb") == "a\n\tb"
+    assert one_line("a\n\tb\r") == r"a\n\tb\x0d"
+
+
+def test_everything_that_is_said_is_printable(capsys: pytest.CaptureFixture[str]) -> None:
+    heard: list[str] = []
+    add_reader(heard.append)
+    for tell in (say, warn, complain, show):
+        tell("the member \x1b]0;title\x07 of https://u:p@host/a?b \u202e\udcff")
+    remove_reader(heard.append)
+    captured = capsys.readouterr()
+    said = r"the member \x1b]0;title\x07 of https://host/a \u202e\udcff"
+    assert captured.out.splitlines() == [said, said]
+    assert captured.err.splitlines() == [f"WARNING: {said}", said]
+    assert heard == [said, f"WARNING: {said}", said]
+
+
+def test_a_fault_in_data_is_one_line_whatever_a_key_holds() -> None:
+    fault = DataFault("sample 'a\nWARNING: all is well\x1b[2J' is bad", kind="utf-8")
+    assert str(pickle.loads(pickle.dumps(fault))) == r"sample 'a\nWARNING: all is well\x1b[2J' is bad"

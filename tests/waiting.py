@@ -24,3 +24,28 @@ def lives(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
         return False
+
+
+def session_of(pid: int) -> list[int]:
+    """Processes of the session that `pid` began."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:  # ended meanwhile
+            continue
+        if int(fields[3]) == pid and fields[0] != "Z":
+            found.append(int(stat.parent.name))
+    return found
+
+
+def wait_for_end(pid: int) -> None:
+    """Until nothing of the session that `pid` began is left; fails where something stays."""
+    deadline = time.monotonic() + PATIENCE_S
+    while left := session_of(pid):
+        assert time.monotonic() < deadline, f"processes {left} outlive the one that started them"
+        time.sleep(0.02)
+
+
+def parent_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])

@@ -91,8 +91,10 @@ class Deaf:
 
     def end(self, ask: Callable[[], None] = lambda: None) -> None:
         """End those that are left; `ask` tells them to, and may wait for them: after a moment they are killed."""
-        atexit.unregister(self.end)
         children, self._children = self._children, []
+        if not children:  # also amid the interpreter's end, when modules are no longer there
+            return
+        atexit.unregister(self.end)
         if not any(child.is_alive() for child in children):
             return
         late = threading.Timer(KINDLY_S, _kill, [children])

@@ -156,3 +156,23 @@ class TestBadFolders:
         for manifest in (run / "checkpoints").glob("*/manifest.json"):
             manifest.unlink()
         assert "No good checkpoint is left" in fails("fill", run, TEXT)
+
+
+def test_tokens_are_printed_on_their_line_whatever_they_hold(
+    trained_run: Path, tmp_path: Path, succeeds: Command
+) -> None:
+    run = shutil.copytree(trained_run, tmp_path / "run")
+    file = run / "model" / "tokenizer.json"
+    definition = json.loads(file.read_text(encoding="utf-8"))
+    vocabulary = definition["model"]["vocab"]
+    for name, hostile in (("river", "a\x1b[2J"), ("wind", "b\u202e"), ("stone", "c\nd"), ("water", "😀é")):
+        vocabulary[hostile] = vocabulary.pop(name)
+    file.write_text(json.dumps(definition), encoding="utf-8")
+    lines = succeeds("fill", run, "the [MASK] of", "--top", len(vocabulary)).splitlines()
+    assert len(lines) == 2
+    for printed in (r"a\x1b[2J ", r"b\u202e ", r"c\nd ", "😀é "):
+        assert printed in lines[0]
+
+
+def test_text_that_is_no_utf_8_is_refused(trained_run: Path, fails: Command) -> None:
+    assert r"the text is not UTF-8: a \udcff [MASK]" in fails("fill", trained_run, "a \udcff [MASK]")

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -106,3 +110,25 @@ def test_a_run_that_is_in_use_is_not_started_again_and_left_alone(
     assert (run / "status.json").read_text() == before
     lock.release()
     assert main(["status", str(run), "--should-restart"]) == 0
+
+
+@pytest.mark.parametrize("name", ["a run", "a #1", "it's", 'a"b', "a;b", "$HOME", "-rf", "日本"])
+def test_commands_to_copy_mean_this_run(name: str, tmp_path: Path, succeeds: Command) -> None:
+    folder = tmp_path / name
+    folder.mkdir()
+    replace(STATUS, state="done").write(folder)
+    line = succeeds("status", folder).splitlines()[-1]
+    words = shlex.split(line.removeprefix("what to do next: "))
+    assert words[:2] == ["maskloom", "eval"]
+    assert words[2] == f"{folder};"
+    assert words[3:] == ["maskloom", "export", str(folder), "MODEL"]
+    replace(STATUS, state="running", reason="").write(folder)
+    line = succeeds("status", folder).splitlines()[-1]
+    assert shlex.split(re.search("`(.*)`", line)[1]) == ["touch", f"{folder}/stop"]  # type: ignore[index]
+
+
+def test_the_folder_is_printed_byte_by_byte_for_scripts(tmp_path: Path) -> None:
+    folder = os.fsdecode(bytes(tmp_path) + b"/run \xff")
+    command = [sys.executable, "-m", "maskloom.cli", "status", folder, "--folder"]
+    done = subprocess.run(command, capture_output=True, check=False, timeout=120)
+    assert (done.returncode, done.stdout) == (0, os.fsencode(folder) + b"\n")

@@ -20,6 +20,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
+from maskloom import progress
 from maskloom.config import Storage
 from maskloom.data import remote, storage
 from maskloom.data.connections import pool
@@ -505,3 +506,33 @@ def test_a_head_without_end_is_given_up(kind: str) -> None:
         finally:
             ends.set()
             thread.join(10)
+
+
+def test_a_wait_between_attempts_is_said_once_in_its_time(
+    server: FaultServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(remote, "SAID_WAIT_S", 0.0)
+    monkeypatch.setattr(remote, "_quiet_until_s", {})
+    monkeypatch.setattr(remote, "FIRST_WAIT_S", 100.0)
+    # The second wait begins within the first.
+    monkeypatch.setattr(remote, "time", SimpleNamespace(monotonic=time.monotonic, sleep=lambda seconds: None))
+    server.reset(Fault("status", at=START, times=2))
+    block(server, Storage(timeout_s=100.0, attempts=3))
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.startswith(f"WARNING: {server.url}/a.tar cannot be read: ")
+    assert said.endswith("; attempt 1 of 3, the next in 100 s")
+
+
+@pytest.mark.parametrize("is_known", [False, True])
+def test_a_first_answer_that_takes_long_is_said(
+    is_known: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.01)
+    monkeypatch.setattr(remote, "_quiet_until_s", {})
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        host = f"127.0.0.1:{mute.getsockname()[1]}"
+        monkeypatch.setattr(remote, "_have_answered", {host} if is_known else set())
+        with pytest.raises(PassingFault):
+            remote.read_range(f"http://{host}/a.tar", 0, 1, Storage(timeout_s=1.0, attempts=1))
+    said = f"WARNING: {host} does not answer yet: waiting for it, 1 s at most\n"
+    assert capsys.readouterr().err == ("" if is_known else said)

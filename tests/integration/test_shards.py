@@ -16,10 +16,10 @@ import pytest
 
 from maskloom.data.index import load_index
 from tests.conftest import sentences
+from tests.waiting import PATIENCE_S, parent_of, session_of, wait_for_end
 
 FILES, SHARDS = 16, 20
 OPTIONS = ("--shard-bytes", "180K", "--val-fraction", "0.1", "--deduplicate", "--processes", "2")
-PATIENCE_S = 120
 
 
 @pytest.fixture(scope="module")
@@ -72,30 +72,6 @@ def kill_at(process: subprocess.Popen[str], out: Path, pieces: int, rng: random.
     process.kill()
     process.communicate()
     return alive
-
-
-def session_of(pid: int) -> list[int]:
-    """Processes of the session that `pid` began."""
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = stat.read_text().rpartition(")")[2].split()
-        except OSError:  # ended meanwhile
-            continue
-        if int(fields[3]) == pid and fields[0] != "Z":
-            found.append(int(stat.parent.name))
-    return found
-
-
-def wait_for_end(pid: int) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while left := session_of(pid):
-        assert time.monotonic() < deadline, f"processes {left} outlive the one that started them"
-        time.sleep(0.02)
-
-
-def parent_of(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 def kill_a_reader(process: subprocess.Popen[str], out: Path, pieces: int) -> str:

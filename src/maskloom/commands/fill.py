@@ -32,6 +32,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    try:
+        options.text.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"the text is not UTF-8: {one_line(options.text)}") from None
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     model, tokenizer = _load(Path(options.model))

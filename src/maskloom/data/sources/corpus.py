@@ -31,6 +31,7 @@ from maskloom.data.sources.tables import (
 )
 from maskloom.errors import UserError
 from maskloom.progress import warn
+from maskloom.redaction import one_line
 
 SAVED_MARKS = ("dataset_dict.json", "state.json")  # files of a folder that `save_to_disk` wrote
 KINDS: dict[str, Kind] = {".jsonl": "jsonl", ".txt": "txt", ".parquet": "parquet"}
@@ -110,7 +111,7 @@ def _find_files(given: str) -> list[Path]:
         raise UserError(f"{given}: no .txt, .jsonl or .parquet file there (.txt and .jsonl also as .gz or .zst)")
     if len(known) < len(files):
         other = next(file for file in files if not _kind(file))
-        warn(f"{given}: {len(files) - len(known)} file(s) of other kinds are left out, such as {other}")
+        warn(f"{given}: {len(files) - len(known)} file(s) of other kinds are left out, such as {one_line(str(other))}")
     return known
 
 

@@ -1,0 +1,75 @@
+"""Processes that work for another one: where their server's socket stands."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from maskloom.processes import LONGEST_SOCKET_PATH, SOCKET_NAME
+
+POOL = """
+from maskloom.processes import Pool
+from maskloom.program import run_program
+def main():
+    with Pool(1, "maskloom.processes") as pool:
+        print(*pool.map(abs, [-1, -2]))
+    return 0
+if __name__ == "__main__":
+    run_program("it", main)
+"""
+
+
+def pool_below(folder: object, script: Path) -> subprocess.CompletedProcess[str]:
+    script.write_text(POOL)
+    environment = {**os.environ, "TMPDIR": str(folder)}
+    return subprocess.run(
+        [sys.executable, script], env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+def folder_of(length: int, parent: Path, letter: str = "x") -> Path:
+    """A folder whose path has so many bytes."""
+    room, size = length - len(os.fsencode(parent)), len(letter.encode())
+    path = str(parent)
+    while room:
+        name = min(room - 1, 200)
+        if 0 < room - 1 - name < 2:
+            name -= 2
+        path += "/" + letter * (name // size) + "y" * (name % size)
+        room -= name + 1
+    made = Path(path)
+    made.mkdir(parents=True)
+    assert len(os.fsencode(made)) == length
+    return made
+
+
+@pytest.mark.parametrize("letter", ["x", "é"])
+@pytest.mark.parametrize(
+    "length", [LONGEST_SOCKET_PATH - SOCKET_NAME, LONGEST_SOCKET_PATH - SOCKET_NAME + 1, LONGEST_SOCKET_PATH + 1, 300]
+)
+def test_a_folder_for_temporary_files_may_have_any_length(length: int, letter: str, tmp_path: Path) -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp") as base:  # pytest's may be too long
+        folder = folder_of(length, Path(base), letter)
+        done = pool_below(folder, tmp_path / "script.py")
+        assert (done.returncode, done.stdout, done.stderr) == (0, "1 2\n", "")
+        assert not list(folder.iterdir()), "the socket's folder is left"
+
+
+@pytest.mark.parametrize(("what", "message"), [("missing", "is not a folder"), ("file", "is not a folder")])
+def test_what_cannot_hold_temporary_files_is_named(what: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    done = pool_below(tmp_path / what, tmp_path / "script.py")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(f"it: TMPDIR={tmp_path / what} {message}: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_folder_that_cannot_be_written_to_is_named(tmp_path: Path) -> None:
+    done = pool_below("/proc", tmp_path / "script.py")  # nobody writes there, not even root
+    assert done.returncode == 1
+    assert done.stderr.startswith("it: TMPDIR=/proc: ")
