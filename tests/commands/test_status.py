@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -106,3 +107,35 @@ def test_a_run_that_is_in_use_is_not_started_again_and_left_alone(
     assert (run / "status.json").read_text() == before
     lock.release()
     assert main(["status", str(run), "--should-restart"]) == 0
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"step": -1},
+        {"step": 10**40},
+        {"attempt": True},
+        {"updated_unix_s": float("nan")},
+        {"updated_unix_s": 1e300},
+        {"hosts": "node1"},
+        {"hosts": [1]},
+        {"state": "asleep"},
+        {"last_good_checkpoint": 4},
+        {"start": None},
+        {"more": 1},
+    ],
+    ids=str,
+)
+def test_a_status_with_a_value_that_cannot_be_is_damaged(wrong: dict, run: Path, fails: Command) -> None:
+    values = json.loads((run / "status.json").read_text())
+    (run / "status.json").write_text(json.dumps({**values, **wrong}))
+    assert "status.json is damaged" in fails("status", run)
+    (run / "status.json").write_text("[" * 5000)
+    assert "status.json is damaged" in fails("status", run)
+
+
+def test_a_status_of_an_earlier_version_is_read(run: Path) -> None:
+    values = json.loads((run / "status.json").read_text())
+    del values["start"]
+    (run / "status.json").write_text(json.dumps(values))
+    assert read_status(run) == replace(STATUS, updated_unix_s=values["updated_unix_s"])
