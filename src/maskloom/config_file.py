@@ -141,13 +141,13 @@ def apply_override(tree: dict[str, Any], override: str) -> None:
     node: Any = tree
     *parents, last = key.split(".")
     for depth, name in enumerate(parents):
-        node = _child(node, name, f"{override!r}: {'.'.join(parents[: depth + 1])}")
+        node = _child(node, name, f"{key!r}: {'.'.join(parents[:depth])!r}")
     if isinstance(node, list):
-        node[_position(node, last, override)] = value
+        node[_position(node, last, f"{key!r}: {'.'.join(parents)!r}")] = value
     elif isinstance(node, dict):
         node[last] = value
     else:
-        raise UserError(f"{override!r}: {'.'.join(parents)} holds a plain value, not keys")
+        raise UserError(f"{key!r}: {'.'.join(parents)!r} holds one value, and no keys below it")
 
 
 def _value(text: str, where: str) -> Any:
@@ -163,12 +163,12 @@ def _child(node: Any, name: str, where: str) -> Any:
         if node.get(name) is None:
             node[name] = {}
         return node[name]
-    raise UserError(f"{where} is below a plain value")
+    raise UserError(f"{where} holds one value, and no keys below it")
 
 
 def _position(items: list[Any], name: str, where: str) -> int:
     if not POSITION.fullmatch(name) or int(name) >= len(items):
-        raise UserError(f"{where}: {name!r} is no item of a list of {len(items)} (they count from 0)")
+        raise UserError(f"{where} is a list of {len(items)}, which has no item {name!r}: they count from 0")
     return int(name)
 
 

@@ -11,10 +11,12 @@ from typing import Any
 
 import torch
 
-TIMES = 3
+TIMES = 2
 """The second rank stands still for so many times what the first took for the same steps."""
 MORE_S = 0.1
 """And for so long beside, since a step of milliseconds is uneven by nature."""
+MOST_S = 120.0
+"""`timeouts.train_s` of the run: longer than the second rank stands still, also where the first line has the start in it."""
 
 
 def slow() -> None:

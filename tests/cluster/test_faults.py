@@ -42,7 +42,7 @@ from .runs import (
     slowed_by_srun,
     spoiled_by_srun,
 )
-from .slowed import TIMES
+from .slowed import MOST_S, TIMES
 from .spoiled import FIRST, LAST, spoil
 
 TABLE = Path(__file__).parents[2] / "docs" / "fault-table.md"
@@ -376,7 +376,10 @@ CASES = [
         says="rank 1 on node2 is slow",
         plain="slow rank",
         after=3,
-        settings={"logging": {"every_steps": 3, "peak_tflops": 1.0}},
+        settings={
+            "logging": {"every_steps": 3, "peak_tflops": 1.0},
+            "timeouts": {"start_s": 180, "train_s": MOST_S},
+        },
     ),
     Case(
         "steps that go wrong",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -132,3 +133,35 @@ def test_the_folder_is_printed_byte_by_byte_for_scripts(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "maskloom.cli", "status", folder, "--folder"]
     done = subprocess.run(command, capture_output=True, check=False, timeout=120)
     assert (done.returncode, done.stdout) == (0, os.fsencode(folder) + b"\n")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"step": -1},
+        {"step": 10**40},
+        {"attempt": True},
+        {"updated_unix_s": float("nan")},
+        {"updated_unix_s": 1e300},
+        {"hosts": "node1"},
+        {"hosts": [1]},
+        {"state": "asleep"},
+        {"last_good_checkpoint": 4},
+        {"start": None},
+        {"more": 1},
+    ],
+    ids=str,
+)
+def test_a_status_with_a_value_that_cannot_be_is_damaged(wrong: dict, run: Path, fails: Command) -> None:
+    values = json.loads((run / "status.json").read_text())
+    (run / "status.json").write_text(json.dumps({**values, **wrong}))
+    assert "status.json is damaged" in fails("status", run)
+    (run / "status.json").write_text("[" * 5000)
+    assert "status.json is damaged" in fails("status", run)
+
+
+def test_a_status_of_an_earlier_version_is_read(run: Path) -> None:
+    values = json.loads((run / "status.json").read_text())
+    del values["start"]
+    (run / "status.json").write_text(json.dumps(values))
+    assert read_status(run) == replace(STATUS, updated_unix_s=values["updated_unix_s"])

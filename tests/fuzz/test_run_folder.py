@@ -28,7 +28,9 @@ from maskloom.train.run_lock import Holder, in_use, named_holder
 
 from .harness import fuzz
 
-NAMES = "step hosts name state done running threads files bytes data.json cursors fingerprint guard losses passed_over rows_of_steps"
+NAMES = (
+    "step hosts name state done running threads files bytes data.json cursors fingerprint guard losses rows_of_steps"
+)
 WORDS = (
     *(f'"{name}"'.encode() for name in NAMES.split()),
     *b'null true NaN Infinity -1 1.5 "x" [] {} [[ ".." "../x" "a\\u0000b" "\\ud800" step-00000004'.split(),

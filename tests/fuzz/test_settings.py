@@ -15,7 +15,7 @@ from .harness import fuzz
 CONFIGS = Path(__file__).parents[2] / "configs"
 FULL = dump_config(parse_config(tree_with(deepspeed={"zero_optimization": {"reduce_bucket_size": 1000}}), "seed"))
 WORDS = (
-    *b"true no ~ 1e3 0123 0x1F 1:40 2026-11-28 1_000 .inf << = *a # ' \" [ ] { } !!int phases seed run_dir deepspeed from".split(),
+    *b"true no ~ 1e3 0123 0x1F 1:40 2026-11-28 1_000 .inf << = *a # ' \" [ ] { } !!int phases seed run_dir from".split(),
     *(
         b"&a ",
         b" #",

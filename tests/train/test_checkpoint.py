@@ -44,6 +44,7 @@ from maskloom.train.passed_over import PassedOver, write_intervals
 from tests.conftest import missing, sentences
 from tests.data.reading import corpus_of
 
+SIZES_AS_TEXT = '{"step": 8, "files": {"data.json": {"bytes": "7", "sha256": "ab"}}}'
 HERE = Path("RUN/checkpoints/step-00000004")
 
 
@@ -191,6 +192,12 @@ def test_any_byte_that_changed_is_damage(plan: DataPlan, tmp_path: Path) -> None
         (lambda folder: flip(folder / "rank1.pt"), "the content of rank1.pt is not what was written"),
         (lambda folder: flip(folder / "data.json"), "the content of data.json is not what was written"),
         (lambda folder: renamed_in_manifest(folder, "rank1.pt", "../../config.yaml"), "which is no file of it"),
+        (lambda folder: renamed_in_manifest(folder, "rank1.pt", ".."), "which is no file of it"),
+        (lambda folder: renamed_in_manifest(folder, "rank1.pt", "a\\u0000b"), "which is no file of it"),
+        (lambda folder: renamed_in_manifest(folder, "rank1.pt", "\\ud800"), "which is no file of it"),
+        (lambda folder: pipe_in_place_of(folder / "rank1.pt"), "rank1.pt is not a file"),
+        (lambda folder: (folder / "manifest.json").write_bytes(b"\xff"), "its manifest cannot be read"),
+        (lambda folder: (folder / "manifest.json").write_text(SIZES_AS_TEXT), "has no size and digest for 'data.json'"),
         (lambda folder: (folder / "manifest.json").write_text('{"step": Infinity, "files": {}}'), "that of step inf"),
         (lambda folder: (folder / "manifest.json").write_text("[" * 99_999), "its manifest cannot be read"),
         (lambda folder: shutil.copy(folder / "rank1.pt", folder / "rank2.pt"), "does not list: who put that there"),
@@ -218,6 +225,11 @@ def flip(file: Path) -> None:
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
+
+
+def pipe_in_place_of(file: Path) -> None:
+    file.unlink()
+    os.mkfifo(file)
 
 
 def renamed_in_manifest(folder: Path, name: str, to: str) -> None:
@@ -538,3 +550,45 @@ def test_a_state_of_another_version_is_refused_with_the_reason(tmp_path: Path) -
     (tmp_path / "data.json").write_text(json.dumps({"step": 3, "cursors": []}))
     with pytest.raises(UserError, match=r"written by another version of maskloom \(step, cursors in its data\.json\)"):
         checkpoint.read_state(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"step": "4"},
+        {"step": -4},
+        {"step": 4.0},
+        {"tokens_seen": None},
+        {"skipped": 10**30},
+        {"world_size": 0},
+        {"zero_stage": 4},
+        {"zero_stage": [1]},
+        {"precision": 32},
+        {"fingerprint": []},
+        {"cursors": 3},
+        {"cursors": [[[]]]},
+        {"cursors": [[["7"]]]},
+        {"cursors": [[[7, [32, -1]]]]},
+        {"cursors": [[[7, [32]]]]},
+        {"guard": {"losses": ["2.5"]}},
+        {"guard": {"losses": [float("nan")]}},
+        {"guard": {"in_a_row": -1}},
+        {"guard": []},
+        {"passed_over": [{}]},
+        {"passed_over": {"a": 1}},
+    ],
+    ids=str,
+)
+def test_a_state_with_a_value_that_cannot_be_is_damaged(wrong: dict[str, Any], plan: DataPlan, tmp_path: Path) -> None:
+    (tmp_path / "data.json").write_text(json.dumps(asdict(state_of(plan))))
+    assert checkpoint.read_state(tmp_path) == state_of(plan)
+    (tmp_path / "data.json").write_text(json.dumps({**asdict(state_of(plan)), **wrong}))
+    with pytest.raises(UserError, match=r"data\.json is damaged"):
+        checkpoint.read_state(tmp_path)
+
+
+def test_cursors_of_other_lanes_or_corpora_do_not_fit(plan: DataPlan) -> None:
+    for cursors in (state_of(plan).cursors[1:], [lane[:1] for lane in state_of(plan).cursors], []):
+        assert refusal(state_of(plan, cursors=cursors), plan) == [
+            "cursors: it does not say where each of 6 lanes stands in each of 2 corpora"
+        ]

@@ -56,7 +56,7 @@ def read_manifest(folder: Path) -> dict[str, Digest]:
         raise Damaged(f"its manifest is that of step {step!r}")
     if DATA not in files:
         raise Damaged(f"its manifest does not list {DATA}")
-    if strange := [name for name in files if Path(name).name != name or "\0" in name or name == ".."]:
+    if strange := [name for name in files if Path(name).name != name or name == ".." or not name.isprintable()]:
         raise Damaged(f"its manifest lists {strange[0]!r}, which is no file of it")
     # DeepSpeed and `reshape` find files by patterns of names: what nobody verified would be loaded.
     if unlisted := sorted({file.name for file in folder.glob("*.pt")} - files.keys()):

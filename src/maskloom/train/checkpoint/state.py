@@ -96,11 +96,7 @@ def parse_state(text: str | bytes, folder: Path) -> State:
     try:
         state = State(**values)
     except TypeError:
-        keys = (
-            ", ".join(key if key.isidentifier() else repr(key) for key in values)
-            if len(values) < MOST_KEYS
-            else f"{len(values):,} keys"
-        )
+        keys = ", ".join(key if key.isidentifier() else repr(key) for key in list(values)[:MOST_KEYS])
         raise UserError(
             f"{folder} was written by another version of maskloom ({keys} in its data.json): go on with that version, or start a "
             "new run in another run_dir"
