@@ -403,7 +403,17 @@ def test_blocks_that_no_shard_has_are_refused(corpus: Path, name: str, value: in
         load_index(corpus)
 
 
-@pytest.mark.parametrize("train", [[0, 1, 2, 3, 4, 4], [5, 4, 3, 2, 1, 0], [0, 1, 2, 3, 4], [-6, 1, 2, 3, 4, 5], []])
+@pytest.mark.parametrize(
+    "train",
+    [
+        [0, 1, 2, 3, 4, 4],
+        [5, 4, 3, 2, 1, 0],
+        [0, 1, 2, 3, 4],
+        [-6, 1, 2, 3, 4, 5],
+        [],
+        [0, 1 << 30, (1 << 31) - 1, -(1 << 30), 4, 5],  # ascends, by differences in int32
+    ],
+)
 def test_lists_of_blocks_that_do_not_fit_the_table_are_refused(corpus: Path, train: list[int]) -> None:
     """A list without a block would lose its documents, one that names a block twice would repeat them."""
 
