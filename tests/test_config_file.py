@@ -331,6 +331,16 @@ def test_no_type_passes_for_another(tree: dict[str, Any], said: str) -> None:
 
 
 def test_escape_sequences_in_keys_and_values_are_shown(write_config: Any) -> None:
+    for override in (
+        "a\x1bb=https://ada:S3CRET@host",
+        "deepspeed.a\x1bb.key=S3CRET",
+        "phases.\x1b.steps=3",
+        "se\x1bed",
+    ):
+        with pytest.raises(UserError) as error:
+            with_override(override, write_config)
+        assert str(error.value).replace("\n", "").isprintable()
+        assert r"\x1b" in str(error.value)
     with pytest.raises(UserError) as error:
         load_config(write_config({**tree_with(), "a\x1b[31mb": 1, "seed": "\x1b[31m"}), ["run_dir=\x1b[2J"])
     assert str(error.value).replace("\n", "").isprintable()

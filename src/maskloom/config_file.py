@@ -66,9 +66,7 @@ def parse_config(tree: dict[str, Any], where: str) -> RunConfig:
         # Only sound items count for pydantic: a list of one faulty phase would also be reported as too short.
         inside = {detail["loc"][:depth] for detail in details for depth in range(1, len(detail["loc"]))}
         faults = [_fault(detail) for detail in details if detail["type"] != "too_short" or detail["loc"] not in inside]
-        raise UserError(
-            f"{where}:\n" + "\n".join(f"  {line}" for fault in faults for line in fault.split("\n"))
-        ) from None
+        raise _refusal(where, [line for fault in faults for line in fault.split("\n")]) from None
 
 
 def rechecked(config: RunConfig, where: str) -> RunConfig:
@@ -104,17 +102,22 @@ def _refuse_secrets(tree: dict[str, Any], where: str) -> None:
     """Raises UserError naming every key whose value is a secret: all of the configuration is saved with the run, and its
     deepspeed block in every checkpoint."""
     wrong = [
-        f"  {key}: a URL here holds no user and no password: leave them out (S3's credentials are found as the AWS tools "
+        f"{key}: a URL here holds no user and no password: leave them out (S3's credentials are found as the AWS tools "
         "find them)"
         for key in secret_urls(tree)
     ]
     wrong += [
-        f"  {key}: by its name a secret, which would be saved in config.yaml and in every checkpoint: remove it, and give "
+        f"{key}: by its name a secret, which would be saved in config.yaml and in every checkpoint: remove it, and give "
         "it in the variable of the environment that the service reads"
         for key in secret_keys(each_plain(tree.get("deepspeed"), by_form), "deepspeed.")
     ]
     if wrong:
-        raise UserError(f"{where}:\n" + "\n".join(wrong))
+        raise _refusal(where, wrong)
+
+
+def _refusal(where: str, faults: Sequence[str]) -> UserError:
+    """All faults at once, each in a line of its own."""
+    return UserError(f"{where}:\n" + "\n".join(f"  {_printable(fault)}" for fault in faults))
 
 
 def differences(left: dict[str, Any], right: dict[str, Any], prefix: str = "") -> dict[str, tuple[Any, Any]]:
@@ -173,7 +176,7 @@ def _position(items: list[Any], name: str, where: str) -> int:
 
 
 def _fault(detail: Any) -> str:
-    key = _printable(".".join(str(part) for part in detail["loc"] if part not in (ONE, SEVERAL)))
+    key = ".".join(str(part) for part in detail["loc"] if part not in (ONE, SEVERAL))
     match detail["type"]:
         case "extra_forbidden":
             near = difflib.get_close_matches(str(detail["loc"][-1]), _keys_beside(detail["loc"]), n=1, cutoff=0.5)
