@@ -91,6 +91,7 @@ def _on_hosts(options: argparse.Namespace, config: RunConfig, arguments: list[st
     from maskloom.launch.ssh import Ssh
     from maskloom.launch.supervisor import OnHosts, supervise
     from maskloom.tokenizer import load_tokenizer
+    from maskloom.train.checkpoint.fit import stored_tokenizing
     from maskloom.train.run_dir import reconcile
 
     if options.processes:
@@ -106,8 +107,9 @@ def _on_hosts(options: argparse.Namespace, config: RunConfig, arguments: list[st
         )
     # All but the devices: this machine need not have those of the hosts.
     known = reconcile(config)
-    DataPlan.of(known, open_corpora(known.data), load_tokenizer(known.tokenizer)).check_world(world)
     run = Path(config.run_dir)
+    begun = stored_tokenizing(run, known.from_)
+    DataPlan.of(known, open_corpora(known.data), load_tokenizer(known.tokenizer), begun).check_world(world)
     launch = OnHosts(hosts, arguments, run, _grace_s(config), ssh, options.master_addr)
     with Stop() as stop:
         return supervise(launch, run, options.max_restarts, stop)

@@ -9,6 +9,7 @@ import contextlib
 import os
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 
@@ -20,6 +21,7 @@ from maskloom.distributed import World, barrier, gather_objects, set_timeouts
 from maskloom.progress import say, warn
 from maskloom.status import EXIT_DONE, EXIT_STOPPED
 from maskloom.tokenizer import load_tokenizer
+from maskloom.train.checkpoint.fit import stored_tokenizing
 from maskloom.train.checkpoint.state import identity
 from maskloom.train.engine.building import start_distributed
 from maskloom.train.engine.configuration import device_of, resolve_precision
@@ -154,7 +156,7 @@ def prepare(config: RunConfig, world: World) -> tuple[RunConfig, DataPlan]:
     """
     tokenizer, corpora = load_tokenizer(config.tokenizer), open_corpora(config.data)
     config = reconcile(config, identity(corpora, tokenizer))
-    plan = DataPlan.of(config, corpora, tokenizer)
+    plan = DataPlan.of(config, corpora, tokenizer, stored_tokenizing(Path(config.run_dir), config.from_))
     plan.check_world(world)
     if config.evaluation.every_steps and world.is_first:
         for index in plan.corpora:
