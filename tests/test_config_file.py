@@ -131,7 +131,7 @@ def test_all_faults_are_named_at_once() -> None:
         "phases.1.seq_len = 'long'",
         "engine.precision = 'fp8'",
         "mask_share 0.8 + random_share 0.3",
-        "'tokenizer' is missing",
+        "tokenizer: it is missing",
     ):
         assert said in text
     assert len(text.splitlines()) == 1 + 7

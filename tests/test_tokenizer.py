@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import itertools
 import json
 import pickle
+import re
 from pathlib import Path
 from unittest.mock import patch
 
@@ -13,7 +15,8 @@ from tokenizers import Tokenizer as HFTokenizer
 
 from maskloom import tokenizer as module
 from maskloom.errors import UserError
-from maskloom.tokenizer import SPECIAL_TOKENS, Tokenized, Tokenizer, load_tokenizer, train_tokenizer
+from maskloom.pipeline import AT_BLANKS
+from maskloom.tokenizer import SPECIAL_TOKENS, Tokenized, Tokenizer, load_tokenizer, parts_of, train_tokenizer
 from tests.conftest import WORDS
 
 words = st.lists(st.sampled_from(WORDS), max_size=30).map(" ".join)
@@ -66,9 +69,13 @@ def test_a_long_text_cut_at_white_space_gives_the_same_tokens(tokenizer: Tokeniz
 @given(st.text("ab \n", max_size=200), st.integers(1, 20))
 def test_the_parts_of_a_long_text_are_the_text(text: str, most: int) -> None:
     with patch.object(module, "MAX_ENCODE_CHARS", most):
-        parts = module._parts(text)
+        parts = parts_of(text, AT_BLANKS)
     assert "".join(parts) == text
-    assert all(len(part) <= most for part in parts)
+    # Each begins at the first blank between two other characters that the bound allows.
+    for before, part in itertools.pairwise(parts):
+        assert re.match(r" \S", part) and re.search(r"\S\Z", before)
+        assert not re.search(r"\S \S", (before + part[:2])[most - 1 : -1])
+    assert parts_of(text, None) == [text]
 
 
 @settings(max_examples=20, deadline=None)

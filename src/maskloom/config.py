@@ -433,8 +433,8 @@ class RunConfig(Section):
     """`RUN@STEP`, or `RUN` for its newest checkpoint: another run that this one goes on from, with its weights, optimizer state,
     data position and steps. Model, tokenizer, corpora, lanes and optimizer have to be the same. Once this run has
     checkpoints of its own, it goes on with those."""
-    tokenizer: str
-    """`tokenizer.json` of a WordPiece tokenizer, or a folder that holds one."""
+    tokenizer: str = ""
+    """`tokenizer.json` or BERT's `vocab.txt`, a folder that holds one, or a name on the Hub. Left out: that of `model.init`."""
     phases: Annotated[tuple[Phase, ...], Field(min_length=1)]
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Everything random follows from it: order, packing, masks, dropout and the first weights."""
@@ -484,6 +484,26 @@ class RunConfig(Section):
             )
             stretches.append(Stretch(start, first, steps, lr, warmup_steps))
         return tuple(stretches)
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _tokenizer_of_init(cls, tree: Any) -> Any:
+        """A run that starts from a checkpoint has its tokenizer, if it names no other."""
+        if not isinstance(tree, dict) or tree.get("tokenizer") is not None:
+            return tree
+        model = tree.get("model")
+        init = model.get("init") if isinstance(model, dict) else None
+        return {**tree, "tokenizer": init if isinstance(init, str) else ""}
+
+    @pydantic.field_validator("tokenizer")
+    @classmethod
+    def _has_tokenizer(cls, tokenizer: str) -> str:
+        if not tokenizer.strip():
+            raise ValueError(
+                "it is missing: name a folder that holds tokenizer.json or vocab.txt (`maskloom tokenizer` makes one), or "
+                "model.init, whose tokenizer is then taken"
+            )
+        return tokenizer
 
     @pydantic.model_validator(mode="after")
     def _across(self) -> RunConfig:

@@ -135,7 +135,8 @@ def refuse_existing(out: Path) -> None:
 
 @contextlib.contextmanager
 def whole_folder(out: Path) -> Iterator[Path]:
-    """A folder to write into, which becomes `out` when the block ends well, and is removed otherwise.
+    """A folder to write into, which becomes `out` when the block ends well, and is removed otherwise. Who may read it and its
+    files follows from the umask.
 
     Raises:
         UserError: `out` exists already.
@@ -150,10 +151,12 @@ def whole_folder(out: Path) -> Iterator[Path]:
             yield partial
         (partial / LOCK).unlink()
         for folder, _, files in os.walk(partial):
+            # Private are mkdtemp's, and files of libraries that write beside the place and rename, as safetensors does.
+            Path(folder).chmod(0o777 & ~_umask())
             for name in files:
                 with (Path(folder) / name).open("rb") as file:
+                    os.fchmod(file.fileno(), 0o666 & ~_umask())
                     os.fsync(file.fileno())
-        partial.chmod(0o777 & ~_umask())  # mkdtemp's is private
         partial.rename(out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from maskloom.data.index import load_index
+from maskloom.data.masking import MaskRule
 from maskloom.tokenizer import Tokenizer
 from maskloom.train.evaluation import unigram_entropy
 from maskloom.train.metrics import read_metrics
@@ -29,7 +30,7 @@ def test_the_figures_are_those_that_training_logged(
     losses = [line["loss"] for line in lines if "loss" in line]
     assert len(losses) == 12
     assert figures["training_loss"] == pytest.approx(sum(losses[10:]) / 2)  # the last tenth of 12 steps, rounded up
-    assert figures["unigram_entropy"] == unigram_entropy([load_index(corpus_dir)], tokenizer)
+    assert figures["unigram_entropy"] == unigram_entropy([load_index(corpus_dir)], tokenizer, MaskRule(0.15))
 
 
 def test_the_text_holds_the_same_figures(trained_run: Path, succeeds: Command) -> None:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from transformers import AutoTokenizer
 
 from maskloom.data.index import text_hash
 from maskloom.tokenizer import SPECIAL_TOKENS, load_tokenizer
@@ -18,7 +19,11 @@ def test_a_vocabulary_of_at_most_the_size_is_written(corpus_dir: Path, tmp_path:
     tokenizer = load_tokenizer(tmp_path / "new" / "tokenizer")
     assert len(SPECIAL_TOKENS) < tokenizer.vocab_size <= 120
     assert f"{tokenizer.vocab_size} ids" in printed
-    assert [path.name for path in (tmp_path / "new" / "tokenizer").iterdir()] == ["tokenizer.json"]
+    names = {path.name for path in (tmp_path / "new" / "tokenizer").iterdir()}
+    assert names == {"tokenizer.json", "tokenizer_config.json"}
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "new" / "tokenizer")
+    for name in ("pad", "unk", "cls", "sep", "mask"):
+        assert getattr(theirs, f"{name}_token_id") == getattr(tokenizer, f"{name}_id")
 
 
 def test_held_out_documents_are_not_learnt_from(tmp_path: Path, succeeds: Command) -> None:

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer as HFTokenizer
+from tokenizers import models
 from tokenizers.implementations import BertWordPieceTokenizer
 
 from maskloom.config import Masking
@@ -610,3 +612,15 @@ def test_masking_is_the_one_of_this_data_version() -> None:
             input_ids, chosen = mask_rows(tokens, starts, keys_of(40, 23), rule, plain(990, 200))
             digest.update(input_ids.astype("<i4").tobytes() + chosen.tobytes())
     assert digest.hexdigest() == "3887bde78ce4efc564d1d230903a34a8a9589127e6ea1b01faee2a27a7f60055"
+
+
+@pytest.mark.parametrize("unit", ["whole_word", "span"])
+def test_words_of_a_tokenizer_that_does_not_mark_them_are_refused(unit: Any) -> None:
+    made = HFTokenizer(models.BPE(vocab={token: n for n, token in enumerate([*SPECIAL_TOKENS, "a"])}, merges=[]))
+    bytes_ = Tokenizer(made.to_str(), "my bytes")
+    assert MaskRule.of(Masking(), bytes_) == MaskRule(0.15)
+    for make in (MaskRule.of, lambda masking, ids: MaskRule.held_out(masking, 0.15, ids)):
+        with pytest.raises(
+            UserError, match=f"masking.unit {unit} needs a WordPiece tokenizer.*my bytes is of another kind"
+        ):
+            make(Masking(unit=unit), bytes_)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 import pickle
 import random
 import re
@@ -16,17 +17,20 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer as HFTokenizer
+from tokenizers import models
 
 from maskloom.config import Corpus, Data, Masking
 from maskloom.config_file import parse_config
-from maskloom.data.index import Index
+from maskloom.data.index import Index, load_index
 from maskloom.data.masking import MaskRule, mask_rows
 from maskloom.data.order import VERSIONS, first_cursors, hash64
 from maskloom.data.plan import DataPlan, Growth, PhasePlan, open_corpora
 from maskloom.data.stream import read_steps
+from maskloom.data.writing.shards import Options, write_shards
 from maskloom.distributed import World
 from maskloom.errors import UserError
-from maskloom.tokenizer import Tokenizer
+from maskloom.tokenizer import SPECIAL_TOKENS, Tokenizer
 from tests.conftest import sentences
 
 from .reading import corpus_of, plan_of
@@ -74,12 +78,11 @@ def test_the_growth_of_a_batch_follows_the_configuration(small: Index, tokenizer
 
 
 @pytest.mark.parametrize(("from_rows", "lanes"), [(32, 32), (16, 16), (6, 2)])
-def test_the_default_lanes_divide_every_batch_that_occurs(from_rows: int, lanes: int) -> None:
+def test_the_default_lanes_divide_every_batch_that_occurs(from_rows: int, lanes: int, tokenizer: Tokenizer) -> None:
     """Of batches of 64 rows that grow from fewer, where the blocks would allow 64 lanes."""
     phases = [{"steps": 9, "global_batch_rows": 64, "batch_warmup": {"from_rows": from_rows, "steps": 8}}]
-    plenty: Any = SimpleNamespace(train_blocks=range(64 * 16), check_tokenizer=lambda tokenizer: None)
-    ids: Any = SimpleNamespace(token_ids={}, vocab_size=0)
-    plan = DataPlan.of(config_of(phases=phases), (plenty,), ids)
+    plenty: Any = SimpleNamespace(train_blocks=range(64 * 16), check_tokenizer=lambda tokenizer: None, tokenizing=None)
+    plan = DataPlan.of(config_of(phases=phases), (plenty,), tokenizer)
     assert plan.lanes == lanes
     batches = [plan.lanes * plan.lane_rows(step) for step in range(9)]
     assert (batches[0], batches[-1]) == (from_rows, 64)
@@ -218,6 +221,71 @@ def test_token_shards_of_another_tokenizer_are_refused(small: Index, tokenizer: 
             DataPlan.of(config_of(), (small,), tokenizer)
     finally:
         small.header["tokens"] = None
+
+
+@pytest.fixture(scope="module")
+def token_shards(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Index]:
+    """A corpus of text under 0, and its token shards by each version of tokenizing. It has a stretch that is cut otherwise."""
+    folder = tmp_path_factory.mktemp("versions")
+    text = "the river " + "mountain,stone" * 6000 + " x"
+    (folder / "text.jsonl").write_text("".join(json.dumps({"text": f"{text} {number}"}) + "\n" for number in range(3)))
+    options = Options(val_fraction=0, longest_document_bytes=1 << 20)
+    made = {0: write_shards([str(folder / "text.jsonl")], folder / "text", options)[0]}
+    for version in (1, 2):
+        tokens = tokenizer.as_of(version)
+        made[version] = write_shards([str(folder / "text.jsonl")], folder / f"{version}", options, tokenizer=tokens)[0]
+    return made
+
+
+def test_token_shards_say_by_which_version_of_tokenizing(token_shards: dict[int, Index], tokenizer: Tokenizer) -> None:
+    assert [index.tokenizing for index in token_shards.values()] == [None, 1, 2]
+    headers = [json.loads((Path(index.folder) / "index.json").read_text()) for index in token_shards.values()]
+    assert headers[1]["tokens"] == {"tokenizer": tokenizer.fingerprint}  # as those before the second version
+    assert headers[2]["tokens"] == {"tokenizer": tokenizer.fingerprint, "tokenizing": 2}
+    assert [load_index(index.folder).tokenizing for index in token_shards.values()] == [None, 1, 2]
+    text = token_shards[0]
+    for version in (1, 2):
+        ours = text.tokenized(0, "train", tokenizer.as_of(version)).ids
+        assert np.array_equal(token_shards[version].tokenized(0, "train", tokenizer).ids, ours)
+    assert len({index.digest for index in token_shards.values()}) == 1
+
+
+def test_a_run_reads_text_as_its_token_shards_and_its_checkpoints_do(
+    token_shards: dict[int, Index], tokenizer: Tokenizer
+) -> None:
+    text, first, second = token_shards.values()
+    for corpus, begun, expected in ((text, None, 2), (second, None, 2), (first, None, 1), (text, 1, 1), (first, 1, 1)):
+        assert DataPlan.of(config_of(), (corpus,), tokenizer, begun).tokenizer.tokenizing == expected
+    for corpus, begun in ((second, 1), (first, 2)):
+        with pytest.raises(UserError, match=f"were made by version {3 - begun} of tokenizing, .*by version {begun}"):
+            DataPlan.of(config_of(), (corpus,), tokenizer, begun)
+    with pytest.raises(UserError, match="were made by version 2 of tokenizing"):
+        DataPlan.of(config_of(), (first, second), tokenizer)
+
+
+def test_a_tokenizer_that_gave_other_ids_refuses_old_runs_and_old_token_shards(
+    token_shards: dict[int, Index], tokenizer: Tokenizer
+) -> None:
+    made = HFTokenizer.from_str(tokenizer.definition)
+    made.add_special_tokens(["[PATIENT]"])
+    own = Tokenizer(made.to_str(), "with a token of their own")
+    text, first, _ = token_shards.values()
+    assert DataPlan.of(config_of(), (text,), own).tokenizer.tokenizing == 2
+    with pytest.raises(UserError, match="gave other ids for with a token of their own"):
+        DataPlan.of(config_of(), (text,), own, 1)
+    first.header["tokens"]["tokenizer"] = own.fingerprint
+    try:
+        with pytest.raises(UserError, match="were made by version 1 of tokenizing"):
+            DataPlan.of(config_of(), (first,), own)
+    finally:
+        first.header["tokens"]["tokenizer"] = tokenizer.fingerprint
+
+
+@pytest.mark.parametrize("unit", ["whole_word", "span"])
+def test_words_that_nothing_marks_are_refused_before_anything_is_read(unit: str, small: Index) -> None:
+    made = HFTokenizer(models.BPE(vocab={token: n for n, token in enumerate([*SPECIAL_TOKENS, "a"])}, merges=[]))
+    with pytest.raises(UserError, match=f"masking.unit {unit} needs a WordPiece tokenizer"):
+        DataPlan.of(config_of(masking={"unit": unit}), (small,), Tokenizer(made.to_str(), "bytes"))
 
 
 def test_masking_is_the_one_of_its_version() -> None:

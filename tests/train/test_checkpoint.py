@@ -35,8 +35,9 @@ from maskloom.train import checkpoint
 from maskloom.train.checkpoint import Saver, State, check_fits, damage, fingerprint
 from maskloom.train.checkpoint import save as saving
 from maskloom.train.checkpoint.digests import digest
-from maskloom.train.checkpoint.fit import is_same_origin, split_origin
+from maskloom.train.checkpoint.fit import is_same_origin, split_origin, stored_tokenizing
 from maskloom.train.checkpoint.room import UNLIMITED, free_memory_bytes
+from maskloom.train.checkpoint.state import folder_of
 from maskloom.train.checkpoint.writing import publish, write_parts
 from maskloom.train.engine.writing import Part, copied, tensor_bytes
 from maskloom.train.notices import Notices
@@ -117,7 +118,7 @@ def test_other_corpora_are_refused_by_their_place(
     assert [line.partition(":")[0] for line in refusal(state_of(plan), other)] == keys
 
 
-@pytest.mark.parametrize("part", VERSIONS)
+@pytest.mark.parametrize("part", VERSIONS.keys() - {"tokenizing"})
 def test_another_version_of_a_part_is_refused_with_the_reason(
     part: str, plan: DataPlan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -128,6 +129,45 @@ def test_another_version_of_a_part_is_refused_with_the_reason(
     assert (
         why == "(this maskloom reads other rows from the same data: go on with the version that wrote the checkpoint)"
     )
+
+
+def without_tokenizing(state: State) -> State:
+    """As the first version of tokenizing was written."""
+    return replace(
+        state, fingerprint={key: state.fingerprint[key] for key in state.fingerprint if "tokenizing" not in key}
+    )
+
+
+def test_a_run_goes_on_with_the_version_of_tokenizing_that_it_began_with(plan: DataPlan) -> None:
+    first = replace(plan, tokenizer=plan.tokenizer.as_of(1))
+    old = without_tokenizing(state_of(first))
+    check_fits(old, first, "fp32", HERE)
+    check_fits(state_of(first), first, "fp32", HERE)
+    for state, other, then, now in ((old, plan, 1, 2), (state_of(plan), first, 2, 1)):
+        said, _ = refusal(state, other)
+        assert said == f"version of tokenizing: {then} in the checkpoint, {now} now"
+
+
+def test_the_version_of_tokenizing_is_that_of_the_newest_checkpoint_or_of_the_origin(
+    plan: DataPlan, tmp_path: Path
+) -> None:
+    first = state_of(replace(plan, tokenizer=plan.tokenizer.as_of(1)))
+    for name, state in (("old", without_tokenizing(first)), ("first", first), ("new", state_of(plan))):
+        folder = folder_of(tmp_path / name, 4)
+        folder.mkdir(parents=True)
+        (folder / "data.json").write_text(json.dumps(asdict(state)))
+    found = {name: stored_tokenizing(tmp_path / name) for name in ("old", "first", "new", "none")}
+    assert found == {"old": 1, "first": 1, "new": 2, "none": None}
+    assert stored_tokenizing(tmp_path / "none", str(tmp_path / "old")) == 1
+    assert stored_tokenizing(tmp_path / "none", f"{tmp_path / 'new'}@4") == 2
+    assert stored_tokenizing(tmp_path / "new", str(tmp_path / "old")) == 2  # it has a checkpoint of its own
+    for damaged in ('"two"', "null", "[]", "-1"):
+        folder = folder_of(tmp_path / "damaged", 4)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "data.json").write_text(f'{{"fingerprint": {{"version of tokenizing": {damaged}}}}}')
+        version = stored_tokenizing(tmp_path / "damaged")
+        with pytest.raises(UserError, match="of tokenizing gave other ids"):
+            plan.tokenizer.as_of(version or 0)
 
 
 def test_everything_that_does_not_fit_is_listed(plan: DataPlan, documents: list[str]) -> None:

@@ -14,7 +14,7 @@ import pytest
 import torch
 from tokenizers.implementations import BertWordPieceTokenizer
 
-from maskloom.config import Evaluation, Model
+from maskloom.config import Evaluation, Masking, Model
 from maskloom.data.batch import MicroBatch
 from maskloom.data.index import Index
 from maskloom.data.indexing import index_tars
@@ -121,8 +121,8 @@ def sums(figures: dict[str, float]) -> np.ndarray:
 
 def test_ranks_add_up_to_one(index: Index, tokenizer: Tokenizer, model: MaskedLM) -> None:
     settings = Evaluation(seq_len=64, micro_batch_rows=4)
-    alone = evaluate(model, [index], tokenizer, settings, CPU, World())
-    parts = [evaluate(model, [index], tokenizer, settings, CPU, World(rank, 2)) for rank in range(2)]
+    alone = evaluate(model, [index], tokenizer, settings, RULE, CPU, World())
+    parts = [evaluate(model, [index], tokenizer, settings, RULE, CPU, World(rank, 2)) for rank in range(2)]
     assert all(part["evaluation_tokens"] for part in parts)
     np.testing.assert_allclose(sum(map(sums, parts)), sums(alone), rtol=1e-5)
     assert alone["evaluation_perplexity"] == pytest.approx(math.exp(alone["evaluation_loss"]))
@@ -130,7 +130,7 @@ def test_ranks_add_up_to_one(index: Index, tokenizer: Tokenizer, model: MaskedLM
 
 def test_the_bucket_does_not_matter(index: Index, tokenizer: Tokenizer, model: MaskedLM) -> None:
     figures = [
-        sums(evaluate(model, [index], tokenizer, Evaluation(seq_len=64, micro_batch_rows=size), CPU, World()))
+        sums(evaluate(model, [index], tokenizer, Evaluation(seq_len=64, micro_batch_rows=size), RULE, CPU, World()))
         for size in (3, 7, 64)
     ]
     for other in figures[1:]:
@@ -147,7 +147,7 @@ def test_the_mean_is_over_predicted_tokens(index: Index, tokenizer: Tokenizer) -
     def forward(batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
         return 2 * batch.weights.sum(), torch.tensor(1)
 
-    figures = evaluate(forward, [index], tokenizer, Evaluation(seq_len=32, micro_batch_rows=4), CPU, World())
+    figures = evaluate(forward, [index], tokenizer, Evaluation(seq_len=32, micro_batch_rows=4), RULE, CPU, World())
     assert figures == {
         "evaluation_loss": 2.0,
         "evaluation_perplexity": pytest.approx(math.exp(2.0)),
@@ -165,5 +165,36 @@ def test_unigram_entropy_by_hand(tmp_path: Path) -> None:
     source = tmp_path / "text.jsonl"
     source.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     index, _ = write_shards([str(source)], tmp_path / "shards", Options(val_fraction=0.0))
-    entropy = unigram_entropy([index], load_tokenizer(tmp_path))
-    assert entropy == pytest.approx(1.5 * math.log(2))
+    tokenizer = load_tokenizer(tmp_path)
+    assert unigram_entropy([index], tokenizer, RULE) == pytest.approx(1.5 * math.log(2))
+    protects = MaskRule(0.15, protected=(tokenizer.vocabulary["river"],))  # 1/2 and 1/2 are left
+    assert unigram_entropy([index], tokenizer, protects) == pytest.approx(math.log(2))
+
+
+PROTECTED = ["the", "a", "."]
+
+
+def test_what_a_run_protects_is_neither_predicted_nor_drawn_in_its_evaluation(
+    index: Index, tokenizer: Tokenizer
+) -> None:
+    masking = Masking(rate=0.4, unit="whole_word", random_share=0.5, mask_share=0.3, protected=tuple(PROTECTED))
+    rule = MaskRule.held_out(masking, 0.9, tokenizer)
+    ids = sorted(tokenizer.vocabulary[token] for token in PROTECTED)
+    assert rule == MaskRule(0.9, protected=tuple(ids))  # single tokens, 80 / 10 / 10: the evaluation's own
+    seen, predicted, given = set(), set(), set()
+
+    def forward(batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        weights = batch.weights > 0
+        predicted.update(batch.targets[weights].tolist())
+        given.update(batch.input_ids[batch.masked_index[weights]].tolist())
+        seen.update(batch.input_ids.tolist())
+        return batch.weights.sum(), torch.tensor(0)
+
+    evaluate(forward, [index], tokenizer, Evaluation(seq_len=64, mask_rate=0.9), rule, CPU, World())
+    assert set(ids) <= seen
+    assert len(predicted) > 20
+    assert not set(ids) & (predicted | given)
+
+
+def test_without_protected_tokens_the_rule_is_that_of_the_rate_alone(tokenizer: Tokenizer) -> None:
+    assert MaskRule.held_out(Masking(rate=0.4, unit="span", draw="bernoulli"), 0.15, tokenizer) == RULE

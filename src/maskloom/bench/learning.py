@@ -22,6 +22,7 @@ from maskloom.bench.jobs import Job
 from maskloom.bench.systems import Trained, Training, build, first_model
 from maskloom.config import Evaluation
 from maskloom.data.index import Index
+from maskloom.data.masking import MaskRule
 from maskloom.distributed import World
 from maskloom.errors import UserError
 from maskloom.model.bert import MaskedLM
@@ -116,7 +117,8 @@ class Judge:
         """Nats a predicted token. Raises RuntimeError where it is no number."""
         weights = {name: value.detach().float() for name, value in trained.module.state_dict().items()}
         self.model.load_state_dict(weights)
-        figures = evaluate(self.model, (self.index,), self.tokenizer, self.settings, self.device, World())
+        rule = MaskRule(self.settings.mask_rate)
+        figures = evaluate(self.model, (self.index,), self.tokenizer, self.settings, rule, self.device, World())
         loss = figures.get("evaluation_loss", math.nan)
         if not math.isfinite(loss):
             raise RuntimeError(f"the held-out loss is {loss}")

@@ -48,6 +48,7 @@ class Text:
     def open(self) -> tuple[Index, Tokenizer]:
         """The index and the tokenizer. Raises UserError where one is missing or they do not go together."""
         index, tokenizer = load_index(self.corpus), load_tokenizer(self.tokenizer)
+        tokenizer = tokenizer.as_of(index.tokenizing or tokenizer.tokenizing)
         index.check_tokenizer(tokenizer)
         return index, tokenizer
 

@@ -16,6 +16,7 @@ import torch
 from maskloom.command_line import add_overrides
 from maskloom.commands.arguments import positive
 from maskloom.commands.loading import load_run
+from maskloom.data.masking import MaskRule
 from maskloom.data.plan import open_corpora
 from maskloom.distributed import World
 from maskloom.errors import UserError
@@ -41,7 +42,11 @@ def run(options: argparse.Namespace) -> int:
         raise UserError(f"{folders} holds no held-out documents: write it with --val-fraction")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = loaded.model.to(device)
-    figures = evaluate(model, corpora, loaded.tokenizer, loaded.config.evaluation_filled, device, World())
+    tokenizer, settings = loaded.tokenizer.as_of(loaded.tokenizing), loaded.config.evaluation_filled
+    for index in corpora:
+        index.check_tokenizer(tokenizer)
+    rule = MaskRule.held_out(loaded.config.masking, settings.mask_rate, tokenizer)
+    figures = evaluate(model, corpora, tokenizer, settings, rule, device, World())
     if not figures:
         raise UserError(
             f"no token of the held-out documents of {folders} is predicted: they are too short, or "
@@ -49,7 +54,7 @@ def run(options: argparse.Namespace) -> int:
         )
     last = range(int(0.9 * loaded.step) + 1, loaded.step + 1)
     losses = [line["loss_mean"] for line in read_metrics(options.run) if "loss" in line and line["step"] in last]
-    figures |= {"step": loaded.step, "unigram_entropy": unigram_entropy(corpora, loaded.tokenizer)}
+    figures |= {"step": loaded.step, "unigram_entropy": unigram_entropy(corpora, tokenizer, rule)}
     if losses:
         figures["training_loss"] = float(np.mean(losses))
     if options.json:

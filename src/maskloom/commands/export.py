@@ -1,7 +1,7 @@
 """Write a run's model for Hugging Face: config.json, model.safetensors and the tokenizer.
 
-The folder loads with `AutoModelForMaskedLM.from_pretrained` and `AutoTokenizer.from_pretrained`. OUT appears when it is
-complete.
+The folder loads with `AutoModelForMaskedLM.from_pretrained` and `AutoTokenizer.from_pretrained` of transformers 4 and 5, and
+in sentence-transformers. OUT appears when it is complete.
 
 example:
   maskloom export runs/quickstart my_model
@@ -13,7 +13,7 @@ import argparse
 from pathlib import Path
 
 from safetensors import SafetensorError
-from transformers import BertForMaskedLM, PreTrainedTokenizerFast
+from transformers import BertForMaskedLM
 from transformers.utils import logging
 
 from maskloom.commands.arguments import positive
@@ -21,6 +21,7 @@ from maskloom.commands.loading import LoadedRun, load_run
 from maskloom.errors import UserError
 from maskloom.files import whole_folder
 from maskloom.progress import say
+from maskloom.tokenizer_files import write_for_others
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -38,7 +39,7 @@ def run(options: argparse.Namespace) -> int:
             plain_model(loaded).save_pretrained(partial)
         except SafetensorError as error:
             raise UserError(f"the weights cannot be written into {options.out.parent}: {error}") from None
-        _save_tokenizer(loaded, partial)
+        write_for_others(partial, loaded.tokenizer.definition, loaded.model.config.max_position_embeddings)
     say(
         f"{options.out}: the model of step {loaded.step:,}; load it with "
         f"AutoModelForMaskedLM.from_pretrained('{options.out}')"
@@ -51,16 +52,3 @@ def plain_model(loaded: LoadedRun) -> BertForMaskedLM:
     model = BertForMaskedLM(loaded.model.config)
     model.load_state_dict(loaded.weights)
     return model.eval()
-
-
-def _save_tokenizer(loaded: LoadedRun, folder: Path) -> None:
-    loaded.tokenizer.save(folder / "tokenizer.json")
-    PreTrainedTokenizerFast(
-        tokenizer_file=str(folder / "tokenizer.json"),
-        model_max_length=loaded.model.config.max_position_embeddings,
-        pad_token="[PAD]",
-        unk_token="[UNK]",
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-        mask_token="[MASK]",
-    ).save_pretrained(folder)

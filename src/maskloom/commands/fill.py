@@ -11,10 +11,9 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 import torch
-from transformers import AutoTokenizer, BertForMaskedLM
+from transformers import BertForMaskedLM
 from transformers.utils import logging
 
 from maskloom.commands.arguments import positive
@@ -22,6 +21,9 @@ from maskloom.errors import UserError
 from maskloom.model.warm_start import load_checkpoint, open_checkpoint
 from maskloom.progress import show
 from maskloom.redaction import one_line
+from maskloom.tokenizer import Tokenizer, load_tokenizer
+
+MASK = "[MASK]"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -39,39 +41,43 @@ def run(options: argparse.Namespace) -> int:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     model, tokenizer = _load(Path(options.model))
-    ids = tokenizer(options.text, return_tensors="pt")["input_ids"]
+    ids = _with_masks(options.text, tokenizer)
     most = model.config.max_position_embeddings
-    if ids.shape[1] > most:
-        raise UserError(f"the text has {ids.shape[1]} tokens, the model reads at most {most}: shorten it")
-    places = (ids[0] == tokenizer.mask_token_id).nonzero().flatten().tolist()
+    if len(ids) > most:
+        raise UserError(f"the text has {len(ids)} tokens, the model reads at most {most}: shorten it")
+    places = [place for place, token in enumerate(ids) if token == tokenizer.mask_id]
     if not places:
-        raise UserError(f"no [MASK] in the text: {options.text!r}")
+        raise UserError(f"no {MASK} in the text: {options.text!r}")
     with torch.no_grad():
-        logits = model(input_ids=ids).logits[0, places]
-    likely = logits.softmax(-1)[:, : len(tokenizer)]  # a padded vocabulary has rows that are no tokens
+        logits = model(input_ids=torch.tensor([ids])).logits[0, places]
+    likely = logits.softmax(-1)[:, : tokenizer.vocab_size]  # a padded vocabulary has rows that are no tokens
     shares, tokens = likely.topk(min(options.top, likely.shape[-1]))
     for place, token_row, share_row in zip(places, tokens.tolist(), shares.tolist(), strict=True):
         likeliest = ", ".join(
-            f"{tokenizer.convert_ids_to_tokens(token)} {share:.1%}"
-            for token, share in zip(token_row, share_row, strict=True)
+            f"{tokenizer.token(token)} {share:.1%}" for token, share in zip(token_row, share_row, strict=True)
         )
-        show(f"[MASK] at token {place}: {one_line(likeliest)}")
-    show(one_line(_filled(ids[0].tolist(), dict(zip(places, tokens[:, 0].tolist(), strict=True)), tokenizer)))
+        show(f"{MASK} at token {place}: {one_line(likeliest)}")
+    best = dict(zip(places, tokens[:, 0].tolist(), strict=True))
+    show(one_line(tokenizer.decode([best.get(place, token) for place, token in enumerate(ids)][1:-1])))
     return 0
 
 
-def _load(source: Path) -> tuple[BertForMaskedLM, Any]:
-    if (source / "config.yaml").exists():
-        from transformers import PreTrainedTokenizerFast
+def _with_masks(text: str, tokenizer: Tokenizer) -> list[int]:
+    """Token ids with [CLS] and [SEP], each [MASK] of the text as the mask token; the rest is read as in training."""
+    parts = [part.tolist() for part in tokenizer.encode(text.split(MASK))]
+    ids = [tokenizer.cls_id, *parts[0]]
+    for part in parts[1:]:
+        ids += [tokenizer.mask_id, *part]
+    return [*ids, tokenizer.sep_id]
 
+
+def _load(source: Path) -> tuple[BertForMaskedLM, Tokenizer]:
+    if (source / "config.yaml").exists():
         from maskloom.commands.export import plain_model
         from maskloom.commands.loading import load_run
 
         loaded = load_run(source, None)
-        tokenizer = PreTrainedTokenizerFast(
-            tokenizer_file=loaded.tokenizer.source, mask_token="[MASK]", pad_token="[PAD]"
-        )
-        return plain_model(loaded), tokenizer
+        return plain_model(loaded), loaded.tokenizer
     if not (source / "config.json").exists():
         raise UserError(
             f"{source} is neither a run directory nor a Hugging Face checkpoint: no config.yaml or config.json"
@@ -81,14 +87,10 @@ def _load(source: Path) -> tuple[BertForMaskedLM, Any]:
         raise UserError(
             f"{source} is no trained BertForMaskedLM: it lacks {len(missing)} weights, such as {min(missing)}"
         )
-    if not any((source / name).exists() for name in ("tokenizer.json", "vocab.txt")):
-        raise UserError(f"{source} has no tokenizer: put the model's tokenizer.json or vocab.txt there")
-    try:
-        return model.eval(), AutoTokenizer.from_pretrained(source)
-    except Exception as error:  # the library raises many kinds for a damaged file
-        raise UserError(f"the tokenizer in {source} cannot be loaded: {error}") from None
-
-
-def _filled(ids: list[int], best: dict[int, int], tokenizer: Any) -> str:
-    text: str = tokenizer.decode([best.get(place, token) for place, token in enumerate(ids)], skip_special_tokens=True)
-    return text
+    tokenizer = load_tokenizer(source)
+    if tokenizer.vocab_size > model.config.vocab_size:
+        raise UserError(
+            f"{source}: the tokenizer has {tokenizer.vocab_size} ids, the model {model.config.vocab_size}: they do not belong "
+            "together"
+        )
+    return model.eval(), tokenizer

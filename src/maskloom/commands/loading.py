@@ -13,17 +13,20 @@ from maskloom.config_file import load_config
 from maskloom.errors import UserError
 from maskloom.model.bert import MaskedLM, build_defined
 from maskloom.tokenizer import Tokenizer, load_tokenizer
-from maskloom.train.checkpoint import read_state, saved_at
+from maskloom.train.checkpoint import read_state, saved_at, tokenizing_of
 from maskloom.train.engine.files import full_precision_weights
 
 
 @dataclass(frozen=True)
 class LoadedRun:
+    """`tokenizing` is the version with which the run reads text."""
+
     config: RunConfig
     tokenizer: Tokenizer
     model: MaskedLM
     weights: dict[str, torch.Tensor]
     step: int
+    tokenizing: int
 
 
 def load_run(run: Path, step: int | None, overrides: Sequence[str] = ()) -> LoadedRun:
@@ -37,4 +40,5 @@ def load_run(run: Path, step: int | None, overrides: Sequence[str] = ()) -> Load
         model.load_state_dict(weights)
     except RuntimeError as error:
         raise UserError(f"{folder} does not fit {run / 'model' / 'config.json'}: {error}") from None
-    return LoadedRun(config, tokenizer, model.eval(), weights, read_state(folder).step)
+    state = read_state(folder)
+    return LoadedRun(config, tokenizer, model.eval(), weights, state.step, tokenizing_of(state.fingerprint))

@@ -32,6 +32,7 @@ from maskloom.progress import show
 from maskloom.redaction import one_line
 from maskloom.tokenizer import Tokenizer, load_tokenizer
 from maskloom.train.checkpoint import known_intervals, resumable_cursors
+from maskloom.train.checkpoint.fit import stored_tokenizing
 from maskloom.train.passed_over import jumps
 
 
@@ -50,7 +51,8 @@ def run(options: argparse.Namespace) -> int:
     steps: range = options.steps
     is_run = options.target.is_dir()
     config = load_config(options.target / "config.yaml" if is_run else options.target, options.overrides)
-    plan = DataPlan.of(config, open_corpora(config.data), load_tokenizer(config.tokenizer))
+    begun = stored_tokenizing(options.target if is_run else Path(config.run_dir), config.from_)
+    plan = DataPlan.of(config, open_corpora(config.data), load_tokenizer(config.tokenizer), begun)
     if steps.stop > plan.total_steps:
         raise UserError(f"--steps {steps.start}:{steps.stop}: the run has {plan.total_steps} steps")
     if is_run:

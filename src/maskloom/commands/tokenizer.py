@@ -1,5 +1,7 @@
 """Train a WordPiece tokenizer on the training documents of a corpus, and write OUT/tokenizer.json.
 
+Beside it stands tokenizer_config.json, with which AutoTokenizer of Hugging Face takes it as it is.
+
 example:
   maskloom tokenizer data/my_corpus data/my_tokenizer --vocab-size 30522
 """
@@ -16,6 +18,7 @@ from maskloom.data.order import block_at
 from maskloom.errors import UserError
 from maskloom.progress import Progress, say
 from maskloom.tokenizer import SPECIAL_TOKENS, train_tokenizer
+from maskloom.tokenizer_files import write_for_others
 
 MIB = 1 << 20
 
@@ -43,9 +46,7 @@ def run(options: argparse.Namespace) -> int:
     with Progress("reading", min(index.header["text_bytes"], options.max_bytes), "MiB", MIB) as progress:
         tokenizer = train_tokenizer(_texts(index, options.max_bytes, progress), options.vocab_size, not options.cased)
     options.out.mkdir(parents=True, exist_ok=True)
-    temporary = options.out / ".tokenizer.json"
-    tokenizer.save(temporary)
-    temporary.replace(options.out / "tokenizer.json")
+    write_for_others(options.out, tokenizer.definition)
     say(f"{options.out / 'tokenizer.json'}: {tokenizer.vocab_size:,} ids")
     return 0
 

@@ -97,6 +97,7 @@ def _on_hosts(options: argparse.Namespace, config: RunConfig, arguments: list[st
     from maskloom.launch.ssh import Ssh
     from maskloom.launch.supervisor import OnHosts, supervise
     from maskloom.tokenizer import load_tokenizer
+    from maskloom.train.checkpoint.fit import stored_tokenizing
     from maskloom.train.run_dir import check_model, reconcile
 
     if options.processes:
@@ -114,8 +115,9 @@ def _on_hosts(options: argparse.Namespace, config: RunConfig, arguments: list[st
     known = reconcile(config)
     tokenizer = load_tokenizer(known.tokenizer)
     check_model(known, tokenizer)
-    DataPlan.of(known, open_corpora(known.data), tokenizer).check_world(world)
     run = Path(config.run_dir)
+    begun = stored_tokenizing(run, known.from_)
+    DataPlan.of(known, open_corpora(known.data), tokenizer, begun).check_world(world)
     launch = OnHosts(hosts, arguments, run, _grace_s(config), ssh, options.master_addr)
     with Stop() as stop:
         return supervise(launch, run, options.max_restarts, stop)

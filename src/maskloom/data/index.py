@@ -61,9 +61,20 @@ class Shard:
 
 @dataclass(frozen=True)
 class Tokens:
-    """What the ids of token shards were made with: the tokenizer's fingerprint."""
+    """What the ids of token shards were made with: the tokenizer's fingerprint, and the version of tokenizing, which the first
+    ones do not say."""
 
     tokenizer: str
+    tokenizing: int = 1
+
+    @staticmethod
+    def of(mark: str) -> Tokens:
+        """From `Tokenizer.tokens_mark`."""
+        fingerprint, _, version = mark.partition(":")
+        return Tokens(fingerprint, int(version or 1))
+
+    def to_json(self) -> dict[str, Any]:
+        return {"tokenizer": self.tokenizer, **({"tokenizing": self.tokenizing} if self.tokenizing != 1 else {})}
 
 
 @dataclass(frozen=True)
@@ -99,6 +110,11 @@ class Index:
     def tokenizer_fingerprint(self) -> str | None:
         """Of the tokenizer that made token shards; None for text."""
         return self.header["tokens"]["tokenizer"] if self.header["tokens"] else None
+
+    @property
+    def tokenizing(self) -> int | None:
+        """Version of tokenizing that made token shards; None for text."""
+        return self.header["tokens"].get("tokenizing", 1) if self.header["tokens"] else None
 
     def url(self, shard: Shard) -> str:
         relative = ":" not in shard.url.split("/")[0] and not shard.url.startswith("/")
@@ -169,12 +185,18 @@ class Index:
         return found.documents.select(found.held_out == (split == "validation"))
 
     def check_tokenizer(self, tokenizer: Tokenizer) -> None:
-        """Raises UserError where these are token shards of another tokenizer."""
+        """Raises UserError where these are token shards of another tokenizer, or of another version of tokenizing."""
         if self.tokenizer_fingerprint not in (None, tokenizer.fingerprint):
             raise UserError(
                 f"the token shards in {shown(self.folder)} were made with another tokenizer (fingerprint "
                 f"{str(self.tokenizer_fingerprint)[:16]}) than {tokenizer.source} ({tokenizer.fingerprint[:16]}): name that "
                 "one, or make token shards with this one"
+            )
+        if self.tokenizing not in (None, tokenizer.tokenizing):
+            raise UserError(
+                f"the token shards in {shown(self.folder)} were made by version {self.tokenizing} of tokenizing, and text is "
+                f"read by version {tokenizer.tokenizing} here, which can give other ids: name the text shards, or make all token "
+                "shards again with `maskloom shards`"
             )
 
     def _check_count(self, block: int, found: int) -> None:

@@ -54,6 +54,7 @@ class Header(pydantic.BaseModel):
     class TokensEntry(pydantic.BaseModel):
         model_config = pydantic.ConfigDict(extra="forbid", strict=True)
         tokenizer: Text
+        tokenizing: Size = 1
 
     format: Text
     version: int
@@ -93,7 +94,7 @@ def read_header(folder: str, where: str, settings: Storage) -> dict[str, Any]:
     if not isinstance(header, dict) or header.get("format") != FORMAT or header.get("version") != VERSION:
         raise UserError(f"{where} is no {FORMAT} of version {VERSION}: {AGAIN}")
     try:
-        return Header.model_validate(header).model_dump()
+        return Header.model_validate(header).model_dump(exclude_unset=True)
     except pydantic.ValidationError as error:
         detail = error.errors()[0]
         raise UserError(f"{where}: {'.'.join(map(str, detail['loc']))}: {detail['msg'].lower()}: {AGAIN}") from None

@@ -191,7 +191,7 @@ def write_index(
         "validation_blocks": len(lists["validation"]),
         "text_key": text_key,
         "held_out_threshold": threshold,
-        "tokens": asdict(tokens) if tokens else None,
+        "tokens": tokens.to_json() if tokens else None,
         "shards": [asdict(entry.shard) | {"url": _relative(entry.shard.url, folder)} for entry in indexed],
     }
     header["digest"] = digest or corpus_digest(header, columns)
@@ -239,7 +239,9 @@ def _in_words(key: str, value: Any) -> str:
         return f"--val-fraction {value / 2**32:.6g}"
     if key == "text_key":
         return f"--text-key {shlex.quote(value)}"
-    return f"token shards (tokenizer {value['tokenizer'][:16]})" if value else "text shards"
+    if not value:
+        return "text shards"
+    return f"token shards (tokenizer {value['tokenizer'][:16]}, version {value.get('tokenizing', 1)} of tokenizing)"
 
 
 def check_shard(index: Index, number: int) -> list[DataFault]:

@@ -80,8 +80,14 @@ class MaskRule:
         """The rule of a configuration, at `masking.rate`.
 
         Raises:
-            UserError: protected tokens that do not exist, or so many that no token of the vocabulary can be predicted.
+            UserError: protected tokens that do not exist, or so many that no token of the vocabulary can be predicted; whole
+                words or spans of a tokenizer whose tokens do not say where a word goes on.
         """
+        if masking.unit != "token" and not tokenizer.marks_words:
+            raise UserError(
+                f"masking.unit {masking.unit} needs a WordPiece tokenizer, whose tokens say by ## that they go on with a word; "
+                f"{tokenizer.source} is of another kind, and every token would count as a word: set masking.unit to token"
+            )
         protected = _ids_of(masking.protected, tokenizer)
         if protected and not np.delete(tokenizer.is_maskable, protected).any():
             raise UserError(
@@ -99,6 +105,19 @@ class MaskRule:
             masking.replace_unit,
             protected,
         )
+
+    @staticmethod
+    def held_out(masking: Masking, rate: float, tokenizer: Tokenizer) -> MaskRule:
+        """The rule of the evaluation of a run: single tokens at a rate of its own, and never what the run protects."""
+        return MaskRule(rate, protected=MaskRule.of(masking, tokenizer).protected)
+
+    def maskable(self, tokenizer: Tokenizer) -> Bools:
+        """Which tokens may be predicted and drawn, bool [vocabulary]."""
+        if not self.protected:
+            return tokenizer.is_maskable
+        is_maskable = tokenizer.is_maskable.copy()
+        is_maskable[list(self.protected)] = False
+        return is_maskable
 
     def at_rate(self, rate: float) -> MaskRule:
         """The same rule at another rate."""
@@ -165,10 +184,8 @@ def mask_rows(
     Returns:
         input ids int32 [R, S], and bool [R, S]: which slots are predicted (their targets are `tokens` there).
     """
-    is_maskable, random_ids = tokenizer.is_maskable, tokenizer.random_ids
+    is_maskable, random_ids = rule.maskable(tokenizer), tokenizer.random_ids
     if rule.protected:
-        is_maskable = is_maskable.copy()
-        is_maskable[list(rule.protected)] = False
         random_ids = np.flatnonzero(is_maskable).astype(np.int32)
     maskable = is_maskable.take(tokens)
     if rule.unit == "token":
@@ -393,7 +410,7 @@ def _hash_at(row_keys: UInt64s, places: Int64s, seq_len: int, draw: np.uint64) -
 def _ids_of(tokens: tuple[str, ...], tokenizer: Tokenizer) -> tuple[int, ...]:
     if not tokens:
         return ()
-    vocabulary = {tokenizer.token(number): number for number in range(tokenizer.vocab_size)}
+    vocabulary = tokenizer.vocabulary
     absent = [token for token in tokens if token not in vocabulary]
     if absent:
         near = {token: difflib.get_close_matches(token, vocabulary, n=1) for token in absent}

@@ -135,8 +135,23 @@ class DataPlan:
     jumps: Mapping[int, Sequence[LaneCursors]] = field(default_factory=dict)
 
     @staticmethod
-    def of(config: RunConfig, corpora: tuple[Index, ...], tokenizer: Tokenizer) -> DataPlan:
-        """The plan of a run. Raises UserError for token shards of another tokenizer, and for unknown protected tokens."""
+    def of(
+        config: RunConfig, corpora: tuple[Index, ...], tokenizer: Tokenizer, tokenizing: int | None = None
+    ) -> DataPlan:
+        """The plan of a run.
+
+        Args:
+            tokenizing: version with which the run has read text so far. None: it begins here, with that of its token shards
+                if they have an older one whose ids the tokenizer can still give, or else with the newest.
+
+        Raises:
+            UserError: token shards of another tokenizer or version of tokenizing, a version that the tokenizer cannot give,
+                a masking rule that does not fit it.
+        """
+        if tokenizing is None:
+            is_old = tokenizer.is_plain and any(index.tokenizing == 1 for index in corpora)
+            tokenizing = 1 if is_old else tokenizer.tokenizing
+        tokenizer = tokenizer.as_of(tokenizing)
         for index in corpora:
             index.check_tokenizer(tokenizer)
         batches = [phase.global_batch_rows for phase in config.phases]

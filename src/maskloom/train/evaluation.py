@@ -28,6 +28,7 @@ def evaluate(
     corpora: Sequence[Index],
     tokenizer: Tokenizer,
     settings: Evaluation,
+    rule: MaskRule,
     device: torch.device,
     world: World,
     skips_bad: bool = False,
@@ -36,6 +37,7 @@ def evaluate(
 
     Args:
         forward: what `MaskedLM.forward` is; the caller puts the model into evaluation mode.
+        rule: what is predicted, `MaskRule.held_out`.
         skips_bad: leave out blocks that are not what was indexed, with a warning.
 
     Returns:
@@ -44,7 +46,6 @@ def evaluate(
     """
     seq_len = settings.seq_len
     assert seq_len is not None, "RunConfig.evaluation_filled fills it"
-    rule = MaskRule(settings.mask_rate)
     sums = torch.zeros(len(corpora), 3, dtype=torch.float64, device=device)
     for number, index in enumerate(corpora):
         rows = held_out_rows(index, tokenizer, seq_len, rule, world, skips_bad)
@@ -67,7 +68,7 @@ def evaluate(
     }
 
 
-def unigram_entropy(corpora: Sequence[Index], tokenizer: Tokenizer) -> float:
+def unigram_entropy(corpora: Sequence[Index], tokenizer: Tokenizer, rule: MaskRule) -> float:
     """Entropy (nats a token) of the corpora's token frequencies, from at most 64 blocks spread over each.
 
     It is the loss of a model that knows how often each token occurs and nothing of its context: what a trained model
@@ -79,7 +80,7 @@ def unigram_entropy(corpora: Sequence[Index], tokenizer: Tokenizer) -> float:
         for block in index.train_blocks[places]:
             ids = index.tokenized(int(block), "train", tokenizer).ids
             counts += np.bincount(ids, minlength=tokenizer.vocab_size)
-    counts[~tokenizer.is_maskable] = 0  # what is never predicted
+    counts[~rule.maskable(tokenizer)] = 0  # what is never predicted
     shares = counts[counts > 0] / max(counts.sum(), 1)
     return float(-(shares * np.log(shares)).sum())
 

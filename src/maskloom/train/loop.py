@@ -9,6 +9,7 @@ import contextlib
 import os
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 
@@ -22,6 +23,7 @@ from maskloom.processes import temporary_folder
 from maskloom.progress import say, warn
 from maskloom.status import EXIT_DONE, EXIT_STOPPED
 from maskloom.tokenizer import load_tokenizer
+from maskloom.train.checkpoint.fit import stored_tokenizing
 from maskloom.train.checkpoint.state import identity
 from maskloom.train.engine.building import start_distributed
 from maskloom.train.engine.configuration import device_of, resolve_precision
@@ -161,7 +163,7 @@ def prepare(config: RunConfig, world: World) -> tuple[RunConfig, DataPlan]:
     tokenizer, corpora = load_tokenizer(config.tokenizer), open_corpora(config.data)
     config = reconcile(config, identity(corpora, tokenizer))
     check_model(config, tokenizer)
-    plan = DataPlan.of(config, corpora, tokenizer)
+    plan = DataPlan.of(config, corpora, tokenizer, stored_tokenizing(Path(config.run_dir), config.from_))
     plan.check_world(world)
     for note in notes_on_run(plan) if world.is_first else ():
         warn(note)

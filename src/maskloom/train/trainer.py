@@ -15,6 +15,7 @@ import torch
 
 from maskloom.config import RunConfig
 from maskloom.data.batch import Layout, MicroBatch, micro_batches, to_device, to_host
+from maskloom.data.masking import MaskRule
 from maskloom.data.order import Cursor, LaneCursors, first_cursors, make_key
 from maskloom.data.plan import DataPlan
 from maskloom.data.stream import Step, read_steps
@@ -237,7 +238,10 @@ class Trainer:
 
         with self.time.paused():
             self.engine.eval()
-            return evaluate(forward, plan.corpora, plan.tokenizer, settings, self.device, self.world, plan.skips_bad)
+            rule = MaskRule.held_out(plan.masking, settings.mask_rate, plan.tokenizer)
+            return evaluate(
+                forward, plan.corpora, plan.tokenizer, settings, rule, self.device, self.world, plan.skips_bad
+            )
 
     def save(self) -> None:
         """Begin to write a checkpoint; every rank takes part. `saver.finish` waits for it.

@@ -173,7 +173,7 @@ def write_part(
     reading, batches = plan_reading(sources, options)
     files = dict.fromkeys((source.title, source.stamp) for source in sources)
     names = shard_names(list(reading.shards.items()))
-    fingerprint = tokenizer.fingerprint if tokenizer else ""
+    fingerprint = tokenizer.tokens_mark if tokenizer else ""
     plan = Plan(tuple(inputs), asdict(options), fingerprint, "", len(batches), names, tuple(files))
     if is_finished(out, plan):
         return []
@@ -431,7 +431,7 @@ def _finish_text(work: Work) -> None:
         text_key="text",
         block_bytes=options.block_bytes,
         threshold=threshold,
-        tokens=Tokens(plan.tokenizer) if plan.tokenizer else None,
+        tokens=Tokens.of(plan.tokenizer) if plan.tokenizer else None,
         digest=text_digest_of(texts, "text", threshold) if plan.tokenizer else None,
     )
     (corpus / "report.json").write_text(json.dumps(report.to_json(), indent=1), encoding="utf-8")

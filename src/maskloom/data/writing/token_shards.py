@@ -54,7 +54,7 @@ def tokenize_corpus(
     kept = ("text_key", "held_out_threshold", "block_bytes", "text_bytes", "bad_documents")
     options = {name: header[name] for name in kept}
     files = (("index.json", header["table_digest"]),)
-    plan = Plan((corpus.folder,), options, tokenizer.fingerprint, corpus.digest, 0, names, files)
+    plan = Plan((corpus.folder,), options, tokenizer.tokens_mark, corpus.digest, 0, names, files)
     if is_finished(out, plan):
         return
     work = begin(out, plan, part)
@@ -77,7 +77,7 @@ def index_of_tokens(work: Work) -> Index:
         text_key=options["text_key"],
         block_bytes=options["block_bytes"],
         threshold=options["held_out_threshold"],
-        tokens=Tokens(plan.tokenizer),
+        tokens=Tokens.of(plan.tokenizer),
         digest=plan.corpus,
     )
 

@@ -67,7 +67,7 @@ class Plan:
     Attributes:
         inputs: as they were given.
         options: of the shards, by name.
-        tokenizer: fingerprint, where token shards are written; else "".
+        tokenizer: its `tokens_mark`, where token shards are written; else "".
         corpus: digest of the corpus whose blocks are tokenised; else "".
         batches: pieces of the input.
         names: of the shards, without their suffix.

@@ -27,7 +27,7 @@ from maskloom.train.checkpoint.find import (
 )
 from maskloom.train.checkpoint.fit import check_fits, origin_of
 from maskloom.train.checkpoint.save import Saver
-from maskloom.train.checkpoint.state import State, fingerprint, read_state
+from maskloom.train.checkpoint.state import State, fingerprint, read_state, tokenizing_of
 
 __all__ = [
     "Saver",
@@ -44,4 +44,5 @@ __all__ = [
     "read_state",
     "resumable_cursors",
     "saved_at",
+    "tokenizing_of",
 ]

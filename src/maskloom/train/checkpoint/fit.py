@@ -11,7 +11,7 @@ from maskloom.config import RunConfig
 from maskloom.config_file import differences, load_config
 from maskloom.data.plan import DataPlan
 from maskloom.errors import UserError
-from maskloom.train.checkpoint.state import State, fingerprint, read_state, saved_folders
+from maskloom.train.checkpoint.state import TOKENIZING, State, fingerprint, read_state, saved_folders, tokenizing_of
 
 STEP = re.compile(r"[0-9]{1,16}")
 FORK_KEEPS = re.compile(
@@ -26,7 +26,8 @@ def check_fits(state: State, plan: DataPlan, precision: str | None, folder: Path
     Args:
         precision: of the run; None for one that may have another.
     """
-    wrong = unlike(state.fingerprint, fingerprint(plan), "in the checkpoint")
+    written = {**state.fingerprint, TOKENIZING: tokenizing_of(state.fingerprint)}
+    wrong = unlike(written, fingerprint(plan), "in the checkpoint")
     if any("version of" in line for line in wrong):
         wrong.append(
             "  (this maskloom reads other rows from the same data: go on with the version that wrote the checkpoint)"
@@ -71,6 +72,12 @@ def _stored_fingerprint(run: Path) -> dict[str, Any]:
         except (OSError, UserError):
             continue  # damaged: `find` says so
     return {}
+
+
+def stored_tokenizing(run: Path, origin: str | None = None) -> int | None:
+    """The version of tokenizing that a run, or else the one that it begins from, reads text with; None without one."""
+    stored = _stored_fingerprint(run) or (_stored_fingerprint(split_origin(origin)[0]) if origin else {})
+    return tokenizing_of(stored) if stored else None
 
 
 def split_origin(origin: str) -> tuple[Path, int | None]:

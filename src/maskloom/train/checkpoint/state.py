@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from maskloom.tokenizer import Tokenizer
 from maskloom.train.guard import GuardState
 from maskloom.train.passed_over import PassedOver
 
+TOKENIZING = "version of tokenizing"
 NAME = re.compile(r"step-([0-9]{8}|[1-9][0-9]{8,15})")
 """Of a checkpoint's folder, as `folder_of` makes it."""
 MOST_KEYS = 50
@@ -82,7 +83,14 @@ def fingerprint(plan: DataPlan) -> dict[str, Any]:
         **identity(plan.corpora, plan.tokenizer),
         "lanes": plan.lanes,
         **{f"version of {part}": version for part, version in VERSIONS.items()},
+        TOKENIZING: plan.tokenizer.tokenizing,
     }
+
+
+def tokenizing_of(stored: Mapping[str, Any]) -> int:
+    """The version of tokenizing that a stored fingerprint says; the first one was not written down."""
+    version = stored.get(TOKENIZING, 1)
+    return version if isinstance(version, int) else 0
 
 
 def parse_state(text: str | bytes, folder: Path) -> State:

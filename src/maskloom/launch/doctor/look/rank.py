@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import random
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from maskloom.launch.doctor.facts import Corpus, Request
@@ -21,6 +20,7 @@ def as_a_rank(request: Request) -> dict[str, Any]:
     from maskloom.config_file import load_config
     from maskloom.distributed import World
     from maskloom.errors import UserError
+    from maskloom.tokenizer_files import find_tokenizer
     from maskloom.train.engine.building import why_no_fused_adam
     from maskloom.train.engine.ops import stale_locks
     from maskloom.train.loop import prepare
@@ -28,8 +28,7 @@ def as_a_rank(request: Request) -> dict[str, Any]:
     found: dict[str, Any] = {"stale_locks": tuple(str(lock) for lock in stale_locks())}
     try:
         config = load_config(request.config, request.overrides)
-        tokenizer = Path(config.tokenizer)
-        found["tokenizer_digest"] = file_digest(tokenizer / "tokenizer.json" if tokenizer.is_dir() else tokenizer)
+        found["tokenizer_digest"] = file_digest(find_tokenizer(config.tokenizer))
         found["corpora"] = tuple(look_at_corpora(config, request))
         with contextlib.suppress(UserError):  # `prepare` says it
             found["parameters"] = parameters_of(config)
