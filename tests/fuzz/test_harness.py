@@ -23,6 +23,11 @@ def hang() -> None:
         time.sleep(0.01)
 
 
+def compute() -> None:
+    while True:
+        pass
+
+
 def hang_and_catch() -> None:
     try:
         hang()
@@ -48,6 +53,7 @@ class Opened:
     ("act", "what"),
     [
         (hang, "hangs"),
+        (compute, "hangs"),
         (hang_and_catch, "hangs"),
         (lambda: write(Path("/tmp/of-a-fuzzer")), "open of /tmp/of-a-fuzzer"),
         (lambda: Path("/tmp/of-a-fuzzer").unlink(), "os.remove"),
