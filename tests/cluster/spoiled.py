@@ -49,7 +49,8 @@ def spoil() -> None:
 
 
 if __name__ == "__main__":
-    from maskloom.train.__main__ import end, main
+    from maskloom.program import end
+    from maskloom.train.__main__ import main
 
     spoil()
     end(main(sys.argv[1:]))

@@ -43,7 +43,8 @@ def _rank(arguments: list[str], variables: dict[str, str], output: str, first: C
     os.environ |= variables
     if first is not None:
         first()
-    from maskloom.train.__main__ import end, main
+    from maskloom.program import end
+    from maskloom.train.__main__ import main
 
     end(main(arguments))
 
