@@ -91,7 +91,7 @@ def test_lines_of_metrics(tmp_path: Path) -> None:
     def parse(data: bytes) -> None:
         file.write_bytes(data)
         for line in read_lines(file):
-            assert line["step"] <= 10**400
+            assert 0 <= line["step"] < 1 << 63
 
     fuzz(parse, [b'{"step": 1, "loss": 2.5}\n{"step": 2, "loss": null}\n'], WORDS, allowed=(), folder=tmp_path)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import stat
 import subprocess
 import sys
@@ -14,9 +15,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from maskloom.errors import UserError
+from maskloom.launch import remote
+from maskloom.launch.ending import Stop
 from maskloom.launch.environment import environment_file, for_hosts, without_secrets
 from maskloom.launch.remote import Failures, deepspeed_command, for_pdsh, host_code, private_files
 from maskloom.launch.ssh import Ssh, remote_command
+from maskloom.train.run_lock import RunLock
 from tests.conftest import missing
 
 ARGUMENTS = [
@@ -201,3 +205,16 @@ def test_a_host_runs_the_same_python_in_the_same_folder(monkeypatch: pytest.Monk
         "a b",
         "$x",
     ]
+
+
+def test_a_stop_is_asked_of_our_ranks_only(tmp_path: Path) -> None:
+    stop = Stop()
+    stop.signal = signal.SIGTERM
+    assert not remote._ask_to_stop(tmp_path, stop, "mine"), "there is no run yet"
+    (tmp_path / "config.yaml").touch()
+    lock = RunLock(tmp_path, "another's")
+    assert not remote._ask_to_stop(tmp_path, stop, "mine"), "ours have not begun, and never will"
+    assert not (tmp_path / "stop").exists()
+    assert remote._ask_to_stop(tmp_path, stop, "another's")
+    assert "SIGTERM" in (tmp_path / "stop").read_text()
+    lock.release()

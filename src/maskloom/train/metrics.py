@@ -27,6 +27,7 @@ from torch.utils.tensorboard import SummaryWriter
 from maskloom.distributed import World, max_over_ranks
 from maskloom.files import parse_json, write_atomically
 from maskloom.progress import duration, say, warn
+from maskloom.scalars import is_count
 from maskloom.train.time_left import TimeLeft
 
 
@@ -252,7 +253,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
         with contextlib.suppress(ValueError):
             value = parse_json(line)
-            if isinstance(value, dict) and isinstance(value.get("step"), int):
+            if isinstance(value, dict) and is_count(value.get("step")):
                 lines.append(value)
     return lines
 
