@@ -73,7 +73,11 @@ def configurations(draw: st.DrawFn) -> RunConfig:
             },
             model=draw(st.sampled_from([{}, {"hidden_size": 48, "num_attention_heads": 4}, {"init": "some/bert"}])),
             deepspeed=draw(
-                st.dictionaries(texts, st.integers() | st.booleans() | st.floats(allow_nan=False) | texts, max_size=2)
+                st.dictionaries(
+                    texts,
+                    st.integers() | st.booleans() | st.floats(allow_nan=False, allow_infinity=False) | texts,
+                    max_size=2,
+                )
             ),
         ),
         "here",
@@ -85,6 +89,15 @@ def configurations(draw: st.DrawFn) -> RunConfig:
 def test_a_dumped_configuration_reads_back_equal(config: RunConfig) -> None:
     assert parse_config(read_yaml(dump_config(config), "dump"), "dump") == config
     assert parse_config(yaml.safe_load(dump_config(config)), "dump") == config
+
+
+@pytest.mark.parametrize("value", [".inf", "-.inf", ".nan", "{a: [1, .inf]}"])
+def test_the_deepspeed_block_holds_what_json_can(value: str, write_config: Any) -> None:
+    """A run's config.yaml would not read back as it was."""
+    with pytest.raises(UserError, match=r"(?s)deepspeed.*not finite"):
+        load_config(write_config(tree_with()), [f"deepspeed.key={value}"])
+    with pytest.raises(UserError, match=r"(?s)deepspeed.*not finite"):
+        parse_config(tree_with(deepspeed={"key": [float("inf")]}), "here")
 
 
 def test_precedence_is_default_then_file_then_override(write_config: Any) -> None:

@@ -14,6 +14,7 @@ value is what its form says.
 from __future__ import annotations
 
 import decimal
+import json
 import math
 import re
 import types
@@ -98,8 +99,14 @@ def read_switch(given: Any) -> Any:
 
 
 def read_by_form(given: Any) -> Any:
-    """A value of which no type is known, or a whole tree of such. Raises ValueError where versions of YAML differ."""
-    return each_plain(given, _read_plain)
+    """A value of which no type is known, or a whole tree of such. Raises ValueError if versions of YAML read it differently, and
+    for numbers that JSON, which DeepSpeed reads, does not have."""
+    value = each_plain(given, _read_plain)
+    try:
+        json.dumps(value, allow_nan=False)
+    except ValueError:
+        raise ValueError("it holds a number that is not finite: write a finite one, or leave the key out") from None
+    return value
 
 
 def each_plain(tree: Any, read: Callable[[Plain], Any]) -> Any:

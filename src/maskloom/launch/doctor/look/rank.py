@@ -28,8 +28,8 @@ def as_a_rank(request: Request) -> dict[str, Any]:
     found: dict[str, Any] = {"stale_locks": tuple(str(lock) for lock in stale_locks())}
     try:
         config = load_config(request.config, request.overrides)
-        found["tokenizer_digest"] = file_digest(find_tokenizer(config.tokenizer))
         found["corpora"] = tuple(look_at_corpora(config, request))
+        found["tokenizer_digest"] = file_digest(find_tokenizer(config.tokenizer))
         with contextlib.suppress(UserError):  # `prepare` says it
             found["parameters"] = parameters_of(config)
         prepare(config, World(request.first_rank, request.world_size, 0, request.slots))
