@@ -45,6 +45,9 @@ texts = st.sampled_from(["no", "1e3", "0123", "1:40", "~", "true", "a #b", "2026
 )
 
 
+PLAIN_VALUES = st.integers() | st.booleans() | st.floats(allow_nan=False, allow_infinity=False)
+
+
 @st.composite
 def configurations(draw: st.DrawFn) -> RunConfig:
     lanes = draw(st.integers(1, 8))
