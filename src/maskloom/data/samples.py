@@ -14,7 +14,7 @@ import functools
 import itertools
 import json
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import IO, Any
 
@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 from webdataset.tariterators import group_by_keys
 
 from maskloom.data.tars import members, tar_fault
-from maskloom.errors import DataFault
+from maskloom.errors import DataFault, UserError
 from maskloom.redaction import brief, shortened
-from maskloom.tokenizer import Tokenized
+from maskloom.tokenizer import Tokenized, Tokenizer
 
 KINDS = ("txt", "jsonl", "json")  # the first kind that a sample has is its text; a .json beside a .txt is metadata
 TOKENS = "tokens"
@@ -58,6 +58,34 @@ def read_documents(
     """
     for sample in _samples(stream, url, offset):
         yield from _documents_of(sample, url, text_key, offset, on_bad)
+
+
+def encode_block(tokenizer: Tokenizer, documents: Sequence[str], url: str, offset: int, split: str = "") -> Tokenized:
+    """Token ids of the documents of a block.
+
+    Args:
+        split: to which they all belong, for messages; empty where they are all of the block's.
+
+    Raises:
+        DataFault: the tokenizer's library fails at one of them, whose number among them the message has, from 1.
+    """
+    try:
+        return tokenizer.encode(documents)
+    except UserError as error:
+        which, why = f"one of the {len(documents):,} documents", error
+        for number, text in enumerate(documents, start=1):
+            try:
+                tokenizer.encode([text])
+            except UserError as own:
+                which, why = f"document {number:,} of {len(documents):,}", own
+                break
+        raise DataFault(
+            f"shard {url}: {which}{split and f' for {split}'} in the block at offset {offset}: {why}: change the text, or "
+            "leave it out",
+            kind="tokens",
+            shard=url,
+            offset=offset,
+        ) from None
 
 
 def tokens_member(documents: Tokenized, held_out: NDArray[np.bool_], vocab_size: int) -> bytes:
