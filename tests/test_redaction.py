@@ -11,6 +11,8 @@ from maskloom.errors import DataFault
 from maskloom.progress import add_reader, complain, remove_reader, say, show, warn
 from maskloom.redaction import (
     HIDDEN,
+    LONGEST_MESSAGE_CHARS,
+    brief,
     is_secret_name,
     one_line,
     printable,
@@ -18,6 +20,7 @@ from maskloom.redaction import (
     sayable,
     secret_keys,
     secret_urls,
+    shortened,
     shown,
 )
 
@@ -127,3 +130,50 @@ def test_everything_that_is_said_is_printable(capsys: pytest.CaptureFixture[str]
 def test_a_fault_in_data_is_one_line_whatever_a_key_holds() -> None:
     fault = DataFault("sample 'a\nWARNING: all is well\x1b[2J' is bad", kind="utf-8")
     assert str(pickle.loads(pickle.dumps(fault))) == r"sample 'a\nWARNING: all is well\x1b[2J' is bad"
+
+
+@pytest.mark.parametrize(
+    ("text", "most", "left"),
+    [
+        ("abcdef", 6, "abcdef"),
+        ("abcdefg", 6, "abc[... 1 characters left out ...]efg"),
+        ("abcdefg", 5, "abc[... 2 characters left out ...]fg"),
+        ("a" * 2000, 0, "[... 2,000 characters left out ...]"),
+    ],
+)
+def test_the_middle_of_a_long_text_is_left_out(text: str, most: int, left: str) -> None:
+    assert shortened(text, most) == left
+
+
+@pytest.mark.parametrize(
+    "value", ["a" * 10_000, 10**400, {str(key): key for key in range(1000)}, ValueError("a" * 10_000)]
+)
+def test_a_value_from_outside_is_shortened(value: object) -> None:
+    assert brief(value) == shortened(repr(value), 200)
+    assert len(brief(value)) < 250
+
+
+def test_what_is_said_is_cut_and_a_result_is_not(capsys: pytest.CaptureFixture[str]) -> None:
+    text = "a" * 1_000_000
+    heard: list[str] = []
+    add_reader(heard.append)
+    for tell in (say, warn, complain):
+        tell(text)
+    remove_reader(heard.append)
+    captured = capsys.readouterr()
+    for line in [*heard, *captured.out.splitlines(), *captured.err.splitlines()]:
+        assert LONGEST_MESSAGE_CHARS < len(line) < LONGEST_MESSAGE_CHARS + 100
+    assert len(heard) == 3
+    show(text)
+    assert capsys.readouterr().out == text + "\n"
+
+
+def test_a_secret_at_the_cut_is_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_API_KEY", "s3cr3t-s3cr3t")
+    half = LONGEST_MESSAGE_CHARS // 2
+    for shift in range(20):
+        assert "s3cr" not in sayable("a" * (half - shift) + "s3cr3t-s3cr3t" + "b" * LONGEST_MESSAGE_CHARS)
+
+
+def test_a_fault_in_data_is_of_a_bounded_length() -> None:
+    assert len(str(DataFault("\n" * 1_000_000))) < LONGEST_MESSAGE_CHARS + 100

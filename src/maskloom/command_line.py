@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 from maskloom.progress import show
-from maskloom.redaction import printable
+from maskloom.redaction import printable, shortened
 
 
 class Parser(argparse.ArgumentParser):
@@ -17,7 +17,7 @@ class Parser(argparse.ArgumentParser):
         if file is sys.stdout and message:
             show(message.rstrip("\n"))
         else:
-            super()._print_message(printable(message), file)
+            super()._print_message(shortened(printable(message)), file)
 
 
 def add_overrides(parser: argparse.ArgumentParser, help: str = "settings that replace the file's") -> None:

@@ -6,7 +6,7 @@ ours and keeps its traceback.
 
 import errno
 
-from maskloom.redaction import one_line
+from maskloom.redaction import one_line, shortened
 
 
 class UserError(ValueError):
@@ -34,7 +34,7 @@ class SaveFailed(UserError):
 
 class DataFault(UserError):
     """Data that is not what was indexed; under `data.on_bad_data: skip` it is passed over, counted and listed. Its message is one
-    line, whatever a name in the corpus holds.
+    line of a bounded length, whatever a name in the corpus holds.
 
     A source that cannot be reached at the moment is a `PassingFault`: nothing of it is bad, so it is never skipped.
 
@@ -46,7 +46,9 @@ class DataFault(UserError):
     """
 
     def __init__(self, message: str, *, kind: str = "", shard: str = "", offset: int = 0, key: str = "") -> None:
-        super().__init__(one_line(message))  # the attributes travel between processes with the instance's dictionary
+        super().__init__(
+            shortened(one_line(message))
+        )  # the attributes travel between processes with the instance's dictionary
         self.kind, self.shard, self.offset, self.key = kind, shard, offset, key
 
 

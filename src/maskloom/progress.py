@@ -16,7 +16,7 @@ from typing import NoReturn
 from tqdm import tqdm
 
 from maskloom.errors import UserError
-from maskloom.redaction import sayable
+from maskloom.redaction import printable, redacted, sayable
 
 SECONDS_BETWEEN_LINES = 5.0
 COLUMNS, ROWS = 80, 24
@@ -52,14 +52,14 @@ def complain(message: str) -> None:
 
 
 def show(text: str) -> None:
-    """Print what a command was asked for, to be read or piped on: unlike what is said, it must arrive.
+    """Print what a command was asked for, to be read or piped on: unlike what is said, it must arrive, however long.
 
     Raises:
         BrokenPipeError: nobody reads it any more (`| head`).
         UserError: it cannot be written, as on a full disk.
     """
     with _arriving():
-        print(sayable(text), flush=True)
+        print(printable(redacted(text)), flush=True)
 
 
 def show_path(path: Path) -> None:

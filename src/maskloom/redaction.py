@@ -7,6 +7,9 @@ or saved goes through `redacted`; the configuration refuses secrets that a check
 Names of files, members of a tar, answers of a server and text of a corpus may hold anything: an escape sequence that clears the
 screen, a character that turns the reading direction. Whatever is printed goes through `printable`; a name that is one of many
 in a line goes through `one_line`.
+
+They may also be of any length. What is said and saved is cut to `LONGEST_MESSAGE_CHARS`; `brief` shortens one value of it.
+Results that a command was asked for are never cut.
 """
 
 from __future__ import annotations
@@ -22,6 +25,8 @@ PLACE_NAME = re.compile(r"_(file|dir|path)$", re.IGNORECASE)
 URL = re.compile(r"\b[a-z][a-z0-9+.-]*://[^\s'\"<>]+", re.IGNORECASE)
 SHORTEST_SECRET = 8
 """Characters. A shorter value of the environment is no credential, and would be found in the middle of words."""
+LONGEST_MESSAGE_CHARS = 16_000
+"""Room for a long traceback in the log of a rank."""
 HIDDEN = "<hidden>"
 UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 """Control characters but for the line end and the tab, line separators, what sets the reading direction, and half characters."""
@@ -59,8 +64,22 @@ def one_line(text: str) -> str:
 
 
 def sayable(text: str) -> str:
-    """A message as it may be said and saved: without known secrets, and printable."""
-    return printable(redacted(text))
+    """A message as it may be said and saved: without known secrets, printable, and not too long."""
+    return shortened(printable(redacted(text)))  # cut last: half a secret would not be known
+
+
+def shortened(text: str, most: int = LONGEST_MESSAGE_CHARS) -> str:
+    """A text of at most `most` characters and a note of how many were left out in its middle: both ends of a message say
+    something."""
+    if len(text) <= most:
+        return text
+    begin, end = most - most // 2, len(text) - most // 2
+    return f"{text[:begin]}[... {end - begin:,} characters left out ...]{text[end:]}"
+
+
+def brief(value: object, most: int = 200) -> str:
+    """`repr` of a value from outside, shortened: for one of several in a message."""
+    return shortened(repr(value), most)
 
 
 def is_secret_name(name: str) -> bool:

@@ -18,6 +18,7 @@ from typing import Any, Literal, get_args
 
 from maskloom.errors import UserError
 from maskloom.files import parse_json, write_atomically
+from maskloom.redaction import brief
 from maskloom.scalars import is_count
 
 EXIT_DONE = 0
@@ -91,7 +92,7 @@ def read_status(run: Path) -> Status | None:
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{file} is damaged ({error!r}): remove it; the next start writes it anew") from None
+        raise UserError(f"{file} is damaged ({brief(error)}): remove it; the next start writes it anew") from None
 
 
 def parse_status(text: str) -> Status:

@@ -264,7 +264,7 @@ def _faults_of(what: str) -> Iterator[None]:
     """Name what failed. The library raises bare Exception, and where it panics not even that."""
     try:
         yield
-    except UserError:
+    except (UserError, MemoryError):  # memory that this machine lacks is no fault of a text
         raise
     except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":

@@ -44,7 +44,7 @@ from maskloom.data.indexing import IndexedShard, check_shard, index_shard, index
 from maskloom.data.samples import tokens_member
 from maskloom.data.tars import LARGEST_BLOCK_BYTES
 from maskloom.errors import DataFault, UserError
-from maskloom.tokenizer import Tokenized
+from maskloom.tokenizer import Tokenized, train_tokenizer
 from tests.conftest import sentences
 from tests.fault_server import FaultServer
 
@@ -652,6 +652,46 @@ def test_a_block_that_no_memory_holds_is_refused(corpus: Path) -> None:
     rewrite(corpus, change)
     with pytest.raises(UserError, match="lists blocks of more than 4,294,967,296 bytes"):
         load_index(corpus, finds_shards=False)
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_text_that_the_tokenizer_cannot_encode_is_a_fault(
+    tmp_path: Path, alone: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its library panics, at one text or, not `alone`, at several together."""
+    tokenizer = train_tokenizer([sentences(random.Random(1), 40)], 60)
+
+    class PanicException(BaseException):  # as that of pyo3, which cannot be imported
+        pass
+
+    def panic(texts: list[str], add_special_tokens: bool) -> list[Any]:
+        if any("zzpanic" in text for text in texts) and (alone or len(texts) > 1):
+            raise PanicException("out of range")
+        return [types.SimpleNamespace(ids=[7]) for _ in texts]
+
+    write_tar(tmp_path / "0.tar", [{"txt": text} for text in ("good", "zzpanic", "good again")])
+    index = index_here([tmp_path / "0.tar"], tmp_path, block_bytes=1 << 20)
+    monkeypatch.setitem(tokenizer.__dict__, "_encoder", types.SimpleNamespace(encode_batch_fast=panic))
+    which = "document 2 of 3" if alone else "one of the 3 documents"
+    with pytest.raises(
+        DataFault, match=rf"0\.tar: {which} for train in the block at offset 0: .*out of range"
+    ) as fault:
+        index.tokenized(0, "train", tokenizer)
+    assert fault.value.kind == "tokens"
+    assert fault.value.shard.endswith("0.tar")
+
+
+def test_lack_of_memory_is_no_fault_of_a_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = train_tokenizer([sentences(random.Random(1), 40)], 60)
+
+    def lack(texts: list[str], add_special_tokens: bool) -> list[Any]:
+        raise MemoryError
+
+    write_tar(tmp_path / "0.tar", [{"txt": "good"}])
+    index = index_here([tmp_path / "0.tar"], tmp_path, block_bytes=1 << 20)
+    monkeypatch.setitem(tokenizer.__dict__, "_encoder", types.SimpleNamespace(encode_batch_fast=lack))
+    with pytest.raises(MemoryError):
+        index.tokenized(0, "train", tokenizer)
 
 
 @pytest.mark.parametrize("bad", [99, 1 << 20, (1 << 31) - 1, -1])

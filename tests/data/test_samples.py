@@ -69,7 +69,14 @@ def test_the_json_beside_a_text_is_metadata() -> None:
 
 
 def test_what_webdataset_skips_and_what_is_no_text_is_left_out() -> None:
-    members = {"__meta__": b"x", "__info__/a.txt": b"x", "a.jpg": b"\xff\xd8", "no_extension": b"x", "b.TXT": b"b"}
+    members = {
+        "__meta__": b"x",
+        "__info__/a.txt": b"x",
+        "a.jpg": b"\xff\xd8",
+        "no_extension": b"x",
+        "b.TXT": b"b",
+        ".txt": b"x",
+    }
     assert documents_in(members) == ["b"]
 
 
@@ -115,6 +122,21 @@ def test_a_bad_line_is_refused_with_its_place(line: bytes, said: str) -> None:
         documents_in({"a.jsonl": b'{"text": "good"}\n' + line})
     assert str(error.value).startswith("shard my.tar, sample 'a'.jsonl line 2: ")
     assert said in str(error.value)
+
+
+@pytest.mark.parametrize(("keys", "more"), [(10, ""), (11, " and 1 more"), (200_000, " and 199,990 more")])
+def test_the_keys_of_an_object_are_named_up_to_a_number(keys: int, more: str) -> None:
+    line = json.dumps({f"k{number}": number for number in range(keys)})
+    named = ", ".join(f"'k{number}'" for number in range(10))
+    with pytest.raises(DataFault) as fault:
+        document_from_json(line, "text", "here")
+    assert str(fault.value) == f"here: no 'text' in the object; it has {named}{more}: use --text-key"
+
+
+def test_a_long_key_is_shortened() -> None:
+    with pytest.raises(DataFault, match=r"it has 'k+\[\.\.\. 99,802 characters left out \.\.\.\]k+': use") as fault:
+        document_from_json(json.dumps({"k" * 100_000: 1}), "text", "here")
+    assert len(str(fault.value)) < 500
 
 
 def test_a_pair_of_surrogates_is_one_character() -> None:

@@ -62,6 +62,13 @@ def sparse(entries: bytes, is_extended: int = 0) -> bytes:
     return header("s.txt", RECORD_BYTES, b"S", change) + bytes(RECORD_BYTES)
 
 
+def sized(field: bytes, name: str = "a.txt", kind: bytes = b"0") -> bytes:
+    """A member of 5 bytes whose size is written so."""
+    return header(name, 5, kind, lambda raw: raw.__setitem__(slice(124, 136), field.ljust(12, b"\0"))) + padded(
+        b"hello"
+    )
+
+
 GOOD = member("good.txt")
 HOSTILE = {
     "size below 0": header("a.txt", -512),
@@ -111,6 +118,27 @@ HOSTILE = {
     "sparse, old": sparse(b"%011o\0%011o\0" % (0, 5)),
     "sparse, old, below 0": sparse((-512 % 256**12).to_bytes(12, "big") * 2),
     "sparse, old, that goes on": sparse(b"", 1),
+    "pax path of nothing": pax(record("path", "")) + member("a.txt"),
+    "pax path of a slash": pax(record("path", "/")) + member("a.txt"),
+    "pax record without its end": pax(b"9 path=x") + member("a.txt"),
+    "pax record without its end or value": pax(b"8 path=") + member("a.txt"),
+    "pax record of a wrong length": pax(b"10 path=b.txt\n") + member("a.txt"),
+    "pax record that is shorter than its key": pax(b"3 path=b.txt\n") + member("a.txt"),
+    "pax records with something between": pax(record("comment", "a"), b"?", record("path", "b.txt")) + member("a.txt"),
+    "long name of no bytes": member("././@LongLink", b"", b"L") + member("a.txt"),
+    "long name of zeros": member("././@LongLink", bytes(9), b"L") + member("a.txt"),
+    "no name": member(""),
+    "file with the name of a folder": member("a/"),
+    **{
+        f"size {field!r}": sized(field)
+        for field in (b"0o5", b"0O5", b"+5", b"-0", b"0_5", b"", b" " * 12, b"\t5", b"5 5")
+    },
+    "old file with a size of nothing": sized(b"", kind=b"\0"),
+    "long name with a size of another kind": sized(b"0o5", "././@LongLink", b"L") + member("a.txt"),
+    **{
+        f"pax size {value!r}": pax(record("size", value)) + member("a.txt")
+        for value in ("\u0662\u0669", "2_9", "+29", " 29", "29 ", "", "many", "0x1d")
+    },
     "name outside": member("../a.txt"),
     "name from the root": member("/a.txt"),
     "name of another system": member("a\\..\\..\\b.txt"),
@@ -141,6 +169,27 @@ def test_a_hostile_member_is_a_fault_of_the_shard(what: str, before: bytes, tmp_
         with pytest.raises(DataFault, match=r"shard .*my\.tar") as fault:
             read(before + HOSTILE[what] + END)
         assert fault.value.kind == "tar"
+
+
+@pytest.mark.parametrize("field", [b"00000000005\0", b"00000000005 ", b"          5 ", b"5", b"5 \0", b"000000000005"])
+def test_octal_sizes_of_all_tools_are_read(field: bytes) -> None:
+    (found,) = members(io.BytesIO(sized(field) + END), "shard my.tar")
+    assert (found.name, found.size) == ("a.txt", 5)
+
+
+@pytest.mark.parametrize("field", [b"", b" " * 12])
+def test_a_folder_may_have_no_size(field: bytes) -> None:
+    folder = header("a", 0, b"5", lambda raw: raw.__setitem__(slice(124, 136), field.ljust(12, b"\0")))
+    assert [one.is_read for one in members(io.BytesIO(folder + GOOD + END), "shard my.tar")] == [False, True]
+
+
+def test_a_long_name_is_shortened_in_a_message() -> None:
+    data = member("././@LongLink", b"n" * 9000 + b"\0", b"L") + member("a", kind=b"1")
+    with pytest.raises(
+        DataFault, match=r"member 'n+\[\.\.\. 8,800 characters left out \.\.\.\]n+' at byte 0 is a link"
+    ) as fault:
+        list(members(io.BytesIO(data + END), "shard my.tar"))
+    assert len(str(fault.value)) < 500
 
 
 @pytest.mark.parametrize("what", ["size below 0", "long name of 1 TiB", "sparse map of no numbers", "checksum"])

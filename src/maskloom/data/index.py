@@ -34,7 +34,7 @@ from maskloom.data.index_files import (
     open_column,
     read_header,
 )
-from maskloom.data.samples import TokenBlock, read_documents, read_tokens
+from maskloom.data.samples import TokenBlock, encode_block, read_documents, read_tokens
 from maskloom.data.storage import fetch, is_remote, join, local_path, open_range
 from maskloom.data.tars import LARGEST_BLOCK_BYTES
 from maskloom.errors import DataFault, UserError
@@ -166,10 +166,13 @@ class Index:
         """Token ids of the documents of one block that belong to `split`, from text or token shards alike.
 
         Raises:
-            DataFault: as `documents` and `token_block`, and for ids that the tokenizer does not have.
+            DataFault: as `documents` and `token_block`, for text that the tokenizer cannot encode, and for ids that it does
+                not have.
         """
         if not self.tokenizer_fingerprint:
-            return tokenizer.encode(self.documents(block, split, stream))
+            documents = self.documents(block, split, stream)
+            _, url, offset = self.place(block)
+            return encode_block(tokenizer, documents, shown(url), offset, split)
         found = self.token_block(block, stream)
         ids = found.documents.ids
         if len(ids) and not 0 <= ids.min() <= ids.max() < tokenizer.vocab_size:

@@ -11,9 +11,10 @@ A `.tokens` member holds documents that were tokenised beforehand: plain arrays 
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import IO, Any
 
@@ -22,14 +23,16 @@ from numpy.typing import NDArray
 from webdataset.tariterators import group_by_keys
 
 from maskloom.data.tars import members, tar_fault
-from maskloom.errors import DataFault
-from maskloom.tokenizer import Tokenized
+from maskloom.errors import DataFault, UserError
+from maskloom.redaction import brief, shortened
+from maskloom.tokenizer import Tokenized, Tokenizer
 
 KINDS = ("txt", "jsonl", "json")  # the first kind that a sample has is its text; a .json beside a .txt is metadata
 TOKENS = "tokens"
 TOKENS_HEAD = struct.Struct("<8sHHI")  # magic, version, bytes an id, documents
 TOKENS_MAGIC, TOKENS_VERSION = b"MLTOKENS", 1
 HELD_OUT_BIT = np.uint32(1 << 31)
+MOST_KEYS = 10  # of an object that are named
 OnBad = Callable[[DataFault], None]
 
 
@@ -55,6 +58,34 @@ def read_documents(
     """
     for sample in _samples(stream, url, offset):
         yield from _documents_of(sample, url, text_key, offset, on_bad)
+
+
+def encode_block(tokenizer: Tokenizer, documents: Sequence[str], url: str, offset: int, split: str = "") -> Tokenized:
+    """Token ids of the documents of a block.
+
+    Args:
+        split: to which they all belong, for messages; empty where they are all of the block's.
+
+    Raises:
+        DataFault: the tokenizer's library fails at one of them, whose number among them the message has, from 1.
+    """
+    try:
+        return tokenizer.encode(documents)
+    except UserError as error:
+        which, why = f"one of the {len(documents):,} documents", error
+        for number, text in enumerate(documents, start=1):
+            try:
+                tokenizer.encode([text])
+            except UserError as own:
+                which, why = f"document {number:,} of {len(documents):,}", own
+                break
+        raise DataFault(
+            f"shard {url}: {which}{split and f' for {split}'} in the block at offset {offset}: {why}: change the text, or "
+            "leave it out",
+            kind="tokens",
+            shard=url,
+            offset=offset,
+        ) from None
 
 
 def tokens_member(documents: Tokenized, held_out: NDArray[np.bool_], vocab_size: int) -> bytes:
@@ -117,7 +148,9 @@ def document_from_json(line: bytes | str, text_key: str, where: str) -> str:
         raise DataFault(f"{where}: a JSON object is needed, not {type(value).__name__}", kind="json")
     if text_key in value:
         raise DataFault(f"{where}: '{text_key}' holds {type(value[text_key]).__name__}, not text", kind="json")
-    keys = ", ".join(map(repr, value)) or "no key at all"
+    keys = ", ".join(map(brief, itertools.islice(value, MOST_KEYS))) or "no key at all"
+    if len(value) > MOST_KEYS:
+        keys += f" and {len(value) - MOST_KEYS:,} more"
     raise DataFault(f"{where}: no '{text_key}' in the object; it has {keys}: use --text-key", kind="json")
 
 
@@ -156,14 +189,14 @@ def _files(stream: IO[bytes], where: str, url: str, offset: int) -> Iterator[dic
             data = stream.read(member.size)
             if len(data) < member.size:
                 raise tar_fault(
-                    f"{where}: member '{member.name}' at byte {offset + member.offset} is cut off: {len(data)} of "
-                    f"{member.size} bytes"
+                    f"{where}: member '{shortened(member.name, 200)}' at byte {offset + member.offset} is cut off: "
+                    f"{len(data)} of {member.size} bytes"
                 )
             yield {"fname": member.name, "data": data, "__url__": url}
 
 
 def _documents_of(sample: dict[str, Any], url: str, text_key: str, offset: int, on_bad: OnBad | None) -> Iterator[str]:
-    where = f"shard {url}, sample '{sample['__key__']}'"
+    where = f"shard {url}, sample '{shortened(sample['__key__'], 200)}'"
     fields = {name: data for name, data in sample.items() if not name.startswith("__")}
     for kind in KINDS:
         names = [name for name in fields if name.rpartition(".")[2] == kind]
@@ -196,7 +229,7 @@ def _readers(kind: str, data: bytes, text_key: str, where: str) -> Iterator[Call
 
 def _tokens_fault(url: str, key: str, offset: int, what: str) -> DataFault:
     return DataFault(
-        f"shard {url}, sample '{key}', block at offset {offset}: no good .tokens member: {what}",
+        f"shard {url}, sample '{shortened(key, 200)}', block at offset {offset}: no good .tokens member: {what}",
         kind="tokens",
         shard=url,
         offset=offset,

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from typing import IO, NamedTuple
 
 from maskloom.errors import DataFault
+from maskloom.redaction import brief, shortened
 
 RECORD_BYTES = 512  # a tar is made of such records
 LARGEST_MEMBER_BYTES = 1 << 30  # a block is read whole, and holds at least one member
@@ -31,6 +32,11 @@ EXTENSIONS = (
 )
 META_MEMBER = re.compile(r"__[^/]*__($|/)")  # what webdataset skips
 FOR_ALL = re.compile(r"path|linkpath|size|hdrcharset|GNU\.sparse")  # pax records that say how members are read
+OCTAL = re.compile(rb" *[0-7]+[ \0]*")
+BASE_256 = (0x80, 0xFF)  # the first byte of a number that is not octal; 0xff: below 0
+SIZE_FIELD = slice(124, 136)
+PAX_RECORD = re.compile(rb"([0-9]{1,9}) ([^=]+)=")
+PAX_SIZE = re.compile(rb"[0-9]{1,20}")
 NO_END = "no end-of-archive mark stands there. Write it again"
 COMPRESSIONS = ((b"\x1f\x8b", "gunzip"), (b"\x28\xb5\x2f\xfd", "unzstd"), (b"\xfd7zXZ\0", "unxz"))
 
@@ -55,12 +61,21 @@ class Member(NamedTuple):
 
 
 class _Header(tarfile.TarInfo):
-    """A header whose numbers are looked at before anything is read by them."""
+    """A header whose numbers are looked at before anything is read by them.
+
+    tarfile reads numbers as Python does (`0o5`, `1_0`, the digits of any script), takes what it cannot read for 0, and leaves
+    out a pax record that is damaged. Other programs read another tar there.
+    """
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Header:
         header = super().frombuf(buf, encoding, errors)
         most = LARGEST_HEADER_BYTES if header.type in EXTENSIONS else LARGEST_MEMBER_BYTES
+        size = bytes(buf[SIZE_FIELD])
+        if (
+            not header.isdir() and size[0] not in BASE_256 and not OCTAL.fullmatch(size)
+        ):  # old tools leave a folder's empty
+            raise tarfile.ReadError(f"a header gives the size {brief(size)}, which is no octal number")
         if header.size < 0:
             raise tarfile.ReadError(f"a header gives a size of {header.size:,} bytes")
         if header.size > most and header.type not in tarfile.REGULAR_TYPES:  # a file that is too large is named later
@@ -68,6 +83,29 @@ class _Header(tarfile.TarInfo):
         if header.type == tarfile.GNUTYPE_SPARSE:
             raise tarfile.ReadError(f"'{header.name}' is a sparse file: write the tar again with plain files")
         return header
+
+    def _proc_pax(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
+        stream = tar.fileobj
+        assert stream is not None
+        place = stream.tell()
+        _check_pax(stream.read(self.size))
+        stream.seek(place)
+        found: tarfile.TarInfo = super()._proc_pax(tar)  # type: ignore[misc]  # not in the stubs
+        return found
+
+
+def _check_pax(data: bytes) -> None:
+    """Raises ReadError for pax records that do not follow each other to the end, and for a size that is no plain number."""
+    place = 0
+    while place < len(data):
+        found = PAX_RECORD.match(data, place)
+        end = place + int(found[1]) if found else 0
+        if not found or not found.end() < end <= len(data) or data[end - 1 : end] != b"\n":
+            raise tarfile.ReadError(f"the pax record {brief(data[place : place + 40])} is damaged")
+        value = data[found.end() : end - 1]
+        if found[2] == b"size" and not PAX_SIZE.fullmatch(value):
+            raise tarfile.ReadError(f"a pax record gives the size {brief(value)}, which is no number")
+        place = end
 
 
 def members(stream: IO[bytes], where: str, offset: int = 0) -> Iterator[Member]:
@@ -119,7 +157,10 @@ def _refuse_compressed(data: bytes, where: str) -> None:
 
 def _check_member(member: tarfile.TarInfo, where: str, offset: int) -> None:
     """Raises DataFault for what text has no need of: nothing is ever unpacked, but other tools may do so."""
-    where = f"{where}: member '{member.name}' at byte {offset + member.offset}"
+    where = f"{where}: member '{shortened(member.name, 200)}' at byte {offset + member.offset}"
+    if member.isreg() and (not member.name or (member.size and member.name.endswith("/"))):
+        # webdataset would pass over the content without a word.
+        raise tar_fault(f"{where} is a file without a name: the tar is damaged. Write it again")
     parts = member.name.replace("\\", "/").split("/")
     if member.name.startswith("/") or ".." in parts:
         raise tar_fault(f"{where} names a place outside the tar: write the tar again with plain relative names")
@@ -138,10 +179,10 @@ def _check_place(tar: tarfile.TarFile, member: tarfile.TarInfo, end: int) -> Non
     next, or is read otherwise in a part of the tar than in the whole."""
     follows = end <= member.offset < member.offset_data <= tar.offset
     if not follows or (member.isreg() and member.offset_data + member.size > tar.offset):
-        raise tarfile.ReadError(f"the headers of '{member.name}' contradict each other")
+        raise tarfile.ReadError(f"the headers of '{shortened(member.name, 200)}' contradict each other")
     if for_all := next(filter(FOR_ALL.match, tar.pax_headers), None):
         raise tarfile.ReadError(
-            f"a header sets '{for_all}' of all members that follow, which a part of the tar cannot tell. Write it again"
+            f"a header sets '{for_all[:40]}' of all members that follow, which a part of the tar cannot tell. Write it again"
         )
 
 

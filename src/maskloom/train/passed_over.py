@@ -16,6 +16,7 @@ from typing import Any
 from maskloom.data.order import Cursor, LaneCursors
 from maskloom.errors import UserError
 from maskloom.files import parse_json, sync_folder, write_atomically
+from maskloom.redaction import brief
 from maskloom.scalars import is_count
 
 
@@ -100,7 +101,7 @@ def read_intervals(run: Path) -> list[PassedOver]:
         return []
     except (ValueError, LookupError, TypeError) as error:
         raise UserError(
-            f"{file} is damaged ({error!r}): restore it, or remove it; the newest checkpoint knows of all before it"
+            f"{file} is damaged ({brief(error)}): restore it, or remove it; the newest checkpoint knows of all before it"
         ) from None
 
 

@@ -30,7 +30,7 @@ from maskloom.files import LOCK, parse_json, whole_folder, write_atomically
 from maskloom.model.bert import MaskedLM, check_size, read_definition, save_definition
 from maskloom.model.warm_start import check_init, check_positions
 from maskloom.progress import say, warn
-from maskloom.redaction import sayable
+from maskloom.redaction import brief, sayable
 from maskloom.status import CHECKPOINT, START, State, Status, note_attempt, parse_status, read_status
 from maskloom.tokenizer import Tokenizer
 from maskloom.train.checkpoint.fit import fit_origin, is_same_origin, split_origin, unlike_data
@@ -376,7 +376,7 @@ def recorded_threads(folder: Path) -> int | None:
         return threads
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{environment} is damaged ({error!r}): remove it to go on with this machine's number of threads"
+            f"{environment} is damaged ({brief(error)}): remove it to go on with this machine's number of threads"
         ) from None
 
 

@@ -22,7 +22,7 @@ from webdataset.tariterators import base_plus_ext
 
 from maskloom.data.index import BLOCK, COLUMNS, Index, Shard, Tokens, corpus_digest, text_hash
 from maskloom.data.indexing import IndexedShard, write_index
-from maskloom.data.samples import TOKENS, OnBad, read_documents, tokens_member
+from maskloom.data.samples import TOKENS, OnBad, encode_block, read_documents, tokens_member
 from maskloom.data.tars import members
 from maskloom.data.writing.work import Entry, Part, Plan, Work, begin, is_finished
 from maskloom.errors import DataFault, UserError
@@ -99,7 +99,7 @@ def write_token_shard(
         read_block: the bytes of its i-th block.
 
     Raises:
-        DataFault: a block does not hold the documents that were indexed.
+        DataFault: a block does not hold the documents that were indexed, or one that cannot be encoded.
     """
     rows = text.blocks.copy()
     # Samples that were bad when the shard was indexed were left out then, and are left out here.
@@ -118,7 +118,9 @@ def write_token_shard(
                     shard=text.shard.url,
                     offset=offset,
                 )
-            data = tokens_member(tokenizer.encode(documents), held_out, tokenizer.vocab_size)
+            data = tokens_member(
+                encode_block(tokenizer, documents, shown(text.shard.url), offset), held_out, tokenizer.vocab_size
+            )
             row["offset"] = file.tell()
             _add(tar, f"{key}.{TOKENS}", data)
             row["length"] = file.tell() - row["offset"]

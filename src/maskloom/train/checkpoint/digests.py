@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from maskloom.files import parse_json
+from maskloom.redaction import brief
 from maskloom.scalars import is_count
 from maskloom.train.checkpoint.state import step_of
 
@@ -49,15 +50,15 @@ def read_manifest(folder: Path) -> dict[str, Digest]:
         step = manifest["step"]
         files = {name: Digest(entry["bytes"], entry["sha256"]) for name, entry in manifest["files"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise Damaged(f"its manifest cannot be read ({error!r})") from None
+        raise Damaged(f"its manifest cannot be read ({brief(error)})") from None
     if wrong := next((name for name, wanted in files.items() if not wanted.is_one()), None):
-        raise Damaged(f"its manifest has no size and digest for {wrong!r}")
+        raise Damaged(f"its manifest has no size and digest for {brief(wrong)}")
     if step != step_of(folder):
-        raise Damaged(f"its manifest is that of step {step!r}")
+        raise Damaged(f"its manifest is that of step {brief(step)}")
     if DATA not in files:
         raise Damaged(f"its manifest does not list {DATA}")
     if strange := [name for name in files if Path(name).name != name or name == ".." or not name.isprintable()]:
-        raise Damaged(f"its manifest lists {strange[0]!r}, which is no file of it")
+        raise Damaged(f"its manifest lists {brief(strange[0])}, which is no file of it")
     # DeepSpeed and `reshape` find files by patterns of names: what nobody verified would be loaded.
     if unlisted := sorted({file.name for file in folder.glob("*.pt")} - files.keys()):
         raise Damaged(f"it holds {unlisted[0]}, which its manifest does not list: who put that there?")

@@ -13,6 +13,7 @@ from maskloom.data.order import VERSIONS, Cursor, LaneCursors
 from maskloom.data.plan import DataPlan
 from maskloom.errors import UserError
 from maskloom.files import parse_json
+from maskloom.redaction import brief
 from maskloom.scalars import is_count
 from maskloom.tokenizer import Tokenizer
 from maskloom.train.guard import GuardState
@@ -112,7 +113,7 @@ def parse_state(text: str | bytes, folder: Path) -> State:
     try:
         state.check()
     except (TypeError, LookupError, ValueError, AttributeError) as error:
-        raise UserError(f"{folder / 'data.json'} is damaged ({error!r}): restore it, or remove {folder}") from None
+        raise UserError(f"{folder / 'data.json'} is damaged ({brief(error)}): restore it, or remove {folder}") from None
     return state
 
 
