@@ -129,8 +129,8 @@ def private_folder(folder: Path, remedy: str) -> None:
 def refuse_existing(out: Path) -> None:
     """Raises UserError where anything has the name `out`, be it a link that leads nowhere: nothing could be renamed to it."""
     if os.path.lexists(out):
-        what = "exists" if out.exists() else "is a link that leads nowhere"
-        raise UserError(f"{out} {what}: choose another folder, or remove it first")
+        what = "is a link that leads nowhere" if not out.exists() else "exists" if out.is_dir() else "is a file"
+        raise UserError(f"{out} {what}: the last argument names the folder to write, which must not exist yet")
 
 
 @contextlib.contextmanager

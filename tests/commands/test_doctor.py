@@ -102,7 +102,7 @@ def test_too_little_disk_and_memory_for_a_huge_model(
     run_config["model"]["intermediate_size"] = 262144
     code, failures, _ = visit(write_config(run_config))
     assert code == 1
-    assert [line.split()[1] for line in failures] == ["memory", "disk"]
+    assert [line.split()[1] for line in failures] == ["configuration", "memory", "disk"]
     assert "3 checkpoint(s) of about" in failures[1]
 
 

@@ -199,7 +199,7 @@ def test_corpora_are_joined_where_they_are(tars: Path, documents: list[str], suc
     assert "2 fault(s) in 2 of 2 shard(s)" in fails("index", "--check", tars / "other")
     moved = tars / "moved"
     assert "holds an index already" in fails("index", "--merge", moved / "0", moved / "1", "--out", moved)
-    assert "is given twice" in fails("index", "--merge", moved / "0", moved / "0", "--out", tars / "new")
+    assert "hold the same documents" in fails("index", "--merge", moved / "0", moved / "0", "--out", tars / "new")
     assert "needs --out" in fails("index", "--merge", moved / "0", moved / "1")
     assert "needs two corpora" in fails("index", "--merge", moved / "0", "--out", tars / "new")
     assert "leave out --text-key" in fails("index", "--merge", moved / "0", "--text-key", "content")

@@ -222,7 +222,9 @@ def test_a_part_of_a_corpus_that_is_complete_says_so(
     said = succeeds("shards", source, out, *options, "--part", "1/1", "--wait")
     assert f"{out} is complete: another process finished it" in said
     assert not (tmp_path / ".out.work").exists()
-    assert "exists: choose another folder" in fails("shards", source, out, *options, "--part", "1/1")
+    assert "exists: the last argument names the folder to write" in fails(
+        "shards", source, out, *options, "--part", "1/1"
+    )
 
 
 def test_waiting_is_for_parts(source: Path, tmp_path: Path, fails: Command) -> None:

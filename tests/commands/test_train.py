@@ -59,6 +59,10 @@ def test_every_clash_with_what_is_derived_is_named(config: Path, fails: Command)
         (["tokenizer=/nowhere"], "no tokenizer at /nowhere"),
         (["engine.precision=fp16"], "engine.precision"),
         (["seed"], "'seed' is not key=value"),
+        (
+            ["model={init: /nowhere/bert}", "tokenizer=null"],
+            "model.init /nowhere/bert cannot be loaded: there is no such folder",
+        ),
         (["model.num_hidden_layers=4096", "model.hidden_size=65536"], "lower model.num_hidden_layers"),
         (["phases.0.global_batch_rows=1e18"], "phases.0.global_batch_rows"),
     ],

@@ -141,8 +141,12 @@ def _merge(options: argparse.Namespace) -> int:
         raise UserError(f"--merge into {options.out} needs two corpora or more")
     corpora = [load_index(given) for given in options.tars]
     for place, corpus in enumerate(corpora):
-        if corpus.digest in {other.digest for other in corpora[:place]}:
-            raise UserError(f"{options.tars[place]} is given twice: its documents would be read twice an epoch")
+        same = next((other for other in range(place) if corpora[other].digest == corpus.digest), None)
+        if same is not None:
+            raise UserError(
+                f"{options.tars[same]} and {options.tars[place]} hold the same documents, as text or token shards, which would "
+                "be read twice an epoch: name one of them"
+            )
     if (options.out / "index.json").exists():
         raise UserError(f"{options.out} holds an index already: name another folder")
     with naming(options.out):

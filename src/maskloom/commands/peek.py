@@ -21,6 +21,7 @@ import numpy as np
 
 from maskloom.command_line import add_overrides
 from maskloom.commands.arguments import natural, positive, step_range
+from maskloom.config import RunConfig
 from maskloom.config_file import load_config
 from maskloom.data.order import first_cursors
 from maskloom.data.plan import DataPlan, open_corpora
@@ -52,7 +53,7 @@ def run(options: argparse.Namespace) -> int:
     is_run = options.target.is_dir()
     config = load_config(options.target / "config.yaml" if is_run else options.target, options.overrides)
     begun = stored_tokenizing(options.target if is_run else Path(config.run_dir), config.from_)
-    plan = DataPlan.of(config, open_corpora(config.data), load_tokenizer(config.tokenizer), begun)
+    plan = DataPlan.of(config, open_corpora(config.data), _tokenizer(config), begun)
     if steps.stop > plan.total_steps:
         raise UserError(f"--steps {steps.start}:{steps.stop}: the run has {plan.total_steps} steps")
     if is_run:
@@ -79,6 +80,14 @@ def run(options: argparse.Namespace) -> int:
     if options.digest:
         show(digest.hexdigest())
     return 0
+
+
+def _tokenizer(config: RunConfig) -> Tokenizer:
+    if config.model.init is None:
+        return load_tokenizer(config.tokenizer)
+    from maskloom.model.warm_start import tokenizer_of  # heavy: it knows models
+
+    return tokenizer_of(config.tokenizer, config.model.init)
 
 
 def _shown(rows: Rows, number: int, tokenizer: Tokenizer) -> str:

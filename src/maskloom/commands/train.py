@@ -96,7 +96,7 @@ def _on_hosts(options: argparse.Namespace, config: RunConfig, arguments: list[st
     from maskloom.launch.hostfile import read_hostfile
     from maskloom.launch.ssh import Ssh
     from maskloom.launch.supervisor import OnHosts, supervise
-    from maskloom.tokenizer import load_tokenizer
+    from maskloom.model.warm_start import tokenizer_of
     from maskloom.train.checkpoint.fit import stored_tokenizing
     from maskloom.train.run_dir import check_model, reconcile
 
@@ -113,7 +113,7 @@ def _on_hosts(options: argparse.Namespace, config: RunConfig, arguments: list[st
         )
     # All but the devices: this machine need not have those of the hosts.
     known = reconcile(config)
-    tokenizer = load_tokenizer(known.tokenizer)
+    tokenizer = tokenizer_of(known.tokenizer, known.model.init)
     check_model(known, tokenizer)
     run = Path(config.run_dir)
     begun = stored_tokenizing(run, known.from_)

@@ -118,6 +118,21 @@ def match_weights(config: BertConfig, stored: dict[str, Stored], folder: Path, n
     return Checkpoint(name, folder, config, {weight: stored[weight] for weight in used}, heads)
 
 
+def tokenizer_of(tokenizer: str, init: str | None) -> Tokenizer:
+    """The tokenizer of a run. If it is `model.init`'s because none is set, what is wrong with that checkpoint is said first.
+
+    Raises:
+        UserError: there is none, or it cannot be used.
+    """
+    try:
+        return load_tokenizer(tokenizer)
+    except UserError as error:
+        if init is None or tokenizer != init:
+            raise
+        open_checkpoint(init, f"model.init {init}")
+        raise UserError(f"model.init {init}, whose tokenizer is taken since `tokenizer` is not set: {error}") from None
+
+
 def check_init(source: str, tokenizer: Tokenizer, seq_lens: Mapping[str, int]) -> BertConfig:
     """Check what `model.init` names, without reading its weights.
 

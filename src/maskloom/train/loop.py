@@ -19,10 +19,11 @@ from maskloom.data.plan import DataPlan, open_corpora
 from maskloom.data.skew import notes_on_run
 from maskloom.data.stream import Step
 from maskloom.distributed import World, barrier, gather_objects, set_timeouts
+from maskloom.model.bert import check_size
+from maskloom.model.warm_start import tokenizer_of
 from maskloom.processes import temporary_folder
 from maskloom.progress import say, warn
 from maskloom.status import EXIT_DONE, EXIT_STOPPED
-from maskloom.tokenizer import load_tokenizer
 from maskloom.train.checkpoint.fit import stored_tokenizing
 from maskloom.train.checkpoint.state import identity
 from maskloom.train.engine.building import start_distributed
@@ -160,9 +161,10 @@ def prepare(config: RunConfig, world: World) -> tuple[RunConfig, DataPlan]:
         the configuration with what was derived (lanes, precision) filled in, and the plan of its data.
     """
     temporary_folder()
-    tokenizer, corpora = load_tokenizer(config.tokenizer), open_corpora(config.data)
+    tokenizer, corpora = tokenizer_of(config.tokenizer, config.model.init), open_corpora(config.data)
     config = reconcile(config, identity(corpora, tokenizer))
-    check_model(config, tokenizer)
+    if check_model(config, tokenizer) is None:
+        check_size(config.model, tokenizer.vocab_size)
     plan = DataPlan.of(config, corpora, tokenizer, stored_tokenizing(Path(config.run_dir), config.from_))
     plan.check_world(world)
     for note in notes_on_run(plan) if world.is_first else ():

@@ -29,7 +29,8 @@ def as_a_rank(request: Request) -> dict[str, Any]:
     try:
         config = load_config(request.config, request.overrides)
         found["corpora"] = tuple(look_at_corpora(config, request))
-        found["tokenizer_digest"] = file_digest(find_tokenizer(config.tokenizer))
+        with contextlib.suppress(UserError):  # `prepare` says it
+            found["tokenizer_digest"] = file_digest(find_tokenizer(config.tokenizer))
         with contextlib.suppress(UserError):  # `prepare` says it
             found["parameters"] = parameters_of(config)
         prepare(config, World(request.first_rank, request.world_size, 0, request.slots))
@@ -87,10 +88,10 @@ def parameters_of(config: RunConfig) -> int:
     import torch
 
     from maskloom.model.bert import MaskedLM, build_model, count_parameters
-    from maskloom.tokenizer import load_tokenizer
+    from maskloom.model.warm_start import tokenizer_of
     from maskloom.train.run_dir import check_model
 
-    tokenizer = load_tokenizer(config.tokenizer)
+    tokenizer = tokenizer_of(config.tokenizer, config.model.init)
     described = check_model(config, tokenizer)
     with torch.device("meta"):
         model = MaskedLM(described) if described else build_model(config.model, tokenizer, config.seed)[0]
