@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -408,6 +409,19 @@ def test_a_missing_file_and_a_folder_are_refused_by_name(tmp_path: Path) -> None
         load_config(tmp_path / "none.yaml")
     with pytest.raises(UserError, match=str(tmp_path)):
         load_config(tmp_path)
+
+
+def test_a_pipe_is_read_where_a_shell_gives_one_and_not_waited_for_elsewhere(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "run.yaml")
+    with pytest.raises(UserError, match=r"run\.yaml is not a file: it is a named pipe"):
+        load_config(tmp_path / "run.yaml")
+    out, into = os.pipe()
+    try:
+        os.write(into, yaml.safe_dump(tree_with(seed=5)).encode())
+        os.close(into)
+        assert load_config(f"/dev/fd/{out}").seed == 5
+    finally:
+        os.close(out)
 
 
 @pytest.mark.parametrize("path", leaves(FULL), ids=".".join)

@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import BertConfig
 
 from maskloom.errors import UserError
+from maskloom.files import read_plain
 from maskloom.model.description import MOST_BYTES, shown
 
 SAFE, PICKLED = "model.safetensors", "pytorch_model.bin"
@@ -106,7 +107,7 @@ def _shards(index: Path, name: str) -> list[Path]:
     try:
         if index.stat().st_size > MOST_BYTES:
             raise ValueError(f"it has {index.stat().st_size:,} bytes")
-        tree = json.loads(index.read_bytes().decode("utf-8"))
+        tree = json.loads(read_plain(index).decode("utf-8"))
         files = sorted(set(tree["weight_map"].values()))
         if not files or not all(isinstance(file, str) and file == Path(file).name for file in files):
             raise ValueError("its weight_map does not name files of its folder")
