@@ -84,6 +84,12 @@ def test_only_what_has_the_very_name_is_removed(tmp_path: Path, name: str) -> No
     assert names(tmp_path) == sorted([name, "out"])
 
 
+def test_a_folder_that_cannot_be_filled_is_told_by_name(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match=rf"File too large: .*{tmp_path / 'a'}"), whole_folder(tmp_path / "a"):
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+    assert names(tmp_path) == []
+
+
 def test_a_link_that_leads_nowhere_is_refused(tmp_path: Path) -> None:
     (tmp_path / "out").symlink_to("nowhere")
     with pytest.raises(UserError, match="out is a link that leads nowhere"), whole_folder(tmp_path / "out"):

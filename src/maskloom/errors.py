@@ -54,6 +54,7 @@ LASTING = {
     errno.EACCES,
     errno.EPERM,
     errno.EROFS,
+    errno.EFBIG,
     errno.ENAMETOOLONG,
     errno.ENOTDIR,
     errno.EISDIR,

@@ -182,7 +182,8 @@ def whole_folder(out: Path) -> Iterator[Path]:
     try:
         with (partial / LOCK).open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            yield partial
+            with naming(out):
+                yield partial
         (partial / LOCK).unlink()
         for folder, _, files in os.walk(partial):
             # Private are mkdtemp's, and files of libraries that write beside the place and rename, as safetensors does.
