@@ -144,6 +144,8 @@ def apply_override(tree: dict[str, Any], override: str) -> None:
     key = key.strip(BLANKS)
     if not equals or not key:
         raise UserError(f"{override!r} is not key=value, for example phases.0.steps=20")
+    if not all(part.strip(BLANKS) for part in key.split(".")):
+        raise UserError(f"{override!r}: a part of the key {key!r} is empty: write it as in phases.0.steps=20")
     value = _value(text.strip(BLANKS), f"the value of {key!r}")
     node: Any = tree
     *parents, last = key.split(".")
