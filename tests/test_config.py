@@ -313,3 +313,30 @@ def test_a_folder_that_is_not_what_it_looks_like_is_refused(name: str) -> None:
         ):
             parse_config({**rest, **values}, "run.yaml")
     assert parse_config({**rest, "run_dir": "Läufe/erster lauf~"}, "run.yaml").run_dir == "Läufe/erster lauf~"
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        *("data.lanes", "data.workers", "data.prefetch_steps", "data.storage.attempts"),
+        *("model.hidden_size", "model.num_hidden_layers", "model.num_attention_heads", "model.intermediate_size"),
+        *("model.max_position_embeddings", "phases.0.steps", "phases.0.seq_len", "phases.0.global_batch_rows"),
+        *("phases.0.micro_batch_rows", "optimizer.warmup_steps", "optimizer.decay_steps", "evaluation.every_steps"),
+        *("checkpoint.every_steps", "checkpoint.keep_last", "checkpoint.keep_every_steps", "guard.window_steps"),
+        *("guard.rollbacks", "guard.skips_before_rollback", "logging.every_steps"),
+    ],
+)
+@pytest.mark.parametrize("value", ["1e18", "1e30", "9223372036854775808"])
+def test_a_count_that_nobody_means_is_refused_by_its_key(key: str, value: str, tmp_path: Path) -> None:
+    """Each would fill the memory, or be a figure without sense, long after the start."""
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(tree_with()))
+    with pytest.raises(UserError, match=rf"{re.escape(key)} = .*less than or equal to"):
+        load_config(path, [f"{key}={value}"])
+
+
+def test_a_step_has_a_bound_of_slots() -> None:
+    largest = {"steps": 5, "global_batch_rows": 1 << 21, "seq_len": 512}
+    parse_config(tree_with(phases=[largest]), "here")
+    with pytest.raises(UserError, match=r"phases\.0: global_batch_rows 2097152 \* seq_len 1024 .* lower one of them"):
+        parse_config(tree_with(phases=[{**largest, "seq_len": 1024}], model={"max_position_embeddings": 1024}), "here")

@@ -12,7 +12,6 @@ from pydantic import (
     Discriminator,
     Field,
     NonNegativeFloat,
-    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     Tag,
@@ -24,6 +23,21 @@ from maskloom.scalars import read_as
 BelowOne = Annotated[float, Field(ge=0.0, lt=1.0)]
 PositiveShare = Annotated[float, Field(gt=0.0, le=1.0)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
+
+# Far above what anybody trains, and low enough that a slip of the keyboard is told from a run before it fills the memory.
+MOST_STEPS = 10**12
+MOST_ROWS = 1 << 24
+MOST_SEQ_LEN = 1 << 20
+MOST_STEP_SLOTS = 1 << 30
+"""Token slots of one optimizer step over all ranks; BERT-large by LAMB has 2^25."""
+Steps = Annotated[int, Field(ge=1, le=MOST_STEPS)]
+StepsOrNone = Annotated[int, Field(ge=0, le=MOST_STEPS)]
+"""0 means none, or never."""
+RowCount = Annotated[int, Field(ge=1, le=MOST_ROWS)]
+SeqLen = Annotated[int, Field(ge=8, le=MOST_SEQ_LEN)]
+Width = Annotated[int, Field(ge=1, le=1 << 17)]
+Few = Annotated[int, Field(ge=1, le=1 << 12)]
+"""What there are at most some thousands of: layers, heads, attempts."""
 
 
 def _folder(text: str) -> str:
@@ -71,7 +85,7 @@ class Storage(Section):
 
     timeout_s: PositiveFloat = 30.0
     """Longest wait for a connection or for the next bytes of a body."""
-    attempts: PositiveInt = 6
+    attempts: Few = 6
     """Attempts in a row without one new byte before a read fails; the wait between them grows."""
     cache: str | None = None
     """Folder on this machine for blocks that were fetched over the network; shared by all processes."""
@@ -86,12 +100,12 @@ class Data(Section):
     ]
     """Folder or URL that holds `index.json`, as `maskloom shards` and `maskloom index` write it; or a list of `path` and
     `weight`, whose rows are mixed."""
-    lanes: PositiveInt | None = None
+    lanes: RowCount | None = None
     """Virtual readers: the largest world size this run can ever have. Left out: the largest divisor of every phase's
     global batch that is at most 64 and at most a sixteenth of the (largest) corpus's blocks."""
-    workers: NonNegativeInt = 1
+    workers: Annotated[int, Field(ge=0, le=1 << 12)] = 1
     """Reader processes a rank; 0 reads in the training process."""
-    prefetch_steps: PositiveInt = 4
+    prefetch_steps: Few = 4
     """Steps that each reader process prepares ahead."""
     on_bad_data: Literal["raise", "skip"] = "raise"
     """`raise` ends the run at a block that is not what was indexed; `skip` passes over it, counts it and lists it."""
@@ -160,12 +174,12 @@ class Model(Section):
 
     init: Annotated[str, pydantic.Field(min_length=1)] | None = None
     """Hugging Face checkpoint to start from (folder or name); its shape then holds, and no other may be given here."""
-    hidden_size: PositiveInt = 768
-    num_hidden_layers: PositiveInt = 12
-    num_attention_heads: PositiveInt = 12
-    intermediate_size: PositiveInt = 3072
+    hidden_size: Width = 768
+    num_hidden_layers: Few = 12
+    num_attention_heads: Few = 12
+    intermediate_size: Width = 3072
     hidden_act: Literal["gelu", "gelu_new", "relu"] = "gelu"
-    max_position_embeddings: PositiveInt = 512
+    max_position_embeddings: Annotated[int, Field(ge=1, le=MOST_SEQ_LEN)] = 512
     """Longest piece of a document, in tokens with [CLS] and [SEP]."""
     hidden_dropout_prob: Share = 0.1
     attention_probs_dropout_prob: Share = 0.0
@@ -200,9 +214,9 @@ class BatchWarmup(Section):
     """The global batch of a phase grows linearly with the step, by whole multiples of `data.lanes` rows: small batches make
     the most of a token early on (McCandlish et al., 2018; Brown et al., 2020, grew GPT-3's in the same way)."""
 
-    from_rows: PositiveInt
+    from_rows: RowCount
     """Global batch of the phase's first step, in rows."""
-    steps: PositiveInt
+    steps: Steps
     """Steps until `global_batch_rows` is reached."""
 
 
@@ -211,20 +225,20 @@ class RewarmUp(Section):
 
     lr: PositiveFloat
     """Highest learning rate from here on, in place of `optimizer.lr`."""
-    warmup_steps: NonNegativeInt = 0
+    warmup_steps: StepsOrNone = 0
     """Steps of linear warm-up from 0, counted from the phase's first."""
 
 
 class Phase(Section):
     """A stretch of the run with one sequence length and one global batch."""
 
-    steps: PositiveInt
+    steps: Steps
     """Optimizer steps."""
-    seq_len: Annotated[int, Field(ge=8)] = 128
+    seq_len: SeqLen = 128
     """Token slots a row."""
-    global_batch_rows: PositiveInt = 256
+    global_batch_rows: RowCount = 256
     """Rows an optimizer step over all ranks; accumulation follows from the world size."""
-    micro_batch_rows: PositiveInt = 32
+    micro_batch_rows: RowCount = 32
     """Most rows that a rank runs forward and backward at once."""
     mask_rate: PositiveShare | None = None
     """Share of the tokens predicted in this phase, in place of `masking.rate` and `masking.final_rate`."""
@@ -276,11 +290,11 @@ class Optimizer(Section):
     """Highest learning rate, reached at the end of the warm-up."""
     schedule: Literal["linear", "cosine", "wsd", "polynomial"] = "linear"
     """How the rate falls after the warm-up; `wsd` holds it until the last `decay_steps`, which fall linearly."""
-    warmup_steps: NonNegativeInt = 0
+    warmup_steps: StepsOrNone = 0
     """Steps of linear warm-up from 0; the decay takes the rest of the run."""
     final_lr_share: Share = 0.0
     """Share of the highest rate that the decay goes to; it would be reached one step after the last."""
-    decay_steps: PositiveInt | None = None
+    decay_steps: Steps | None = None
     """Of schedule wsd: steps of the decay at the end of the run."""
     power: PositiveFloat | None = None
     """Of schedule polynomial: exponent of the decay; 1 is linear."""
@@ -320,20 +334,20 @@ SCHEDULE_KEYS = {"wsd": ("decay_steps", "a tenth of the run's steps"), "polynomi
 
 
 class Evaluation(Section):
-    every_steps: NonNegativeInt = 0
+    every_steps: StepsOrNone = 0
     """Steps between passes over the held-out documents; 0 never."""
-    seq_len: Annotated[int, Field(ge=8)] | None = None
+    seq_len: SeqLen | None = None
     """Token slots a row; left out: those of the last phase."""
     mask_rate: PositiveShare = 0.15
-    micro_batch_rows: PositiveInt = 32
+    micro_batch_rows: RowCount = 32
 
 
 class Checkpoint(Section):
-    every_steps: NonNegativeInt = 500
+    every_steps: StepsOrNone = 500
     """Steps between checkpoints; 0 writes one at the end only."""
-    keep_last: Annotated[int, Field(ge=2)] = 2
+    keep_last: Annotated[int, Field(ge=2, le=MOST_STEPS)] = 2
     """Newest checkpoints kept. At least 2: should the newest be damaged, the run goes on from the one before."""
-    keep_every_steps: PositiveInt | None = None
+    keep_every_steps: Steps | None = None
     """Checkpoints of steps that are multiples of it are kept for good."""
     background: bool = True
     """Write while training goes on, from a copy of the state in memory; without room for the copy a save is waited for."""
@@ -346,11 +360,11 @@ class Guard(Section):
     """A step whose loss is more than this many standard deviations above the mean of the `window_steps` before it is not
     taken: its gradients are dropped, and it is counted (as in OLMo 2; 6 there). Left out: only losses and gradients that are
     not finite."""
-    window_steps: Annotated[int, Field(ge=8)] = 128
+    window_steps: Annotated[int, Field(ge=8, le=1 << 20)] = 128
     """Steps of the phase that a loss is compared with; until so many were taken, none counts as a spike."""
-    skips_before_rollback: PositiveInt = 3
+    skips_before_rollback: Few = 3
     """So many steps in a row that were not taken, and the run goes back to its last checkpoint and on behind their data."""
-    rollbacks: NonNegativeInt = 2
+    rollbacks: StepsOrNone = 2
     """Times that a run may go back from the same checkpoint; beyond it the run ends."""
 
 
@@ -364,7 +378,7 @@ class Timeouts(Section):
 
 
 class Logging(Section):
-    every_steps: PositiveInt = 10
+    every_steps: Steps = 10
     """Steps between lines in metrics.jsonl, TensorBoard and the terminal."""
     peak_tflops: PositiveFloat | None = None
     """TFLOP/s of a rank's device that `mfu` is a share of. Left out: a GPU's data sheet's, or measured at the start; of a CPU
@@ -509,6 +523,12 @@ class RunConfig(Section):
     def _across(self) -> RunConfig:
         wrong: list[str] = self._schedule_faults()
         for number, phase in enumerate(self.phases):
+            slots = phase.global_batch_rows * phase.seq_len
+            if slots > MOST_STEP_SLOTS:
+                wrong.append(
+                    f"phases.{number}: global_batch_rows {phase.global_batch_rows} * seq_len {phase.seq_len} are {slots:,} slots "
+                    f"a step, more than {MOST_STEP_SLOTS:,}: lower one of them"
+                )
             if self.data.lanes and phase.batch_warmup and phase.batch_warmup.from_rows % self.data.lanes:
                 wrong.append(
                     f"phases.{number}.batch_warmup.from_rows {phase.batch_warmup.from_rows} is no multiple of data.lanes "

@@ -39,7 +39,8 @@ def slow() -> None:
 
 
 if __name__ == "__main__":
-    from maskloom.train.__main__ import end, main
+    from maskloom.program import end
+    from maskloom.train.__main__ import main
 
     slow()
     end(main(sys.argv[1:]))

@@ -59,6 +59,8 @@ def test_every_clash_with_what_is_derived_is_named(config: Path, fails: Command)
         (["tokenizer=/nowhere"], "no tokenizer at /nowhere"),
         (["engine.precision=fp16"], "engine.precision"),
         (["seed"], "'seed' is not key=value"),
+        (["model.num_hidden_layers=4096", "model.hidden_size=65536"], "lower model.num_hidden_layers"),
+        (["phases.0.global_batch_rows=1e18"], "phases.0.global_batch_rows"),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else "",
 )

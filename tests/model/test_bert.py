@@ -20,7 +20,8 @@ from maskloom.config import Model
 from maskloom.data.batch import MicroBatch, make_micro_batch
 from maskloom.data.masking import MaskRule
 from maskloom.data.rows import Rows
-from maskloom.model.bert import MaskedLM, build_model, count_parameters
+from maskloom.errors import UserError
+from maskloom.model.bert import MaskedLM, build_model, check_size, count_parameters
 from maskloom.model.kernels import KERNELS
 from maskloom.tokenizer import Tokenizer, load_tokenizer
 
@@ -285,6 +286,17 @@ class TestBuildModel:
         assert torch.equal(weights[0], weights[1])
         assert not torch.equal(weights[0], weights[2])
         assert "initialised from seed 5" in line
+
+    def test_a_model_that_no_memory_holds_is_refused(self) -> None:
+        """BERT-base is let through on any machine that runs these tests."""
+        check_size(Model(), 30522)
+        with pytest.raises(UserError, match=r"at least 26,388,295,876,608 parameters.*lower model.num_hidden_layers"):
+            check_size(
+                Model(
+                    num_hidden_layers=1 << 12, hidden_size=1 << 15, num_attention_heads=64, intermediate_size=1 << 15
+                ),
+                1,
+            )
 
     def test_parameters_are_counted_once_each(self, tokenizer: Tokenizer) -> None:
         model, line = build_model(

@@ -15,6 +15,7 @@ Shapes: T slots, K predicted tokens, D hidden size, H heads, V vocabulary.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -141,6 +142,20 @@ def build_model(settings: Model, tokenizer: Tokenizer, seed: int) -> tuple[Maske
     shape = settings.model_dump(exclude={"init"})
     model = MaskedLM(BertConfig(vocab_size=tokenizer.vocab_size, pad_token_id=tokenizer.pad_id, **shape))
     return model, f"model: {count_parameters(model):,} parameters, initialised from seed {seed}"
+
+
+def check_size(settings: Model, vocab_size: int) -> None:
+    """Raises UserError if the weights of a model from scratch are more than this machine's memory: each rank builds them whole,
+    in fp32, and would find out after minutes."""
+    width, layers = settings.hidden_size, settings.num_hidden_layers
+    parameters = layers * 2 * width * (2 * width + settings.intermediate_size)
+    parameters += (vocab_size + settings.max_position_embeddings) * width
+    memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if 4 * parameters > memory_bytes:
+        raise UserError(
+            f"the model has at least {parameters:,} parameters, {4 * parameters / 2**30:,.0f} GiB in fp32, and this machine has "
+            f"{memory_bytes / 2**30:,.0f} GiB of memory: lower model.num_hidden_layers, hidden_size or intermediate_size"
+        )
 
 
 def save_definition(model: MaskedLM, tokenizer: Tokenizer, folder: Path) -> None:

@@ -25,6 +25,7 @@ from tensorboard.summary.writer import event_file_writer
 from torch.utils.tensorboard import SummaryWriter
 
 from maskloom.distributed import World, max_over_ranks
+from maskloom.errors import UserError
 from maskloom.files import open_plain, parse_json, read_plain, write_atomically
 from maskloom.progress import duration, say, warn
 from maskloom.scalars import is_count
@@ -181,7 +182,7 @@ class Metrics:
         try:
             with open(self.path, "a", encoding="utf-8", opener=open_plain) as file:
                 file.write("".join(self._unwritten))
-        except OSError as error:
+        except (OSError, UserError) as error:
             with contextlib.suppress(OSError):  # what of them was written
                 os.truncate(self.path, size)
             if not self._has_warned:

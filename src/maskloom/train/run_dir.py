@@ -27,7 +27,7 @@ from maskloom.config_file import differences, dump_config, load_config, rechecke
 from maskloom.distributed import World, gather_objects
 from maskloom.errors import UserError
 from maskloom.files import LOCK, parse_json, read_plain, whole_folder, write_atomically
-from maskloom.model.bert import MaskedLM, read_definition, save_definition
+from maskloom.model.bert import MaskedLM, check_size, read_definition, save_definition
 from maskloom.model.warm_start import check_init, check_positions
 from maskloom.progress import say, warn
 from maskloom.redaction import sayable
@@ -104,8 +104,10 @@ def check_model(config: RunConfig, tokenizer: Tokenizer) -> BertConfig | None:
     run = Path(config.run_dir)
     origin = run if saved_folders(run) else split_origin(config.from_)[0] if config.from_ else None
     if origin is None:
-        init = config.model.init
-        return check_init(init, tokenizer, config.seq_lens) if init is not None else None
+        if config.model.init is not None:
+            return check_init(config.model.init, tokenizer, config.seq_lens)
+        check_size(config.model, tokenizer.vocab_size)
+        return None
     described = read_definition(origin / "model")
     check_positions(described, str(origin / "model"), config.seq_lens)
     return described
