@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -310,10 +311,24 @@ def test_what_versions_of_yaml_read_differently_is_refused_where_no_type_is_know
     assert with_override(f"deepspeed.a.b='{written}'", write_config).deepspeed == {"a": {"b": written}}
 
 
+@pytest.mark.parametrize("key", ["no", "1", "0.5", "null", "~", "true", "y", "0123", "2026-11-28"])
+def test_a_key_that_may_be_no_text_is_refused_where_no_key_is_known(key: str, write_config: Any) -> None:
+    for tree, place in ((f"{{{key}: 1}}", ""), (f"{{a: [{{{key}: 1}}]}}", "'a': 0: ")):
+        with pytest.raises(UserError) as error:
+            with_override(f"deepspeed={tree}", write_config)
+        said = f'{place}the key {key!r} is read in different ways, and keys are text. If it is text, write "{key}"'
+        assert said in str(error.value)
+    found = with_override(f"deepspeed={{'{key}': {{a_b: 1}}}}", write_config)
+    assert found.deepspeed == {key: {"a_b": 1}}
+    assert parse_config(read_yaml(dump_config(found), "here"), "here") == found
+    assert {type(name) for name in found.deepspeed} == {str}
+
+
 def test_messages_say_what_to_write(write_config: Any) -> None:
     for override, said in (
         ("seed=0123", "seed = '0123': not a whole number, such as 1000 or 1e3: write 123, or 83 if it is octal"),
         ("seed=0x1F", "write 31"),
+        ("deepspeed={a: 2026-11-28}", 'a date in some versions of YAML, and JSON has none. If it is text, write "2026'),
         ("seed='3'", "seed = '3': text, and a whole number belongs here: write it without quotes"),
         ("optimizer.lr=1_0", "write 10"),
         ("engine.overlap=on", "engine.overlap = 'on': neither true nor false"),
@@ -380,6 +395,12 @@ def test_a_number_with_an_exponent_is_a_number_where_deepspeed_gets_it(write_con
         ("phases.00.steps=3", "is a list of 1, which has no item '00'"),
         ("phases.٠.steps=3", "is a list of 1, which has no item '٠'"),
         (f"phases.{'9' * 5000}.steps=3", "is a list of 1, which has no item"),
+        ("seed.=3", "a part of the key 'seed.' is empty"),
+        (".seed=3", "a part of the key '.seed' is empty"),
+        ("phases..steps=3", "a part of the key 'phases..steps' is empty"),
+        ("deepspeed.a. .b=3", "a part of the key 'deepspeed.a. .b' is empty"),
+        ("..=3", "a part of the key '..' is empty"),
+        ("model.init=''", "model.init = ''"),
         ("seed.deep=3", "'seed' holds one value"),
         ("seed.very.deep=3", "'seed' holds one value"),
         ("optimizer.lr=[1", "not valid YAML"),
@@ -408,6 +429,19 @@ def test_a_missing_file_and_a_folder_are_refused_by_name(tmp_path: Path) -> None
         load_config(tmp_path / "none.yaml")
     with pytest.raises(UserError, match=str(tmp_path)):
         load_config(tmp_path)
+
+
+def test_a_pipe_is_read_where_a_shell_gives_one_and_not_waited_for_elsewhere(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "run.yaml")
+    with pytest.raises(UserError, match=r"run\.yaml is not a file: it is a named pipe"):
+        load_config(tmp_path / "run.yaml")
+    out, into = os.pipe()
+    try:
+        os.write(into, yaml.safe_dump(tree_with(seed=5)).encode())
+        os.close(into)
+        assert load_config(f"/dev/fd/{out}").seed == 5
+    finally:
+        os.close(out)
 
 
 @pytest.mark.parametrize("path", leaves(FULL), ids=".".join)

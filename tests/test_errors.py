@@ -28,7 +28,7 @@ def test_what_lasts(error: Exception) -> None:
     assert not restart_may_help(error)
 
 
-@pytest.mark.parametrize("name", ["EACCES", "EPERM", "EROFS", "ENAMETOOLONG", "ENOTDIR", "EISDIR", "ELOOP"])
+@pytest.mark.parametrize("name", ["EACCES", "EPERM", "EROFS", "EFBIG", "ENAMETOOLONG", "ENOTDIR", "EISDIR", "ELOOP"])
 def test_what_the_system_answers_until_somebody_changes_something(name: str) -> None:
     number = getattr(errno, name)
     assert not restart_may_help(OSError(number, os.strerror(number)))

@@ -3,12 +3,23 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import socket
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from maskloom.errors import UserError
-from maskloom.files import only_one, open_own, private_folder, whole_file, whole_folder, write_atomically
+from maskloom.files import (
+    only_one,
+    open_own,
+    open_plain,
+    private_folder,
+    read_plain,
+    whole_file,
+    whole_folder,
+    write_atomically,
+)
 
 
 def names(folder: Path) -> list[str]:
@@ -71,6 +82,12 @@ def test_only_what_has_the_very_name_is_removed(tmp_path: Path, name: str) -> No
     with whole_folder(tmp_path / name):
         pass
     assert names(tmp_path) == sorted([name, "out"])
+
+
+def test_a_folder_that_cannot_be_filled_is_told_by_name(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match=rf"File too large: .*{tmp_path / 'a'}"), whole_folder(tmp_path / "a"):
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+    assert names(tmp_path) == []
 
 
 def test_a_link_that_leads_nowhere_is_refused(tmp_path: Path) -> None:
@@ -163,3 +180,43 @@ def test_the_umask_decides_who_may_read_and_write(umask: int, tmp_path: Path) ->
         os.umask(before)
     modes = [(tmp_path / name).stat().st_mode & 0o777 for name in ("file", "folder/inside", "folder")]
     assert modes == [0o666 & ~umask, 0o666 & ~umask, 0o777 & ~umask]
+
+
+def bind(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(path))
+
+
+@pytest.mark.parametrize(
+    ("make", "what"),
+    [(os.mkfifo, "a named pipe"), (Path.mkdir, "a folder"), (bind, "a socket")],
+    ids=lambda value: str(value),
+)
+def test_what_is_no_plain_file_is_refused_and_not_waited_for(
+    make: Callable[[Path], None], what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # a socket's path is short
+    path = Path("a")
+    make(path)
+
+    def lock() -> None:
+        with only_one(path, "busy"):
+            pass
+
+    ways: list[Callable[[], object]] = [
+        lambda: read_plain(path),
+        lambda: open_own(path),
+        lambda: open(path, "a", opener=open_plain),  # noqa: SIM115
+        lock,
+    ]
+    for use in ways:
+        with pytest.raises(UserError, match=f"^a is not a file: it is {what}. "):
+            use()
+
+
+def test_a_plain_file_is_read_and_a_missing_one_is_missing(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"x\r\n")
+    (tmp_path / "link").symlink_to("a")
+    assert read_plain(tmp_path / "a") == read_plain(tmp_path / "link") == b"x\r\n"
+    with pytest.raises(FileNotFoundError):
+        read_plain(tmp_path / "b")

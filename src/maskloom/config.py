@@ -172,7 +172,7 @@ class Masking(Section):
 class Model(Section):
     """Shape of the encoder, in the names of Hugging Face's `BertConfig`; the defaults are BERT-base's."""
 
-    init: str | None = None
+    init: Annotated[str, pydantic.Field(min_length=1)] | None = None
     """Hugging Face checkpoint to start from (folder or name); its shape then holds, and no other may be given here."""
     hidden_size: Width = 768
     num_hidden_layers: Few = 12

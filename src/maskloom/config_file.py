@@ -21,6 +21,7 @@ import pydantic
 
 from maskloom.config import ONE, SEVERAL, SHAPE_FIELDS, RunConfig
 from maskloom.errors import UserError
+from maskloom.files import open_plain
 from maskloom.plain_yaml import MOST_CHARACTERS, read_yaml, write_yaml
 from maskloom.redaction import secret_keys, secret_urls, shown
 from maskloom.scalars import NULL, Plain, by_form, each_plain
@@ -40,8 +41,11 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """
     path = Path(path)
     try:
-        with path.open("rb") as file:
+        is_stream = path.is_relative_to("/dev") or path.is_relative_to("/proc")  # standard input, a shell's `<(...)`
+        with open(path, "rb", opener=None if is_stream else open_plain) as file:
             text = file.read(4 * MOST_CHARACTERS + 1).decode()  # a character has at most four bytes
+    except UserError as error:
+        raise UserError(f"cannot read the configuration: {error}") from None
     except FileNotFoundError:
         raise UserError(f"no configuration file {path}") from None
     except OSError as error:
@@ -140,6 +144,8 @@ def apply_override(tree: dict[str, Any], override: str) -> None:
     key = key.strip(BLANKS)
     if not equals or not key:
         raise UserError(f"{override!r} is not key=value, for example phases.0.steps=20")
+    if not all(part.strip(BLANKS) for part in key.split(".")):
+        raise UserError(f"{override!r}: a part of the key {key!r} is empty: write it as in phases.0.steps=20")
     value = _value(text.strip(BLANKS), f"the value of {key!r}")
     node: Any = tree
     *parents, last = key.split(".")

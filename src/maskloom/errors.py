@@ -56,6 +56,7 @@ LASTING = {
     errno.EACCES,
     errno.EPERM,
     errno.EROFS,
+    errno.EFBIG,
     errno.ENAMETOOLONG,
     errno.ENOTDIR,
     errno.EISDIR,

@@ -9,6 +9,7 @@ import glob
 import json
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from maskloom.errors import UserError
 PARTIAL = ".partial"
 LOCK = ".lock"
 WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # that reading cannot raise
+NOT_OPENED = (errno.ENXIO, errno.EISDIR)  # a socket or a pipe without a reader; a folder to write into
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)  # some file systems of clusters
 
 
@@ -28,6 +30,38 @@ def parse_json(text: str | bytes) -> Any:
         return json.loads(text)
     except RecursionError:
         raise ValueError("lists or objects are nested too deeply") from None
+
+
+def open_plain(path: str | Path, flags: int = os.O_RDONLY) -> int:
+    """A descriptor of a plain file, also as the `opener` of `open`: opening or reading a named pipe would wait for ever.
+
+    Raises:
+        UserError: the path is that of something else.
+        OSError: as `os.open` raises it.
+    """
+    try:
+        handle = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        if error.errno in NOT_OPENED and os.path.exists(path) and not os.path.isfile(path):  # noqa: PTH110, PTH113
+            raise _not_a_file(path, os.stat(path).st_mode) from None  # noqa: PTH116
+        raise
+    mode = os.fstat(handle).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(handle)
+        raise _not_a_file(path, mode)
+    return handle
+
+
+def read_plain(path: Path) -> bytes:
+    """All bytes of a plain file. Raises what `open_plain` does."""
+    with open(path, "rb", opener=open_plain) as file:
+        return file.read()
+
+
+def _not_a_file(path: str | Path, mode: int) -> UserError:
+    kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket"}
+    what = kinds.get(stat.S_IFMT(mode), "a device")
+    return UserError(f"{path} is not a file: it is {what}. Move it away, or name another path")
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -84,7 +118,7 @@ def only_one(lock: Path, busy: str) -> Iterator[bool]:
     Raises:
         UserError: with the message `busy`, if another process holds it.
     """
-    with lock.open("a") as file:
+    with open(lock, "a", opener=open_plain) as file:
         locked = True
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -102,10 +136,10 @@ def open_own(path: Path) -> int:
     not ours.
 
     Raises:
-        UserError: the path is a link.
+        UserError: the path is a link, or that of something else than a file.
     """
     try:
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        return open_plain(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW)
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise UserError(f"{path} is a link to {path.readlink()}: remove it, and see who laid it there") from None
@@ -148,7 +182,8 @@ def whole_folder(out: Path) -> Iterator[Path]:
     try:
         with (partial / LOCK).open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            yield partial
+            with naming(out):
+                yield partial
         (partial / LOCK).unlink()
         for folder, _, files in os.walk(partial):
             # Private are mkdtemp's, and files of libraries that write beside the place and rename, as safetensors does.
@@ -167,7 +202,7 @@ def _remove_abandoned(out: Path) -> None:
     for folder in out.parent.glob(f".{glob.escape(out.name)}.*{PARTIAL}"):
         if "." in folder.name.removeprefix(f".{out.name}.").removesuffix(PARTIAL):
             continue  # of another name that goes on after a dot: `mkdtemp` adds none
-        with contextlib.suppress(OSError), (folder / LOCK).open("r+") as lock:
+        with contextlib.suppress(OSError, UserError), open(folder / LOCK, "r+", opener=open_plain) as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(folder)
 

@@ -107,7 +107,11 @@ def _built(node: Any) -> Any:
                 if not isinstance(part, yaml.MappingNode):
                     raise _Refused("<< takes a mapping, or a list of mappings", part.start_mark)
                 merged = {**_built(part), **merged}
-    return merged | {key.value: _built(value) for key, value in node.value if key.tag != MERGE}
+    return merged | {_key(key): _built(value) for key, value in node.value if key.tag != MERGE}
+
+
+def _key(node: yaml.ScalarNode) -> str:
+    return Plain(node.value) if node.tag == PLAIN else node.value
 
 
 def _check(root: Any) -> None:

@@ -34,12 +34,13 @@ LIKE_SWITCHES = {form(word) for word in ("yes", "no", "on", "off") for form in (
 """Switches in YAML 1.1, text in YAML 1.2."""
 LEADING_ZEROS = re.compile(r"([-+]?)0+([0-9][0-9_]*)")
 PREFIXED = re.compile(r"[-+]?0([xX][0-9a-fA-F_]+|[oO][0-7_]+|[bB][01_]+)")
+DATE = re.compile(r"[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}([Tt \t].*)?")
 AMBIGUOUS = re.compile(
     rf"""[yYnN] | = | <<
     | {PREFIXED.pattern}
     | [-+]?(0[0-9_]+ | [0-9.][0-9_]*_[0-9_]* | [0-9][0-9_]*\.[0-9_]*)(\.[0-9_]*)?([eE][-+]?[0-9]+)?
     | [-+]?[0-9][0-9_]*(:[0-9]+)+(\.[0-9_]*)?
-    | [0-9]{{4}}-[0-9]{{1,2}}-[0-9]{{1,2}}([Tt \t].*)?""",
+    | {DATE.pattern}""",
     re.VERBOSE,
 )
 """Of what is neither a number nor a switch here, what some version of YAML reads as one, or as a date."""
@@ -101,12 +102,26 @@ def read_switch(given: Any) -> Any:
 def read_by_form(given: Any) -> Any:
     """A value of which no type is known, or a whole tree of such. Raises ValueError if versions of YAML read it differently, and
     for numbers that JSON, which DeepSpeed reads, does not have."""
+    _check_keys(given)
     value = each_plain(given, _read_plain)
     try:
         json.dumps(value, allow_nan=False)
     except ValueError:
         raise ValueError("it holds a number that is not finite: write a finite one, or leave the key out") from None
     return value
+
+
+def _check_keys(tree: Any) -> None:
+    """Raises ValueError for a key without quotes that some version of YAML reads as something else than text."""
+    for key, part in (
+        tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list | tuple) else ()
+    ):
+        if isinstance(key, Plain) and (not isinstance(by_form(key), str) or is_ambiguous(key)):
+            raise ValueError(f"the key {str(key)!r} is read in different ways, and keys are text. {_quoted(key)}")
+        try:
+            _check_keys(part)
+        except ValueError as error:
+            raise ValueError(f"{key!r}: {error}") from None
 
 
 def each_plain(tree: Any, read: Callable[[Plain], Any]) -> Any:
@@ -118,7 +133,7 @@ def each_plain(tree: Any, read: Callable[[Plain], Any]) -> Any:
     parts = {}
     for key, part in tree.items() if isinstance(tree, dict) else enumerate(tree):
         try:
-            parts[key] = each_plain(part, read)
+            parts[str(key) if isinstance(key, str) else key] = each_plain(part, read)
         except ValueError as error:
             raise ValueError(f"{key!r}: {error}") from None
     return parts if isinstance(tree, dict) else list(parts.values())
@@ -127,6 +142,8 @@ def each_plain(tree: Any, read: Callable[[Plain], Any]) -> Any:
 def _read_plain(given: Plain) -> Any:
     if NUMBER.fullmatch(given) and by_form(given) in (given, math.inf, -math.inf):
         raise ValueError("too large for a number")
+    if DATE.fullmatch(given):
+        raise ValueError(f"{str(given)!r} is a date in some versions of YAML, and JSON has none. {_quoted(given)}")
     if is_ambiguous(given):
         raise ValueError(f"{str(given)!r} is read in different ways: write {_remedy(given)}. {_quoted(given)}")
     return by_form(given)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from maskloom.errors import UserError
-from maskloom.files import parse_json, write_atomically
+from maskloom.files import open_plain, parse_json, read_plain, write_atomically
 from maskloom.redaction import brief
 from maskloom.scalars import is_count
 
@@ -85,12 +85,14 @@ class Status:
 
 
 def read_status(run: Path) -> Status | None:
-    """The status of a run, None where it has none yet. Raises UserError where the file is no status."""
+    """The status of a run, None where it has none yet. Raises UserError where it is no file, or no status."""
     file = run / "status.json"
     try:
-        return parse_status(file.read_text(encoding="utf-8"))
+        content = read_plain(file)
     except FileNotFoundError:
         return None
+    try:
+        return parse_status(content.decode("utf-8"))
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file} is damaged ({brief(error)}): remove it; the next start writes it anew") from None
 
@@ -117,7 +119,7 @@ def parse_status(text: str) -> Status:
 
 def note_attempt(run: Path, line: dict[str, Any]) -> None:
     """Add a line to `RUN/attempts.jsonl`: attempt, step that it begins at, world_size, hosts, start."""
-    with (run / "attempts.jsonl").open("a", encoding="utf-8") as file:
+    with open(run / "attempts.jsonl", "a", encoding="utf-8", opener=open_plain) as file:
         file.write(json.dumps({**line, "unix_s": round(time.time(), 3)}) + "\n")
 
 
@@ -136,7 +138,7 @@ def attempt_steps(run: Path, start: str | None = None) -> list[int]:
     """
     steps = []
     with contextlib.suppress(FileNotFoundError):
-        for line in (run / "attempts.jsonl").read_text(encoding="utf-8", errors="replace").splitlines():
+        for line in read_plain(run / "attempts.jsonl").decode(errors="replace").splitlines():
             with contextlib.suppress(ValueError, KeyError, TypeError):
                 values = parse_json(line)
                 if is_count(values["step"]) and (start is None or values.get("start") == start):

@@ -26,6 +26,7 @@ from tokenizers.processors import TemplateProcessing
 
 from maskloom import pipeline
 from maskloom.errors import UserError
+from maskloom.files import naming
 from maskloom.pipeline import SPECIAL_TOKENS as SPECIAL_TOKENS
 from maskloom.pipeline import WORD_PREFIX
 from maskloom.tokenizer_files import find_tokenizer, read_definition
@@ -244,7 +245,8 @@ class Tokenizer:
 
     def save(self, path: Path) -> None:
         """Write `tokenizer.json`."""
-        path.write_text(json.dumps(json.loads(self.definition), ensure_ascii=False, indent=1), encoding="utf-8")
+        with naming(path):
+            path.write_text(json.dumps(json.loads(self.definition), ensure_ascii=False, indent=1), encoding="utf-8")
 
 
 def load_tokenizer(source: str | Path) -> Tokenizer:

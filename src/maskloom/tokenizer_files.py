@@ -15,7 +15,7 @@ from typing import Any
 from tokenizers import Tokenizer as Encoder
 
 from maskloom.errors import UserError
-from maskloom.files import write_atomically
+from maskloom.files import read_plain, write_atomically
 from maskloom.pipeline import SPECIAL_TOKENS, WORD_PREFIX
 
 LARGEST_BYTES = 1 << 28  # of a file: the largest that are published have about 35 MB
@@ -69,7 +69,7 @@ def read_definition(file: Path) -> str:
     try:
         if file.stat().st_size > LARGEST_BYTES:
             raise UserError(f"{file} has more than {LARGEST_BYTES >> 20} MiB: no tokenizer has, and it was not read")
-        text = file.read_bytes().decode("utf-8")
+        text = read_plain(file).decode("utf-8")
     except UnicodeDecodeError as error:
         raise UserError(f"{file} is not a {_kind(file)}: {error}") from None
     except OSError as error:
@@ -286,9 +286,11 @@ def _read_object(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > LARGEST_BYTES:
             raise ValueError(f"more than {LARGEST_BYTES >> 20} MiB")
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(read_plain(path).decode("utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         return {}
+    except UserError:
+        raise
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read ({error}): restore it, or remove it") from None
     if not isinstance(values, dict):

@@ -99,11 +99,11 @@ def test_too_little_disk_and_memory_for_a_huge_model(
     run_config: dict, write_config: Callable[[dict], Path], visit: Visit
 ) -> None:
     run_config["model"] = {"hidden_size": 65536, "num_hidden_layers": 128, "num_attention_heads": 64}
-    run_config["model"]["intermediate_size"] = 262144
+    run_config["model"]["intermediate_size"] = 131072
     code, failures, _ = visit(write_config(run_config))
     assert code == 1
     assert [line.split()[1] for line in failures] == ["configuration", "memory", "disk"]
-    assert "3 checkpoint(s) of about" in failures[1]
+    assert "3 checkpoint(s) of about" in failures[2]
 
 
 def test_a_missing_shard_and_a_wrong_tokenizer(

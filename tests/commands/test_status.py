@@ -169,3 +169,13 @@ def test_a_status_of_an_earlier_version_is_read(run: Path) -> None:
     del values["start"]
     (run / "status.json").write_text(json.dumps(values))
     assert read_status(run) == replace(STATUS, updated_unix_s=values["updated_unix_s"])
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir])
+@pytest.mark.parametrize("name", ["status.json", ".lock", "attempts.jsonl"])
+def test_what_is_no_plain_file_in_a_run_is_named(
+    name: str, make: Callable[[Path], None], run: Path, fails: Command
+) -> None:
+    (run / name).unlink(missing_ok=True)
+    make(run / name)
+    assert f"{run / name} is not a file" in fails("status", run, "--should-restart")

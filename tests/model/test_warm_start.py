@@ -221,7 +221,6 @@ class TestNames:
             "bert.encoder.layer.1.attention.self.distance_embedding.weight",
             "bert.embeddings.norm.weight",
             "bert.encoder.layer.0.intermediate.gate.weight",
-            "bert.encoder.layer.2.output.dense.bias",
             "bert.encoder.layer.0.attention.self.query.lora_A.default.weight",
             "cls.predictions.transform.gate.weight",
         ],
@@ -230,8 +229,45 @@ class TestNames:
         rewrite(folder, lambda weights: weights | {name: torch.zeros(3, 4)})
         assert f"such as {name}: it is another architecture" in refusal(folder, tokenizer)
 
+    @pytest.mark.parametrize("layers", [0, 1])
+    def test_more_layers_than_it_says_are_refused(self, layers: int, folder: Path, tokenizer: Tokenizer) -> None:
+        trained = json.loads((folder / "config.json").read_text())["num_hidden_layers"]
+        describe(folder, num_hidden_layers=trained - 1)
+        if layers:  # as a weight of a further one alone
+            describe(folder, num_hidden_layers=trained)
+            name = f"bert.encoder.layer.{trained}.output.dense.bias"
+            rewrite(folder, lambda weights: weights | {name: torch.zeros(4)})
+        said = refusal(folder, tokenizer)
+        assert f"weights of more layers than the {trained - 1 + layers} that its config.json names" in said
+        assert f"such as bert.encoder.layer.{trained - 1 + layers}." in said
+        assert "another architecture" not in said
+
+    @pytest.mark.parametrize("prefix", ["model.", "_forward_module.", "_forward_module.module.", "text_encoder.x."])
+    @pytest.mark.parametrize("extra", ["classifier.weight", "other.bert.pooler.dense.weight"])
+    def test_names_of_bert_in_another_module_load(
+        self, prefix: str, extra: str, folder: Path, tokenizer: Tokenizer
+    ) -> None:
+        weights = load_file(folder / "model.safetensors")
+        rewrite(folder, lambda weights: {f"{prefix}{n}": t for n, t in weights.items()} | {extra: torch.ones(2)})
+        model, line = loaded(folder, tokenizer)
+        assert extra.rpartition(".")[0].split(".")[0] in line.split("ignored: ")[1].split("; ")[0]
+        for name, tensor in weights.items():
+            assert torch.equal(model.state_dict()[name], tensor), name
+
+    @pytest.mark.parametrize("prefix", ["model.", "_forward_module.model."])
+    def test_names_without_bert_load_in_a_wrapper(self, prefix: str, folder: Path, tokenizer: Tokenizer) -> None:
+        weights = load_file(folder / "model.safetensors")
+        rewrite(folder, renamed(lambda name: prefix + name.removeprefix("bert.")))
+        model, _ = loaded(folder, tokenizer)
+        for name, tensor in weights.items():
+            assert torch.equal(model.state_dict()[name], tensor), name
+
+    def test_two_encoders_are_refused(self, folder: Path, tokenizer: Tokenizer) -> None:
+        rewrite(folder, lambda weights: {f"{side}.{n}": t for n, t in weights.items() for side in ("query", "text")})
+        assert "holds none of BERT's weights. Its weights are query.bert.*" in refusal(folder, tokenizer)
+
     def test_names_of_another_model_are_listed(self, folder: Path, tokenizer: Tokenizer) -> None:
-        rewrite(folder, renamed(lambda name: f"base_model.model.{name}"))
+        rewrite(folder, renamed(lambda name: f"base_model.model.{name.removeprefix('bert.')}"))
         assert "holds none of BERT's weights. Its weights are base_model.model.*" in refusal(folder, tokenizer)
 
 
@@ -330,6 +366,29 @@ class TestWeights:
         model, _ = loaded(folder, tokenizer)
         for name, tensor in weights.items():
             assert torch.equal(model.state_dict()[name], tensor), name
+
+    @pytest.mark.filterwarnings("ignore")  # such tensors are old or new for torch
+    @pytest.mark.parametrize(
+        ("change", "said"),
+        [
+            (torch.Tensor.to_sparse, "is a sparse tensor (sparse_coo)"),
+            (torch.Tensor.to_sparse_csr, "is a sparse tensor (sparse_csr)"),
+            (
+                lambda weight: torch.quantize_per_tensor(weight, 0.1, 0, torch.qint8),
+                "pytorch_model.bin holds quantised tensors: take a checkpoint that is not quantised",
+            ),
+        ],
+    )
+    def test_a_pickle_of_other_tensors_is_refused(
+        self, change: Callable[[torch.Tensor], torch.Tensor], said: str, folder: Path, tokenizer: Tokenizer
+    ) -> None:
+        name = "bert.encoder.layer.0.output.dense.weight"
+        weights = load_file(folder / "model.safetensors")
+        (folder / "model.safetensors").unlink()
+        torch.save(weights | {name: change(weights[name])}, folder / "pytorch_model.bin")
+        found = refusal(folder, tokenizer)
+        assert said in found
+        assert name in found or "quantised" in said
 
     @pytest.mark.parametrize("value", [{"state_dict": {}}, [torch.ones(2)], nn.Linear(2, 2).state_dict, 3])
     def test_another_pickle_is_refused(self, value: Any, folder: Path, tokenizer: Tokenizer) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -17,9 +18,13 @@ from maskloom.distributed import World
 from maskloom.errors import UserError
 from maskloom.files import write_atomically
 from maskloom.model.bert import build_model
-from maskloom.status import read_status
+from maskloom.status import attempt_steps, note_attempt, read_status
 from maskloom.tokenizer import Tokenizer
-from maskloom.train.run_dir import PACKAGES, RunDir, reconcile
+from maskloom.tokenizer_files import read_definition
+from maskloom.train.checkpoint.state import read_state
+from maskloom.train.metrics import read_metrics
+from maskloom.train.passed_over import read_intervals
+from maskloom.train.run_dir import PACKAGES, RunDir, newest_named, reconcile, recorded_threads
 from tests.conftest import files_of_at_most
 
 ALONE = World()
@@ -510,3 +515,30 @@ def test_an_atomic_write_replaces_and_leaves_nothing_beside(tmp_path: Path) -> N
         write_atomically(tmp_path / "file", text)
     assert (tmp_path / "file").read_text(encoding="utf-8") == "new ü"
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize(
+    ("name", "read"),
+    [
+        ("environment.json", recorded_threads),
+        ("metrics.jsonl", read_metrics),
+        ("passed_over.json", read_intervals),
+        ("data.json", read_state),
+        ("attempts.jsonl", attempt_steps),
+        ("attempts.jsonl", lambda run: note_attempt(run, {})),
+        ("config.yaml", lambda run: load_config(run / "config.yaml")),
+        ("tokenizer.json", lambda run: read_definition(run / "tokenizer.json")),
+    ],
+)
+def test_a_pipe_in_the_place_of_a_runs_file_is_not_waited_for(
+    name: str, read: Callable[[Path], object], tmp_path: Path
+) -> None:
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(UserError, match=f"{name} is not a file: it is a named pipe"):
+        read(tmp_path)
+
+
+def test_a_pipe_in_the_place_of_the_newest_checkpoints_name_names_none(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    os.mkfifo(tmp_path / "checkpoints" / "latest.json")
+    assert newest_named(tmp_path) is None

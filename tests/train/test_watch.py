@@ -135,3 +135,17 @@ def test_a_rank_log_names_each_attempt_and_holds_what_is_said(
 )
 def test_what_is_a_peers_fault(error: Exception, expected: bool) -> None:
     assert is_a_peers(error) == expected
+
+
+def test_memory_that_lacks_from_the_start_lacks_again(watch: Watch) -> None:
+    assert watch.fail(MemoryError()) == EXIT_FAILED
+    status = read_status(watch.run.folder)
+    assert not status.can_retry
+    assert "more memory than there is" in status.advice
+    assert "goes on" not in status.advice
+
+
+def test_memory_that_lacks_later_may_be_there_again(watch: Watch) -> None:
+    watch.pulse.stepped(1)
+    assert watch.fail(MemoryError()) == EXIT_FAILED
+    assert read_status(watch.run.folder).can_retry

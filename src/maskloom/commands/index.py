@@ -35,7 +35,7 @@ from maskloom.data.samples import read_documents
 from maskloom.data.storage import is_remote, list_tars, local_path
 from maskloom.data.writing.shards import finish
 from maskloom.errors import DataFault, UserError
-from maskloom.files import naming, refuse_existing
+from maskloom.files import naming, read_plain, refuse_existing
 from maskloom.processes import Pool
 from maskloom.progress import Progress, say, show, warn
 
@@ -117,7 +117,7 @@ def _respect_split(folder: Path, is_out: bool) -> None:
         UserError: the index would replace one that `maskloom shards` wrote, which says what is held out, or what tokens are.
     """
     try:
-        header = json.loads((folder / "index.json").read_bytes())
+        header = json.loads(read_plain(folder / "index.json"))
         kept = bool(header["tokens"]) or any(shard["split"] == "validation" for shard in header["shards"])
     except (OSError, ValueError, TypeError, KeyError):
         return  # none, or none that says anything

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from maskloom.errors import UserError
+from maskloom.files import read_plain
 from maskloom.progress import warn
 from maskloom.redaction import is_secret_name, secret_urls
 
@@ -81,7 +82,7 @@ def _is_secret(name: str, value: str) -> bool:
 
 def _read(file: Path) -> dict[str, str]:
     variables, faults = {}, []
-    for number, line in enumerate(file.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
+    for number, line in enumerate(read_plain(file).decode(errors="replace").splitlines(), start=1):
         name, mark, value = line.strip().partition("=")
         if not name or name.startswith("#"):
             continue

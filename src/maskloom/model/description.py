@@ -23,6 +23,7 @@ from typing import Any
 from transformers import BertConfig
 
 from maskloom.errors import UserError
+from maskloom.files import read_plain
 
 MOST_BYTES = 16 << 20  # a config.json has a few kB, and with the names of many labels a few hundred
 MOST_SIZE = 1 << 31
@@ -95,11 +96,11 @@ def read_description(folder: Path, name: str) -> BertConfig:
     """
     path = folder / "config.json"
     try:
-        if path.exists() and not path.is_file():  # a pipe would be waited for
-            raise UserError(f"{name} cannot be loaded: {path} is not a file")
         if path.stat().st_size > MOST_BYTES:
             raise UserError(f"{name}: config.json has {path.stat().st_size:,} bytes, which is no model's")
-        data = path.read_bytes()
+        data = read_plain(path)
+    except UserError as error:
+        raise UserError(f"{name} cannot be loaded: {error}") from None
     except OSError as error:
         raise UserError(f"{name} cannot be loaded: {path} cannot be read: {error.strerror}") from None
     return check_description(parse_description(data, name), name)

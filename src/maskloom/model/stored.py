@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import os
 import pickle
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import BertConfig
 
 from maskloom.errors import UserError
+from maskloom.files import read_plain
 from maskloom.model.description import MOST_BYTES, shown
 
 SAFE, PICKLED = "model.safetensors", "pytorch_model.bin"
@@ -27,6 +29,9 @@ WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module."
 """What torch.compile, FSDP and activation checkpointing put before the name of a module that they wrap."""
 BARE = ("embeddings.", "encoder.", "pooler.")
 """How the names begin in a checkpoint of `BertModel`, which has no `bert.` before them."""
+ANCHOR = "embeddings.word_embeddings.weight"
+OUTER = re.compile(r"((model|module|_forward_module)\.)+")
+"""What frameworks put before the names of a whole model."""
 POOLER = "bert.pooler."
 """Of Hugging Face's encoder what predicts no masked token."""
 COUNTERS = ("bert.embeddings.position_ids", "bert.embeddings.token_type_ids")
@@ -106,7 +111,7 @@ def _shards(index: Path, name: str) -> list[Path]:
     try:
         if index.stat().st_size > MOST_BYTES:
             raise ValueError(f"it has {index.stat().st_size:,} bytes")
-        tree = json.loads(index.read_bytes().decode("utf-8"))
+        tree = json.loads(read_plain(index).decode("utf-8"))
         files = sorted(set(tree["weight_map"].values()))
         if not files or not all(isinstance(file, str) and file == Path(file).name for file in files):
             raise ValueError("its weight_map does not name files of its folder")
@@ -147,11 +152,22 @@ def unpickled(path: Path, name: str, device: str) -> dict[str, torch.Tensor]:
             "with model.safetensors"
         ) from None
     except Exception as error:  # the library raises many kinds for a damaged file
+        if "quantized" in str(error):  # torch cannot make such tensors without their values
+            raise UserError(
+                f"{name} cannot be loaded: {path.name} holds quantised tensors: take a checkpoint that is not quantised"
+            ) from None
         raise UserError(f"{name} cannot be loaded: {path.name} is damaged: {error}") from None
     if not isinstance(found, dict) or not all(
         isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in found.items()
     ):
         raise UserError(f"{name} cannot be loaded: {path.name} does not hold tensors by name")
+    for key, tensor in found.items():
+        if tensor.layout != torch.strided:
+            layout = str(tensor.layout).removeprefix("torch.")
+            raise UserError(
+                f"{name} cannot be loaded: {printable(key)} in {path.name} is a sparse tensor ({layout}): save it with its "
+                "zeros, by to_dense()"
+            )
     return found
 
 
@@ -168,9 +184,23 @@ def berts_names(names: Iterable[str]) -> dict[str, str]:
             if ours.endswith(old):
                 ours = ours.removesuffix(old) + new
         plain[name] = ours
+    if prefix := _outer_prefix(plain.values()):
+        plain = {name: ours.removeprefix(prefix) for name, ours in plain.items()}
     if not any(ours.startswith("bert.") for ours in plain.values()):
         plain = {name: f"bert.{ours}" if ours.startswith(BARE) else ours for name, ours in plain.items()}
     return plain
+
+
+def _outer_prefix(names: Collection[str]) -> str:
+    """What stands before BERT's names, if that is one thing: the name of a model of which BERT is a part. Without `bert.` behind
+    it, only a wrapper's: RoBERTa's names differ from BERT's by the prefix alone."""
+    prefixes = {name.removesuffix(ANCHOR) for name in names if name.endswith(ANCHOR)}
+    if len(prefixes) != 1:
+        return ""
+    prefix = prefixes.pop()
+    outer = prefix.removesuffix("bert.")
+    is_part = outer == "" or outer.endswith(".")
+    return outer if is_part and (outer != prefix or OUTER.fullmatch(outer)) else ""
 
 
 def encoder_weights(config: BertConfig) -> Iterator[tuple[str, tuple[int, ...]]]:

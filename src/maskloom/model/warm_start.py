@@ -9,6 +9,7 @@ under BERT's names, and given to Hugging Face's `from_pretrained`, which initial
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,6 +42,7 @@ MOST_SPARE_ROWS = 1 << 10
 """Rows of the embeddings beyond the tokenizer's ids that pass for padding (128 for each of 8 tensor-parallel ranks is the most
 that is usual), if the checkpoint has no tokenizer that would tell."""
 MOST_NAMED = 50
+LAYER = re.compile(r"bert\.encoder\.layer\.([0-9]{1,9})\.")
 EMBEDDING, DECODER = "bert.embeddings.word_embeddings.weight", "cls.predictions.decoder.weight"
 BIAS, DECODER_BIAS = "cls.predictions.bias", "cls.predictions.decoder.bias"
 
@@ -109,6 +111,12 @@ def match_weights(config: BertConfig, stored: dict[str, Stored], folder: Path, n
     ignored = stored.keys() - used.keys()
     alien = [weight for weight in ignored if weight.startswith(("bert.", "cls.predictions."))]
     if alien := [weight for weight in alien if not weight.startswith((POOLER, *COUNTERS))]:
+        numbers = {weight: int(found[1]) for weight in alien if (found := LAYER.match(weight))}
+        if beyond := [weight for weight, number in numbers.items() if number >= config.num_hidden_layers]:
+            raise UserError(
+                f"{name} has weights of more layers than the {config.num_hidden_layers} that its config.json names "
+                f"(num_hidden_layers), such as {printable(min(beyond))}: set it to the number of layers that were trained"
+            )
         raise UserError(
             f"{name} has weights that BERT's encoder and head do not, such as {printable(min(alien))}: it is another architecture"
         )

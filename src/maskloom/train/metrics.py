@@ -25,7 +25,8 @@ from tensorboard.summary.writer import event_file_writer
 from torch.utils.tensorboard import SummaryWriter
 
 from maskloom.distributed import World, max_over_ranks
-from maskloom.files import parse_json, write_atomically
+from maskloom.errors import UserError
+from maskloom.files import open_plain, parse_json, read_plain, write_atomically
 from maskloom.progress import duration, say, warn
 from maskloom.scalars import is_count
 from maskloom.train.time_left import TimeLeft
@@ -179,9 +180,9 @@ class Metrics:
         """Write the lines that wait to metrics.jsonl; where that fails, all of them go on waiting."""
         size = self.path.stat().st_size if self.path.exists() else 0
         try:
-            with self.path.open("a", encoding="utf-8") as file:
+            with open(self.path, "a", encoding="utf-8", opener=open_plain) as file:
                 file.write("".join(self._unwritten))
-        except OSError as error:
+        except (OSError, UserError) as error:
             with contextlib.suppress(OSError):  # what of them was written
                 os.truncate(self.path, size)
             if not self._has_warned:
@@ -250,7 +251,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     lines = []
-    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
+    for line in read_plain(path).decode(errors="replace").split("\n"):
         with contextlib.suppress(ValueError):
             value = parse_json(line)
             if isinstance(value, dict) and is_count(value.get("step")):

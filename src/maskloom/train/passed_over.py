@@ -15,7 +15,7 @@ from typing import Any
 
 from maskloom.data.order import Cursor, LaneCursors
 from maskloom.errors import UserError
-from maskloom.files import parse_json, sync_folder, write_atomically
+from maskloom.files import parse_json, read_plain, sync_folder, write_atomically
 from maskloom.redaction import brief
 from maskloom.scalars import is_count
 
@@ -96,9 +96,11 @@ def read_intervals(run: Path) -> list[PassedOver]:
     """Those of the run's file, none where it has none. Raises UserError where the file is damaged."""
     file = run / "passed_over.json"
     try:
-        return [PassedOver.from_json(values) for values in parse_json(file.read_bytes())]
+        content = read_plain(file)
     except FileNotFoundError:
         return []
+    try:
+        return [PassedOver.from_json(values) for values in parse_json(content)]
     except (ValueError, LookupError, TypeError) as error:
         raise UserError(
             f"{file} is damaged ({brief(error)}): restore it, or remove it; the newest checkpoint knows of all before it"

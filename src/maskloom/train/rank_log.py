@@ -13,6 +13,8 @@ import traceback
 from pathlib import Path
 from typing import IO
 
+from maskloom.errors import UserError
+from maskloom.files import open_plain
 from maskloom.progress import add_reader, remove_reader
 from maskloom.redaction import sayable
 
@@ -30,10 +32,10 @@ class RankLog:
     def open(self, run: Path, title: str) -> None:
         """Begin an attempt's part of the file with `title`; from here on it records crashes of the interpreter too."""
         folder = run / "logs"
-        with contextlib.suppress(OSError):  # a full disk: the run may do without
+        with contextlib.suppress(OSError, UserError):  # a full disk, or a pipe: the run may do without
             folder.mkdir(exist_ok=True)
             self.path = folder / f"rank-{self.rank}.log"
-            self._file = self.path.open("a", encoding="utf-8")
+            self._file = open(self.path, "a", encoding="utf-8", opener=open_plain)  # noqa: SIM115 - kept open
             faulthandler.enable(self._file)
             kept, self._kept = self._kept, []
             self.write(f"---- {title}")

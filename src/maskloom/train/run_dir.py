@@ -26,7 +26,7 @@ from maskloom.config import RunConfig
 from maskloom.config_file import differences, dump_config, load_config, rechecked, saved_form
 from maskloom.distributed import World, gather_objects
 from maskloom.errors import UserError
-from maskloom.files import LOCK, parse_json, whole_folder, write_atomically
+from maskloom.files import LOCK, parse_json, read_plain, whole_folder, write_atomically
 from maskloom.model.bert import MaskedLM, read_definition, save_definition
 from maskloom.model.warm_start import check_init, check_positions
 from maskloom.progress import say, warn
@@ -294,7 +294,7 @@ class RunDir:
     def failure(self) -> Status | None:
         """How this attempt failed, on whichever rank was first; None where none has."""
         try:
-            return parse_status(self._failed.read_text(encoding="utf-8"))
+            return parse_status(read_plain(self._failed).decode("utf-8"))
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
@@ -342,7 +342,7 @@ class RunDir:
             self._is_noted = True
             line = {"attempt": self.attempt, "step": step, "world_size": self.world.size, "hosts": list(self.hosts)}
             line["start"] = self.start
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, UserError):
                 note_attempt(self.folder, line)
 
     def _remove_request(self) -> None:
@@ -367,8 +367,9 @@ def recorded_threads(folder: Path) -> int | None:
     environment = folder / "environment.json"
     if not environment.exists():
         return None
+    content = read_plain(environment)
     try:
-        threads = parse_json(environment.read_bytes())["threads"]
+        threads = parse_json(content)["threads"]
         if type(threads) is not int or not 1 <= threads <= MOST_THREADS:
             raise ValueError(f"threads is {threads!r}")
         return threads
@@ -381,7 +382,7 @@ def recorded_threads(folder: Path) -> int | None:
 def newest_named(run: Path) -> str | None:
     """The name that `checkpoints/latest.json` points at; None where it names no checkpoint."""
     try:
-        name = parse_json((run / "checkpoints" / "latest.json").read_bytes())["name"]
+        name = parse_json(read_plain(run / "checkpoints" / "latest.json"))["name"]
         return name if CHECKPOINT.fullmatch(name) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None

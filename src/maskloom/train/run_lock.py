@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from maskloom.errors import UserError
-from maskloom.files import LOCK, NO_LOCKS, open_own
+from maskloom.files import LOCK, NO_LOCKS, open_own, open_plain
 from maskloom.progress import say
 from maskloom.redaction import redacted
 
@@ -141,7 +141,7 @@ def holder_of(folder: Path) -> Holder | None:
     whether its holder lives, this may take SILENT_S."""
     path = folder / LOCK
     try:
-        with path.open("rb") as file:
+        with open(path, "rb", opener=open_plain) as file:
             if locked := _lock(file, path, fcntl.LOCK_SH):  # shared: two that look do not find each other
                 fcntl.flock(file, fcntl.LOCK_UN)
             return _at_work(path, locked)
@@ -166,7 +166,7 @@ def in_use(folder: Path, holder: Holder) -> InUse:
 def named_holder(path: Path) -> Holder | None:
     """Whom a lock file names, be it gone or not."""
     try:
-        with path.open("rb") as file:
+        with open(path, "rb", opener=open_plain) as file:
             text = file.read(MOST_BYTES).decode(errors="replace")
     except FileNotFoundError:
         return None

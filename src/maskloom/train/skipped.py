@@ -17,6 +17,7 @@ from maskloom.data.order import LaneCursors
 from maskloom.data.plan import DataPlan
 from maskloom.distributed import World, gather_objects
 from maskloom.errors import UserError
+from maskloom.files import open_plain
 from maskloom.progress import warn
 from maskloom.train.metrics import keep_until
 
@@ -59,7 +60,7 @@ class Skipped:
         if lines and self.world.is_first:
             for line in lines:
                 warn(f"step {line['step']}: skipped: {line['message']}")
-            with self.path.open("a", encoding="utf-8") as file:
+            with open(self.path, "a", encoding="utf-8", opener=open_plain) as file:
                 file.write("".join(json.dumps(line) + "\n" for line in lines))
         blocks = sum(read for _, read in parts)
         if self.count > max(1, self.max_share * blocks):

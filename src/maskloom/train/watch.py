@@ -171,6 +171,9 @@ class Watch:
             place = f" The traceback is in {self.log.path}." if self.log.path and not is_expected else ""
             can_retry = restart_may_help(error)
             advice = place.strip() if can_retry else "Correct that first."
+            is_new = not self.pulse.has_stepped and self.run.last_good_checkpoint() is None
+            if isinstance(error, MemoryError) and is_new:  # these settings never worked: it would come again
+                can_retry, advice = False, f"The start needs more memory than there is: lower the settings.{place}"
             self._report(f"{self.me()}: {said}", advice, can_retry)
         self._leave()
         return EXIT_FAILED

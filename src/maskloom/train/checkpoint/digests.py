@@ -7,7 +7,7 @@ import stat
 from pathlib import Path
 from typing import NamedTuple
 
-from maskloom.files import parse_json
+from maskloom.files import open_plain, parse_json, read_plain
 from maskloom.redaction import brief
 from maskloom.scalars import is_count
 from maskloom.train.checkpoint.state import step_of
@@ -35,7 +35,7 @@ class Damaged(Exception):
 def digest(file: Path) -> Digest:
     """Size and SHA-256 of what a file system gives for a file."""
     sha256, size = hashlib.sha256(), 0
-    with file.open("rb", buffering=0) as stream:
+    with open(file, "rb", buffering=0, opener=open_plain) as stream:
         buffer = memoryview(bytearray(CHUNK_BYTES))
         while count := stream.readinto(buffer):
             sha256.update(buffer[:count])
@@ -46,7 +46,7 @@ def digest(file: Path) -> Digest:
 def read_manifest(folder: Path) -> dict[str, Digest]:
     """The files of a checkpoint. Raises Damaged."""
     try:
-        manifest = parse_json((folder / MANIFEST).read_bytes())
+        manifest = parse_json(read_plain(folder / MANIFEST))
         step = manifest["step"]
         files = {name: Digest(entry["bytes"], entry["sha256"]) for name, entry in manifest["files"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

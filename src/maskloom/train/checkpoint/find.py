@@ -18,6 +18,7 @@ from maskloom.data.order import LaneCursors
 from maskloom.data.plan import DataPlan
 from maskloom.distributed import World, gather_objects
 from maskloom.errors import UserError
+from maskloom.files import read_plain
 from maskloom.progress import warn
 from maskloom.status import read_status
 from maskloom.train.checkpoint.digests import DATA, Damaged, Digest, damage, fault_of, read_manifest
@@ -218,8 +219,8 @@ def _verify(folder: Path, world: World) -> tuple[str | None, str]:
     def described() -> list[Any]:
         try:
             files = read_manifest(folder)
-            text = (folder / DATA).read_bytes()
-        except Damaged as error:
+            text = read_plain(folder / DATA)
+        except (Damaged, UserError) as error:
             return [str(error), [], ""]
         except OSError as error:
             return [f"{DATA} cannot be read ({error.strerror})", [], ""]

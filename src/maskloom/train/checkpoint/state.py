@@ -12,7 +12,7 @@ from maskloom.data.index import Index
 from maskloom.data.order import VERSIONS, Cursor, LaneCursors
 from maskloom.data.plan import DataPlan
 from maskloom.errors import UserError
-from maskloom.files import parse_json
+from maskloom.files import parse_json, read_plain
 from maskloom.redaction import brief
 from maskloom.scalars import is_count
 from maskloom.tokenizer import Tokenizer
@@ -119,7 +119,7 @@ def parse_state(text: str | bytes, folder: Path) -> State:
 
 def read_state(folder: Path) -> State:
     """`parse_state` of a folder's file."""
-    return parse_state((folder / "data.json").read_bytes(), folder)
+    return parse_state(read_plain(folder / "data.json"), folder)
 
 
 def folder_of(run: Path, step: int) -> Path:
