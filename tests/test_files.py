@@ -190,7 +190,7 @@ def bind(path: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "what"),
     [(os.mkfifo, "a named pipe"), (Path.mkdir, "a folder"), (bind, "a socket")],
-    ids=lambda value: str(value),
+    ids=["pipe", "folder", "socket"],
 )
 def test_what_is_no_plain_file_is_refused_and_not_waited_for(
     make: Callable[[Path], None], what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

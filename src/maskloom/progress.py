@@ -121,6 +121,14 @@ def flush() -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
+def size(count: float) -> str:
+    """Bytes as people read them: `7.5 KiB`."""
+    for unit, scale in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if count >= scale:
+            return f"{count / scale:,.1f} {unit}"
+    return f"{count:.0f} B"
+
+
 def duration(seconds: float) -> str:
     """`3725.2` -> `1:02:05`, `125` -> `2:05`."""
     minutes, second = divmod(round(max(seconds, 0.0)), 60)

@@ -128,7 +128,7 @@ def test_a_corpus_and_its_text_give_the_same_token_shards(
     succeeds("shards", source, tmp_path / "text", *options)
     succeeds("shards", source, tmp_path / "direct", *options, "--tokenizer", tokenizer_dir)
     printed = succeeds("shards", tmp_path / "text", tmp_path / "later", "--tokenizer", tokenizer_dir, "--processes", 1)
-    assert "MiB of tokenised text in" in printed
+    assert "KiB of tokenised text in" in printed
     text, direct, later = (load_index(tmp_path / name) for name in ("text", "direct", "later"))
     assert text.digest == direct.digest == later.digest
     assert direct.header["table_digest"] == later.header["table_digest"]

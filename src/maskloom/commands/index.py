@@ -37,7 +37,7 @@ from maskloom.data.writing.shards import finish
 from maskloom.errors import DataFault, UserError
 from maskloom.files import naming, read_plain, refuse_existing
 from maskloom.processes import Pool
-from maskloom.progress import Progress, say, show, warn
+from maskloom.progress import Progress, say, show, size, warn
 
 MIB = 1 << 20
 COMPRESSED = re.compile(r"\.(tar\.\w+|tgz|tbz2?|txz|tzst|tlz)$")
@@ -177,7 +177,7 @@ def _check(options: argparse.Namespace) -> int:
         )
     header = index.header
     show(
-        f"{options.tars[0]} is what was indexed: {len(index.shards):,} shard(s), {total / MIB:,.1f} MiB, "
+        f"{options.tars[0]} is what was indexed: {len(index.shards):,} shard(s), {size(total)}, "
         f"{header['blocks']:,} blocks, {header['documents'] + header['held_out_documents']:,} documents"
     )
     return 0

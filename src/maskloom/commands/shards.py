@@ -39,7 +39,7 @@ from maskloom.data.writing.shards import Options, finish_or_open, write_part, wr
 from maskloom.data.writing.token_shards import tokenize_corpus
 from maskloom.data.writing.work import Part, work_folder
 from maskloom.errors import UserError
-from maskloom.progress import Progress, say, warn
+from maskloom.progress import Progress, say, size, warn
 from maskloom.tokenizer import load_tokenizer
 
 MIB = 1 << 20
@@ -104,7 +104,7 @@ def describe(out: Path, index: Index, report: Report | None) -> None:
     what = "tokenised text" if index.tokenizer_fingerprint else "text"
     say(
         f"{out}: {header['documents']:,} documents for training and {header['held_out_documents']:,} held out, "
-        f"{header['text_bytes'] / MIB:,.1f} MiB of {what} in {len(index.shards)} shard(s), {header['blocks']:,} blocks"
+        f"{size(header['text_bytes'])} of {what} in {len(index.shards)} shard(s), {header['blocks']:,} blocks"
     )
     for line in report.lines() if report else ():
         say(line)

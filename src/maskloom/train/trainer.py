@@ -24,7 +24,7 @@ from maskloom.errors import UserError
 from maskloom.model.attention import choose_flash_kernel
 from maskloom.model.bert import build_defined, build_model
 from maskloom.model.flops import Shape, peak_of
-from maskloom.progress import say, warn
+from maskloom.progress import say, size, warn
 from maskloom.train import checkpoint
 from maskloom.train.divergence import collapsed, count_not_finite, diverged, first_not_finite
 from maskloom.train.engine.building import build_engine, optimizer_title, release_engine
@@ -323,7 +323,7 @@ class Trainer:
             weight = f", weight {corpus.weight:g}" if len(self.plan.corpora) > 1 else ""
             say(
                 f"corpus {index.folder}: {index.header['documents']:,} documents, "
-                f"{index.header['text_bytes'] / 2**20:,.1f} MiB in {len(index.train_blocks):,} blocks{weight}"
+                f"{size(index.header['text_bytes'])} in {len(index.train_blocks):,} blocks{weight}"
             )
         say(f"lanes: {self.plan.lanes}")
         say(
@@ -339,7 +339,11 @@ class Trainer:
             )
             if phase.batch_warmup:
                 say(f"  its batch grows from {phase.batch_warmup.from_rows} rows in {phase.batch_warmup.steps:,} steps")
-        if self.step:
+        if self.step == self.plan.total_steps:
+            say(
+                f"all {self.step:,} steps are done: raise phases.N.steps of the last phase, or add a phase, to train on"
+            )
+        elif self.step:
             say(f"going on after step {self.step:,} of {self.plan.total_steps:,}")
 
 

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from maskloom.progress import size
+
 WHOLE_BYTES = 64 << 20  # up to this much text, the scripts of all documents are counted
 SAMPLED_ONE_IN = 16
 HELD_CHARACTERS = 1 << 20  # letters are counted in pieces of about this size
@@ -109,19 +111,19 @@ class Report:
     def lines(self) -> Iterator[str]:
         """The report as text for people."""
         yield (
-            f"{self.documents:,} documents read, {_size(self.bytes)}; {self.empty:,} empty documents left out, "
+            f"{self.documents:,} documents read, {size(self.bytes)}; {self.empty:,} empty documents left out, "
             f"{self.split:,} long documents split, {self.duplicates:,} exact duplicates "
             f"{'dropped' if self.dropped else 'kept'}"
         )
         if not self.documents:
             return
-        yield f"longest document: {_size(self.longest_bytes)} ({self.longest})"
+        yield f"longest document: {size(self.longest_bytes)} ({self.longest})"
         yield "documents by size:"
         most = max(self.lengths.values())
-        for size in range(min(self.lengths).bit_length() - 1, max(self.lengths).bit_length()):
-            count = self.lengths.get(1 << size, 0)
+        for power in range(min(self.lengths).bit_length() - 1, max(self.lengths).bit_length()):
+            count = self.lengths.get(1 << power, 0)
             bar = "#" * round(BAR_WIDTH * count / most)
-            yield f"  {_size(1 << size):>9} to {_size(2 << size):>9} {count / self.documents:7.2%} {bar}".rstrip()
+            yield f"  {size(1 << power):>9} to {size(2 << power):>9} {count / self.documents:7.2%} {bar}".rstrip()
         letters = sum(self.letters.values())
         if letters:
             shares = sorted(self.letters.items(), key=lambda item: -item[1])
@@ -198,10 +200,3 @@ def _kinds() -> NDArray[np.uint8]:
 
 def _sum(one: dict[Any, int], other: dict[Any, int]) -> dict[Any, int]:
     return {key: one.get(key, 0) + other.get(key, 0) for key in [*one, *(key for key in other if key not in one)]}
-
-
-def _size(count: int) -> str:
-    for unit, scale in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
-        if count >= scale:
-            return f"{count / scale:,.1f} {unit}"
-    return f"{count} B"
