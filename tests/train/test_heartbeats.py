@@ -42,6 +42,8 @@ class TestBlame:
 
     def test_a_rank_that_never_beat(self) -> None:
         assert "rank 1, which never gave a sign of life" in blame([BEAT, None], [BEAT, None], me=0)
+        names = ["rank 0 on a (process 1)", "rank 1 on b (process 2)"]
+        assert f"{names[1]}, which never gave" in blame([BEAT, None], [BEAT, None], 0, names)
 
     def test_a_rank_that_is_behind(self) -> None:
         late = {"ticks": 38, "section": "data", "place": "maskloom/data/storage.py:9 (read)", "waits": False}

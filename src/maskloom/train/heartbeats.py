@@ -174,13 +174,14 @@ class Board:
         return dist.PrefixStore(self.prefix, store)  # type: ignore[attr-defined]
 
 
-def blame(before: Sequence[Beat | None], after: Sequence[Beat | None], me: int) -> str:
+def blame(before: Sequence[Beat | None], after: Sequence[Beat | None], me: int, names: Sequence[str] = ()) -> str:
     """Who is to blame, from the beats of all ranks at two moments, in rank order.
 
     That all ranks live and wait for each other is a finding too.
 
     Args:
         me: the rank that looks: it is alive.
+        names: of the ranks, for one that left no beat: it may have stood still before its first.
     """
     silent = [rank for rank, (old, new) in enumerate(zip(before, after, strict=True)) if old == new and rank != me]
     if silent:
@@ -190,7 +191,7 @@ def blame(before: Sequence[Beat | None], after: Sequence[Beat | None], me: int) 
             named.append(
                 f"{last.name()}, last seen {last.whereabouts()}"
                 if last
-                else f"rank {rank}, which never gave a sign of life"
+                else f"{names[rank] if names else f'rank {rank}'}, which never gave a sign of life"
             )
         return "no sign of life from " + "; ".join(named) + ": stopped, killed or cut off"
     live = [beat for beat in after if beat is not None]

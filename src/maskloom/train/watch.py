@@ -274,7 +274,8 @@ class Watch:
                     self.board.put(self._own_beat())
             if lookers > LOOKERS and self.run.failure() is not None:
                 return "another rank found out"
-            return blame(before, self.board.beats(world.size), world.rank)
+            names = [self.run.rank_name(rank) for rank in range(world.size)]
+            return blame(before, self.board.beats(world.size), world.rank, names)
         except NoAnswer as error:
             self.board = None
             keeper = self.run.rank_name(0)
