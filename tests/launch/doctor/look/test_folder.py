@@ -11,6 +11,7 @@ import pytest
 
 from maskloom.launch.doctor.facts import Request
 from maskloom.launch.doctor.look.folder import lock_holder, look_at_folder, nearest
+from tests.waiting import PATIENCE_S
 
 
 def test_the_folder_of_a_run(tmp_path: Path) -> None:
@@ -43,11 +44,14 @@ def test_the_lock_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     lock = tmp_path / ".lock"
     lock.write_text("process 7 on node9")
     assert lock_holder(tmp_path) is None  # killed
+    monkeypatch.setattr(run_lock, "SILENT_S", PATIENCE_S)  # the first touch is enough
     is_over = threading.Event()
 
     def touch() -> None:
         while not is_over.wait(0.2):
             os.utime(lock)
+
+    os.utime(lock)  # else it has been silent for too long before the thread begins
 
     toucher = threading.Thread(target=touch)  # as a run on another machine whose locks do not come here
     toucher.start()
