@@ -27,7 +27,7 @@ ShardSplit = Literal["train", "validation", "by_hash"]
 
 
 def _plain(text: str) -> str:
-    """JSON can write what is no text: half of a surrogate pair."""
+    """JSON can write what is not text: half of a surrogate pair."""
     text.encode()
     if "\0" in text:
         raise ValueError("it holds the character 0")

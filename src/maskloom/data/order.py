@@ -139,7 +139,7 @@ class Cursor(NamedTuple):
         """Raises TypeError, LookupError or ValueError where the items are not what `to_json` gives."""
         cursor = Cursor(items[0], tuple((seq_len, taken) for seq_len, taken in items[1:]))
         if not all(map(is_count, (cursor.number, *itertools.chain(*cursor.reads)))):
-            raise ValueError(f"{items!r} is no place in a corpus")
+            raise ValueError(f"{items!r} is not a place in a corpus")
         return cursor
 
 

@@ -75,7 +75,7 @@ class _Header(tarfile.TarInfo):
         if (
             not header.isdir() and size[0] not in BASE_256 and not OCTAL.fullmatch(size)
         ):  # old tools leave a folder's empty
-            raise tarfile.ReadError(f"a header gives the size {brief(size)}, which is no octal number")
+            raise tarfile.ReadError(f"a header gives the size {brief(size)}, which is not an octal number")
         if header.size < 0:
             raise tarfile.ReadError(f"a header gives a size of {header.size:,} bytes")
         if header.size > most and header.type not in tarfile.REGULAR_TYPES:  # a file that is too large is named later
@@ -95,7 +95,7 @@ class _Header(tarfile.TarInfo):
 
 
 def _check_pax(data: bytes) -> None:
-    """Raises ReadError for pax records that do not follow each other to the end, and for a size that is no plain number."""
+    """Raises ReadError for pax records that do not follow each other to the end, and for a size that is not a plain number."""
     place = 0
     while place < len(data):
         found = PAX_RECORD.match(data, place)
@@ -104,7 +104,7 @@ def _check_pax(data: bytes) -> None:
             raise tarfile.ReadError(f"the pax record {brief(data[place : place + 40])} is damaged")
         value = data[found.end() : end - 1]
         if found[2] == b"size" and not PAX_SIZE.fullmatch(value):
-            raise tarfile.ReadError(f"a pax record gives the size {brief(value)}, which is no number")
+            raise tarfile.ReadError(f"a pax record gives the size {brief(value)}, which is not a number")
         place = end
 
 

@@ -2,7 +2,7 @@
 
 A line of text ends with a line feed, a carriage return, or both (Python's universal newlines), and with nothing else: form
 feeds, U+0085 and U+2028 are characters of a line, though `str.splitlines` cuts there. A line of JSON ends with a line feed;
-white space around it is nothing. A byte order mark at the beginning of a file is no text.
+white space around it is ignored. A byte order mark at the beginning of a file is not text.
 """
 
 from __future__ import annotations
