@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from maskloom.processes import LONGEST_SOCKET_PATH, SOCKET_NAME
+from maskloom.program import EXIT_INTERRUPTED
 
 POOL = """
 from maskloom.processes import Pool
@@ -73,3 +75,35 @@ def test_a_folder_that_cannot_be_written_to_is_named(tmp_path: Path) -> None:
     done = pool_below("/proc", tmp_path / "script.py")  # nobody writes there, not even root
     assert done.returncode == 1
     assert done.stderr.startswith("it: TMPDIR=/proc: ")
+
+
+AMID_A_START = """
+import os, signal, sys, threading
+from multiprocessing import active_children
+from maskloom.processes import Deaf, clean_forks
+from maskloom.program import run_program
+def main():
+    # A signal to a process reaches any thread that does not block it.
+    threading.Thread(target=threading.Event().wait, daemon=True).start()
+    context = clean_forks("maskloom.processes")
+    with Deaf():
+        os.kill(os.getpid(), getattr(signal, sys.argv[1]))
+        context.Process(target=abs, args=[1]).start()
+        print(len(active_children()), flush=True)
+    print("not reached")
+    return 0
+if __name__ == "__main__":
+    run_program("it", main)
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "said"), [("SIGINT", EXIT_INTERRUPTED, "it: interrupted\n"), ("SIGTERM", -signal.SIGTERM, "")]
+)
+def test_a_signal_amid_the_start_of_processes_waits_until_they_are_known(
+    name: str, code: int, said: str, tmp_path: Path
+) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(AMID_A_START)
+    done = subprocess.run([sys.executable, script, name], capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (code, "1\n", said)

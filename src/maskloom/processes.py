@@ -58,16 +58,19 @@ class Deaf:
     `end`; at the interpreter's end, which would wait for them for ever, it is done for whoever did not.
 
     A signal to a whole job is for those who lead it: they stop, and end their processes. The server that all are forked from
-    is started with the signals blocked, and blocked they stay in all of them. What comes for this process waits meanwhile.
+    is started with the signals blocked, and blocked they stay in all of them. What comes for this process waits meanwhile:
+    a process that is half started would be known to nobody.
     """
 
     def __init__(self) -> None:
         self._children: list[BaseProcess] = []
         self._others: set[BaseProcess] = set()
         self._before: set[int] = set()
+        self._later = _Later()
 
     def __enter__(self) -> Deaf:
         self._others = set(active_children())
+        self._later.begin()
         self._before = signal.pthread_sigmask(signal.SIG_BLOCK, JOB_SIGNALS)
         try:
             resource_tracker.ensure_running()  # unblocks some of them afterwards: first, and by itself
@@ -75,6 +78,7 @@ class Deaf:
             forkserver.ensure_running()
         except BaseException:
             signal.pthread_sigmask(signal.SIG_SETMASK, self._before)
+            self._later.end()
             raise
         return self
 
@@ -86,6 +90,11 @@ class Deaf:
         signal.pthread_sigmask(signal.SIG_SETMASK, self._before)
         if kind is not None:
             self.end()
+        try:
+            self._later.end()
+        except BaseException:  # Ctrl-C
+            self.end()
+            raise
         if isinstance(error, EOFError | ConnectionError):  # from the server that they are forked from
             raise ChildProcessError(f"reader processes could not be started: {WANT_OF_MEMORY}") from error
 
@@ -106,6 +115,36 @@ class Deaf:
             _kill(children)
         for child in children:
             child.join(KILLED_S)
+
+
+class _Later:
+    """Signals that come between `begin` and `end` are handled at the end.
+
+    That the main thread blocks them is not enough. One that is sent to the process reaches any thread that does not block it,
+    such as one of torch's, and Python calls the handler in the main thread all the same.
+    """
+
+    def __init__(self) -> None:
+        self._handlers: dict[signal.Signals, Any] = {}
+        self._came: list[int] = []
+
+    def begin(self) -> None:
+        if threading.current_thread() is not threading.main_thread():  # handlers do not run in others
+            return
+        for number in JOB_SIGNALS:
+            if signal.getsignal(number) not in (signal.SIG_IGN, None):
+                self._handlers[number] = signal.signal(number, self._note)
+
+    def end(self) -> None:
+        handlers, self._handlers = self._handlers, {}
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        came, self._came = self._came, []
+        for held in dict.fromkeys(came):
+            signal.raise_signal(held)
+
+    def _note(self, number: int, frame: object) -> None:
+        self._came.append(number)
 
 
 def _kill(children: Iterable[BaseProcess]) -> None:
