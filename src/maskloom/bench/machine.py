@@ -56,9 +56,12 @@ def cpu_name() -> str:
 
 
 def commit() -> str | None:
-    """Of the source of maskloom, with a + where it was changed since; None where it is no git checkout."""
+    """Of the source of maskloom, with a + where it was changed since; where it is no git checkout what the variable
+    MASKLOOM_COMMIT says, or None."""
     head = _git("rev-parse", "--short=12", "HEAD")
-    return None if head is None else head + ("+" if _git("status", "--porcelain", ".") else "")
+    if head is None:
+        return os.environ.get("MASKLOOM_COMMIT") or None
+    return head + ("+" if _git("status", "--porcelain", ".") else "")
 
 
 def versions(packages: list[str]) -> dict[str, str]:

@@ -56,13 +56,16 @@ class Text:
 def prepare(cache: Path, vocab_size: int, block_bytes: int, processes: int) -> Text:
     """The documentation of the installed packages, tokenised; what stands in `cache` is not written again.
 
+    Tokens and tokenizer are enough: the text that they were made of need not be taken along.
+
     Args:
         block_bytes: of the corpus; the larger, the fuller its packed rows.
         vocab_size: ids of the tokenizer; for BERT's 30,522 bert-base-uncased's own is taken, where a package has it.
     """
     text, tokenizer = cache / f"text-{block_bytes}", cache / f"tokenizer-{vocab_size}"
     tokens = cache / f"tokens-{vocab_size}-{block_bytes}"
-    if not text.exists():
+    is_whole = tokens.exists() and (tokenizer / "tokenizer.json").exists()
+    if not is_whole and not text.exists():
         write_shards(["documentation:"], text, Options(block_bytes=block_bytes), processes)
     if not (tokenizer / "tokenizer.json").exists():
         _make_tokenizer(tokenizer, text, vocab_size)
