@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -45,10 +46,35 @@ def test_nothing_is_fetched_unseen_and_versions_are_pinned(instructions: list[tu
     assert not arguments(instructions, "ADD")  # which also takes URLs
     runs = " ".join(arguments(instructions, "RUN"))
     assert not re.search(r"\b(curl|wget|git clone|apt-key|trusted-host|allow-unauthenticated)\b", runs)
-    installs = re.findall(r"pip install [^&]*", runs)
-    assert len(installs) == 2
+    installs = re.findall(r"pip install [^&;]*", runs)
+    assert len(installs) == 4
     assert "^torch==" in installs[0]
-    assert "--constraint /build/constraints.txt" in installs[1]
+    assert all("--constraint /build/constraints.txt" in install for install in installs[1:3])
+    assert "^deepspeed==" in installs[3]
+
+
+def test_fused_adam_is_compiled_for_gpus_or_the_build_fails(instructions: list[tuple[str, str]]) -> None:
+    (build,) = [run for run in arguments(instructions, "RUN") if "DS_BUILD_FUSED_ADAM=1" in run]
+    assert build.startswith("if [ -x /usr/local/cuda/bin/nvcc ]; then ")
+    assert "DS_ACCELERATOR=cuda" in build  # a build has no GPU: DeepSpeed would take it for a machine of CPUs
+    assert "--no-build-isolation" in build  # torch's headers
+    assert re.search(r"grep -q nv_fatbin \S+/deepspeed/ops/adam/fused_adam_op\*\.so", build)
+    assert re.fullmatch(r'CUDA_ARCHS="\d+\.\d(;\d+\.\d)*"', arguments(instructions, "ARG")[1])
+
+
+def test_the_base_for_gpus_has_the_cuda_that_torch_is_built_for(instructions: list[tuple[str, str]]) -> None:
+    (base,) = re.findall(r"--build-arg BASE=nvidia/cuda:(\d+\.\d+)\.\d+-devel-", (DOCKER / "Dockerfile").read_text())
+    pin = re.search(r"^torch==(\d+\.\d+)", (DOCKER.parent / "constraints.txt").read_text(), re.MULTILINE)
+    assert pin
+    # The table of docs/install.md: `| 2.13 | cu130 | ...`, the build that PyPI has in the second column.
+    table = (DOCKER.parent / "docs" / "install.md").read_text()
+    (build,) = re.findall(rf"^\| {re.escape(pin[1])} \| cu(\d+) \|", table, re.MULTILINE)
+    assert base == f"{build[:-1]}.{build[-1]}"
+
+
+def test_every_run_is_shell(instructions: list[tuple[str, str]]) -> None:
+    for run in arguments(instructions, "RUN"):
+        subprocess.run(["sh", "-n", "-c", run], check=True, timeout=60)
 
 
 def test_there_are_no_secrets_and_no_servers(instructions: list[tuple[str, str]]) -> None:
@@ -71,6 +97,7 @@ def test_the_service_has_no_network_and_no_privileges() -> None:
     assert service["cap_drop"] == ["ALL"]
     assert service["security_opt"] == ["no-new-privileges:true"]
     assert service["read_only"] is True
+    assert service["tmpfs"] == ["/tmp:exec"]  # Docker's default is noexec, and torch loads what it compiled
     assert "privileged" not in service
     assert service["user"].endswith("10001:10001}")
     assert "../data:/workspace/data:ro" in service["volumes"]
