@@ -15,7 +15,7 @@
 #   LIMIT_S   most seconds of the whole (290 for first, 230 for bench)
 #   JOBS      trainings at a time (a half of the cores, 2 to 6)
 #   WORK      scratch of several GB, on a local disk (a folder of yours below TMPDIR)
-#   DEVICE    cpu: the dry run, on a machine without a GPU: small shapes, 3 minutes on two cores
+#   DEVICE    cpu: the dry run, on a machine without a GPU: small shapes, at most 3 minutes on two cores
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 py=${PY:-python3} device=${DEVICE:-cuda} out=${OUT:-$root/runs/gpu_check}

@@ -221,7 +221,7 @@ def main() -> int:
         if options.what != "data":
             check.run(Part("facts", [HERE / "facts.py", "--device", device, "--out", found / "facts.json"], 90))
         making = ["--device", device, "--folder", text.resolve(), "--out", found / "data.json"]
-        check.run(Part("data", [HERE / "data.py", *making], LIMITS_S["data"] if options.what == "data" else 60))
+        check.run(Part("data", [HERE / "data.py", *making], LIMITS_S["data"] if options.what == "data" else 90))
         if options.what == "first":
             first(check, device, found, options.jobs)
         elif options.what == "bench":

@@ -6,6 +6,7 @@ import argparse
 import importlib
 import json
 import pkgutil
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -31,12 +32,14 @@ def main() -> int:
     parser.add_argument("--device", choices=("cuda", "cpu"), required=True)
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
-    if options.device == "cuda":
+    if options.device == "cuda" and shutil.which("nvidia-smi"):
         subprocess.run(["nvidia-smi"], check=False, timeout=30)
     import torch
 
     print(f"torch {torch.__version__}, built for CUDA {torch.version.cuda}, finds {torch.cuda.device_count()} GPU(s)")
     if options.device == "cuda":
+        if not torch.cuda.is_available():
+            raise SystemExit("torch can use no GPU here: see docs/install.md")
         print(f"{torch.cuda.get_device_name()}, compute capability {torch.cuda.get_device_capability()}", flush=True)
     faults = import_everything()
     for fault, modules in faults.items():

@@ -158,9 +158,18 @@ def main() -> int:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--doctor", action="store_true", help="`maskloom doctor` of the configuration, and no training")
     options = parser.parse_args()
+    if options.device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():  # it would train on the CPU, for an hour
+            raise SystemExit("torch can use no GPU here: see docs/install.md")
     if options.doctor:
         return subprocess.call([sys.executable, "-m", "maskloom.cli", "doctor", str(write(options))])
-    return train(options)
+    try:
+        return train(options)
+    except RuntimeError as error:  # what was wrong the training has said
+        print(error)
+        return 1
 
 
 if __name__ == "__main__":

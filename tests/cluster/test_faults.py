@@ -585,7 +585,8 @@ def check_end(case: Case, found: Found, run: Run) -> None:
 HEADING = f"""# Faults, and what they come to
 
 Made by `MASKLOOM_WRITE_DOCS=1 python -m pytest tests/cluster`: a cluster of two nodes on one machine, with real sshd, pdsh, munge
-and Slurm, trains a small BERT of {STEPS} steps with a checkpoint every {EVERY_STEPS}, and is struck after step {STRUCK_AFTER}.
+and Slurm, trains a small BERT of {STEPS} steps on CPUs, with a checkpoint every {EVERY_STEPS}.
+It is struck after step {STRUCK_AFTER}.
 After each fault no process is left on any machine; the run is done, by itself (*survived*) or when it is started again (*ended*);
 and its losses, step by step, are those of a run that nothing struck, bit for bit. Where it goes on with fewer ranks they agree
 within 1e-4, and its place in the data is the same to the row. So no sample is lost or repeated: what had been done since the last
