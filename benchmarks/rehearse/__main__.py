@@ -45,7 +45,6 @@ def main() -> int:
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     if not options.report:
         wrong = rehearse(results, options.only, options.cases)
-        RESULTS.write_text(json.dumps(results, indent=1) + "\n")
         if options.json:
             print(json.dumps(results, indent=1))
         for line in wrong:
@@ -65,6 +64,7 @@ def rehearse(results: dict[str, Any], parts: tuple[str, ...], cases: tuple[str, 
                 facts = compiled(name, variant)
                 facts["from"] = origin()
                 results.setdefault("compile", {}).setdefault(name, {})[variant] = facts
+                keep(results)
                 found = checks.failures(facts) if variant == "ours" else []
                 wrong += [f"{name}: {line}" for line in found]
                 print(
@@ -75,13 +75,19 @@ def rehearse(results: dict[str, Any], parts: tuple[str, ...], cases: tuple[str, 
                     print(f"    {figure}: {value:.4g}", flush=True)
     if "fused-adam" in parts:
         results["fused_adam"] = built = built_adam() | {"from": origin()}
+        keep(results)
         wrong += [] if built["cubins"] else [f"{built['wheel']} has no machine code for a Hopper"]
         print(f"FusedAdam: {built}", flush=True)
     if "unit" in parts:
         results["unit"] = tested = unit_suite() | {"from": origin()}
+        keep(results)
         wrong += tested["failed"]
         print(f"unit suite: {tested['summary']}", flush=True)
     return wrong
+
+
+def keep(results: dict[str, Any]) -> None:
+    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
 
 
 def compiled(name: str, variant: str) -> dict[str, Any]:
@@ -136,8 +142,8 @@ def unit_suite() -> dict[str, Any]:
 
 
 def lowest_versions(pyproject: str) -> dict[str, str]:
-    """`torch>=2.11` and the like, of the packages in `LOWEST`."""
-    return {name: re.search(rf'"{name}>=([\d.]+)"', pyproject)[1] for name in LOWEST}  # type: ignore[index]
+    """`torch>=2.11` and the like, of the packages in `LOWEST`: name -> 2.11."""
+    return dict(re.findall(rf'"({"|".join(LOWEST)})>=([\d.]+)"', pyproject))
 
 
 def is_release_of(version: str, lowest: str) -> bool:

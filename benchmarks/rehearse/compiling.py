@@ -249,15 +249,14 @@ def difference(more: dict[str, Work], less: dict[str, Work], times: int = 1) -> 
     """What of the first is not in the second, whose works count `times`."""
     found = {}
     for stem in {**more, **less}:
-        one, other = more.get(stem), less.get(stem)
-        kind = (one or other).kind  # type: ignore[union-attr]
-        one, other = one or Work(kind), other or Work(kind)
-        is_known = one.issued is not None and other.issued is not None
+        kind = (more.get(stem) or less[stem]).kind
+        one, other = more.get(stem, Work(kind)), less.get(stem, Work(kind))
+        is_unknown = one.issued is None or other.issued is None
         left = Work(
             kind,
             one.launches - times * other.launches,
             one.bytes - times * other.bytes,
-            one.issued - times * other.issued if is_known else None,  # type: ignore[operator]
+            None if is_unknown else (one.issued or 0) - times * (other.issued or 0),
         )
         if left.launches or left.bytes:
             found[stem] = left

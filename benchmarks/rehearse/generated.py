@@ -18,10 +18,30 @@ from typing import Literal
 Kind = Literal["triton", "product", "attention", "aten"]
 PRODUCTS = {"mm", "addmm", "bmm", "baddbmm"}
 ITEM_BYTES = {
-    "i1": 1, "i8": 1, "u8": 1, "fp8": 1, "bool": 1, "uint8": 1, "int8": 1,
-    "i16": 2, "u16": 2, "bf16": 2, "fp16": 2, "bfloat16": 2, "float16": 2, "int16": 2,
-    "i32": 4, "u32": 4, "fp32": 4, "float32": 4, "int32": 4,
-    "i64": 8, "u64": 8, "fp64": 8, "float64": 8, "int64": 8,
+    "i1": 1,
+    "i8": 1,
+    "u8": 1,
+    "fp8": 1,
+    "bool": 1,
+    "uint8": 1,
+    "int8": 1,
+    "i16": 2,
+    "u16": 2,
+    "bf16": 2,
+    "fp16": 2,
+    "bfloat16": 2,
+    "float16": 2,
+    "int16": 2,
+    "i32": 4,
+    "u32": 4,
+    "fp32": 4,
+    "float32": 4,
+    "int32": 4,
+    "i64": 8,
+    "u64": 8,
+    "fp64": 8,
+    "float64": 8,
+    "int64": 8,
 }
 
 

@@ -18,8 +18,13 @@ def facts() -> dict[str, Any]:
     """Within all limits: the layer's forward moves 34 h bytes, its backward 64 h."""
     return {
         "case": {
-            "name": "small", "hidden_size": HIDDEN, "layers": 3, "heads": 1, "seq_len": SEQ_LEN,
-            "step_rows": 2 * ROWS, "micro_batch_rows": ROWS,
+            "name": "small",
+            "hidden_size": HIDDEN,
+            "layers": 3,
+            "heads": 1,
+            "seq_len": SEQ_LEN,
+            "step_rows": 2 * ROWS,
+            "micro_batch_rows": ROWS,
         },
         "predicted": 19 * ROWS,
         "graphs": {"forward": 1, "backward": 1},
