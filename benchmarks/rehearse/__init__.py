@@ -12,6 +12,6 @@
 at the lowest versions of torch and transformers that pyproject.toml admits. `report.py` writes docs/rehearsal.md. `setup.sh`
 makes the environment, which is apart from the project's: torch's CUDA build takes 9 GB.
 
-What is read from graphs and machine code depends on torch's insides: it is written for torch 2.11 to 2.13, and says so where
-it finds another form. Nothing runs on a GPU, so that nothing here is a measurement.
+What is read from graphs and machine code depends on torch's insides: it is written for torch 2.11, and says so where it finds
+another form. Nothing runs on a GPU, so that nothing here is a measurement.
 """

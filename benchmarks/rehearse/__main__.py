@@ -55,35 +55,44 @@ def main() -> int:
 
 
 def rehearse(results: dict[str, Any], parts: tuple[str, ...], cases: tuple[str, ...]) -> list[str]:
-    """Run parts, and put what they find into `results`; returns a line for each thing that is not as it has to be."""
+    """Run parts, and put what they find into `results`; returns a line for each thing that is not as it has to be.
+
+    A part that fails is such a line, and what was found of it before stays.
+    """
     wrong = []
     if "compile" in parts:
         for name in cases:
             for variant in VARIANTS if name in report.WHOLE else VARIANTS[1:]:
-                began = time.monotonic()
-                facts = compiled(name, variant)
-                facts["from"] = origin()
+                try:
+                    facts = compiled(name, variant)
+                except RuntimeError as error:
+                    wrong.append(f"{name}, {variant}: {error}")
+                    continue
                 results.setdefault("compile", {}).setdefault(name, {})[variant] = facts
                 keep(results)
-                found = checks.failures(facts) if variant == "ours" else []
-                wrong += [f"{name}: {line}" for line in found]
-                print(
-                    f"compile {name}, {variant}: {len(found)} out of limits, {time.monotonic() - began:.0f} s",
-                    flush=True,
-                )
-                for figure, value in checks.figures(facts).items():
-                    print(f"    {figure}: {value:.4g}", flush=True)
+                show(f"{name}, {variant}", facts)
+                wrong += [f"{name}: {line}" for line in checks.failures(facts)] if variant == "ours" else []
     if "fused-adam" in parts:
-        results["fused_adam"] = built = built_adam() | {"from": origin()}
-        keep(results)
-        wrong += [] if built["cubins"] else [f"{built['wheel']} has no machine code for a Hopper"]
-        print(f"FusedAdam: {built}", flush=True)
+        try:
+            results["fused_adam"] = built = built_adam()
+        except RuntimeError as error:
+            wrong.append(f"FusedAdam: {error}")
+        else:
+            keep(results)
+            wrong += [] if built["cubins"] else [f"{built['wheel']} has no machine code for a Hopper"]
+            print(f"FusedAdam: {built['mib']} MiB in {built['seconds']} s, {', '.join(built['cubins'])}", flush=True)
     if "unit" in parts:
-        results["unit"] = tested = unit_suite() | {"from": origin()}
+        results["unit"] = tested = unit_suite()
         keep(results)
         wrong += tested["failed"]
         print(f"unit suite: {tested['summary']}", flush=True)
     return wrong
+
+
+def show(title: str, facts: dict[str, Any]) -> None:
+    print(f"compiled {title}, in {facts['seconds']} s", flush=True)
+    for figure, value in checks.figures(facts).items():
+        print(f"    {figure}: {value:.4g}", flush=True)
 
 
 def keep(results: dict[str, Any]) -> None:
@@ -96,6 +105,7 @@ def compiled(name: str, variant: str) -> dict[str, Any]:
     Raises:
         RuntimeError: it failed.
     """
+    began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="rehearse-") as temporary:
         folder = Path(temporary)
         file = folder / "facts.json"
@@ -104,7 +114,7 @@ def compiled(name: str, variant: str) -> dict[str, Any]:
         if done.returncode:
             raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr[-3000:]}")
         facts: dict[str, Any] = json.loads(file.read_text())
-        return facts
+    return {**facts, "seconds": round(time.monotonic() - began), "from": origin()}
 
 
 def built_adam() -> dict[str, Any]:
@@ -120,6 +130,7 @@ def built_adam() -> dict[str, Any]:
             "mib": round(size_mib, 1),
             "cubins": found,
             "seconds": round(time.monotonic() - began),
+            "from": origin(),
         }
 
 
@@ -138,7 +149,12 @@ def unit_suite() -> dict[str, Any]:
     failed += [line for line in lines if line.startswith(("FAILED ", "ERROR "))]
     if done.returncode and not failed:
         failed.append(f"pytest ended with {done.returncode}: {done.stdout[-1000:]}{done.stderr[-1000:]}")
-    return {"versions": {name: metadata.version(name) for name in wanted}, "summary": lines[-1], "failed": failed}
+    return {
+        "versions": {name: metadata.version(name) for name in wanted},
+        "summary": lines[-1],
+        "failed": failed,
+        "from": origin(),
+    }
 
 
 def lowest_versions(pyproject: str) -> dict[str, str]:

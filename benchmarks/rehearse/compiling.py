@@ -106,7 +106,7 @@ def _recording() -> Iterator[tuple[Callable[..., Any], Compilation]]:
     def inner(module: Any, inputs: Any, **options: Any) -> Any:
         compiled = compile_fx_inner(module, inputs, **options)
         is_backward = bool(options.get("is_backward", False))
-        saved = 0 if is_backward else _saved_bytes(module)
+        saved = 0 if is_backward else saved_bytes(module)
         compilation.graphs.append(Graph(is_backward, read_code(compiled.source_code), saved))
         return make_boxed_func(lambda *values: module(*values))
 
@@ -184,7 +184,7 @@ def predicted_of(case: Any) -> int:
     return int(case.micro_batch_rows * round(PREDICTED_SHARE * (case.seq_len - 2)))
 
 
-def _saved_bytes(module: Any) -> int:
+def saved_bytes(module: Any) -> int:
     """Of a forward graph's results, but for the loss and the hits, what is computed in it."""
     *_, output = module.graph.nodes
     saved = [node for node in output.args[0] if hasattr(node, "meta") and node.op != "placeholder"]

@@ -9,7 +9,7 @@ stand in its way on a machine without a GPU, and each is met here:
 - small computations on the device while a graph is compiled (a folded constant, a pattern that is traced): on the CPU, or
   left out.
 
-Written for torch 2.11 to 2.13. It needs their CUDA build: a CPU build has no Triton and no CUDA operators.
+Written for torch 2.11. It needs the CUDA build: a CPU build has no Triton and no CUDA operators.
 """
 
 from __future__ import annotations

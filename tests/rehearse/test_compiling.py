@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from rehearse.compiling import Graph, Work, difference, issued, works
+import operator
+
+import torch
+from rehearse.compiling import Graph, Work, difference, issued, saved_bytes, variants, works
 from rehearse.generated import Code, Launch
 from rehearse.machine_code import Compiled
 
@@ -51,3 +54,21 @@ def test_what_a_layer_adds() -> None:
     assert layer == {"norm": Work("triton", 2, 22, 200)}
     # the last layer's norm writes less than the others'
     assert difference(two, layer, 2) == {"norm": Work("triton", 0, -4, 0), "embed": Work("triton", 1, 7, 70)}
+
+
+def test_what_a_forward_saves_is_what_it_computed_and_gives_on() -> None:
+    graph = torch.fx.Graph()
+    weight = graph.placeholder("weight")
+    hidden, loss = (graph.call_function(operator.add, (weight, number)) for number in (1, 2))
+    weight.meta["val"] = torch.empty(1000)
+    hidden.meta["val"], loss.meta["val"] = torch.empty(3, 5, dtype=torch.bfloat16), torch.empty(())
+    graph.output((loss, hidden, weight))
+    assert saved_bytes(torch.fx.GraphModule({}, graph)) == 3 * 5 * 2
+
+
+def test_variants_are_torchs_operators_and_ours() -> None:
+    from maskloom.model.kernels import KERNELS, dropout
+
+    found = variants()
+    assert found["plain"].dropout is dropout.reference
+    assert found["ours"] is KERNELS["compile"]
