@@ -10,7 +10,7 @@
 
 `__main__.py` runs the parts: the compilations, DeepSpeed's FusedAdam built for a Hopper (`fused_adam.py`), and the unit suite
 at the lowest versions of torch and transformers that pyproject.toml admits. `report.py` writes docs/rehearsal.md. `setup.sh`
-makes the environment, which is apart from the project's: torch's CUDA build takes 9 GB.
+makes the environment, which is apart from the project's: torch's CUDA build takes 6 GB.
 
 What is read from graphs and machine code depends on torch's insides: it is written for torch 2.11, and says so where it finds
 another form. Nothing runs on a GPU, so that nothing here is a measurement.

@@ -29,15 +29,16 @@ written by the tool (`make rehearse`); the code is
 [benchmarks/rehearse](../benchmarks/rehearse/__init__.py).
 """)
     commands = """```
-make rehearse                                              everything: about 15 minutes on two idle cores
+make rehearse                                              everything
 make rehearse REHEARSE="--only compile --cases base-128"   a part
 make rehearse REHEARSE_VENV=FOLDER                         in an environment that is there
 ```"""
     needs = flowing("""
 It needs Python 3.12 or 3.11 (`REHEARSE_PYTHON=python3.12`), gcc, and for FusedAdam nvcc of CUDA 13.0 on the PATH; no driver
-and no GPU. It makes its own environment in `benchmarks/.cache/rehearse/.venv`, about 9 GB: the CUDA build of the lowest
-torch that pyproject.toml admits, from the package index. What is out of its limits is named at the end, and the command
-fails. The figures stand in `benchmarks/results/rehearsal.json`.
+and no GPU. It makes its own environment in `benchmarks/.cache/rehearse/.venv`, about 6 GB: the CUDA build of the lowest
+torch that pyproject.toml admits, from the package index. On two cores that takes about 7 minutes once, and the rest about
+a quarter of an hour. What is out of its limits is named at the end, and the command fails. The figures stand in
+`benchmarks/results/rehearsal.json`.
 """)
     return f"{title}\n\n{commands}\n\n{needs}"
 
@@ -114,8 +115,8 @@ def _prediction(results: dict[str, Any]) -> str:
 ## Predicted rows a second of one H200
 
 Predicted, not measured; from cautious to hopeful assumptions. "Torch's" is the compiled path with torch's own dropout and
-GELU (the `reference()` of each of our kernels), "ours" with
-[those of maskloom](../src/maskloom/model/kernels/__init__.py). MFU is the share of the best product,
+GELU (the `reference()` of each of our kernels), "ours" with those of
+[kernels/](../src/maskloom/model/kernels/__init__.py). MFU is the share of the best product,
 {prediction.BEST_PRODUCT_FLOPS / 1e12:.0f} TFLOP/s.
 """)
     between = "Milliseconds of an optimizer step, by kind of work:"

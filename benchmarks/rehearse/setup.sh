@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The environment of `make rehearse`: the CUDA build of the lowest torch that pyproject.toml admits, the lowest transformers,
-# DeepSpeed without operators, and what the unit suite needs. About 9 GB; minutes, most of them downloads.
+# DeepSpeed without operators, and what the unit suite needs. About 6 GB; minutes, most of them downloads.
 #   benchmarks/rehearse/setup.sh PYTHON FOLDER
 set -euo pipefail
 python=$1 folder=$2
@@ -12,7 +12,7 @@ exact() { sed -n "s/.*\"\($1==[0-9.]*\)\".*/\1/p" pyproject.toml; }
   { echo "make rehearse needs Python 3.12 or 3.11: make rehearse REHEARSE_PYTHON=FILE ($python is none)" >&2; exit 1; }
 command -v gcc > /dev/null || { echo "make rehearse needs gcc" >&2; exit 1; }
 command -v nvcc > /dev/null || echo "there is no nvcc of CUDA 13.0 on the PATH: FusedAdam will not be built" >&2
-echo "making $folder: about 9 GB" >&2
+echo "making $folder: about 6 GB" >&2
 
 is_made=
 trap '[[ $is_made ]] || rm -rf "$folder"' EXIT
