@@ -87,7 +87,6 @@ REHEARSE ?=
 
 rehearse: $(REHEARSE_VENV)/bin/python
 	PYTHONPATH=src:benchmarks $(REHEARSE_VENV)/bin/python -m rehearse $(REHEARSE)
-	PYTHONPATH=src:benchmarks $(REHEARSE_VENV)/bin/python -m rehearse --report
 
 $(REHEARSE_VENV)/bin/python:
 	benchmarks/rehearse/setup.sh $(REHEARSE_PYTHON) $(REHEARSE_VENV)

@@ -3,10 +3,10 @@
     python -m rehearse                          all parts: about 15 minutes on two idle cores
     python -m rehearse --only compile           a part: compile, fused-adam or unit
     python -m rehearse --cases base-128,zero3   some cases of `compile`; what was found of the others stays
-    python -m rehearse --report                 docs/rehearsal.md, from the results
+    python -m rehearse --report                 no part: docs/rehearsal.md anew, from the results
 
-Figures stand in benchmarks/results/rehearsal.json, and on the standard output with --json. What is out of the limits of
-`checks.py`, or fails, is said at the end, and the command ends with 1.
+Figures stand in benchmarks/results/rehearsal.json, and on the standard output with --json; docs/rehearsal.md is written from
+them. What is out of the limits of `checks.py`, or fails, is said at the end, and the command ends with 1.
 """
 
 from __future__ import annotations
@@ -40,18 +40,19 @@ def main() -> int:
     parser.add_argument("--only", type=_names(PARTS), default=PARTS, metavar=",".join(PARTS))
     parser.add_argument("--cases", type=_names(CASES), default=CASES, metavar=",".join(CASES))
     parser.add_argument("--json", action="store_true", help="print the results as JSON at the end")
-    parser.add_argument("--report", action="store_true", help="write docs/rehearsal.md and do nothing else")
+    parser.add_argument("--report", action="store_true", help="only write docs/rehearsal.md")
     options = parser.parse_args()
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    if not options.report:
-        wrong = rehearse(results, options.only, options.cases)
-        if options.json:
-            print(json.dumps(results, indent=1))
-        for line in wrong:
-            print(f"wrong: {line}")
-        return 1 if wrong else 0
-    (REPOSITORY / "docs/rehearsal.md").write_text(report.page(results))
-    return 0
+    wrong = [] if options.report else rehearse(results, options.only, options.cases)
+    if missing := report.missing(results):
+        print(f"docs/rehearsal.md is not written: there are no results of {', '.join(missing)} yet")
+    else:
+        (REPOSITORY / "docs/rehearsal.md").write_text(report.page(results))
+    if options.json:
+        print(json.dumps(results, indent=1))
+    for line in wrong:
+        print(f"wrong: {line}")
+    return 1 if wrong else 0
 
 
 def rehearse(results: dict[str, Any], parts: tuple[str, ...], cases: tuple[str, ...]) -> list[str]:

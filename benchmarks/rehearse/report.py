@@ -13,6 +13,14 @@ from rehearse.prediction import CAUTIOUS, HOPEFUL, Speeds
 WHOLE = ("base-128", "base-512", "large-128", "large-512")
 
 
+def missing(results: dict[str, Any]) -> list[str]:
+    """Parts and cases that the page shows and that are not in the results."""
+    compiled = results.get("compile", {})
+    wanted = [(name, variant) for name in WHOLE for variant in ("plain", "ours")] + [("zero3", "ours")]
+    lacking = [f"{name} ({variant})" for name, variant in wanted if variant not in compiled.get(name, {})]
+    return lacking + [part for part in ("fused_adam", "unit") if part not in results]
+
+
 def page(results: dict[str, Any]) -> str:
     """The page, of results in which all cases stand."""
     parts = [_head(), _checks(results), _layer(results), _prediction(results), _method(), _rest(results)]

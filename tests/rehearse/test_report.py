@@ -50,3 +50,9 @@ def test_failed_tests_are_named(results: dict[str, Any]) -> None:
 
 def test_lines_flow_but_points_and_paragraphs_stay() -> None:
     assert report.flowing("one\ntwo\n\n- three\n  four\n- five\n\nsix") == "one two\n\n- three four\n- five\n\nsix"
+
+
+def test_what_is_missing_is_named(results: dict[str, Any]) -> None:
+    assert report.missing(results) == []
+    del results["unit"], results["compile"]["base-512"]["plain"]
+    assert report.missing(results) == ["base-512 (plain)", "unit"]
