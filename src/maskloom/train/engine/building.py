@@ -23,18 +23,24 @@ from maskloom.files import private_folder
 from maskloom.model.bert import MaskedLM, PackedBertLayer
 from maskloom.model.kernels import KERNELS
 from maskloom.model.layer import encoder_layer
+from maskloom.train.engine.configuration import device_of
+from maskloom.train.engine.kernels import resolve_kernels
+from maskloom.train.engine.numerics import settle_numerics
 from maskloom.train.engine.ops import load_operator
 from maskloom.train.lamb import Lamb, Piece, Placing
 from maskloom.train.optim import adamw, betas, lamb, parameter_groups
 from maskloom.train.traffic import Traffic
 
 
-def start_distributed(world: World, timeout_s: float = 1800.0) -> Traffic:
+def start_distributed(world: World, timeout_s: float = 1800.0, deterministic: bool = False) -> Traffic:
     """Join the other ranks; returns the meter of what DeepSpeed sends, which stays at 0 where there are no others.
 
     Raises:
         PassingFault: the port is taken, or not all ranks came within `timeout_s`.
+        UserError: there are fewer GPUs than ranks.
     """
+    device_of(world)  # or DeepSpeed or NCCL would find out, in their words
+    settle_numerics(deterministic)
     warnings.filterwarnings("ignore", "`torch.distributed.* is deprecated|.*_tensor. is deprecated", FutureWarning)
     world.export()
     # No operator for its communication, which it would build for minutes. Looking into the table that it makes itself compiles
@@ -101,7 +107,8 @@ def prepare_forward(model: MaskedLM, settings: Engine) -> None:
     gathers a layer at once (a leaf), and what is compiled is the pure function within. Embeddings and head cannot be leaves:
     they share a weight.
     """
-    compiles = settings.kernels == "compile"
+    kernels = resolve_kernels(settings.kernels)
+    compiles = kernels == "compile"
     if compiles:
         # What lies there is loaded as code, and without the variable it is a name in /tmp that anybody can take first.
         private_folder(Path(cache_dir()), "set TORCHINDUCTOR_CACHE_DIR to a folder of your own")
@@ -109,7 +116,7 @@ def prepare_forward(model: MaskedLM, settings: Engine) -> None:
         # on uncompiled without a word.
         torch._dynamo.config.recompile_limit = 64
         torch._dynamo.config.fail_on_recompile_limit_hit = True
-    model.kernels = KERNELS[settings.kernels]
+    model.kernels = KERNELS[kernels]
     model.checkpoints_activations = settings.activation_checkpointing
     # The embedding's gradient as its few rows, which are added to the decoder's of the same weight: dense, it is a matrix of
     # zeros to be filled and added, a twentieth of a BERT-base's step on a CPU. Inductor has no sparse tensors.
