@@ -163,9 +163,7 @@ class TestWhatTheStartSays:
         assert settle(HOPPER, installed=True) == "FlashAttention 3"
         assert activated == ["FA3"]
 
-    def test_one_that_does_not_load_is_named(
-        self, settle: Callable[..., str], monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_one_that_does_not_load_is_named(self, settle: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
         def refuse(name: str) -> None:
             raise ImportError("undefined symbol: _ZN3c105ErrorC2E")
 
@@ -174,6 +172,8 @@ class TestWhatTheStartSays:
         assert said.startswith("FlashAttention 2 (3 is installed, and does not load: ImportError('undefined symbol")
 
     def test_why_it_is_not_the_fastest(self, settle: Callable[..., str]) -> None:
-        assert settle(HOPPER, installed=False, size=20) == "SDPA over rows with a mask: head size 20 is no multiple of 8"
+        assert (
+            settle(HOPPER, installed=False, size=20) == "SDPA over rows with a mask: head size 20 is no multiple of 8"
+        )
         on_cpu = settle_attention(torch.device("cpu"), 64, FP32, 0.0)
         assert on_cpu == "SDPA over rows with a mask: the device is a CPU"

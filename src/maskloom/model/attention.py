@@ -13,7 +13,6 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from maskloom.redaction import brief
 
-
 HALF = (torch.float16, torch.bfloat16)
 MOST_HEAD_SIZE = 256
 SIZES_OF_LARGE_MEMORY = range(193, 225)
@@ -109,7 +108,7 @@ def choose_attention(
     return Attention(False)
 
 
-@torch.compiler.assume_constant_result
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def needs_mask(device: torch.device, head_size: int, dtype: torch.dtype, dropout: float) -> bool:
     """Whether `attend` goes over padded rows with a mask: see `choose_attention`. Compiled code holds the answer."""
     return choose_attention(device.type, capability_of(device), head_size, dtype, dropout).is_masked

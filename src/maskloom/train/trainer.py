@@ -105,7 +105,7 @@ class Trainer:
         else:
             self.saver.last_good = None
             model, origin = build_model(config.model, plan.tokenizer, config.seed)
-        self.engine: Any = build_engine(config, model, deepspeed_settings(config, plan, world))
+        self.engine: Any = build_engine(config, model, deepspeed_settings(config, plan, world), world)
         if state:
             load_engine(self.engine, folder, same_spread, state.precision == config.engine.precision)
         self.step = self.pulse.step = state.step if state else 0
@@ -336,7 +336,7 @@ class Trainer:
             f"{torch.get_num_threads()} thread(s) a rank"
         )
         say(f"attention: {self.attention}")
-        say(f"optimizer: {optimizer_title(self.engine)}, schedule {self.config.optimizer.schedule}")
+        say(f"optimizer: {optimizer_title(self.engine, self.world)}, schedule {self.config.optimizer.schedule}")
         for number, (phase, layout) in enumerate(zip(self.config.phases, self.layouts, strict=True)):
             waste = f", {layout.waste:.1%} of the rows are filling" if layout.waste else ""
             say(

@@ -81,7 +81,9 @@ def test_what_else_keeps_torch_from_it_is_in_torchs_words(
     assert "\n" not in note
 
 
-@pytest.mark.parametrize(("name", "value"), [("CUDA_VISIBLE_DEVICES", ""), ("CUDA_VISIBLE_DEVICES", "-1"), ("DS_ACCELERATOR", "cpu")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "value"), [("CUDA_VISIBLE_DEVICES", ""), ("CUDA_VISIBLE_DEVICES", "-1"), ("DS_ACCELERATOR", "cpu")]
+)
 def test_gpus_that_a_user_hides_are_nobodys_concern(
     name: str, value: str, shows: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -78,9 +78,9 @@ def device_of(world: World) -> torch.device:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         shown = "" if visible is None else f" (CUDA_VISIBLE_DEVICES={visible})"
         raise UserError(
-            f"{ranks} ranks on a machine on which rank {world.rank} sees {count} {kind} device(s){shown}: each rank needs one of "
-            f"its own. Start at most {count} there (--processes {count}, slots={count} in a hostfile, --ntasks-per-node={count}), "
-            "or show every rank all devices, if each is shown its own (Slurm: --gpus-per-node in place of --gpus-per-task)"
+            f"{ranks} ranks on a machine on which rank {world.rank} sees {count} {kind} device(s){shown}: each rank needs one. "
+            f"Start at most {count} there (--processes {count}, slots={count} in a hostfile, --ntasks-per-node={count}), or show "
+            "every rank all devices, if each is shown its own (Slurm: --gpus-per-node in place of --gpus-per-task)"
         )
     return torch.device(kind, world.local_rank)
 

@@ -43,7 +43,9 @@ def why_not_compiled() -> str | None:
 def _lacks_on_gpu() -> str | None:
     capability = torch.cuda.get_device_capability()
     if capability < FIRST_CAPABILITY:
-        return "torch writes kernels for GPUs of compute capability 7.0 and above, and this one has {}.{}".format(*capability)
+        return "torch writes kernels for GPUs of compute capability 7.0 and above, and this one has {}.{}".format(
+            *capability
+        )
     if not importlib.util.find_spec("triton"):
         return "Triton is not installed, which builds of torch for CUDA bring along: install it with pip install triton"
     chosen = os.environ.get("CC")
@@ -52,7 +54,9 @@ def _lacks_on_gpu() -> str | None:
         return f"{missing}, which Triton needs: install gcc, or set CC to a compiler"
     header = Path(sysconfig.get_path("include", _scheme()), "Python.h")
     if not header.is_file():
-        return f"Python's headers are missing ({header}), which Triton needs: install python3-dev, or what has them here"
+        return (
+            f"Python's headers are missing ({header}), which Triton needs: install python3-dev, or what has them here"
+        )
     return None
 
 

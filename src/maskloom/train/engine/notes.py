@@ -40,7 +40,8 @@ def unusable_gpus() -> str | None:
     names = ", ".join(sorted({gpu["name"] for gpu in gpus}))
     shown = f"nvidia-smi shows {len(gpus)} GPU(s) ({names}, driver {gpus[0]['driver']})"
     why, remedy = _why_and_remedy(gpus[0]["driver"])
-    return f"{shown}, and torch {torch.__version__} cannot use them: {why}. The run computes on the CPU. {remedy}; see docs/install.md"
+    said = f"{shown}, and torch {torch.__version__} cannot use them: {why}"
+    return f"{said}. The run computes on the CPU. {remedy}; see docs/install.md"
 
 
 def _are_hidden() -> bool:
@@ -68,7 +69,7 @@ def _why_and_remedy(driver: str) -> tuple[str, str]:
             "Update the driver, or install a torch for an older CUDA",
         )
     try:
-        torch.cuda.init()
+        torch.cuda.init()  # type: ignore[no-untyped-call]
         said = "no GPU is visible to it"
     except (RuntimeError, AssertionError) as error:
         said = one_line(str(error))
