@@ -25,15 +25,12 @@ def settle_numerics(deterministic: bool) -> None:
     if deterministic:
         # Read when cuBLAS is first used. A user's own value is kept: torch says if it will not do.
         os.environ.setdefault(CUBLAS_WORKSPACE, ":4096:8")
-    torch.use_deterministic_algorithms(deterministic)
+    if deterministic != torch.are_deterministic_algorithms_enabled():  # TORCHINDUCTOR_DETERMINISTIC is left alone
+        torch.use_deterministic_algorithms(deterministic)  # Inductor's setting too
     # It would fill all memory that is taken with NaN, so that who reads what nobody wrote learns of it: a pass over memory that
     # training pays for at every operator.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.deterministic = deterministic
-    if deterministic:
-        from torch._inductor import config as inductor
-
-        inductor.deterministic = True
 
 
 def numerics_title(device: str, precision: str) -> str:
