@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from .conftest import final_weights, losses, train_in_ranks
 
@@ -39,4 +40,6 @@ def test_a_run_that_turns_it_on_goes_on_with_the_same_bits(
     one, other = final_weights(tmp_path / "plain"), final_weights(tmp_path / "turned")
     for name, weight in one.items():
         assert torch.equal(weight, other[name]), name
-    assert "deterministic: true" in (tmp_path / "turned" / "config.yaml").read_text()
+    resolved = yaml.safe_load((tmp_path / "turned" / "config.yaml").read_text())["engine"]
+    assert (resolved["deterministic"], resolved["kernels"]) == (True, "eager")  # of `auto`, on a CPU
+    assert "attention: SDPA over rows with a mask: the device is a CPU" in log.read_text()
