@@ -43,14 +43,24 @@ def test_a_build_for_cpus_is_said_with_the_command_that_installs_another(shows: 
     pip = f"{sys.executable} -m pip"
     assert note == (
         "nvidia-smi shows 2 GPU(s) (NVIDIA H100 80GB HBM3, driver 580.65.06), and torch 2.13.0+cpu cannot use them: it is no "
-        "build for CUDA. The run computes on the CPU. Install one (the driver is for CUDA 13 and before): "
+        "build for CUDA. The run computes on the CPU. Install one: "
         f"{pip} uninstall --yes torch && {pip} install torch==2.13.0; see docs/install.md"
     )
 
 
 @pytest.mark.parametrize(
     ("driver", "said"),
-    [("550.54.15", "for CUDA 12 and before"), ("470.82.01", "for CUDA 11 and before"), ("[N/A]", "Install one: ")],
+    [
+        (
+            "550.54.15",
+            "Install one for CUDA 12, or update the driver to 580 or later and install the usual build: ",
+        ),
+        (
+            "470.82.01",
+            "cannot use them: it is no build for CUDA. The run computes on the CPU. Update the driver to 580 or later and",
+        ),
+        ("[N/A]", "Install one: "),
+    ],
 )
 def test_the_driver_says_which_build_it_can_run(driver: str, said: str, shows: Callable[[str], None]) -> None:
     shows(driver)

@@ -15,8 +15,10 @@ from maskloom.nvidia_smi import ask_nvidia_smi
 from maskloom.redaction import one_line
 from maskloom.train.engine.kernels import why_not_compiled
 
-FIRST_DRIVER = {11: 450, 12: 525, 13: 580}
+FIRST_DRIVER = {12: 525, 13: 580}
 """Of NVIDIA, by the first number of CUDA's version, for Linux (CUDA's release notes, minor version compatibility)."""
+OF_REGISTRY = 13
+"""CUDA of the build that `pip install torch` takes by itself, from torch 2.11 on."""
 ANSWER_S = 10.0
 
 
@@ -54,14 +56,14 @@ def _why_and_remedy(driver: str) -> tuple[str, str]:
     has = int(found.group()) if found else 0
     version = torch.version.cuda
     if version is None:
-        usable = [cuda for cuda, first in FIRST_DRIVER.items() if first <= has]
-        fits = f" (the driver is for CUDA {usable[-1]} and before)" if usable else ""
-        release = torch.__version__.split("+")[0]
         pip = f"{sys.executable} -m pip"
-        return (
-            "it is no build for CUDA",
-            f"Install one{fits}: {pip} uninstall --yes torch && {pip} install torch=={release}",
-        )
+        command = f"{pip} uninstall --yes torch && {pip} install torch=={torch.__version__.split('+')[0]}"
+        none, usual = "it is no build for CUDA", FIRST_DRIVER[OF_REGISTRY]
+        usable = [cuda for cuda, first in FIRST_DRIVER.items() if first <= has]
+        if not has or OF_REGISTRY in usable:
+            return none, f"Install one: {command}"
+        either = f"Install one for CUDA {usable[-1]}, or update" if usable else "Update"
+        return none, f"{either} the driver to {usual} or later and install the usual build: {command}"
     first = FIRST_DRIVER.get(int(version.split(".")[0]), 0)
     if has < first:
         return (
