@@ -133,7 +133,8 @@ class Loom:
         (self.layout,) = phase_layouts(self.config, self.plan, self.world)
         self.capacity = self.plan.capacity(0)
         model = first_model(training, tokenizer)
-        self.engine = build_engine(self.config, model, deepspeed_settings(self.config, self.plan, self.world))
+        settings = deepspeed_settings(self.config, self.plan, self.world)
+        self.engine = build_engine(self.config, model, settings, self.world)
         self.module = self.engine.module
         if system.compiles:  # in place of how `engine.kernels` compiles; nothing has run yet
             self.module.compile(dynamic=False, mode=system.compiles)

@@ -21,15 +21,16 @@ from maskloom.data.plan import DataPlan
 from maskloom.data.stream import Step, read_steps
 from maskloom.distributed import World, gather_objects, sum_over_ranks
 from maskloom.errors import UserError
-from maskloom.model.attention import choose_flash_kernel
+from maskloom.model.attention import settle_attention
 from maskloom.model.bert import build_defined, build_model
-from maskloom.model.flops import Shape, peak_of
+from maskloom.model.flops import DTYPES, Shape, peak_of
 from maskloom.progress import say, size, warn
 from maskloom.train import checkpoint
 from maskloom.train.divergence import collapsed, count_not_finite, diverged, first_not_finite
 from maskloom.train.engine.building import build_engine, optimizer_title, release_engine
 from maskloom.train.engine.configuration import deepspeed_config, device_of, resolve_precision
 from maskloom.train.engine.files import load_engine
+from maskloom.train.engine.numerics import numerics_title
 from maskloom.train.engine.stepping import LossScaleCollapsed, adapts_loss_scale, apply_gradients, loss_scale, reduction
 from maskloom.train.evaluation import evaluate
 from maskloom.train.guard import NOT_FINITE, GuardState, after_step, highest_loss, must_go_back, objection
@@ -52,7 +53,6 @@ class Trainer:
         self.pulse = pulse
         self.config, self.plan, self.world, self.traffic = config, plan, world, traffic
         self.device = device_of(world)
-        self.attention = choose_flash_kernel(self.device)
         self.layouts = phase_layouts(config, plan, world)
         self.capacities = [plan.capacity(phase) for phase in range(len(plan.phases))]
         self.run = Path(config.run_dir)
@@ -68,7 +68,11 @@ class Trainer:
             self.config = config.model_copy(update={"from_": checkpoint.origin_of(*found)})
         self.passed_over = known(found[1].intervals(), found[1].step, of_run) if found else of_run
         origin = self._begin_from(found)
-        self.shape = Shape.of(self.engine.module.config)
+        described = self.engine.module.config
+        self.shape = Shape.of(described)
+        head_size = described.hidden_size // described.num_attention_heads
+        dtype = DTYPES[resolve_precision(config.engine.precision)]
+        self.attention = settle_attention(self.device, head_size, dtype, described.attention_probs_dropout_prob)
         peak = peak_of(self.device, resolve_precision(config.engine.precision), config.logging.peak_tflops)
         own_flops = peak.flops if peak else math.nan  # which makes the sum unknown as well
         total_flops = float(sum_over_ranks(torch.tensor(own_flops, dtype=torch.float64, device=self.device)))
@@ -101,7 +105,7 @@ class Trainer:
         else:
             self.saver.last_good = None
             model, origin = build_model(config.model, plan.tokenizer, config.seed)
-        self.engine: Any = build_engine(config, model, deepspeed_settings(config, plan, world))
+        self.engine: Any = build_engine(config, model, deepspeed_settings(config, plan, world), world)
         if state:
             load_engine(self.engine, folder, same_spread, state.precision == config.engine.precision)
         self.step = self.pulse.step = state.step if state else 0
@@ -328,9 +332,11 @@ class Trainer:
         say(f"lanes: {self.plan.lanes}")
         say(
             f"engine: {self.world.size} rank(s) on {self.device.type}, {engine.precision}, ZeRO {engine.zero_stage}, "
-            f"{engine.kernels}, attention by {self.attention}, {torch.get_num_threads()} thread(s) a rank"
+            f"kernels {engine.kernels}, {numerics_title(self.device.type, engine.precision)}"
+            f"{torch.get_num_threads()} thread(s) a rank"
         )
-        say(f"optimizer: {optimizer_title(self.engine)}, schedule {self.config.optimizer.schedule}")
+        say(f"attention: {self.attention}")
+        say(f"optimizer: {optimizer_title(self.engine, self.world)}, schedule {self.config.optimizer.schedule}")
         for number, (phase, layout) in enumerate(zip(self.config.phases, self.layouts, strict=True)):
             waste = f", {layout.waste:.1%} of the rows are filling" if layout.waste else ""
             say(
