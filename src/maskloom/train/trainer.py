@@ -130,7 +130,7 @@ class Trainer:
     def train_step(self, batch: ReadyStep) -> Any:
         """One optimizer step on this rank's rows; returns a function that reads the step's values (all ranks call it).
 
-        Nothing here waits for the device but the guard, which needs the loss (`tests/train/waits.json` lists what does).
+        Nothing here waits for the device but the guard, which needs the loss (`tests/integration/waits.json` lists what does).
         """
         self.saver.follow()
         self.engine.train()
