@@ -17,13 +17,13 @@ from maskloom.config import RunConfig
 from maskloom.config_file import rechecked
 from maskloom.data.plan import DataPlan, open_corpora
 from maskloom.data.skew import notes_on_run
-from maskloom.data.stream import Step
 from maskloom.distributed import World, barrier, gather_objects, set_timeouts
 from maskloom.model.bert import check_size
 from maskloom.model.warm_start import tokenizer_of
 from maskloom.processes import temporary_folder
 from maskloom.progress import say, warn
 from maskloom.status import EXIT_DONE, EXIT_STOPPED
+from maskloom.train.batches import ReadyStep
 from maskloom.train.checkpoint.fit import stored_tokenizing
 from maskloom.train.checkpoint.state import identity
 from maskloom.train.engine.building import start_distributed
@@ -199,7 +199,7 @@ def is_due(step: int, every: int, last: int) -> bool:
     return step == last or (every > 0 and step % every == 0)
 
 
-def timed(steps: Iterator[Step], metrics: Metrics, plan: DataPlan, watch: Watch) -> Iterator[Step]:
+def timed(steps: Iterator[ReadyStep], metrics: Metrics, plan: DataPlan, watch: Watch) -> Iterator[ReadyStep]:
     """Pass steps on, counting the time spent waiting for each."""
     has_begun = False
     while True:

@@ -55,6 +55,12 @@ def test_several_gpus_overlap_where_the_stage_can(gpu: None, stage: int, precisi
     assert not zero_of(run_with(zero_stage=stage, precision=precision, overlap=False))["overlap_comm"]
 
 
+def test_no_meter_of_throughput_waits_for_the_device_unless_the_run_asks_for_it() -> None:
+    assert deepspeed_config(run_with(), 4, False)["timers"] == {"throughput": {"enabled": False}}
+    asked = {"timers": {"throughput": {"enabled": True, "synchronized": False}}}
+    assert deepspeed_config(run_with(asked), 4, False)["timers"] == asked["timers"]
+
+
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_a_cpu_overlaps_when_it_is_told_to(stage: int) -> None:
     assert not zero_of(run_with(zero_stage=stage))["overlap_comm"]
