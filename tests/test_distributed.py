@@ -81,6 +81,12 @@ def test_tasks_a_node_in_slurms_notation(text: str, count: int) -> None:
     assert World.discover(SRUN | MASTER | {"SLURM_STEP_TASKS_PER_NODE": text}).local_size == count
 
 
+@pytest.mark.parametrize(("node", "count"), [("0", 8), ("1", 8), ("2", 4), ("3", 8), ("no number", 8)])
+def test_each_node_of_slurms_has_its_own_count(node: str, count: int) -> None:
+    counts = {"SLURM_STEP_TASKS_PER_NODE": "8(x2),4", "SLURM_NODEID": node}
+    assert World.discover(SRUN | MASTER | counts).local_size == count
+
+
 def test_slurms_first_host_is_the_master(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scontrol(tmp_path, '[ "$3" = "node-[a-b]" ] && printf "node-a\\nnode-b\\n"', monkeypatch)
     world = World.discover(SRUN)

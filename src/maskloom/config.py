@@ -390,9 +390,12 @@ class Engine(Section):
     """`auto` is bf16 on a GPU and fp32 on a CPU."""
     zero_stage: Literal[0, 1, 2, 3] = 1
     """DeepSpeed ZeRO stage: what is spread over the ranks (1 optimizer state, 2 and gradients, 3 and parameters)."""
-    kernels: Literal["eager", "compile"] = "eager"
+    kernels: Literal["auto", "eager", "compile"] = "auto"
     """`compile` lets torch.compile fuse the forward and backward: the whole model, or at stage 3 layer by layer. It takes
-    a minute at each start, and a C++ compiler on CPUs."""
+    a minute at each start, and a C compiler (on CPUs C++). `auto` is compile on a GPU where it can be had, eager on a CPU."""
+    deterministic: bool = False
+    """Only operators whose results are the same at every run: on GPUs slower, and the same losses bit for bit on the same
+    hardware, versions and ranks. On a CPU they are so anyway."""
     activation_checkpointing: bool = False
     """Keep only the input of each layer and compute the layer once more in the backward: less memory for a third more
     arithmetic."""

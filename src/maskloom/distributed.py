@@ -229,13 +229,22 @@ def gather_objects(value: Any, world: World) -> list[Any]:
 
 def _integer(environment: Mapping[str, str], name: str) -> int:
     text = environment.get(name, "")
-    if name == "SLURM_STEP_TASKS_PER_NODE":  # "2(x3)" or "2,1": the first count is this launcher's usual one
-        text = text.split(",")[0].split("(")[0]
+    if name == "SLURM_STEP_TASKS_PER_NODE":
+        text = _of_this_node(text, environment.get("SLURM_NODEID", "0"))
     if not text and name in ("LOCAL_SIZE", "SLURM_STEP_TASKS_PER_NODE"):
         text = "1"
     if not re.fullmatch(r"[0-9]{1,9}", text):
         raise UserError(f"{name}={text!r} in the environment is not a number: was this started by a launcher?")
     return int(text)
+
+
+def _of_this_node(counts: str, node: str) -> str:
+    """One of Slurm's counts, "2(x3),1" for three nodes of two tasks and one of one; the first if it is not known which."""
+    each: list[str] = []
+    for count, _, times in re.findall(r"([^,(]+)(\(x([0-9]{1,6})\))?", counts):
+        each += [count] * int(times or 1)
+    number = int(node) if re.fullmatch(r"[0-9]{1,6}", node) else 0
+    return each[number] if number < len(each) else counts.split(",")[0].split("(")[0]
 
 
 def _master_addr(environment: Mapping[str, str]) -> str:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._dynamo.testing import CompileCounter
 
-from maskloom.model.attention import attend, choose_flash_kernel, needs_mask, piece_mask
+from maskloom.model.attention import Attention, attend, choose_attention, needs_mask, piece_mask, settle_attention
 
 HEADS, SIZE = 2, 8
 
@@ -61,21 +63,61 @@ def test_dropout_of_one_drops_every_weight() -> None:
     assert not attend(query, key, value, cu_seqlens, piece_mask(pieces, 12), 12, dropout=1.0).any()
 
 
-@pytest.mark.parametrize(
-    ("device", "dtype", "dropout", "expected"),
-    [
-        ("cpu", torch.float32, 0.0, True),
-        ("cpu", torch.bfloat16, 0.0, True),
-        ("cuda", torch.float32, 0.0, True),
-        ("cuda", torch.bfloat16, 0.1, True),
-        ("cuda", torch.bfloat16, 0.0, False),
-        ("cuda", torch.float16, 0.0, False),
-    ],
-)
-def test_only_half_precision_on_cuda_without_dropout_goes_without_a_mask(
-    device: str, dtype: torch.dtype, dropout: float, expected: bool
+BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
+AMPERE, ADA, HOPPER, BLACKWELL, GEFORCE_50 = (8, 0), (8, 9), (9, 0), (10, 0), (12, 0)
+CHOICES = [
+    # device, capability, head size, dtype, dropout: why it is masked, empty for the kernel over pieces
+    ("cuda", AMPERE, 64, BF16, 0.0, ""),
+    ("cuda", AMPERE, 64, FP16, 0.0, ""),
+    ("cuda", HOPPER, 64, BF16, 0.0, ""),
+    ("cuda", BLACKWELL, 64, BF16, 0.0, ""),
+    ("cuda", GEFORCE_50, 128, BF16, 0.0, ""),
+    ("cuda", HOPPER, 8, BF16, 0.0, ""),
+    ("cuda", HOPPER, 256, BF16, 0.0, ""),
+    ("meta", None, 64, BF16, 0.0, ""),  # the way of a GPU, seen without one
+    ("cpu", None, 64, FP32, 0.0, "the device is a CPU"),
+    ("cpu", None, 64, BF16, 0.0, "the device is a CPU"),
+    ("cuda", HOPPER, 64, FP32, 0.0, "FlashAttention has no float32"),
+    ("cuda", HOPPER, 64, BF16, 0.1, "attention_probs_dropout_prob is 0.1"),
+    ("cuda", HOPPER, 20, BF16, 0.0, "head size 20 is no multiple of 8"),
+    ("cuda", HOPPER, 264, BF16, 0.0, "head size 264 is above 256"),
+    ("cuda", (7, 5), 64, FP16, 0.0, "compute capability 7.5 is below 8.0"),
+    ("cuda", (7, 0), 64, BF16, 0.0, "compute capability 7.0 is below 8.0"),
+    ("cuda", ADA, 192, BF16, 0.0, ""),
+    ("cuda", ADA, 200, BF16, 0.0, "the backward of head size 200 does not run on compute capability 8.9"),
+    ("cuda", (8, 6), 224, BF16, 0.0, "the backward of head size 224 does not run on compute capability 8.6"),
+    ("cuda", GEFORCE_50, 224, FP16, 0.0, "the backward of head size 224 does not run on compute capability 12.0"),
+    ("cuda", ADA, 232, BF16, 0.0, ""),
+    ("cuda", AMPERE, 224, BF16, 0.0, ""),
+    ("cuda", HOPPER, 200, BF16, 0.0, ""),
+]
+
+
+@pytest.mark.parametrize(("device", "capability", "head_size", "dtype", "dropout", "why"), CHOICES)
+def test_the_table_of_attention_choices(
+    device: str, capability: tuple[int, int] | None, head_size: int, dtype: torch.dtype, dropout: float, why: str
 ) -> None:
-    assert needs_mask(torch.device(device), dtype, dropout) is expected
+    assert choose_attention(device, capability, head_size, dtype, dropout) == Attention(bool(why), why)
+
+
+def test_the_choice_is_no_part_of_the_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiled code holds the answer: asked once for each graph, nothing breaks it."""
+    asked: list[torch.device] = []
+
+    def capability(device: torch.device) -> tuple[int, int]:
+        asked.append(device)
+        return (7, 5)
+
+    monkeypatch.setattr("torch.cuda.get_device_capability", capability)
+    counter = CompileCounter()
+
+    @torch.compile(backend=counter, fullgraph=True, dynamic=False)
+    def masked_twice(hidden: torch.Tensor) -> torch.Tensor:
+        return hidden * 2 if needs_mask(torch.device("cuda", 0), 64, hidden.dtype, 0.0) else hidden
+
+    hidden = torch.ones(3, dtype=torch.bfloat16)
+    assert masked_twice(hidden).tolist() == masked_twice(hidden).tolist() == [2.0, 2.0, 2.0]
+    assert len(asked) == counter.frame_count == 1
 
 
 @pytest.mark.gpu
@@ -96,16 +138,42 @@ def test_the_kernel_over_pieces_is_the_masked_attention(dtype: torch.dtype) -> N
         torch.testing.assert_close(ours, theirs, atol=16 * unit * float(theirs.abs().max()), rtol=0)
 
 
-def test_flash_attention_3_is_taken_where_it_is_installed_on_a_hopper(monkeypatch: pytest.MonkeyPatch) -> None:
-    activated: list[str] = []
-    monkeypatch.setattr("torch.nn.attention.activate_flash_attention_impl", activated.append)
-    names = {}
-    for installed in (False, True):
-        for capability in ((8, 0), (9, 0)):
-            monkeypatch.setattr("importlib.util.find_spec", lambda name, found=installed: found or None)
-            monkeypatch.setattr("torch.cuda.get_device_capability", lambda device, found=capability: found)
-            names[installed, capability] = choose_flash_kernel(torch.device("cuda"))
-    assert names.pop((True, (9, 0))) == "FlashAttention 3"
-    assert activated == ["FA3"]
-    assert set(names.values()) == {"FlashAttention 2"}
-    assert choose_flash_kernel(torch.device("cpu")) == "SDPA"
+class TestWhatTheStartSays:
+    """`settle_attention`, on a GPU that is told."""
+
+    @pytest.fixture
+    def settle(self, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+        def settled(capability: tuple[int, int], installed: bool, size: int = 64, dropout: float = 0.0) -> str:
+            monkeypatch.setattr("importlib.util.find_spec", lambda name: installed or None)
+            monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: capability)
+            return settle_attention(torch.device("cuda"), size, BF16, dropout)
+
+        return settled
+
+    def test_flash_attention_3_is_taken_where_it_is_installed_on_a_hopper(
+        self, settle: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        activated: list[str] = []
+        monkeypatch.setattr("torch.nn.attention.activate_flash_attention_impl", activated.append)
+        assert settle(HOPPER, installed=False) == "FlashAttention 2"
+        assert settle(AMPERE, installed=True) == "FlashAttention 2"
+        assert settle(BLACKWELL, installed=True) == "FlashAttention 2"
+        assert settle(HOPPER, installed=True, dropout=0.1).startswith("SDPA over rows with a mask: attention_probs")
+        assert activated == []
+        assert settle(HOPPER, installed=True) == "FlashAttention 3"
+        assert activated == ["FA3"]
+
+    def test_one_that_does_not_load_is_named(self, settle: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+        def refuse(name: str) -> None:
+            raise ImportError("undefined symbol: _ZN3c105ErrorC2E")
+
+        monkeypatch.setattr("torch.nn.attention.activate_flash_attention_impl", refuse)
+        said = settle(HOPPER, installed=True)
+        assert said.startswith("FlashAttention 2 (3 is installed, and does not load: ImportError('undefined symbol")
+
+    def test_why_it_is_not_the_fastest(self, settle: Callable[..., str]) -> None:
+        assert (
+            settle(HOPPER, installed=False, size=20) == "SDPA over rows with a mask: head size 20 is no multiple of 8"
+        )
+        on_cpu = settle_attention(torch.device("cpu"), 64, FP32, 0.0)
+        assert on_cpu == "SDPA over rows with a mask: the device is a CPU"

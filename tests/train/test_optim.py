@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from deepspeed import git_version_info
 from transformers import BertConfig
 
 from maskloom.config import Muon, Optimizer
 from maskloom.model.bert import MaskedLM
-from maskloom.train.engine import building
 from maskloom.train.optim import adamw, lamb, parameter_groups
 
 
@@ -84,55 +80,3 @@ def test_without_a_gradient_only_the_decay_moves_weights() -> None:
     for name, parameter in model.named_parameters():
         kept = 1 - 0.1 * 0.5 if parameter.ndim > 1 else 1.0  # AdamW: decoupled, w <- w (1 - lr * decay)
         torch.testing.assert_close(parameter.detach(), before[name] * kept)
-
-
-class TestWhichAdam:
-    """DeepSpeed's FusedAdam is for CUDA, where it is built already or can be."""
-
-    def test_not_on_a_cpu(self) -> None:
-        assert building.why_no_fused_adam() == "it is for CUDA"
-        assert isinstance(building.build_optimizer(tiny_model(), Optimizer()), torch.optim.AdamW)
-
-    @pytest.fixture
-    def on_cuda(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(building, "get_accelerator", lambda: SimpleNamespace(device_name=lambda: "cuda"))
-        monkeypatch.setattr("torch.utils.cpp_extension.CUDA_HOME", None)
-        monkeypatch.setattr("torch.version.cuda", "12.8")
-        monkeypatch.setattr("torch.utils.cpp_extension.verify_ninja_availability", lambda: None)
-
-    def test_a_build_that_holds_it_will_do(self, on_cuda: None, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setitem(git_version_info.installed_ops, "fused_adam", True)
-        assert building.why_no_fused_adam() is None
-
-    def test_without_nvcc_it_says_so(self, on_cuda: None) -> None:
-        assert "CUDA_HOME does not exist" in str(building.why_no_fused_adam())
-
-    @pytest.mark.parametrize(("release", "said"), [("12.8", None), ("11.0", "does not match")])
-    def test_with_nvcc_it_is_a_matter_of_its_version(
-        self, release: str, said: str | None, on_cuda: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-    ) -> None:
-        (tmp_path / "bin").mkdir()
-        nvcc = tmp_path / "bin" / "nvcc"
-        nvcc.write_text(f"#!/bin/sh\necho Cuda compilation tools, release {release}, V{release}.1\n")
-        nvcc.chmod(0o755)
-        monkeypatch.setattr("torch.utils.cpp_extension.CUDA_HOME", str(tmp_path))
-        why = building.why_no_fused_adam()
-        assert why is None if said is None else said in str(why)
-
-    def test_without_ninja_it_says_so(self, on_cuda: None, monkeypatch: pytest.MonkeyPatch) -> None:
-        def missing() -> None:
-            raise RuntimeError("Ninja is required to load C++ extensions")
-
-        monkeypatch.setattr("deepspeed.ops.op_builder.builder.assert_no_cuda_mismatch", lambda name: True)
-        monkeypatch.setattr("torch.utils.cpp_extension.verify_ninja_availability", missing)
-        assert "Ninja is required" in str(building.why_no_fused_adam())
-
-    def test_where_it_can_be_had_it_is_taken(self, on_cuda: None, monkeypatch: pytest.MonkeyPatch) -> None:
-        made: list[Any] = []
-        loaded: list[str] = []
-        monkeypatch.setitem(git_version_info.installed_ops, "fused_adam", True)
-        monkeypatch.setattr(building, "load_operator", lambda builder: loaded.append(builder.name))
-        monkeypatch.setattr("deepspeed.ops.adam.FusedAdam", lambda *given, **more: made.append(more) or "fused")
-        assert building.build_optimizer(tiny_model(), Optimizer(lr=3e-4)) == "fused"
-        assert loaded == ["fused_adam"]
-        assert made == [{"lr": 3e-4, "betas": (0.9, 0.98), "eps": 1e-6, "adam_w_mode": True}]

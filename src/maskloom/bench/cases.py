@@ -118,7 +118,9 @@ class System:
     devices: tuple[Device, ...] = ("cpu", "cuda")
 
 
-KERNELS: tuple[str, ...] = typing.get_args(Engine.model_fields["kernels"].annotation)
+KERNELS = tuple(
+    choice for choice in typing.get_args(Engine.model_fields["kernels"].annotation) if choice != "auto"
+)  # what `auto` becomes
 SYSTEMS = (
     *(System(f"maskloom-{kernels}", True, f"maskloom, kernels {kernels}", "packed", kernels) for kernels in KERNELS),
     System(

@@ -5,9 +5,9 @@ to 1, AdamW with two parameter groups (torch's fused one for Hugging Face), clea
 weights, with dropout 0.1 on hidden states and none on attention weights.
 
 - maskloom: the engine of a training run (DeepSpeed: ZeRO 0 in fp32, ZeRO 1 with fp32 master weights in bf16), fed with
-  rows of our stream; cutting rows into flat micro-batches is part of its step, as it is in training.
+  micro-batches that were made ready beforehand, in pinned memory on a GPU, as the thread of a training run does it.
 - Hugging Face: `BertForMaskedLM` with `DataCollatorForLanguageModeling`; bf16 is `torch.autocast` over fp32 weights,
-  which is what its Trainer does. Its batches are masked and collated beforehand, in pinned memory on a GPU.
+  which is what its Trainer does. Its batches are masked and collated beforehand too, in pinned memory on a GPU.
 
 Shapes: R rows, S slots a row.
 """
@@ -31,14 +31,13 @@ from maskloom.bench.cases import ATTENTION_DROPOUT, BERT_VOCABULARY, HIDDEN_DROP
 from maskloom.bench.text import SEED, Text, check_vocabulary, grouped_rows, line_rows
 from maskloom.config import Model, RunConfig
 from maskloom.config_file import parse_config
-from maskloom.data.batch import micro_batches
 from maskloom.data.order import first_cursors, make_key
 from maskloom.data.plan import DataPlan
 from maskloom.data.rows import Rows, count_text_tokens
-from maskloom.data.stream import read_steps
 from maskloom.distributed import World
 from maskloom.model.bert import MaskedLM, build_model
 from maskloom.tokenizer import Tokenizer
+from maskloom.train.batches import ready_steps
 from maskloom.train.trainer import deepspeed_settings, phase_layouts
 
 RATE = 0.15  # share of the tokens that are predicted
@@ -130,10 +129,10 @@ class Loom:
         self.world = World.discover()
         start_distributed(self.world)
         self.device = device_of(self.world)
-        (self.layout,) = phase_layouts(self.config, self.plan, self.world)
-        self.capacity = self.plan.capacity(0)
+        self.layouts = phase_layouts(self.config, self.plan, self.world)
         model = first_model(training, tokenizer)
-        self.engine = build_engine(self.config, model, deepspeed_settings(self.config, self.plan, self.world))
+        settings = deepspeed_settings(self.config, self.plan, self.world)
+        self.engine = build_engine(self.config, model, settings, self.world)
         self.module = self.engine.module
         if system.compiles:  # in place of how `engine.kernels` compiles; nothing has run yet
             self.module.compile(dynamic=False, mode=system.compiles)
@@ -144,9 +143,8 @@ class Loom:
         from maskloom.train.engine.stepping import accumulate, apply_gradients
 
         self.engine.train()
-        parts = micro_batches(batch.content, self.layout, self.capacity, self.plan.tokenizer)
         with torch.profiler.record_function("bench: data"):
-            buckets = [bucket.to(self.device) for bucket in parts]
+            buckets = [bucket.to(self.device) for bucket in batch.content]
         for number, bucket in enumerate(buckets):
             torch.manual_seed(make_key(self.config.seed, "dropout", self.number, number, 0) >> 1)
             if self.compiles_here == "reduce-overhead":
@@ -161,11 +159,10 @@ class Loom:
 
     def read(self, workers: int) -> Iterator[Batch]:
         cursors = first_cursors(self.plan.lanes)
-        with contextlib.closing(
-            read_steps(self.plan, self.world, cursors, 0, workers=workers, prefetch_steps=4)
-        ) as steps:
+        reading = (self.plan, self.world, self.layouts, self.device, cursors, 0)
+        with contextlib.closing(ready_steps(*reading, workers=workers, prefetch_steps=4)) as steps:
             for step in steps:
-                yield Batch(step.rows, packed_facts(step.rows, self.plan.tokenizer))
+                yield Batch(step.micro_batches, packed_facts(step.rows, self.plan.tokenizer))
 
 
 class HuggingFace:

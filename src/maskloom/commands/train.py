@@ -70,7 +70,7 @@ def run(options: argparse.Namespace) -> int:
 
     processes = options.processes or max(torch.cuda.device_count(), 1)
     if options.show_deepspeed:
-        show(json.dumps(_derived(config, World(size=processes, local_size=processes)), indent=2))
+        show(json.dumps(_derived(config, World(size=processes)), indent=2))
         return 0
     prepare(config, World(size=processes, local_size=processes))  # bad input is said once, and not by every rank
     if processes == 1 and not options.max_restarts:
@@ -105,7 +105,7 @@ def _on_hosts(options: argparse.Namespace, config: RunConfig, arguments: list[st
     hosts, ssh = read_hostfile(options.hostfile), Ssh.of(options.ssh_config)
     world = World(size=sum(host.slots for host in hosts), local_size=hosts[0].slots)
     if options.show_deepspeed:
-        show(json.dumps(_derived(config, world), indent=2))
+        show(json.dumps(_derived(config, World(size=world.size)), indent=2))  # here there need not be the hosts' GPUs
         return 0
     if missing := [tool for tool in ("pdsh", "ssh") if not shutil.which(tool)]:
         raise UserError(

@@ -42,38 +42,46 @@ class MicroBatch:
     weights: torch.Tensor
     seq_len: int
 
+    def pinned_for(self, device: torch.device) -> MicroBatch:
+        """In memory from which `to` can copy to `device` without waiting; what takes time, a thread does ahead."""
+        return self._each(lambda tensor: tensor.pin_memory()) if device.type == "cuda" else self
+
     def to(self, device: torch.device) -> MicroBatch:
         """On `device`. There N, the one size that differs between buckets, is marked so that compiled code takes any."""
-        moved: dict[str, Any] = {
-            name: to_device(value, device) if isinstance(value, torch.Tensor) else value
-            for name, value in vars(self).items()
-        }
+        moved = self._each(lambda tensor: to_device(tensor, device))
         if device.type != "cpu":  # where attention goes by pieces
             from torch._dynamo import mark_dynamic  # a second to import
 
-            mark_dynamic(moved["cu_seqlens"], 0)
-        return MicroBatch(**moved)
+            mark_dynamic(moved.cu_seqlens, 0)
+        return moved
+
+    def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> MicroBatch:
+        changed: dict[str, Any] = {
+            name: change(value) if isinstance(value, torch.Tensor) else value for name, value in vars(self).items()
+        }
+        return MicroBatch(**changed)
 
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """The tensor on `device`. CUDA copies it from pinned memory while this process goes on: from other memory, the copy waits
     for all the work that the GPU was given before."""
     if device.type == "cuda" and tensor.device.type == "cpu":
-        tensor = tensor.pin_memory()
+        tensor = tensor.pin_memory()  # as it is, if it is there already
     return tensor.to(device, non_blocking=True)
 
 
 def to_host(tensor: torch.Tensor) -> Callable[[], list[float]]:
     """Begin to copy a vector to this process; returns what reads it, waiting on CUDA for the work that was given before this
     call, but not for any that was given after."""
-    if tensor.device.type != "cuda":
-        return tensor.tolist
-    copy = tensor.to("cpu", non_blocking=True)
-    event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-    event.record()
+    copy, event = tensor, None
+    if tensor.device.type == "cuda":
+        copy = tensor.to("cpu", non_blocking=True)
+        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        event.record()
 
     def read() -> list[float]:
-        event.synchronize()
+        if event is not None:
+            event.synchronize()
         values: list[float] = copy.tolist()
         return values
 

@@ -4,9 +4,9 @@
       V lanes       order.py, storage.py        samples.py          tokenizer      packing.py     masking.py
 
 Reader process w of a rank reads every W-th of the rank's lanes and yields those lanes' rows of one step; the training
-process merges them in lane order and takes the cursors that came with the step it consumes. Rows that were only read
-ahead are therefore never counted as seen. The global batch of a step is the concatenation over ranks, and is the same
-for every number of ranks and readers.
+process merges them in lane order (in a thread: `train/batches.py`) and takes the cursors that came with the step it consumes.
+Rows that were only read ahead are therefore never counted as seen. The global batch of a step is the concatenation over
+ranks, and is the same for every number of ranks and readers.
 
 Shapes: R rows, S slots a row.
 """
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -38,6 +38,7 @@ from maskloom.progress import warn
 from maskloom.tokenizer import Tokenizer
 
 FETCHES_AT_ONCE = 16  # block requests that a reader process has open at a store
+POLL_S = 0.25  # how often a wait for reader processes looks whether it is over
 
 
 @dataclass(frozen=True)
@@ -121,6 +122,23 @@ def read_steps(
         UserError: more ranks than lanes, or bad data (from whichever process met it).
         ChildProcessError: a reader process was killed.
     """
+    with contextlib.closing(read_parts(plan, world, cursors, first_step, last_step, workers, prefetch_steps)) as steps:
+        for parts in steps:
+            yield merge(parts)
+
+
+def read_parts(
+    plan: DataPlan,
+    world: World,
+    cursors: Sequence[LaneCursors],
+    first_step: int,
+    last_step: int | None = None,
+    workers: int = 0,
+    prefetch_steps: int = 2,
+    is_over: Callable[[], bool] = lambda: False,
+) -> Generator[list[Step]]:
+    """As `read_steps`, each step as its readers gave it: `merge` makes one of it. A wait for them ends soon after `is_over`
+    says that nobody wants more: another thread can then close the iterator."""
     plan.check_world(world)
     mine = world.share(plan.lanes)
     workers = min(workers, len(mine))
@@ -133,21 +151,22 @@ def read_steps(
         num_workers=workers,
         collate_fn=_unchanged,
         prefetch_factor=prefetch_steps if workers else None,
+        timeout=POLL_S if workers else 0,
         multiprocessing_context=clean_forks(__name__) if workers else None,
         worker_init_fn=end_with_owner if workers else None,
     )
     parts: list[Step] = []
-    with contextlib.closing(_items(loader)) as items:
+    with contextlib.closing(_items(loader, is_over)) as items:
         for item in items:
             if isinstance(item, UserError):
                 raise item
             parts.append(item)
             if len(parts) == max(workers, 1):
-                yield _merge(parts)
+                yield parts
                 parts = []
 
 
-def _items(loader: DataLoader[Any]) -> Generator[Step | UserError]:
+def _items(loader: DataLoader[Any], is_over: Callable[[], bool]) -> Generator[Step | UserError]:
     """What the reader yields. Its processes end with the iterator, however that comes about."""
     if not loader.num_workers:
         yield from loader
@@ -156,13 +175,20 @@ def _items(loader: DataLoader[Any]) -> Generator[Step | UserError]:
     with readers:
         items: Any = iter(loader)
     try:
-        yield from items
-    except RuntimeError as error:
-        if "exited unexpectedly" not in str(error):  # torch's words for a process that is gone
-            raise
-        raise ChildProcessError(
-            f"of the readers, {WANT_OF_MEMORY}: lower data.workers or data.prefetch_steps"
-        ) from None
+        while not is_over():
+            try:
+                item = next(items)
+            except StopIteration:
+                return
+            except RuntimeError as error:
+                if "timed out" in str(error):  # torch's words for a wait of POLL_S; nothing is lost
+                    continue
+                if "exited unexpectedly" not in str(error):  # its words for a process that is gone
+                    raise
+                raise ChildProcessError(
+                    f"of the readers, {WANT_OF_MEMORY}: lower data.workers or data.prefetch_steps"
+                ) from None
+            yield item
     finally:
         readers.end(items._shutdown_workers)  # it would wait 10 s for each that is amid a step
 
@@ -206,7 +232,7 @@ def _unchanged(item: Any) -> Any:
     return item
 
 
-def _merge(parts: Sequence[Step]) -> Step:
+def merge(parts: Sequence[Step]) -> Step:
     """One step from its readers' parts, the rows in lane order."""
     if len(parts) == 1:
         return parts[0]

@@ -6,10 +6,18 @@ Shapes: T slots in the bucket, S slots a row, R = T/S rows, H heads, D head size
 from __future__ import annotations
 
 import importlib.util
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
+
+from maskloom.redaction import brief
+
+HALF = (torch.float16, torch.bfloat16)
+MOST_HEAD_SIZE = 256
+SIZES_OF_LARGE_MEMORY = range(193, 225)
+FIRST_CAPABILITY = (8, 0)
+"""Ampere."""
 
 
 def piece_mask(pieces: torch.Tensor, seq_len: int) -> torch.Tensor:
@@ -33,8 +41,7 @@ def attend(
 ) -> torch.Tensor:
     """Softmax attention of every slot over the slots of its own piece.
 
-    On CUDA the variable-length kernel runs over the pieces and never sees a mask; it has no dropout, so that
-    `dropout` > 0 takes the masked path there too, as a CPU always does.
+    On CUDA the variable-length kernel runs over the pieces and never sees a mask, if `choose_attention` says that it can.
 
     Args:
         query, key, value: [T, H, D].
@@ -56,22 +63,78 @@ def attend(
     return output.transpose(1, 2).reshape(slots, heads, size)
 
 
-def needs_mask(query_device: torch.device, dtype: torch.dtype, dropout: float) -> bool:
-    """Whether `attend` goes over padded rows with a mask: on CPUs, in fp32, and with attention dropout."""
-    return query_device.type == "cpu" or dtype == torch.float32 or dropout > 0
+class Attention(NamedTuple):
+    """How `attend` goes over a bucket, and why so.
 
-
-def choose_flash_kernel(device: torch.device) -> str:
-    """Let the variable-length kernel be FlashAttention 3 where it is installed and the GPU is a Hopper, and say which it is.
-
-    torch's own is FlashAttention 2. FlashAttention 3 (Shah et al., 2024) is the package that has `flash_attn_interface`.
+    Attributes:
+        is_masked: over rows with a mask, by SDPA; else over the pieces, by the variable-length kernel.
+        why: what asks for the mask, in words; empty where none is needed.
     """
-    if device.type != "cuda":
-        return "SDPA"
+
+    is_masked: bool
+    why: str = ""
+
+
+def choose_attention(
+    device: str, capability: tuple[int, int] | None, head_size: int, dtype: torch.dtype, dropout: float
+) -> Attention:
+    """The variable-length kernel wherever it can train, else SDPA with a mask, which every device has.
+
+    The limits are those of torch's FlashAttention 2 (its `flash_api.cpp`, and `sdp_utils.cpp` for when SDPA takes the same
+    kernel). FlashAttention 3 has no wider ones.
+
+    Args:
+        device: type of the tensors' device.
+        capability: (major, minor) compute capability of a CUDA device; None for others.
+        head_size: D.
+        dropout: on attention weights.
+    """
+    for is_so, why in (
+        (device == "cpu", "the device is a CPU"),
+        (dropout > 0, f"attention_probs_dropout_prob is {dropout:g}"),
+        (dtype not in HALF, f"FlashAttention has no {str(dtype).removeprefix('torch.')}"),
+        (head_size % 8 != 0, f"head size {head_size} is no multiple of 8"),
+        (head_size > MOST_HEAD_SIZE, f"head size {head_size} is above {MOST_HEAD_SIZE}"),
+    ):
+        if is_so:
+            return Attention(True, why)
+    if capability is not None:
+        named = f"compute capability {capability[0]}.{capability[1]}"
+        if capability < FIRST_CAPABILITY:
+            return Attention(True, f"{named} is below {FIRST_CAPABILITY[0]}.{FIRST_CAPABILITY[1]}")
+        # The backward needs more shared memory than these GPUs have.
+        if head_size in SIZES_OF_LARGE_MEMORY and ((8, 6) <= capability <= (8, 9) or capability[0] == 12):
+            return Attention(True, f"the backward of head size {head_size} does not run on {named}")
+    return Attention(False)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def needs_mask(device: torch.device, head_size: int, dtype: torch.dtype, dropout: float) -> bool:
+    """Whether `attend` goes over padded rows with a mask: see `choose_attention`. Compiled code holds the answer."""
+    return choose_attention(device.type, capability_of(device), head_size, dtype, dropout).is_masked
+
+
+def capability_of(device: torch.device) -> tuple[int, int] | None:
+    """Compute capability of a CUDA device, None of others. torch keeps it: no wait for the device."""
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else None
+
+
+def settle_attention(device: torch.device, head_size: int, dtype: torch.dtype, dropout: float) -> str:
+    """Settle which kernel a training forward runs, and say it, with the reason where it is not the fastest.
+
+    torch's own variable-length kernel is FlashAttention 2. On a Hopper it becomes FlashAttention 3 (Shah et al., 2024) where
+    the package that has `flash_attn_interface` is installed, for the whole process.
+    """
+    chosen = choose_attention(device.type, capability_of(device), head_size, dtype, dropout)
+    if chosen.is_masked:
+        return f"SDPA over rows with a mask: {chosen.why}"
+    capability = capability_of(device)
+    if capability is None or capability[0] != 9 or not importlib.util.find_spec("flash_attn_interface"):
+        return "FlashAttention 2"
     from torch.nn import attention
 
-    is_hopper = torch.cuda.get_device_capability(device)[0] == 9
-    if is_hopper and importlib.util.find_spec("flash_attn_interface"):
+    try:
         attention.activate_flash_attention_impl("FA3")
-        return "FlashAttention 3"
-    return "FlashAttention 2"
+    except (ImportError, OSError, RuntimeError) as error:  # built for another torch, or without its backward
+        return f"FlashAttention 2 (3 is installed, and does not load: {brief(error)})"
+    return "FlashAttention 3"

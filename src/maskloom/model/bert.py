@@ -106,7 +106,8 @@ class MaskedLM(BertForMaskedLM):
         """Hidden states [T, D] of the last layer."""
         settings = LayerSettings.of(self.config, self.kernels, self.training)
         hidden = self._embed(batch, settings)
-        masked = needs_mask(hidden.device, hidden.dtype, settings.attention_dropout)
+        head_size = self.config.hidden_size // self.config.num_attention_heads
+        masked = needs_mask(hidden.device, head_size, hidden.dtype, settings.attention_dropout)
         mask = piece_mask(batch.pieces, batch.seq_len) if masked else None
         pieces = Pieces(batch.cu_seqlens, mask, batch.seq_len)
         for layer in self.bert.encoder.layer:

@@ -30,12 +30,10 @@ def gelu_new(hidden: torch.Tensor) -> torch.Tensor:
     return F.gelu(hidden, approximate="tanh")
 
 
-ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {"gelu": F.gelu, "gelu_new": gelu_new, "relu": F.relu}
-
-
-def activation(name: str) -> Callable[[torch.Tensor], torch.Tensor]:
+def activation(name: str, kernels: Kernels) -> Callable[[torch.Tensor], torch.Tensor]:
     """The function that `hidden_act` names; for what is not BERT's own, Hugging Face's."""
-    found: Callable[[torch.Tensor], torch.Tensor] = ACTIVATIONS.get(name) or ACT2FN[name]
+    ours = {"gelu": kernels.gelu, "gelu_new": gelu_new, "relu": F.relu}
+    found: Callable[[torch.Tensor], torch.Tensor] = ours.get(name) or ACT2FN[name]
     return found
 
 
@@ -84,7 +82,7 @@ class LayerSettings:
     def of(config: BertConfig, kernels: Kernels, training: bool) -> LayerSettings:
         return LayerSettings(
             heads=config.num_attention_heads,
-            activation=activation(config.hidden_act),
+            activation=activation(config.hidden_act, kernels),
             layer_norm_eps=config.layer_norm_eps,
             hidden_dropout=config.hidden_dropout_prob if training else 0.0,
             attention_dropout=config.attention_probs_dropout_prob if training else 0.0,

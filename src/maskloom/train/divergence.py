@@ -26,19 +26,23 @@ def count_not_finite(engine: Any, device: torch.device) -> int:
 
 
 def first_not_finite(
-    engine: Any, buckets: Sequence[MicroBatch], seed_dropout: Callable[[int], None], scale: float, world: World
+    engine: Any,
+    buckets: Sequence[MicroBatch],
+    seed_dropout: Callable[[int], None],
+    scale: torch.Tensor | float,
+    world: World,
 ) -> str:
     """Which layer of which ranks is the first whose output or gradient is not finite, on every rank alike; or nothing.
 
     Args:
         buckets: the micro-batches of this rank's step.
         seed_dropout: called with the number of each, before it is computed again.
-        scale: of the loss, without the loss scale of fp16.
+        scale: of the loss, without the loss scale of fp16; on the device it is read here, and not in a step.
     """
     found: str | None = None
     for number, bucket in enumerate(buckets):
         seed_dropout(number)
-        found = found or find_overflow(engine.module, bucket, scale * (loss_scale(engine) or 1.0))
+        found = found or find_overflow(engine.module, bucket, float(scale) * (loss_scale(engine) or 1.0))
     places = gather_objects(found, world)
     return "; ".join(f"rank {rank}: {place}" for rank, place in enumerate(places) if place)
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 
 import numpy as np
 import torch
 
 from maskloom.config import Evaluation
-from maskloom.data.batch import MicroBatch, make_micro_batch
+from maskloom.data.ahead import ahead
+from maskloom.data.batch import MicroBatch, make_micro_batch, to_device
 from maskloom.data.index import Index
 from maskloom.data.masking import MaskRule
 from maskloom.data.rows import Rows
@@ -19,7 +21,7 @@ from maskloom.distributed import World, max_over_ranks, sum_over_ranks
 from maskloom.tokenizer import Tokenizer
 
 Forward = Callable[[MicroBatch], tuple[torch.Tensor, torch.Tensor]]
-BATCHES_HELD = 16  # micro-batches that are made before ranks agree on their number again: memory stays bounded
+BATCHES_HELD = 16  # micro-batches after which ranks agree on their number again: memory stays bounded
 ENTROPY_BLOCKS = 64  # about 8 MiB of text: enough for the entropy of a vocabulary to two digits
 
 
@@ -49,10 +51,12 @@ def evaluate(
     sums = torch.zeros(len(corpora), 3, dtype=torch.float64, device=device)
     for number, index in enumerate(corpora):
         rows = held_out_rows(index, tokenizer, seq_len, rule, world, skips_bad)
-        for batch in _equal_batches(rows, settings.micro_batch_rows, rule.most(seq_len), seq_len, tokenizer, device):
-            with torch.no_grad():
-                loss, hits = forward(batch)
-            sums[number] += torch.stack([loss.double(), hits.double(), batch.weights.double().sum()])
+        batches = _equal_batches(rows, settings.micro_batch_rows, rule.most(seq_len), seq_len, tokenizer, device)
+        with contextlib.closing(batches):
+            for batch in batches:
+                with torch.no_grad():
+                    loss, hits = forward(batch)
+                sums[number] += torch.stack([loss.double(), hits.double(), batch.weights.double().sum()])
     table = sum_over_ranks(sums).tolist()
     loss_sum, hit_sum, tokens = (sum(column) for column in zip(*table, strict=True))
     if not tokens:
@@ -85,7 +89,7 @@ def unigram_entropy(corpora: Sequence[Index], tokenizer: Tokenizer, rule: MaskRu
     return float(-(shares * np.log(shares)).sum())
 
 
-def _buckets(parts: Iterator[Rows], size: int) -> Iterator[Rows]:
+def _buckets(parts: Iterator[Rows], size: int) -> Generator[Rows]:
     """The rows of `parts` in groups of `size`, the last one smaller."""
     held: Rows | None = None
     for part in parts:
@@ -99,14 +103,20 @@ def _buckets(parts: Iterator[Rows], size: int) -> Iterator[Rows]:
 
 def _equal_batches(
     rows: Iterator[Rows], size: int, capacity: int, seq_len: int, tokenizer: Tokenizer, device: torch.device
-) -> Iterator[MicroBatch]:
-    """This rank's micro-batches, filled up to as many as any rank has, or the collectives of ZeRO-3 would not meet."""
-    mine = _buckets(rows, size)
-    while True:
-        held = list(itertools.islice(mine, BATCHES_HELD))
-        count = int(max_over_ranks(torch.tensor([len(held)], device=device)))
-        if not count:
-            return
-        for number in range(count):
-            part = held[number] if number < len(held) else Rows.none(seq_len)
-            yield make_micro_batch(part, size, capacity, tokenizer).to(device)
+) -> Generator[MicroBatch]:
+    """This rank's micro-batches, filled up to as many as any rank has, or the collectives of ZeRO-3 would not meet.
+
+    A thread makes the next ones ready. Ranks agree on how many there are once for all that are held, the only wait for a GPU.
+    """
+
+    def ready(part: Rows) -> MicroBatch:
+        return make_micro_batch(part, size, capacity, tokenizer).pinned_for(device)
+
+    with contextlib.closing(ahead(lambda _: _buckets(rows, size), ready, device, BATCHES_HELD)) as mine:
+        while True:
+            held = list(itertools.islice(mine, BATCHES_HELD))
+            count = int(max_over_ranks(to_device(torch.tensor([len(held)]), device)))
+            if not count:
+                return
+            for number in range(count):
+                yield (held[number] if number < len(held) else ready(Rows.none(seq_len))).to(device)

@@ -17,17 +17,19 @@ from maskloom.config import RunConfig
 from maskloom.config_file import rechecked
 from maskloom.data.plan import DataPlan, open_corpora
 from maskloom.data.skew import notes_on_run
-from maskloom.data.stream import Step
 from maskloom.distributed import World, barrier, gather_objects, set_timeouts
 from maskloom.model.bert import check_size
 from maskloom.model.warm_start import tokenizer_of
 from maskloom.processes import temporary_folder
 from maskloom.progress import say, warn
 from maskloom.status import EXIT_DONE, EXIT_STOPPED
+from maskloom.train.batches import ReadyStep
 from maskloom.train.checkpoint.fit import stored_tokenizing
 from maskloom.train.checkpoint.state import identity
 from maskloom.train.engine.building import start_distributed
 from maskloom.train.engine.configuration import device_of, resolve_precision
+from maskloom.train.engine.kernels import resolve_kernels
+from maskloom.train.engine.notes import notes_on_device
 from maskloom.train.metrics import Metrics
 from maskloom.train.run_dir import RunDir, check_model, reconcile
 from maskloom.train.time_left import TimeLeft
@@ -53,12 +55,15 @@ def train(config: RunConfig, world: World, watch: Watch | None = None) -> int:
 
 def attempt(config: RunConfig, world: World, run: RunDir, watch: Watch) -> int:
     """From the meeting of the ranks to the end of the run, or to a stop; the exit code."""
-    traffic = start_distributed(world, config.timeouts.start_s)
+    traffic = start_distributed(world, config.timeouts.start_s, config.engine.deterministic)
     run.meet()
     watch.join()
     if why := agreed_to_stop(watch, world):
         return stopped(why, run.step, run)
+    asked = config.engine
     config, plan = prepare(config, world)
+    for note in notes_on_device(asked) if world.is_first else ():
+        warn(note)
     torch.set_num_threads(run.threads(world, len(os.sched_getaffinity(0))))
     with watch.section("load", set_timeouts):
         trainer = Trainer(config, plan, world, traffic, watch.pulse)
@@ -158,7 +163,7 @@ def prepare(config: RunConfig, world: World) -> tuple[RunConfig, DataPlan]:
     """Check everything that can be checked without starting: a run that begins should not fail on its input.
 
     Returns:
-        the configuration with what was derived (lanes, precision) filled in, and the plan of its data.
+        the configuration with what was derived (lanes, precision, kernels) filled in, and the plan of its data.
     """
     temporary_folder()
     tokenizer, corpora = tokenizer_of(config.tokenizer, config.model.init), open_corpora(config.data)
@@ -180,8 +185,11 @@ def prepare(config: RunConfig, world: World) -> tuple[RunConfig, DataPlan]:
         config = config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"every_steps": 0})})
     device_of(world)
     data = config.data.model_copy(update={"lanes": plan.lanes})
-    engine = config.engine.model_copy(update={"precision": resolve_precision(config.engine.precision)})
-    config = config.model_copy(update={"data": data, "engine": engine})
+    engine = {
+        "precision": resolve_precision(config.engine.precision),
+        "kernels": resolve_kernels(config.engine.kernels),
+    }
+    config = config.model_copy(update={"data": data, "engine": config.engine.model_copy(update=engine)})
     config = rechecked(config, config.run_dir)
     deepspeed_settings(config, plan, world)
     return config, plan
@@ -191,7 +199,7 @@ def is_due(step: int, every: int, last: int) -> bool:
     return step == last or (every > 0 and step % every == 0)
 
 
-def timed(steps: Iterator[Step], metrics: Metrics, plan: DataPlan, watch: Watch) -> Iterator[Step]:
+def timed(steps: Iterator[ReadyStep], metrics: Metrics, plan: DataPlan, watch: Watch) -> Iterator[ReadyStep]:
     """Pass steps on, counting the time spent waiting for each."""
     has_begun = False
     while True:

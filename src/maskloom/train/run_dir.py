@@ -39,7 +39,7 @@ from maskloom.train.run_lock import InUse, RunLock
 
 MAY_CHANGE = re.compile(
     r"run_dir|tokenizer|data\.(train(\.\d+\.path)?|workers|prefetch_steps|on_bad_data|max_bad_share|storage\..*)|phases\.\d+\.micro_batch_rows|logging\..*|checkpoint\..*|guard\..*|timeouts\..*"
-    r"|evaluation\..*|engine\.(kernels|activation_checkpointing|zero_stage|reduce|reduce_precision|overlap)|model\.init|deepspeed\..*"
+    r"|evaluation\..*|engine\.(kernels|deterministic|activation_checkpointing|zero_stage|reduce|reduce_precision|overlap)|model\.init|deepspeed\..*"
 )
 """What a resumed run may set otherwise: nothing of it changes which rows are seen. Moved files (tokenizer, data.train)
 are recognised by their digests; `engine.zero_stage` is checked when the checkpoint is loaded."""

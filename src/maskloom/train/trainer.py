@@ -14,22 +14,23 @@ from typing import Any
 import torch
 
 from maskloom.config import RunConfig
-from maskloom.data.batch import Layout, MicroBatch, micro_batches, to_device, to_host
+from maskloom.data.batch import Layout, MicroBatch, to_device, to_host
 from maskloom.data.masking import MaskRule
 from maskloom.data.order import Cursor, LaneCursors, first_cursors, make_key
 from maskloom.data.plan import DataPlan
-from maskloom.data.stream import Step, read_steps
 from maskloom.distributed import World, gather_objects, sum_over_ranks
 from maskloom.errors import UserError
-from maskloom.model.attention import choose_flash_kernel
+from maskloom.model.attention import settle_attention
 from maskloom.model.bert import build_defined, build_model
-from maskloom.model.flops import Shape, peak_of
+from maskloom.model.flops import DTYPES, Shape, peak_of
 from maskloom.progress import say, size, warn
 from maskloom.train import checkpoint
+from maskloom.train.batches import ReadyStep, ready_steps
 from maskloom.train.divergence import collapsed, count_not_finite, diverged, first_not_finite
 from maskloom.train.engine.building import build_engine, optimizer_title, release_engine
 from maskloom.train.engine.configuration import deepspeed_config, device_of, resolve_precision
 from maskloom.train.engine.files import load_engine
+from maskloom.train.engine.numerics import numerics_title
 from maskloom.train.engine.stepping import LossScaleCollapsed, adapts_loss_scale, apply_gradients, loss_scale, reduction
 from maskloom.train.evaluation import evaluate
 from maskloom.train.guard import NOT_FINITE, GuardState, after_step, highest_loss, must_go_back, objection
@@ -41,7 +42,7 @@ from maskloom.train.passed_over import PassedOver, behind, jumps, known, read_in
 from maskloom.train.rollback import Rollback
 from maskloom.train.schedule import learning_rate
 from maskloom.train.skipped import Skipped
-from maskloom.train.tally import Tally, counts_of
+from maskloom.train.tally import Tally
 from maskloom.train.traffic import Traffic
 
 
@@ -52,9 +53,7 @@ class Trainer:
         self.pulse = pulse
         self.config, self.plan, self.world, self.traffic = config, plan, world, traffic
         self.device = device_of(world)
-        self.attention = choose_flash_kernel(self.device)
         self.layouts = phase_layouts(config, plan, world)
-        self.capacities = [plan.capacity(phase) for phase in range(len(plan.phases))]
         self.run = Path(config.run_dir)
         self.notices = Notices()
         self.saver = checkpoint.Saver(self.run, config.checkpoint, world, self.notices)
@@ -68,7 +67,11 @@ class Trainer:
             self.config = config.model_copy(update={"from_": checkpoint.origin_of(*found)})
         self.passed_over = known(found[1].intervals(), found[1].step, of_run) if found else of_run
         origin = self._begin_from(found)
-        self.shape = Shape.of(self.engine.module.config)
+        described = self.engine.module.config
+        self.shape = Shape.of(described)
+        head_size = described.hidden_size // described.num_attention_heads
+        dtype = DTYPES[resolve_precision(config.engine.precision)]
+        self.attention = settle_attention(self.device, head_size, dtype, described.attention_probs_dropout_prob)
         peak = peak_of(self.device, resolve_precision(config.engine.precision), config.logging.peak_tflops)
         own_flops = peak.flops if peak else math.nan  # which makes the sum unknown as well
         total_flops = float(sum_over_ranks(torch.tensor(own_flops, dtype=torch.float64, device=self.device)))
@@ -101,7 +104,7 @@ class Trainer:
         else:
             self.saver.last_good = None
             model, origin = build_model(config.model, plan.tokenizer, config.seed)
-        self.engine: Any = build_engine(config, model, deepspeed_settings(config, plan, world))
+        self.engine: Any = build_engine(config, model, deepspeed_settings(config, plan, world), world)
         if state:
             load_engine(self.engine, folder, same_spread, state.precision == config.engine.precision)
         self.step = self.pulse.step = state.step if state else 0
@@ -114,28 +117,30 @@ class Trainer:
         self._beginnings += 1
         return origin
 
-    def steps(self) -> Iterator[Step]:
+    def steps(self) -> Iterator[ReadyStep]:
         """This rank's rows, from where the run stands to its end; where it goes back, on from there."""
         data = self.config.data
         beginning = 0
         while beginning != self._beginnings:
             beginning = self._beginnings
-            reader = read_steps(
-                self.plan, self.world, self.cursors, self.step, workers=data.workers, prefetch_steps=data.prefetch_steps
-            )
+            reading = (self.plan, self.world, self.layouts, self.device, self.cursors, self.step)
+            reader = ready_steps(*reading, workers=data.workers, prefetch_steps=data.prefetch_steps)
             with contextlib.closing(reader):
                 for batch in reader:
                     yield batch
                     if beginning != self._beginnings:
                         break
 
-    def train_step(self, batch: Step) -> Any:
-        """One optimizer step on this rank's rows; returns a function that reads the step's values (all ranks call it)."""
+    def train_step(self, batch: ReadyStep) -> Any:
+        """One optimizer step on this rank's rows; returns a function that reads the step's values (all ranks call it).
+
+        Nothing here waits for the device but the guard, which needs the loss (`tests/integration/waits.json` lists what does).
+        """
         self.saver.follow()
         self.engine.train()
         self.traffic.begin_step()
-        buckets = [bucket.to(self.device) for bucket in self._micro_batches(batch)]
-        said = torch.cat([counts_of(batch.rows, self.plan.tokenizer), self.notices.said()])
+        buckets = [bucket.to(self.device) for bucket in batch.micro_batches]
+        said = torch.cat([batch.counts, self.notices.said()])
         sums = self.time.waiting(sum_over_ranks, to_device(said, self.device))
         counts = sums[: -len(NAMES)]
         self.notices.hear(sums[-len(NAMES) :])
@@ -161,7 +166,7 @@ class Trainer:
         mean_loss, accuracy = read()
         reason = objection(mean_loss, highest)
         seed_dropout = functools.partial(self._seed_dropout, batch.number)
-        where = functools.partial(first_not_finite, self.engine, buckets, seed_dropout, float(scale), self.world)
+        where = functools.partial(first_not_finite, self.engine, buckets, seed_dropout, scale, self.world)
         try:
             norm, is_applied = apply_gradients(self.engine, lr, is_spoilt=reason is not None)
         except LossScaleCollapsed:
@@ -284,11 +289,6 @@ class Trainer:
     def _my_cursors(self) -> dict[int, LaneCursors]:
         return {lane: self.cursors[lane] for lane in self.world.share(self.plan.lanes)}
 
-    def _micro_batches(self, batch: Step) -> Iterator[MicroBatch]:
-        phase = self.plan.phase_of(batch.number)
-        layout = self.layouts[phase].of_smaller(self.plan.lanes, self.plan.lane_rows(batch.number), self.world)
-        return micro_batches(batch.rows, layout, self.capacities[phase], self.plan.tokenizer)
-
     def _values(
         self, loss: float, accuracy: float, lr: float, norm: torch.Tensor | float
     ) -> tuple[dict[str, float], Work]:
@@ -328,9 +328,11 @@ class Trainer:
         say(f"lanes: {self.plan.lanes}")
         say(
             f"engine: {self.world.size} rank(s) on {self.device.type}, {engine.precision}, ZeRO {engine.zero_stage}, "
-            f"{engine.kernels}, attention by {self.attention}, {torch.get_num_threads()} thread(s) a rank"
+            f"kernels {engine.kernels}, {numerics_title(self.device.type, engine.precision)}"
+            f"{torch.get_num_threads()} thread(s) a rank"
         )
-        say(f"optimizer: {optimizer_title(self.engine)}, schedule {self.config.optimizer.schedule}")
+        say(f"attention: {self.attention}")
+        say(f"optimizer: {optimizer_title(self.engine, self.world)}, schedule {self.config.optimizer.schedule}")
         for number, (phase, layout) in enumerate(zip(self.config.phases, self.layouts, strict=True)):
             waste = f", {layout.waste:.1%} of the rows are filling" if layout.waste else ""
             say(

@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 
 from maskloom.config import RunConfig
 from maskloom.config_file import parse_config
+from maskloom.distributed import World
 from maskloom.errors import UserError
 from maskloom.train.engine import configuration
-from maskloom.train.engine.configuration import BUCKET_ELEMENTS, PASSED_ON, RESERVED, deepspeed_config
+from maskloom.train.engine.configuration import BUCKET_ELEMENTS, PASSED_ON, RESERVED, deepspeed_config, device_of
 
 
 class Gpu:
@@ -23,6 +25,9 @@ class Gpu:
         return True
 
     is_bf16_supported = is_fp16_supported
+
+    def device_count(self) -> int:
+        return 2
 
 
 @pytest.fixture
@@ -48,6 +53,12 @@ def test_several_gpus_overlap_where_the_stage_can(gpu: None, stage: int, precisi
     assert zero_of(config, accumulates=False)["overlap_comm"]
     assert not zero_of(config, ranks=1)["overlap_comm"], "one rank sends nothing"
     assert not zero_of(run_with(zero_stage=stage, precision=precision, overlap=False))["overlap_comm"]
+
+
+def test_no_meter_of_throughput_waits_for_the_device_unless_the_run_asks_for_it() -> None:
+    assert deepspeed_config(run_with(), 4, False)["timers"] == {"throughput": {"enabled": False}}
+    asked = {"timers": {"throughput": {"enabled": True, "synchronized": False}}}
+    assert deepspeed_config(run_with(asked), 4, False)["timers"] == asked["timers"]
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
@@ -97,6 +108,43 @@ def test_what_is_decided_here_may_not_be_passed_through(key: str) -> None:
 def test_state_that_no_checkpoint_would_hold_is_refused(key: str) -> None:
     with pytest.raises(UserError, match=rf"{key}\.device nvme cannot be had"):
         deepspeed_config(run_with({"zero_optimization": {key: {"device": "nvme", "nvme_path": "/fast"}}}), 4, True)
+
+
+class TestMoreRanksThanGpus:
+    """Every rank of the machine refuses, also those that would have a GPU: none waits for the others."""
+
+    def test_a_rank_has_the_gpu_of_its_number(self, gpu: None) -> None:
+        assert device_of(World(1, 4, local_rank=1, local_size=2)) == torch.device("cuda", 1)
+        assert device_of(World(1, 4)) == torch.device("cuda", 0)
+
+    @pytest.mark.parametrize("local_rank", [0, 3])
+    def test_both_numbers_and_the_remedy_are_named(
+        self, local_rank: int, gpu: None, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+        said = r"^4 ranks on a machine on which rank 7 sees 2 cuda device\(s\) \(CUDA_VISIBLE_DEVICES=0,1\)"
+        with pytest.raises(UserError, match=f"{said}.*--processes 2, slots=2.*--gpus-per-node"):
+            device_of(World(7, 8, local_rank, local_size=4))
+
+    def test_a_launcher_that_does_not_say_how_many_ranks_there_are_is_seen_through(
+        self, gpu: None, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        with pytest.raises(UserError, match=r"^3 ranks on a machine on which rank 2 sees 2 cuda device\(s\): each"):
+            device_of(World(2, 4, local_rank=2, local_size=1))
+
+    def test_cpus_take_any_number(self) -> None:
+        assert device_of(World(7, 8, local_rank=7, local_size=8)) == torch.device("cpu")
+
+    def test_it_is_said_before_the_ranks_meet(self, gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+        from maskloom.train.engine import building
+
+        def reached(*_: Any, **__: Any) -> None:
+            raise AssertionError("DeepSpeed was asked")
+
+        monkeypatch.setattr("deepspeed.init_distributed", reached)
+        with pytest.raises(UserError, match="4 ranks on a machine"):
+            building.start_distributed(World(0, 4, local_rank=0, local_size=4))
 
 
 class Recording(dict):

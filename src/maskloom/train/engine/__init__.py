@@ -1,7 +1,12 @@
 """DeepSpeed, and all that is known of it. Nothing outside of this package imports it.
 
     configuration   configuration and world -> DeepSpeed's dict
+    numerics        how torch computes in this process: sums of half-precision products, deterministic operators
+    kernels         what `engine.kernels: auto` is on this machine, and what torch.compile lacks
+    notes           what the start warns of: GPUs that torch cannot use, kernels that cannot be compiled
     building        model and dict -> engine: kernels, optimizer, what DeepSpeed is told by hand
+    fused_adam      DeepSpeed's FusedAdam on all ranks or none; by what its library links (linked), compiled with the toolkit
+                    that is here (cuda_home)
     ops             DeepSpeed's compiled operators: built by one rank of a machine, whatever a killed build left
     stepping        loss -> gradients, reduced over ranks -> weights
     writing         what a checkpoint consists of, copied to be written later

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import io
 import warnings
 from datetime import timedelta
 from pathlib import Path
@@ -23,18 +21,24 @@ from maskloom.files import private_folder
 from maskloom.model.bert import MaskedLM, PackedBertLayer
 from maskloom.model.kernels import KERNELS
 from maskloom.model.layer import encoder_layer
-from maskloom.train.engine.ops import load_operator
+from maskloom.train.engine.configuration import device_of
+from maskloom.train.engine.fused_adam import fused_adam, why_refused
+from maskloom.train.engine.kernels import resolve_kernels
+from maskloom.train.engine.numerics import settle_numerics
 from maskloom.train.lamb import Lamb, Piece, Placing
 from maskloom.train.optim import adamw, betas, lamb, parameter_groups
 from maskloom.train.traffic import Traffic
 
 
-def start_distributed(world: World, timeout_s: float = 1800.0) -> Traffic:
+def start_distributed(world: World, timeout_s: float = 1800.0, deterministic: bool = False) -> Traffic:
     """Join the other ranks; returns the meter of what DeepSpeed sends, which stays at 0 where there are no others.
 
     Raises:
         PassingFault: the port is taken, or not all ranks came within `timeout_s`.
+        UserError: there are fewer GPUs than ranks.
     """
+    device_of(world)  # or DeepSpeed or NCCL would find out, in their words
+    settle_numerics(deterministic)
     warnings.filterwarnings("ignore", "`torch.distributed.* is deprecated|.*_tensor. is deprecated", FutureWarning)
     world.export()
     # No operator for its communication, which it would build for minutes. Looking into the table that it makes itself compiles
@@ -51,12 +55,11 @@ def start_distributed(world: World, timeout_s: float = 1800.0) -> Traffic:
     return traffic
 
 
-def build_engine(config: RunConfig, model: MaskedLM, settings: dict[str, Any]) -> Any:
-    """Wrap the model and its optimizer. `settings` is what `deepspeed_config` gives."""
+def build_engine(config: RunConfig, model: MaskedLM, settings: dict[str, Any], world: World) -> Any:
+    """Wrap the model and its optimizer; every rank calls it. `settings` is what `deepspeed_config` gives."""
     prepare_forward(model, config.engine)
-    engine, *_ = deepspeed.initialize(
-        model=model, optimizer=build_optimizer(model, config.optimizer), config=settings, dist_init_required=False
-    )
+    optimizer = build_optimizer(model, config.optimizer, world)
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings, dist_init_required=False)
     if engine.zero_optimization_stage() == 0 and engine.optimizer is not engine.basic_optimizer:
         # DeepSpeed's wrappers for half precision begin with a step without gradients, which decays the weights and counts.
         engine.optimizer.refresh_fp32_params()
@@ -101,7 +104,8 @@ def prepare_forward(model: MaskedLM, settings: Engine) -> None:
     gathers a layer at once (a leaf), and what is compiled is the pure function within. Embeddings and head cannot be leaves:
     they share a weight.
     """
-    compiles = settings.kernels == "compile"
+    kernels = resolve_kernels(settings.kernels)
+    compiles = kernels == "compile"
     if compiles:
         # What lies there is loaded as code, and without the variable it is a name in /tmp that anybody can take first.
         private_folder(Path(cache_dir()), "set TORCHINDUCTOR_CACHE_DIR to a folder of your own")
@@ -109,7 +113,7 @@ def prepare_forward(model: MaskedLM, settings: Engine) -> None:
         # on uncompiled without a word.
         torch._dynamo.config.recompile_limit = 64
         torch._dynamo.config.fail_on_recompile_limit_hit = True
-    model.kernels = KERNELS[settings.kernels]
+    model.kernels = KERNELS[kernels]
     model.checkpoints_activations = settings.activation_checkpointing
     # The embedding's gradient as its few rows, which are added to the decoder's of the same weight: dense, it is a matrix of
     # zeros to be filled and added, a twentieth of a BERT-base's step on a CPU. Inductor has no sparse tensors.
@@ -129,11 +133,11 @@ def prepare_forward(model: MaskedLM, settings: Engine) -> None:
             layer.run = run
 
 
-def build_optimizer(model: MaskedLM, settings: Optimizer) -> Any:
-    """The optimizer over a model's parameters; `optimizer_title` says which it became."""
+def build_optimizer(model: MaskedLM, settings: Optimizer, world: World) -> Any:
+    """The optimizer over a model's parameters, the same on every rank; `optimizer_title` says which it became."""
     if settings.name == "lamb":
         return lamb(model, settings)
-    fused = None if why_no_fused_adam() else fused_adam()
+    fused = fused_adam(world)
     if settings.name == "adamw":
         if fused is None:
             return adamw(model, settings)
@@ -150,35 +154,7 @@ def build_optimizer(model: MaskedLM, settings: Optimizer) -> Any:
     return MuonWithAuxAdam(groups, torch.optim.AdamW, {"fused": True})
 
 
-def fused_adam() -> Any:
-    """DeepSpeed's FusedAdam, its operator loaded: what compiles it is one rank of each machine."""
-    load_operator(deepspeed.ops.op_builder.FusedAdamBuilder())
-    return deepspeed.ops.adam.FusedAdam
-
-
-def why_no_fused_adam() -> str | None:
-    """Why DeepSpeed's FusedAdam cannot be had here, or None where it can.
-
-    It is a CUDA extension, which a build of DeepSpeed may hold ready and which is otherwise compiled at the first start.
-    """
-    if get_accelerator().device_name() != "cuda":
-        return "it is for CUDA"
-    from deepspeed.git_version_info import installed_ops
-    from deepspeed.ops.op_builder.builder import CUDAMismatchException, MissingCUDAException, assert_no_cuda_mismatch
-    from torch.utils.cpp_extension import verify_ninja_availability
-
-    if installed_ops.get("fused_adam", False):
-        return None
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            assert_no_cuda_mismatch("fused_adam")
-        verify_ninja_availability()
-    except (CUDAMismatchException, MissingCUDAException, RuntimeError) as error:
-        return str(error).strip().removeprefix(">- DeepSpeed Op Builder: ")
-    return None
-
-
-def optimizer_title(engine: Any) -> str:
+def optimizer_title(engine: Any, world: World) -> str:
     """What the optimizer is, in words: also which of several implementations was taken, and why."""
     optimizer = engine.basic_optimizer
     if isinstance(optimizer, Lamb):
@@ -186,7 +162,7 @@ def optimizer_title(engine: Any) -> str:
     inner = getattr(optimizer, "aux_optimizer", optimizer)
     title = "AdamW (DeepSpeed's FusedAdam)"
     if isinstance(inner, torch.optim.AdamW):
-        why = f"; DeepSpeed's FusedAdam is not to be had: {why_no_fused_adam()}"
+        why = f"; DeepSpeed's FusedAdam is not to be had: {why_refused(world)}"
         title = f"AdamW (torch's fused{why if torch.cuda.is_available() else ''})"
     return title if inner is optimizer else f"Muon (DeepSpeed's) for the encoder layers' matrices, {title} for the rest"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from typing import Any, Literal
 
 import torch
@@ -51,7 +52,6 @@ PASSED_ON = {
     "prescale_gradients",
     "seq_parallel_communication_data_type",
     "tensor_parallel",
-    "timers",
     "use_data_before_expert_parallelism",
     "vocabulary_size",
     "wall_clock_breakdown",
@@ -67,16 +67,21 @@ BUCKET_ELEMENTS = 2**24
 
 
 def device_of(world: World) -> torch.device:
-    """The device of this rank."""
+    """The device of this rank. Raises UserError, on every rank of a machine, if the machine has fewer GPUs than ranks."""
     accelerator = get_accelerator()
-    if accelerator.device_name() == "cpu":
+    kind = accelerator.device_name()
+    if kind == "cpu":
         return torch.device("cpu")
-    if world.local_rank >= accelerator.device_count():
+    count, ranks = accelerator.device_count(), max(world.local_size, world.local_rank + 1)
+    if ranks > count:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        shown = "" if visible is None else f" (CUDA_VISIBLE_DEVICES={visible})"
         raise UserError(
-            f"rank {world.rank} is number {world.local_rank} on its machine, which has {accelerator.device_count()} "
-            f"{accelerator.device_name()} device(s): start at most that many processes there"
+            f"{ranks} ranks on a machine on which rank {world.rank} sees {count} {kind} device(s){shown}: each rank needs one. "
+            f"Start at most {count} there (--processes {count}, slots={count} in a hostfile, --ntasks-per-node={count}), or show "
+            "every rank all devices, if each is shown its own (Slurm: --gpus-per-node in place of --gpus-per-task)"
         )
-    return torch.device(accelerator.device_name(), world.local_rank)
+    return torch.device(kind, world.local_rank)
 
 
 def resolve_precision(wanted: Literal["auto", "fp32", "bf16", "fp16"]) -> Precision:
@@ -130,6 +135,8 @@ def deepspeed_config(config: RunConfig, micro_batch_rows: int, accumulates: bool
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 10**9,
     }
+    # Its meter of throughput, on by default, waits for the device before each forward.
+    derived["timers"] = {} if "timers" in config.deepspeed else {"throughput": {"enabled": False}}
     if config.optimizer.name == "muon" and stage == 3:
         derived["zero_optimization"]["reduce_scatter"] = False  # its Muon needs whole gradients
     if precision != "fp32":

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from maskloom.launch.doctor.facts import Gpu
-from maskloom.launch.doctor.look.gpus import GPU_FIELDS, ask_nvidia_smi, gpu_of, look_at_gpus, multiply
+from maskloom.launch.doctor.look.gpus import GPU_FIELDS, gpu_of, look_at_gpus, multiply
+from maskloom.nvidia_smi import ask_nvidia_smi
 
 
 def test_rows_of_nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 import os
-import shutil
-import subprocess
 
 from maskloom.launch.doctor.facts import Gpu
+from maskloom.nvidia_smi import ask_nvidia_smi
 
 GPU_FIELDS = {
     "name": "name",
@@ -61,23 +59,6 @@ def gpu_of(name: str, row: dict[str, str], processes: list[str], fault: str | No
         processes=tuple(processes),
         fault=fault,
     )
-
-
-def ask_nvidia_smi(table: str, columns: list[str], names: list[str]) -> list[dict[str, str]]:
-    """Rows of one of nvidia-smi's tables; none where there is no nvidia-smi or it knows a column not."""
-    tool = shutil.which("nvidia-smi")
-    if not tool:
-        return []
-    command = [tool, f"{table}={','.join(columns)}", "--format=csv,noheader,nounits"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return []
-    return [
-        dict(zip(names, (cell.strip() for cell in row), strict=True))
-        for row in csv.reader(done.stdout.splitlines())
-        if len(row) == len(names)
-    ]
 
 
 def multiply(number: int) -> str | None:

@@ -21,7 +21,7 @@ def as_a_rank(request: Request) -> dict[str, Any]:
     from maskloom.distributed import World
     from maskloom.errors import UserError
     from maskloom.tokenizer_files import find_tokenizer
-    from maskloom.train.engine.building import why_no_fused_adam
+    from maskloom.train.engine.fused_adam import why_no_fused_adam
     from maskloom.train.engine.ops import stale_locks
     from maskloom.train.loop import prepare
 
@@ -33,7 +33,7 @@ def as_a_rank(request: Request) -> dict[str, Any]:
             found["tokenizer_digest"] = file_digest(find_tokenizer(config.tokenizer))
         with contextlib.suppress(UserError):  # `prepare` says it
             found["parameters"] = parameters_of(config)
-        prepare(config, World(request.first_rank, request.world_size, 0, request.slots))
+        prepare(config, World(request.first_rank, request.world_size))  # GPUs and slots are compared on their own
     except (UserError, OSError) as error:
         found["refusal"] = str(error)
         return found

@@ -1,0 +1,107 @@
+"""What the compiled code has to be: figures from the facts, and one table of limits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+VOCABULARY = 30522
+
+
+@dataclass(frozen=True)
+class Limit:
+    """A figure is to lie from `least` to `most`."""
+
+    least: float
+    most: float
+    why: str
+
+
+def exactly(value: float, why: str) -> Limit:
+    return Limit(value, value, why)
+
+
+WHOLE = {
+    "forward graphs": exactly(1, "the forward is one graph, whatever the number of pieces"),
+    "backward graphs": exactly(1, "the backward too"),
+    "captured graphs": exactly(1, "another number of pieces compiles nothing anew"),
+    "graph breaks": exactly(0, "nothing of the model is left to Python"),
+    "spilled bytes": exactly(0, "no kernel keeps registers in memory"),
+    "largest fp32 over [K, V]": Limit(0, 0.5, "the logits are never there in fp32"),
+    "Inductor's kernels, layer forward": Limit(
+        1, 7, "weights and biases put together; twice random bits, and dropout + residual + LayerNorm; GELU"
+    ),
+    "Inductor's kernels, layer backward": Limit(1, 17, "more would be fusion lost"),
+    "h bytes a token, layer forward": Limit(30, 37, "34 h, beside weights that are put together and random bits"),
+    "h bytes a token, layer backward": Limit(60, 78, "76 h, beside sums of what programs leave"),
+    "h bytes a token, saved": Limit(30, 37, "what a layer keeps for its backward"),
+    "instructions a row, dropout + LayerNorm": Limit(
+        1,
+        900,
+        "above about 1,500 it waits for instructions and not for its bytes; with a draw an element it has 2,600",
+    ),
+    "instructions an element, GELU forward": Limit(1, 27, "27 take as long as its bytes at a copy's speed"),
+    "instructions an element, GELU backward": Limit(1, 41, "41 take as long as its bytes at a copy's speed"),
+}
+"""Of a whole model, as `engine.kernels: compile` has it."""
+
+ZERO3 = {
+    "forward graphs": exactly(2, "one for all layers, and one for the loss, whatever the number of pieces"),
+    "backward graphs": exactly(2, "the same"),
+    "captured graphs": exactly(2, "another layer or number of pieces compiles nothing anew"),
+    **{name: WHOLE[name] for name in ("graph breaks", "spilled bytes", "largest fp32 over [K, V]")},
+}
+"""Of the functions that ZeRO-3 compiles."""
+
+
+def limits_of(facts: dict[str, Any]) -> dict[str, Limit]:
+    return WHOLE if "layer" in facts else ZERO3
+
+
+def figures(facts: dict[str, Any]) -> dict[str, float]:
+    """What the limits are about, by the same names."""
+    case = facts["case"]
+    found = {
+        "forward graphs": facts["graphs"].get("forward", 0),
+        "backward graphs": facts["graphs"].get("backward", 0),
+        "captured graphs": facts["captured"],
+        "graph breaks": sum(facts["breaks"].values()),
+        "spilled bytes": sum(facts["spilled_bytes"].values()),
+        "largest fp32 over [K, V]": facts["largest_fp32"] / (facts["predicted"] * VOCABULARY),
+    }
+    if "layer" not in facts:
+        return found
+    unit = case["micro_batch_rows"] * case["seq_len"] * case["hidden_size"]
+    for direction, works in facts["layer"].items():
+        launched = sum(work["launches"] for work in works.values() if work["kind"] == "triton")
+        found[f"Inductor's kernels, layer {direction}"] = launched
+        moved = sum(work["bytes"] for work in works.values())
+        found[f"h bytes a token, layer {direction}"] = moved / unit
+    found["h bytes a token, saved"] = facts["saved_bytes_a_layer"] / unit
+    rows = case["micro_batch_rows"] * case["seq_len"]
+    norm = _largest(facts["layer"]["forward"], "triton_per")
+    found["instructions a row, dropout + LayerNorm"] = norm["issued"] / norm["launches"] / rows
+    for direction, works in facts["layer"].items():
+        gelu = _largest(works, "triton_poi")  # the one kernel over [T, 4 D]
+        found[f"instructions an element, GELU {direction}"] = 32 * gelu["issued"] / (4 * unit)
+    return found
+
+
+def _largest(works: dict[str, dict[str, Any]], prefix: str) -> dict[str, Any]:
+    """The kernel that moves the most bytes, of those that Inductor names so: `triton_per` for reductions whose rows stay in
+    registers, `triton_poi` for what has none."""
+    return max((work for stem, work in works.items() if stem.startswith(prefix)), key=lambda work: work["bytes"])
+
+
+def failures(facts: dict[str, Any]) -> list[str]:
+    """A line for each figure out of its limits."""
+    found = figures(facts)
+    return [
+        f"{name}: {found[name]:.4g}, and it is to be {_span(limit)}: {limit.why}"
+        for name, limit in limits_of(facts).items()
+        if not limit.least <= found[name] <= limit.most
+    ]
+
+
+def _span(limit: Limit) -> str:
+    return f"{limit.least:g}" if limit.least == limit.most else f"from {limit.least:g} to {limit.most:g}"

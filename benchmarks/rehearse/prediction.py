@@ -1,0 +1,135 @@
+"""From what was compiled to rows a second of one H200: a sum of four kinds of work, each at a speed that others measured.
+
+    step = micro-batches * (layers * layer + rest) + optimizer
+
+where a layer, and what is left of a pass (embeddings, head, loss), are
+
+    matrix products     FLOPs / (share * best product)
+    attention           the larger of FLOPs / rate and bytes / bandwidth
+    Inductor's kernels  each the larger of bytes / bandwidth and issued instructions / issue rate
+    launches            number * gap between two kernels
+
+The bytes, instructions and launches are those of the compiled code (`rehearse.compiling`). What is not known of the GPU is in
+`CAUTIOUS` and `HOPEFUL`, the two ends of a range. Rows are full, of one piece, with 15 % of the tokens predicted. Nothing here
+waits: not for data, not for the host, not for other ranks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+BEST_PRODUCT_FLOPS = 790e12
+"""FLOP/s in bf16 of an H200's best matrix product, measured; its data sheet has 989e12."""
+COPY_BYTES_PER_S = 4.3e12
+"""Of a large copy within its memory, read and written bytes counted, measured; its data sheet has 4.8e12."""
+ISSUE_PER_S = 132 * 4 * 1.755e9
+"""Instructions of warps: multiprocessors, schedulers of each, and a clock that they hold under load."""
+VOCABULARY = 30522
+PADDED_VOCABULARY = 30528
+
+
+@dataclass(frozen=True)
+class Speeds:
+    """What a GPU is assumed to reach.
+
+    Attributes:
+        product_share: of `BEST_PRODUCT_FLOPS`, over the shapes of a layer and head, biases included.
+        copy_share: of `COPY_BYTES_PER_S`, of a fused kernel.
+        attention_flops: FLOP/s of FlashAttention 2, heads of 64, forward and backward together, rows of 512 and more. Dao (2023)
+            has 215 TFLOP/s for rows of 512 and 254 for 1,024 on an H100.
+        attention_copy_share: of `COPY_BYTES_PER_S` where its bytes bound it, as with rows of 128.
+        gap_s: between the end of a kernel and the full occupation by the next.
+        optimizer_bytes: read and written a parameter and step: gradients that are added up, their norm, AdamW in fp32, and the
+            bf16 copy.
+    """
+
+    product_share: float
+    copy_share: float
+    attention_flops: float
+    attention_copy_share: float
+    gap_s: float
+    optimizer_bytes: int
+
+
+CAUTIOUS = Speeds(0.74, 0.85, 180e12, 0.60, 3e-6, 60)
+HOPEFUL = Speeds(0.84, 0.90, 230e12, 0.88, 1e-6, 40)
+
+ATTENTION_BYTES = 44
+"""A token, layer and unit of width, in bf16. Forward: query, key, value read, output written, 8. Backward: these and the
+output's gradient read, 10, the output twice for its product with it, 4; three gradients written, 6; query's is added up in
+fp32: set to zero, 4, added to, 8, converted, 4."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Seconds of a step by kind of work."""
+
+    products: float
+    attention: float
+    elementwise: float
+    launches: float
+    optimizer: float
+
+    @property
+    def total(self) -> float:
+        return self.products + self.attention + self.elementwise + self.launches + self.optimizer
+
+
+def step_parts(facts: dict[str, Any], speeds: Speeds) -> Parts:
+    """Of a case's optimizer step, from the facts of its compilation (`compiling.facts_of`)."""
+    case = facts["case"]
+    layers, hidden, rows = case["layers"], case["hidden_size"], case["micro_batch_rows"]
+    slots, micro_batches = rows * case["seq_len"], case["step_rows"] // rows
+    product_flops = 72 * layers * hidden**2 * slots
+    product_flops += 6 * facts["predicted"] * (hidden**2 + hidden * PADDED_VOCABULARY)
+    attention_flops = 12 * layers * hidden * slots * case["seq_len"]
+    attention_bytes = ATTENTION_BYTES * layers * hidden * slots
+    groups = [(layers, works) for works in facts["layer"].values()] + [(1, works) for works in facts["rest"].values()]
+    return Parts(
+        products=micro_batches * product_flops / (speeds.product_share * BEST_PRODUCT_FLOPS),
+        attention=micro_batches
+        * max(
+            attention_flops / speeds.attention_flops,
+            attention_bytes / (speeds.attention_copy_share * COPY_BYTES_PER_S),
+        ),
+        elementwise=micro_batches * sum(times * elementwise_s(works, speeds) for times, works in groups),
+        launches=micro_batches
+        * speeds.gap_s
+        * sum(times * work["launches"] for times, works in groups for work in works.values()),
+        optimizer=parameters(case) * speeds.optimizer_bytes / COPY_BYTES_PER_S,
+    )
+
+
+def elementwise_s(works: dict[str, dict[str, Any]], speeds: Speeds) -> float:
+    """Seconds of Inductor's kernels and of torch's own for random numbers and sums; products and attention have no bytes.
+
+    What the first or the last layer does less than the others is negative.
+    """
+    seconds = 0.0
+    for work in works.values():
+        moving_s = work["bytes"] / (speeds.copy_share * COPY_BYTES_PER_S)
+        seconds += max(moving_s, (work["issued"] or 0) / ISSUE_PER_S) if work["bytes"] > 0 else moving_s
+    return seconds
+
+
+def rows_per_s(facts: dict[str, Any]) -> tuple[float, float]:
+    """The cautious and the hopeful figure."""
+    cautious, hopeful = (facts["case"]["step_rows"] / step_parts(facts, speeds).total for speeds in (CAUTIOUS, HOPEFUL))
+    return cautious, hopeful
+
+
+def utilisation(facts: dict[str, Any], rate: float) -> float:
+    """Share of the best product that the model's FLOPs are, at `rate` rows/s."""
+    from maskloom.model.flops import Shape, training_flops
+
+    case = facts["case"]
+    shape = Shape(case["layers"], case["hidden_size"], 4 * case["hidden_size"], VOCABULARY)
+    predicted = facts["predicted"] // case["micro_batch_rows"]
+    return rate * training_flops(shape, case["seq_len"], case["seq_len"] ** 2, predicted) / BEST_PRODUCT_FLOPS
+
+
+def parameters(case: dict[str, Any]) -> int:
+    """Matrices of the layers and embeddings; what is left is a thousandth."""
+    hidden = case["hidden_size"]
+    return int(12 * case["layers"] * hidden**2 + (VOCABULARY + 512) * hidden)

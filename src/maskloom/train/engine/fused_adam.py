@@ -1,0 +1,124 @@
+"""DeepSpeed's FusedAdam, where every rank can have it: a CUDA extension, which a build of DeepSpeed may hold ready and which is
+otherwise compiled at the first start. All ranks take it or none does: its state has another layout than torch's.
+
+A build of DeepSpeed that was made without a GPU holds DeepSpeed's operator of the same name for CPUs. Which it is follows from
+what the library links.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.util
+import io
+import re
+import socket
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+from deepspeed.accelerator import get_accelerator
+
+from maskloom.distributed import World, gather_objects
+from maskloom.progress import noted_when_slow, say, warn
+from maskloom.redaction import one_line, shortened
+from maskloom.train.engine.cuda_home import settle_cuda_home
+from maskloom.train.engine.linked import linked_libraries
+from maskloom.train.engine.ops import load_operator
+
+OF_A_GPU = re.compile(r"lib(cudart|c10_cuda|torch_cuda|amdhip64|c10_hip|torch_hip)[-.]")
+"""Libraries of which an operator for GPUs links at least one; wheels that carry their own write a digest behind the name."""
+TELLING = re.compile(r"(?i)\b(error|fatal|cannot|undefined|not found|no such)\b")
+FAILED = "its build failed"
+
+
+def why_no_fused_adam() -> str | None:
+    """What stands in the way of FusedAdam here, as far as can be seen without compiling it; None if nothing does."""
+    if get_accelerator().device_name() != "cuda":
+        return "it is for CUDA"
+    if is_ready():
+        return None
+    from deepspeed.ops.op_builder.builder import CUDAMismatchException, MissingCUDAException, assert_no_cuda_mismatch
+    from torch.utils.cpp_extension import verify_ninja_availability
+
+    settle_cuda_home()
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            assert_no_cuda_mismatch("fused_adam")
+        verify_ninja_availability()
+    except (CUDAMismatchException, MissingCUDAException, RuntimeError) as error:
+        return str(error).strip().removeprefix(">- DeepSpeed Op Builder: ")
+    return None
+
+
+def is_ready() -> bool:
+    """Whether the installed DeepSpeed holds the operator, built for GPUs."""
+    from deepspeed.git_version_info import accelerator_name, installed_ops
+
+    if not installed_ops.get("fused_adam", False) or accelerator_name != get_accelerator().device_name():
+        return False
+    file = importlib.util.find_spec("deepspeed.ops.adam.fused_adam_op")
+    return bool(file and file.origin and links_a_gpu(Path(file.origin)))
+
+
+def links_a_gpu(library: Path) -> bool:
+    """Whether a shared library links one of CUDA's or ROCm's. What cannot be read links none."""
+    try:
+        return any(map(OF_A_GPU.match, linked_libraries(library)))
+    except (OSError, ValueError):
+        return False
+
+
+def fused_adam(world: World) -> Any | None:
+    """DeepSpeed's FusedAdam, its operator loaded; None where `why_refused` says why. Every rank calls it."""
+    return None if _refusal(world) else deepspeed.ops.adam.FusedAdam
+
+
+def why_refused(world: World) -> str:
+    """Why FusedAdam was not taken, in a few words; empty where it was."""
+    return _refusal(world)
+
+
+@functools.cache  # going back in a run builds an engine anew: a build that failed would take its minutes again
+def _refusal(world: World) -> str:
+    """Agree over the ranks whether all have it; compiled by the first rank of each machine, while the others wait."""
+    if get_accelerator().device_name() != "cuda":
+        return "it is for CUDA"
+    if why := first_fault(why_no_fused_adam(), world):
+        return why
+    for mine in (world.local_rank == 0, world.local_rank > 0):
+        if why := first_fault(fault_of_loading() if mine else None, world):
+            if world.is_first:
+                warn(f"DeepSpeed's FusedAdam is not to be had: {why}. All ranks take torch's fused AdamW instead")
+            return FAILED
+    return ""
+
+
+def first_fault(mine: str | None, world: World) -> str | None:
+    """What is in the way on the first rank that has anything in its way, on all ranks alike."""
+    faults = gather_objects([mine, socket.gethostname()], world)
+    for rank, (fault, host) in enumerate(faults):
+        if fault is not None:
+            return f"{fault} (rank {rank} on {host})" if world.size > 1 else str(fault)
+    return None
+
+
+def fault_of_loading() -> str | None:
+    """Load the operator, compiled before if need be; what went wrong, or None."""
+    builder = deepspeed.ops.op_builder.FusedAdamBuilder()
+    load = builder.load if is_ready() else functools.partial(builder.jit_load, verbose=False)
+    try:
+        with noted_when_slow(lambda: say("operator fused_adam: nvcc compiles it, a minute or two at a first start")):
+            module = load_operator(builder, load)
+        if not links_a_gpu(Path(module.__file__)):
+            return f"{FAILED}: {module.__file__} is for CPUs"
+    except Exception as error:  # of DeepSpeed, torch, ninja and the compiler: the run can do without
+        return f"{FAILED}: {telling_line(str(error))}"
+    return None
+
+
+def telling_line(output: str) -> str:
+    """The line of a compiler's output that says what is wrong, shortened."""
+    lines = [line for line in output.splitlines() if line.strip()]
+    told = [line for line in lines[1:] if TELLING.search(line) and not line.startswith(("FAILED:", "ninja:"))]
+    return shortened(one_line((told or lines or ["no reason given"])[0]))

@@ -1,0 +1,56 @@
+"""Facts of a case, as `rehearse.compiling` gives them, small enough to compute with by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+ROWS, SEQ_LEN, HIDDEN = 4, 128, 64
+SLOTS = ROWS * SEQ_LEN
+UNIT = SLOTS * HIDDEN
+"""Elements of a hidden state."""
+
+
+def work(kind: str, launches: int, moved: float, issued: int | None = 0) -> dict[str, Any]:
+    return {"kind": kind, "launches": launches, "bytes": int(moved), "issued": issued}
+
+
+def facts() -> dict[str, Any]:
+    """Within all limits: the layer's forward moves 34 h bytes, its backward 64 h."""
+    return {
+        "case": {
+            "name": "small",
+            "hidden_size": HIDDEN,
+            "layers": 3,
+            "heads": 1,
+            "seq_len": SEQ_LEN,
+            "step_rows": 2 * ROWS,
+            "micro_batch_rows": ROWS,
+        },
+        "predicted": 19 * ROWS,
+        "graphs": {"forward": 1, "backward": 1},
+        "captured": 1,
+        "breaks": {},
+        "largest_fp32": 0,
+        "spilled_bytes": {},
+        "saved_bytes_a_layer": 34 * UNIT,
+        "layer": {
+            "forward": {
+                "addmm": work("product", 4, 0),
+                "triton_per_norm": work("triton", 2, 18 * UNIT, 2 * 800 * SLOTS),
+                "triton_poi_gelu": work("triton", 1, 16 * UNIT, 4 * UNIT * 20 // 32),
+            },
+            "backward": {
+                "mm": work("product", 8, 0),
+                "triton_per_norm_backward": work("triton", 2, 22 * UNIT, 100),
+                "triton_poi_gelu_backward": work("triton", 1, 24 * UNIT, 4 * UNIT * 40 // 32),
+                "triton_red_sum": work("triton", 4, 18 * UNIT, None),
+            },
+        },
+        "rest": {
+            "forward": {
+                "triton_poi_embed": work("triton", 1, 8 * UNIT),
+                "triton_per_norm": work("triton", 0, -2 * UNIT),
+            },
+            "backward": {"mm": work("product", 4, 0)},
+        },
+    }
