@@ -7,4 +7,5 @@ order      which block when: lanes, cursors         mixing    which corpus when
 packing    documents -> rows                        masking   rows -> masked rows
 plan       what a run's data follows from           lane      a virtual reader
 stream     reader processes -> a rank's steps       batch     rows -> micro-batches
+ahead      a thread that works one item ahead
 """
