@@ -1,4 +1,4 @@
-"""From what was compiled to rows a second of one H200: a sum of four kinds of work, each at a speed that others measured.
+"""From what was compiled to rows a second of one H200: a sum of four kinds of work, each at a speed that is assumed.
 
     step = micro-batches * (layers * layer + rest) + optimizer
 
@@ -20,9 +20,11 @@ from dataclasses import dataclass
 from typing import Any
 
 BEST_PRODUCT_FLOPS = 790e12
-"""FLOP/s in bf16 of an H200's best matrix product, measured; its data sheet has 989e12."""
+"""FLOP/s in bf16 of an H200's best matrix product. Measured with torch alone; `benchmarks/gpu/probe.py` does it again."""
 COPY_BYTES_PER_S = 4.3e12
-"""Of a large copy within its memory, read and written bytes counted, measured; its data sheet has 4.8e12."""
+"""Of a large copy within its memory, read and written bytes counted. Measured as the products."""
+SHEET_FLOPS, SHEET_BYTES_PER_S = 989e12, 4.8e12
+"""What its data sheet has of both."""
 ISSUE_PER_S = 132 * 4 * 1.755e9
 """Instructions of warps: multiprocessors, schedulers of each, and a clock that they hold under load."""
 VOCABULARY = 30522

@@ -31,9 +31,9 @@ def _head() -> str:
     title = flowing("""
 # The GPU path, rehearsed without a GPU
 
-**Compiled, not measured: no figure on this page is from a GPU.** The graphs, the kernels, their machine code and the
-operators are those that a Hopper (H100, H200) would run; the rows a second are a prediction from them. This file is
-written by the tool (`make rehearse`); the code is
+**Compiled, not measured: no figure of maskloom on this page is from a GPU.** The graphs, the kernels, their machine code and
+the operators are those that a Hopper (H100, H200) would run; the rows a second are a prediction from them, and from what is
+[assumed](#method) of the GPU. This file is written by the tool (`make rehearse`); the code is
 [benchmarks/rehearse](../benchmarks/rehearse/__init__.py).
 """)
     commands = """```
@@ -46,7 +46,7 @@ It needs Python 3.12 or 3.11 (`REHEARSE_PYTHON=python3.12`), gcc, and for FusedA
 and no GPU. It makes its own environment in `benchmarks/.cache/rehearse/.venv`, about 6 GB: the CUDA build of the lowest
 torch that pyproject.toml admits, from the package index. On two cores that takes about 7 minutes once, and the rest about
 a quarter of an hour. What is out of its limits is named at the end, and the command fails. The figures stand in
-`benchmarks/results/rehearsal.json`.
+`benchmarks/results/rehearsal.json`; a part that is run alone replaces its own there, each with its commit.
 """)
     return f"{title}\n\n{commands}\n\n{needs}"
 
@@ -83,11 +83,9 @@ def _layer(results: dict[str, Any]) -> str:
             if work["launches"] and (work["bytes"] >= 0.05 * unit or work["kind"] in ("product", "attention")):
                 moved = f"{work['bytes'] / unit:.1f} h" if work["bytes"] else ""
                 rows.append([direction, f"`{stem}`", str(work["launches"]), moved])
-    sums = [
-        f"{found['h bytes a token, layer forward']:.1f} h + {found['h bytes a token, layer backward']:.1f} h = "
-        f"{found['h bytes a token, layer forward'] + found['h bytes a token, layer backward']:.1f} h"
-        for found in (checks.figures(results["compile"][WHOLE[0]][variant]) for variant in ("plain", "ours"))
-    ]
+    found = [checks.figures(results["compile"][WHOLE[0]][variant]) for variant in ("plain", "ours")]
+    pairs = [[round(each[f"h bytes a token, layer {way}"], 1) for way in ("forward", "backward")] for each in found]
+    sums = [f"{forward:.1f} h + {backward:.1f} h = {forward + backward:.1f} h" for forward, backward in pairs]
     before = flowing(f"""
 ## What a layer moves
 
@@ -95,7 +93,7 @@ Of {WHOLE[0]}, beside products and attention, whose kernels are not Inductor's. 
 arguments, each buffer read or written once; h is the width. What moves less than 0.05 h is left out.
 """)
     after = flowing(f"""
-With torch's own operators a layer moves {sums[0]} bytes a token, with ours {sums[1]}. On a CPU Inductor fuses less
+With torch's dropout and GELU a layer moves {sums[0]} bytes a token, with ours {sums[1]}. On a CPU Inductor fuses less
 (`benchmarks/elementwise.py`): there a residual's sum is written before LayerNorm reads it, and the gradients of LayerNorm's
 weights are a pass of their own.
 """)
@@ -123,16 +121,16 @@ def _prediction(results: dict[str, Any]) -> str:
 ## Predicted rows a second of one H200
 
 Predicted, not measured; from cautious to hopeful assumptions. "Torch's" is the compiled path with torch's own dropout and
-GELU (the `reference()` of each of our kernels), "ours" with those of
-[kernels/](../src/maskloom/model/kernels/__init__.py). MFU is the share of the best product,
-{prediction.BEST_PRODUCT_FLOPS / 1e12:.0f} TFLOP/s.
+GELU, "ours" with our forms of both ([kernels/](../src/maskloom/model/kernels/__init__.py)): plain torch too, which Inductor
+compiles. The share is that of the best product, {prediction.BEST_PRODUCT_FLOPS / 1e12:.0f} TFLOP/s; the MFU of a run's log
+is a share of the data sheet's {prediction.SHEET_FLOPS / 1e12:.0f}, and smaller by a fifth.
 """)
     between = "Milliseconds of an optimizer step, by kind of work:"
-    after = "What our kernels change, in instructions that are issued:"
+    after = "What our forms change, in instructions that are issued:"
     return "\n\n".join(
         [
             before,
-            _table(["case", "torch's: rows/s", "MFU", "ours: rows/s", "MFU"], rates),
+            _table(["case", "torch's: rows/s", "share", "ours: rows/s", "share"], rates),
             between,
             _table(["", "products", "attention", "elementwise", "between kernels", "optimizer", "step"], times),
             after,
@@ -143,9 +141,13 @@ GELU (the `reference()` of each of our kernels), "ours" with those of
 
 def _method() -> str:
     bytes_a_token = prediction.ATTENTION_BYTES
+    best, copy = prediction.BEST_PRODUCT_FLOPS / 1e12, prediction.COPY_BYTES_PER_S / 1e12
+    sheet = prediction.SHEET_FLOPS / 1e12, prediction.SHEET_BYTES_PER_S / 1e12
     rows = [
+        ["best product in bf16, TFLOP/s", *[f"{best:.0f}"] * 2, f"the data sheet has {sheet[0]:.0f}"],
+        ["copy of 1 GiB in its memory, TB/s", *[f"{copy:.1f}"] * 2, f"the data sheet has {sheet[1]:.1f}"],
         ["products, share of the best", *_both("product_share", 1, 2), "biases added in them"],
-        ["Inductor's kernels, share of a copy", *_both("copy_share", 1, 2), "of a copy's 4.3 TB/s"],
+        ["Inductor's kernels, share of a copy", *_both("copy_share", 1, 2), "each as long as its bytes, or its instructions"],
         ["attention, TFLOP/s", *_both("attention_flops", 1e12, 0), "FlashAttention 2, heads of 64, rows of 512"],
         [
             "attention, share of a copy",
@@ -173,7 +175,9 @@ head and loss), and the optimizer. A layer's launches are the difference between
   1.755 GHz). Loops whose turns do not follow from the sizes (sums over all tokens) count by their bytes alone.
 - Rows are full and one piece. Packed text has shorter pieces, for which attention does less and is less efficient.
 
-What is assumed of the GPU stands in one place, [prediction.py](../benchmarks/rehearse/prediction.py):
+What is assumed of the GPU stands in one place, [prediction.py](../benchmarks/rehearse/prediction.py). The first two lines
+were measured on an H200 with torch alone, and no record of that is kept here; `benchmarks/gpu_check.sh first` measures both
+again, with products and attention at our shapes.
 """)
     after = flowing("""
 What this cannot tell: whether a kernel is right (nothing runs), how fast products and attention are at these shapes, which
