@@ -147,7 +147,11 @@ def _method() -> str:
         ["best product in bf16, TFLOP/s", *[f"{best:.0f}"] * 2, f"the data sheet has {sheet[0]:.0f}"],
         ["copy of 1 GiB in its memory, TB/s", *[f"{copy:.1f}"] * 2, f"the data sheet has {sheet[1]:.1f}"],
         ["products, share of the best", *_both("product_share", 1, 2), "biases added in them"],
-        ["Inductor's kernels, share of a copy", *_both("copy_share", 1, 2), "each as long as its bytes, or its instructions"],
+        [
+            "Inductor's kernels, share of a copy",
+            *_both("copy_share", 1, 2),
+            "each as long as its bytes, or its instructions",
+        ],
         ["attention, TFLOP/s", *_both("attention_flops", 1e12, 0), "FlashAttention 2, heads of 64, rows of 512"],
         [
             "attention, share of a copy",
