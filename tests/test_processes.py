@@ -107,3 +107,50 @@ def test_a_signal_amid_the_start_of_processes_waits_until_they_are_known(
     script.write_text(AMID_A_START)
     done = subprocess.run([sys.executable, script, name], capture_output=True, text=True, timeout=120, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (code, "1\n", said)
+
+
+STOPPED_AMID_A_START = """
+import os, signal, sys, threading, time
+from maskloom.processes import Deaf, clean_forks
+from maskloom.train import stopping
+threading.Thread(target=threading.Event().wait, daemon=True).start()
+clean_forks("maskloom.processes")
+with stopping.Requests({}) as requests:
+    with Deaf():
+        os.kill(os.getpid(), signal.SIGINT)
+        requests.wait(10)
+        time.sleep(stopping.SECOND_INTERRUPT_S + 0.1)
+    requests.wait(0.2)
+    print(requests.reason, requests.insists)
+"""
+
+
+def test_a_signal_that_waited_is_one_to_who_listens() -> None:
+    """Ctrl-C while readers start, for longer than it takes to insist."""
+    command = [sys.executable, "-c", STOPPED_AMID_A_START]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "SIGINT False\n", "")
+
+
+SEVERAL = """
+import os, signal
+from maskloom.processes import Deaf, clean_forks
+def note(number, frame):
+    print(signal.Signals(number).name, flush=True)
+    raise KeyboardInterrupt
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
+    signal.signal(number, note)
+clean_forks("maskloom.processes")
+try:
+    with Deaf():
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
+            os.kill(os.getpid(), number)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+def test_each_of_several_signals_is_handled_whatever_the_handlers_raise() -> None:
+    done = subprocess.run([sys.executable, "-c", SEVERAL], capture_output=True, text=True, timeout=120, check=False)
+    said = done.stdout.split()
+    assert (sorted(said[:-1]), said[-1], done.stderr) == (["SIGINT", "SIGTERM", "SIGUSR2"], "interrupted", "")

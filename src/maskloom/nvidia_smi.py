@@ -8,7 +8,7 @@ import subprocess
 
 
 def ask_nvidia_smi(table: str, columns: list[str], names: list[str], timeout_s: float = 60.0) -> list[dict[str, str]]:
-    """Rows of one of nvidia-smi's tables; none where there is no nvidia-smi or it knows a column not.
+    """Rows of one of nvidia-smi's tables; none if there is no nvidia-smi, it lacks a column, or its answer cannot be read.
 
     Args:
         table: its option, such as `--query-gpu`.
@@ -20,11 +20,8 @@ def ask_nvidia_smi(table: str, columns: list[str], names: list[str], timeout_s: 
         return []
     command = [tool, f"{table}={','.join(columns)}", "--format=csv,noheader,nounits"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=True)
-    except (OSError, subprocess.SubprocessError):
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=timeout_s, check=True)
+        rows = list(csv.reader(done.stdout.splitlines()))
+    except (OSError, subprocess.SubprocessError, csv.Error):
         return []
-    return [
-        dict(zip(names, (cell.strip() for cell in row), strict=True))
-        for row in csv.reader(done.stdout.splitlines())
-        if len(row) == len(names)
-    ]
+    return [dict(zip(names, (cell.strip() for cell in row), strict=True)) for row in rows if len(row) == len(names)]

@@ -59,7 +59,8 @@ class Deaf:
 
     A signal to a whole job is for those who lead it: they stop, and end their processes. The server that all are forked from
     is started with the signals blocked, and blocked they stay in all of them. What comes for this process waits meanwhile:
-    a process that is half started would be known to nobody.
+    a process that is half started would be known to nobody. (Not in another thread than the main one, where no handler runs.)
+    All processes that this one starts within the block are taken for its own: one block at a time.
     """
 
     def __init__(self) -> None:
@@ -69,6 +70,7 @@ class Deaf:
         self._later = _Later()
 
     def __enter__(self) -> Deaf:
+        assert not self._children, "entered before"
         self._others = set(active_children())
         self._later.begin()
         self._before = signal.pthread_sigmask(signal.SIG_BLOCK, JOB_SIGNALS)
@@ -139,12 +141,26 @@ class _Later:
         handlers, self._handlers = self._handlers, {}
         for number, handler in handlers.items():
             signal.signal(number, handler)
-        came, self._came = self._came, []
-        for held in dict.fromkeys(came):
-            signal.raise_signal(held)
+        came, self._came = list(dict.fromkeys(self._came)), []
+        if not came:
+            return
+        told = signal.set_wakeup_fd(-1)  # who listens there was told when they came: twice, they would count as two
+        try:
+            _raise_each(came)
+        finally:
+            signal.set_wakeup_fd(told, warn_on_full_buffer=False)
 
     def _note(self, number: int, frame: object) -> None:
         self._came.append(number)
+
+
+def _raise_each(numbers: list[int]) -> None:
+    """Raise signals one after the other, whatever their handlers raise."""
+    if numbers:
+        try:
+            signal.raise_signal(numbers[0])
+        finally:
+            _raise_each(numbers[1:])
 
 
 def _kill(children: Iterable[BaseProcess]) -> None:

@@ -8,7 +8,6 @@ CPU the work is the same, wherever it is done.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import queue
 import threading
@@ -42,7 +41,8 @@ def ahead(
     """
     over = threading.Event()
     room, ready = threading.Semaphore(most), queue.SimpleQueue[tuple[str, Any]]()
-    with contextlib.closing(read(over.is_set)) as items:
+    items, thread = read(over.is_set), None
+    try:
         reading = itertools.chain(list(itertools.islice(items, 1)), items)
 
         def run() -> None:
@@ -61,14 +61,15 @@ def ahead(
 
         thread = threading.Thread(target=run, name="ahead", daemon=True)
         thread.start()
-        try:
-            while (said := ready.get())[0] == "result":
-                room.release()
-                yield said[1]
-            if said[0] == "error":
-                raise said[1]
-        finally:
-            over.set()
+        while (said := ready.get())[0] == "result":
             room.release()
-            if threading.current_thread() is not thread:  # which may collect a generator that nobody has any more
-                thread.join()
+            yield said[1]
+        if said[0] == "error":
+            raise said[1]
+    finally:
+        over.set()
+        room.release()
+        if thread is not None and thread is not threading.current_thread():  # which may collect a generator left behind
+            thread.join()
+        if thread is None or not thread.is_alive():  # amid an item it cannot be closed
+            items.close()

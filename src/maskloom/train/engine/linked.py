@@ -25,7 +25,7 @@ def linked_libraries(file: Path) -> list[str]:
         try:
             with mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:
                 return _linked(content)
-        except (error, IndexError, KeyError, ValueError) as fault:
+        except (error, IndexError, KeyError, OverflowError, ValueError) as fault:
             raise ValueError(f"{file} is no shared library: {fault!r}") from None
 
 
