@@ -177,3 +177,15 @@ class TestWhatTheStartSays:
         )
         on_cpu = settle_attention(torch.device("cpu"), 64, FP32, 0.0)
         assert on_cpu == "SDPA over rows with a mask: the device is a CPU"
+
+    @pytest.mark.parametrize(
+        ("size", "dropout", "lasting"),
+        [
+            (264, 0.0, "head size 264 is above 256"),
+            (64, 0.1, "attention_probs_dropout_prob is 0.1"),
+            (264, 0.1, "attention_probs_dropout_prob is 0.1, head size 264 is above 256"),
+        ],
+    )
+    def test_on_a_cpu_what_a_gpu_would_meet_too(self, size: int, dropout: float, lasting: str) -> None:
+        on_cpu = settle_attention(torch.device("cpu"), size, FP32, dropout)
+        assert on_cpu == f"SDPA over rows with a mask: the device is a CPU; on a GPU too: {lasting}"

@@ -120,14 +120,16 @@ def capability_of(device: torch.device) -> tuple[int, int] | None:
 
 
 def settle_attention(device: torch.device, head_size: int, dtype: torch.dtype, dropout: float) -> str:
-    """Settle which kernel a training forward runs, and say it, with the reason where it is not the fastest.
+    """Settle which kernel a training forward runs, and say it, with the reason where it is not the fastest; on a CPU also
+    what in the model would be the reason on a GPU.
 
     torch's own variable-length kernel is FlashAttention 2. On a Hopper it becomes FlashAttention 3 (Shah et al., 2024) where
     the package that has `flash_attn_interface` is installed, for the whole process.
     """
     chosen = choose_attention(device.type, capability_of(device), head_size, dtype, dropout)
     if chosen.is_masked:
-        return f"SDPA over rows with a mask: {chosen.why}"
+        lasting = _why_on_every_gpu(head_size, dropout) if device.type == "cpu" else ""
+        return f"SDPA over rows with a mask: {chosen.why}{lasting and f'; on a GPU too: {lasting}'}"
     capability = capability_of(device)
     if capability is None or capability[0] != 9 or not importlib.util.find_spec("flash_attn_interface"):
         return "FlashAttention 2"
@@ -138,3 +140,9 @@ def settle_attention(device: torch.device, head_size: int, dtype: torch.dtype, d
     except (ImportError, OSError, RuntimeError) as error:  # built for another torch, or without its backward
         return f"FlashAttention 2 (3 is installed, and does not load: {brief(error)})"
     return "FlashAttention 3"
+
+
+def _why_on_every_gpu(head_size: int, dropout: float) -> str:
+    """Which of the model's own properties ask for a mask on every GPU and in every precision; empty if none does."""
+    whys = (choose_attention("cuda", None, head_size, torch.bfloat16, dropping).why for dropping in (dropout, 0.0))
+    return ", ".join(filter(None, dict.fromkeys(whys)))

@@ -122,6 +122,18 @@ def test_one_host_that_differs_is_named(name: str, level: str, change: dict[str,
     assert value in bad.value
 
 
+def test_gpus_that_torch_cannot_use() -> None:
+    unusable = ("nvidia-smi shows 4 GPU(s), and torch 2.13.0+cpu cannot use them: it is no build for CUDA", "Install one")
+    idle = replace(ON_CPU, unusable_gpus=unusable)
+    bad = only(findings(idle, idle), "GPUs", "warn")
+    assert bad == Finding("warn", "GPUs", ("node1", "node2"), f"{unusable[0]}: ranks compute on CPUs", "Install one")
+    found = findings(ON_CPU, idle)
+    assert only(found, "GPUs", "warn").hosts == ("node2",)
+    assert Finding("ok", "GPUs", ("node1",), "none: ranks compute on CPUs") in found
+    bad = only(findings(GOOD, replace(GOOD, gpus=(), unusable_gpus=unusable)), "GPUs", "fail")
+    assert bad == Finding("fail", "GPUs", ("node2",), *unusable)
+
+
 def test_memory_that_is_too_small_for_ranks_on_cpus() -> None:
     small = replace(ON_CPU, memory_free_bytes=2 * GIB)
     bad = only(findings(ON_CPU, small, ON_CPU), "memory", "fail")

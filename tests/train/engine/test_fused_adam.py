@@ -147,6 +147,7 @@ class TestLoading:
         made: list[Any] = []
         module = SimpleNamespace(__file__=str(installed))
         monkeypatch.setattr(fused_adam, "load_operator", lambda builder, load: module)
+        monkeypatch.setattr(fused_adam, "fault_of_step", lambda: None)
         monkeypatch.setattr("deepspeed.ops.adam.FusedAdam", lambda *given, **more: made.append(more) or "fused")
         return made
 
@@ -194,6 +195,49 @@ class TestLoading:
         assert f"its build failed: {installed} is for CPUs" in capsys.readouterr().err
 
 
+class TestStepping:
+    """An operator that loads is tried on the device, which is here a CPU with torch's Adam in its place."""
+
+    @pytest.fixture(autouse=True)
+    def _loads(self, on_cuda: Path, installed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        device = SimpleNamespace(device_name=lambda: "cuda", current_device_name=lambda: "cpu")
+        monkeypatch.setattr(fused_adam, "get_accelerator", lambda: device)
+        module = SimpleNamespace(__file__=str(installed))
+        monkeypatch.setattr(fused_adam, "load_operator", lambda builder, load: module)
+        monkeypatch.setattr("deepspeed.ops.adam.FusedAdam", torch.optim.Adam)
+
+    def test_one_that_steps_is_taken(self) -> None:
+        assert why_refused(World()) == ""
+
+    def test_one_that_was_compiled_for_other_gpus_is_not(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        def no_image(optimizer: torch.optim.Adam) -> None:
+            raise RuntimeError(
+                "CUDA error: no kernel image is available for execution on the device\n"
+                "CUDA kernel errors might be asynchronously reported: the error may be elsewhere."
+            )
+
+        monkeypatch.setattr(torch.optim.Adam, "step", no_image)
+        assert why_refused(World()) == "it does not step"
+        assert isinstance(build_optimizer(tiny_model(), Optimizer(), World()), torch.optim.AdamW)
+        assert capsys.readouterr().err == (
+            "WARNING: DeepSpeed's FusedAdam is not to be had: it does not step: CUDA error: no kernel image is available for "
+            "execution on the device. All ranks take torch's fused AdamW instead\n"
+        )
+
+    @pytest.mark.parametrize("value", [1.0, float("nan")])
+    def test_neither_is_one_that_steps_elsewhere(
+        self, value: float, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        def step(optimizer: torch.optim.Adam) -> None:
+            optimizer.param_groups[0]["params"][0].data.fill_(value)
+
+        monkeypatch.setattr(torch.optim.Adam, "step", step)
+        assert why_refused(World()) == "it does not step"
+        assert f"it does not step: from 1 to [{value}, " in capsys.readouterr().err
+
+
 HEAD = "Error building extension 'fused_adam': [1/2] nvcc -o a.o a.cu\nFAILED: a.o\n"
 
 
@@ -221,6 +265,7 @@ RANK = """
     start_distributed(world, 60.0)
     fused_adam.get_accelerator = lambda: SimpleNamespace(device_name=lambda: "cuda")
     fused_adam.why_no_fused_adam = lambda: None
+    fused_adam.fault_of_step = lambda: None
     fused_adam.is_ready = fused_adam.links_a_gpu = lambda *_: True
     for bad in (None, 0, 1):
         tried = []
@@ -234,6 +279,10 @@ RANK = """
         fused_adam.load_operator = load
         fused_adam._refusal.cache_clear()
         print(json.dumps([bad, fused_adam.why_refused(world), len(tried)]))
+    fused_adam.load_operator = lambda builder, load: SimpleNamespace(__file__="op.so")
+    fused_adam.fault_of_step = lambda: "it does not step: no kernel image" if world.rank == 1 else None
+    fused_adam._refusal.cache_clear()
+    print(json.dumps([fused_adam.why_refused(world)]))
 """
 
 
@@ -255,8 +304,8 @@ def test_all_ranks_take_it_or_none() -> None:
     failed = "its build failed"
     found = [[json.loads(line) for line in out.splitlines() if line.startswith("[")] for out, _ in outputs]
     assert found == [
-        [[None, "", 1], [0, failed, 1], [1, failed, 1]],
-        [[None, "", 1], [0, failed, 0], [1, failed, 1]],
+        [[None, "", 1], [0, failed, 1], [1, failed, 1], ["it does not step"]],
+        [[None, "", 1], [0, failed, 0], [1, failed, 1], ["it does not step"]],
     ], outputs
     said = [line for _, error in outputs for line in error.splitlines() if "FusedAdam" in line]
-    assert [f"(rank {rank} on " in line for rank, line in enumerate(said)] == [True, True]  # by the first rank alone
+    assert [f"(rank {rank} on " in line for rank, line in zip((0, 1, 1), said, strict=True)] == [True] * 3  # by the first rank alone

@@ -48,33 +48,62 @@ def test_a_build_for_cpus_is_said_with_the_command_that_installs_another(shows: 
     )
 
 
+PIP = f"{sys.executable} -m pip"
+USUAL = f"Install one: {PIP} uninstall --yes torch && {PIP} install torch==2.13.0; see docs/install.md"
+FOR_CUDA_12 = (
+    "Install one for CUDA 12 (GPUs after Hopper need driver 580 or later and the usual build): "
+    f"{PIP} uninstall --yes torch && {PIP} install --index-url https://download.pytorch.org/whl/cu126 torch==2.13.0; "
+    "see docs/install.md"
+)
+
+
 @pytest.mark.parametrize(
-    ("driver", "said"),
+    ("cuda", "driver", "why", "remedy"),
     [
+        (None, "580.65.06", "it is no build for CUDA", USUAL),
+        (None, "[N/A]", "it is no build for CUDA", USUAL),
+        (None, "579.99", "it is no build for CUDA", FOR_CUDA_12),
+        (None, "525.60.13", "it is no build for CUDA", FOR_CUDA_12),
+        (None, "470.82.01", "it is no build for CUDA", "Update the driver to 525 or later; see docs/install.md"),
+        ("13.0", "570.86.10", "it is built for CUDA 13.0, which needs driver 580 or later", FOR_CUDA_12),
         (
-            "550.54.15",
-            "Install one for CUDA 12, or update the driver to 580 or later and install the usual build: ",
-        ),
-        (
+            "13.0",
             "470.82.01",
-            "cannot use them: it is no build for CUDA. The run computes on the CPU. Update the driver to 580 or later and",
+            "it is built for CUDA 13.0, which needs driver 580 or later",
+            "Update the driver to 580 or later; see docs/install.md",
         ),
-        ("[N/A]", "Install one: "),
+        (
+            "12.6",
+            "470.82.01",
+            "it is built for CUDA 12.6, which needs driver 525 or later",
+            "Update the driver to 525 or later; see docs/install.md",
+        ),
     ],
 )
-def test_the_driver_says_which_build_it_can_run(driver: str, said: str, shows: Callable[[str], None]) -> None:
+def test_the_driver_says_which_build_it_can_run(
+    cuda: str | None,
+    driver: str,
+    why: str,
+    remedy: str,
+    shows: Callable[[str], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("torch.version.cuda", cuda)
     shows(driver)
-    assert said in str(unusable_gpus())
+    found = unusable_gpus()
+    assert found is not None
+    said, advised = found
+    assert said.endswith(f"cannot use them: {why}")
+    assert advised == remedy
 
 
-def test_a_driver_that_is_too_old_is_said_with_the_one_that_is_needed(
+def test_a_later_torch_makes_room_for_one_that_older_drivers_can_run(
     shows: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("torch.version.cuda", "13.0")
-    shows("570.86.10")
-    note = str(unusable_gpus())
-    assert "built for CUDA 13.0, which needs driver 580 or later" in note
-    assert "Update the driver, or install a torch for an older CUDA; see docs/install.md" in note
+    monkeypatch.setattr("torch.version.cuda", "13.2")
+    monkeypatch.setattr("torch.__version__", "2.15.1+cu132")
+    shows("550.54.15")
+    assert "/whl/cu126 torch==2.13.0; see" in str(unusable_gpus())
 
 
 def test_what_else_keeps_torch_from_it_is_in_torchs_words(
@@ -86,8 +115,8 @@ def test_what_else_keeps_torch_from_it_is_in_torchs_words(
     monkeypatch.setattr("torch.version.cuda", "12.8")
     monkeypatch.setattr("torch.cuda.init", refuse)
     shows("550.54.15")
-    note = str(unusable_gpus())
-    assert "Error 803: unsupported driver combination" in note
+    (note,) = notes_on_device(Engine())
+    assert "Error 803: unsupported driver combination. The run computes" in note
     assert "\n" not in note
 
 

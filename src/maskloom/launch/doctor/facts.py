@@ -95,6 +95,7 @@ class Facts:
         source: digest of maskloom's Python files.
         memory_free_bytes: of the machine, or of this control group where it has less.
         device: `cuda` or `cpu`: what a rank would compute on.
+        unusable_gpus: that nvidia-smi shows GPUs which torch cannot use and why, and what to do; None where there are none such.
         config_digest, tokenizer_digest: of the files; None where they cannot be read.
         refusal: what ends a run's own checks here, in its words.
         parameters: of the model; None where it cannot be built.
@@ -113,6 +114,7 @@ class Facts:
     cores: int
     memory_free_bytes: int
     gpus: tuple[Gpu, ...] = ()
+    unusable_gpus: tuple[str, str] | None = None
     config_digest: str | None = None
     tokenizer_digest: str | None = None
     refusal: str | None = None
@@ -134,6 +136,7 @@ class Facts:
                 for gpu in values["gpus"]
             ),
             "corpora": tuple(Corpus(**corpus) for corpus in values["corpora"]),
+            "unusable_gpus": tuple(values["unusable_gpus"]) if values["unusable_gpus"] else None,
             "run": RunFolder(**values["run"]) if values["run"] else None,
             "stale_locks": tuple(values["stale_locks"]),
         }

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import deepspeed
+import torch
 from deepspeed.accelerator import get_accelerator
 
 from maskloom.distributed import World, gather_objects
@@ -30,6 +31,7 @@ OF_A_GPU = re.compile(r"lib(cudart|c10_cuda|torch_cuda|amdhip64|c10_hip|torch_hi
 """Libraries of which an operator for GPUs links at least one; wheels that carry their own write a digest behind the name."""
 TELLING = re.compile(r"(?i)\b(error|fatal|cannot|undefined|not found|no such)\b")
 FAILED = "its build failed"
+DOES_NOT_STEP = "it does not step"
 
 
 def why_no_fused_adam() -> str | None:
@@ -90,7 +92,7 @@ def _refusal(world: World) -> str:
         if why := first_fault(fault_of_loading() if mine else None, world):
             if world.is_first:
                 warn(f"DeepSpeed's FusedAdam is not to be had: {why}. All ranks take torch's fused AdamW instead")
-            return FAILED
+            return why.partition(":")[0]  # FAILED or DOES_NOT_STEP
     return ""
 
 
@@ -104,7 +106,7 @@ def first_fault(mine: str | None, world: World) -> str | None:
 
 
 def fault_of_loading() -> str | None:
-    """Load the operator, compiled before if need be; what went wrong, or None."""
+    """Load the operator, compiled before if need be, and try it; what went wrong, or None."""
     builder = deepspeed.ops.op_builder.FusedAdamBuilder()
     load = builder.load if is_ready() else functools.partial(builder.jit_load, verbose=False)
     try:
@@ -114,7 +116,21 @@ def fault_of_loading() -> str | None:
             return f"{FAILED}: {module.__file__} is for CPUs"
     except Exception as error:  # of DeepSpeed, torch, ninja and the compiler: the run can do without
         return f"{FAILED}: {telling_line(str(error))}"
-    return None
+    return fault_of_step()
+
+
+def fault_of_step() -> str | None:
+    """One step on this rank's device: an operator may load that was not compiled for this GPU. What went wrong, or None."""
+    try:
+        weights = torch.nn.Parameter(torch.ones(8, device=get_accelerator().current_device_name()))
+        weights.grad = torch.ones_like(weights)
+        deepspeed.ops.adam.FusedAdam([weights], lr=0.5).step()
+        stepped = weights.tolist()  # waits for the device
+    except Exception as error:  # of CUDA: the run can do without
+        said, *_ = str(error).splitlines() or [type(error).__name__]
+        return f"{DOES_NOT_STEP}: {shortened(one_line(said))}"
+    # The first step of Adam is by the learning rate, against the gradient's sign.
+    return None if all(abs(weight - 0.5) < 1e-3 for weight in stepped) else f"{DOES_NOT_STEP}: from 1 to {stepped}"
 
 
 def telling_line(output: str) -> str:

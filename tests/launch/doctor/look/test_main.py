@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
+import pytest
 import torch
 
 from maskloom.launch.doctor.facts import Facts, Request
@@ -34,3 +36,20 @@ def test_facts_survive_json(run_config: dict, write_config: Callable[[dict], Pat
     refused = look(Request(config=str(config), overrides=("engine.reduce_precision=fp16",), world_size=3, slots=3))
     assert "engine.reduce_precision fp16" in str(refused.refusal)
     assert "7 ranks are more than the 6 lanes" in str(look(Request(config=str(config), world_size=7)).refusal)
+
+
+def test_gpus_that_torch_cannot_use_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("CUDA_VISIBLE_DEVICES", "DS_ACCELERATOR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho 'NVIDIA A100, 470.82.01'\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    found = look(Request())
+    assert Facts.of(json.loads(json.dumps(asdict(found)))) == found
+    assert found.unusable_gpus is not None
+    said, remedy = found.unusable_gpus
+    assert said.startswith("nvidia-smi shows 1 GPU(s) (NVIDIA A100, driver 470.82.01), and torch ")
+    assert remedy.startswith("Update the driver to ")

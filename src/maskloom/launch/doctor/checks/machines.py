@@ -14,15 +14,21 @@ LOW_MEMORY_SHARE = 0.9
 
 
 def devices(wanted: Wanted, facts: Mapping[str, Facts]) -> list[Finding]:
-    """A GPU for every slot, all of a kind; or no host with any."""
+    """A GPU for every slot, all of a kind; or no host with any, nor one that torch cannot use."""
     counts = {host: len(fact.gpus) for host, fact in facts.items()}
     without = tuple(host for host, count in counts.items() if not count)
+    unusable = grouped({host: fact.unusable_gpus for host, fact in facts.items() if not fact.gpus})
+    bare = unusable.pop(None, ())
     if len(without) == len(counts):
-        return [Finding("ok", "GPUs", tuple(counts), "none: ranks compute on CPUs")]
-    found = []
-    if without:
+        found = [Finding("ok", "GPUs", bare, "none: ranks compute on CPUs")] if bare else []
+        return found + [
+            Finding("warn", "GPUs", hosts, f"{said}: ranks compute on CPUs", remedy)
+            for (said, remedy), hosts in unusable.items()
+        ]
+    found = [Finding("fail", "GPUs", hosts, said, remedy) for (said, remedy), hosts in unusable.items()]
+    if bare:
         remedy = "is the driver loaded? Look at nvidia-smi there"
-        found.append(Finding("fail", "GPUs", without, "none, and others have some", remedy))
+        found.append(Finding("fail", "GPUs", bare, "none, and others have some", remedy))
     for host, count in counts.items():
         slots = wanted.slots[host]
         if 0 < count < slots:

@@ -41,6 +41,7 @@ def look(request: Request) -> Facts:
     import torch
 
     from maskloom.train.checkpoint.room import free_memory_bytes
+    from maskloom.train.engine.notes import unusable_gpus
 
     gpus = look_at_gpus(torch.cuda.device_count())
     return Facts(
@@ -52,6 +53,7 @@ def look(request: Request) -> Facts:
         cores=len(os.sched_getaffinity(0)),
         memory_free_bytes=free_memory_bytes(),
         gpus=gpus,
+        unusable_gpus=unusable_gpus(),
         config_digest=file_digest(Path(request.config)) if request.config else None,
         run=look_at_folder(request) if request.run_dir else None,
         is_port_free=is_free(request.port),
