@@ -149,3 +149,18 @@ def test_a_whole_toolkit_changes_nothing(root: Path, monkeypatch: pytest.MonkeyP
     first_on_path(monkeypatch, home / "bin")
     assert settle_cuda_home() == home
     assert os.environ["CPATH"] == ""
+
+
+@pytest.mark.parametrize(
+    "script",
+    ["#!/bin/sh\n/a\0b/bin/nvcc\n", f"#!/bin/sh\n/{'x' * 5000}/bin/nvcc\n", f"#!/bin/sh\n{'/bin/nvcca' * 6000}\n"],
+)
+def test_odd_wrappers_and_places_lead_nowhere(script: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first_on_path(monkeypatch, root / ("y" * 300), make_nvcc(root / "local", script), Path("/" + "z" * 5000))
+    assert find_cuda_home("13.0") is None
+    later = make_toolkit(root / "usual" / "cuda-13.0", int("9" * 5))
+    (later / "include" / "cuda.h").write_text(f"#define CUDA_VERSION {'9' * 5000}\n")
+    assert version_of(later) is None
+    assert find_cuda_home("13.0") == later
+    monkeypatch.setenv("CUDA_HOME", "/" + "w" * 5000)
+    assert settle_cuda_home() == Path("/" + "w" * 5000)  # what the user says decides; the build then fails

@@ -7,6 +7,7 @@ minutes. So every nvcc on the PATH is followed to a folder that is a toolkit; th
 
 from __future__ import annotations
 
+import glob
 import os
 import re
 from collections.abc import Iterator
@@ -48,7 +49,7 @@ def find_cuda_home(version: str) -> Path | None:
 def is_toolkit(home: Path) -> bool:
     """Whether a folder has the compiler, and the headers of the CUDA runtime."""
     return os.access(home / "bin" / "nvcc", os.X_OK) and any(
-        (folder / "cuda_runtime.h").is_file() for folder in _includes(home)
+        _is_file(folder / "cuda_runtime.h") for folder in _includes(home)
     )
 
 
@@ -59,7 +60,7 @@ def version_of(home: Path) -> str | None:
             text = (folder / "cuda.h").read_text(errors="replace")
         except OSError:
             continue
-        if found := re.search(r"^#define\s+CUDA_VERSION\s+(\d+)", text, re.MULTILINE):
+        if found := re.search(r"^#define\s+CUDA_VERSION\s+(\d{4,6})\b", text, re.MULTILINE):
             return f"{int(found[1]) // 1000}.{int(found[1]) % 1000 // 10}"
     return None
 
@@ -68,7 +69,7 @@ def lacking_headers(home: Path) -> list[Path]:
     """Folders of torch's packages with headers that torch includes and the toolkit, which may be the compiler alone, lacks."""
     folders = []
     for header in INCLUDED_BY_TORCH:
-        if not any((folder / header).is_file() for folder in _includes(home)):
+        if not any(_is_file(folder / header) for folder in _includes(home)):
             folders += sorted(file.parent for file in PACKAGES.glob(f"*/include/{header}"))[:1]
     return list(dict.fromkeys(folders))
 
@@ -76,7 +77,7 @@ def lacking_headers(home: Path) -> list[Path]:
 def _places() -> Iterator[Path]:
     for folder in os.environ.get("PATH", os.defpath).split(os.pathsep):
         nvcc = Path(folder, "nvcc")
-        if folder and nvcc.is_file():
+        if folder and _is_file(nvcc):
             yield from (file.parents[1] for file in (nvcc, nvcc.resolve(), _wrapped(nvcc)) if file is not None)
     yield USUAL / "cuda"
     yield from sorted(USUAL.glob("cuda-*"), reverse=True)
@@ -90,9 +91,15 @@ def _wrapped(nvcc: Path) -> Path | None:
             text = file.read(MOST_OF_SCRIPT)
     except OSError:
         return None
-    found = re.search(rb"(/[^\s\"'$]*/bin/nvcc)\b", text) if text.startswith(b"#!") else None
-    return Path(os.fsdecode(found[1])) if found else None
+    words = re.split(rb"[\s\"'$=;\0]+", text) if text.startswith(b"#!") else []
+    found = [word for word in words if word.startswith(b"/") and word.endswith(b"/bin/nvcc")]
+    return Path(os.fsdecode(found[0])) if found else None
+
+
+def _is_file(path: Path) -> bool:
+    """As `Path.is_file`; also False for what can be no path, such as one that is too long."""
+    return os.path.isfile(path)  # noqa: PTH113
 
 
 def _includes(home: Path) -> list[Path]:
-    return [home / "include", *home.glob("targets/*/include")]
+    return [home / "include", *map(Path, glob.glob(f"{glob.escape(str(home))}/targets/*/include"))]  # noqa: PTH207  # the same

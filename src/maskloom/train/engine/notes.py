@@ -12,7 +12,7 @@ from deepspeed.accelerator import get_accelerator
 
 from maskloom.config import Engine
 from maskloom.nvidia_smi import ask_nvidia_smi
-from maskloom.redaction import one_line
+from maskloom.redaction import one_line, shortened
 from maskloom.train.engine.kernels import why_not_compiled
 
 FIRST_DRIVER = {12: 525, 13: 580}
@@ -46,8 +46,8 @@ def unusable_gpus() -> tuple[str, str] | None:
     gpus = ask_nvidia_smi("--query-gpu", ["name", "driver_version"], ["name", "driver"], ANSWER_S)
     if not gpus:
         return None
-    names = ", ".join(sorted({gpu["name"] for gpu in gpus}))
-    shown = f"nvidia-smi shows {len(gpus)} GPU(s) ({names}, driver {gpus[0]['driver']})"
+    names = shortened(", ".join(sorted({gpu["name"] for gpu in gpus})))
+    shown = f"nvidia-smi shows {len(gpus)} GPU(s) ({names}, driver {shortened(gpus[0]['driver'])})"
     why, remedy = _why_and_remedy(gpus[0]["driver"])
     return f"{shown}, and torch {torch.__version__} cannot use them: {why}", f"{remedy}; see docs/install.md"
 
@@ -58,7 +58,7 @@ def _are_hidden() -> bool:
 
 
 def _why_and_remedy(driver: str) -> tuple[str, str]:
-    found = re.match(r"\d+", driver)
+    found = re.match(r"\d{1,6}", driver)
     has = int(found.group()) if found else None
     version = torch.version.cuda
     if version is None:
