@@ -231,6 +231,16 @@ class TestReconcile:
         assert started.data.lanes == 6
         assert reconcile(changed(data__lanes=None)).data.lanes == 6
 
+    def test_auto_keeps_the_precision_and_chooses_kernels_anew(
+        self, begin: Callable[..., RunDir], changed: Change
+    ) -> None:
+        """As of a run that began on a CPU, and goes on on a GPU."""
+        begin(changed(engine__precision="fp32", engine__kernels="eager")).close()
+        asked = reconcile(changed(engine__precision="auto", engine__kernels="auto")).engine
+        assert (asked.precision, asked.kernels) == ("fp32", "auto")
+        with pytest.raises(UserError, match=r"engine\.precision: 'fp32' in the run, 'bf16' now"):
+            reconcile(changed(engine__precision="bf16"))
+
     def test_a_folder_that_is_no_run_is_refused(self, config: RunConfig) -> None:
         folder = Path(config.run_dir)
         folder.mkdir()

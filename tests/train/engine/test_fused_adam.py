@@ -308,6 +308,5 @@ def test_all_ranks_take_it_or_none() -> None:
         [[None, "", 1], [0, failed, 0], [1, failed, 1], ["it does not step"]],
     ], outputs
     said = [line for _, error in outputs for line in error.splitlines() if "FusedAdam" in line]
-    assert [f"(rank {rank} on " in line for rank, line in zip((0, 1, 1), said, strict=True)] == [
-        True
-    ] * 3  # by the first rank alone
+    # By the first rank alone.
+    assert [f"(rank {rank} on " in line for rank, line in zip((0, 1, 1), said, strict=True)] == [True] * 3

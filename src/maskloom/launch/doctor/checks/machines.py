@@ -17,8 +17,8 @@ def devices(wanted: Wanted, facts: Mapping[str, Facts]) -> list[Finding]:
     """A GPU for every slot, all of a kind; or no host with any, nor one that torch cannot use."""
     counts = {host: len(fact.gpus) for host, fact in facts.items()}
     without = tuple(host for host, count in counts.items() if not count)
-    unusable = grouped({host: fact.unusable_gpus for host, fact in facts.items() if not fact.gpus})
-    bare = unusable.pop(None, ())
+    unusable = grouped({host: told for host in without if (told := facts[host].unusable_gpus)})
+    bare = tuple(host for host in without if not facts[host].unusable_gpus)
     if len(without) == len(counts):
         found = [Finding("ok", "GPUs", bare, "none: ranks compute on CPUs")] if bare else []
         return found + [
