@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What to do in the first quarter of an hour on a machine with a GPU: two calls, of at most 5 and 4 minutes. It needs no network.
+# What to do in the first ten minutes on a machine with a GPU: two calls, of at most 5 and 4 minutes. It needs no network.
 #
 #   benchmarks/gpu_check.sh data     text and tokenizer, once: here or, where there is no time for it, on another machine
 #   benchmarks/gpu_check.sh first    does everything run? versions, gpu tests, what the GPU reaches, trainings with a resume and a fork
@@ -17,6 +17,15 @@
 #   WORK      scratch of several GB, on a local disk (a folder of yours below TMPDIR)
 #   DEVICE    cpu: the dry run, on a machine without a GPU: small shapes, at most 3 minutes on two cores
 set -euo pipefail
+case "${1:-first}" in
+  -h | --help) sed -n '2,/^set /{/^set /!s/^# \{0,1\}//p}' "$0"; exit 0 ;;
+  data | first | bench) ;;
+  *) echo "benchmarks/gpu_check.sh data|first|bench, not $1 (--help says more)" >&2; exit 2 ;;
+esac
+if (($# > 1)); then
+  echo "one word at most, data, first or bench: $2 is one too many" >&2
+  exit 2
+fi
 root=$(cd "$(dirname "$0")/.." && pwd)
 py=${PY:-python3} device=${DEVICE:-cuda} out=${OUT:-$root/runs/gpu_check}
 work=${WORK:-${TMPDIR:-/tmp}/maskloom-gpu-check.$(id -u)}
@@ -27,6 +36,10 @@ wheels=${WHEELS:-}
 if [[ -z $wheels && $device == cuda && -d $root/.whl ]]; then wheels=$root/.whl; fi
 path=$root/src
 if [[ -n $wheels ]]; then
+  if ! compgen -G "$wheels/*.whl" > /dev/null; then
+    echo "WHEELS=$wheels has no wheels: benchmarks/gpu_wheels.sh collects them" >&2
+    exit 2
+  fi
   "$py" -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade --target "$work/site" "$wheels"/*.whl
   path=$work/site:$path
 fi

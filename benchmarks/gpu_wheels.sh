@@ -14,9 +14,33 @@
 #   CUDA_HOME CUDA of the version that torch was built for, with nvcc (/usr/local/cuda)
 #   ARCH      compute capability of the GPU (9.0: Hopper)
 set -euo pipefail
+case "${1:-}" in
+  -h | --help) sed -n '2,/^set /{/^set /!s/^# \{0,1\}//p}' "$0"; exit 0 ;;
+  -*) echo "DIR $1 is an option; --help says what there is" >&2; exit 2 ;;
+esac
+if (($# > 2)); then
+  echo "benchmarks/gpu_wheels.sh [DIR [HAS]]: $3 is one too many" >&2
+  exit 2
+fi
 root=$(cd "$(dirname "$0")/.." && pwd)
 dir=${1:-$root/.whl} has=${2:-$root/benchmarks/gpu/machine.txt}
 py=${PY:-$root/.venv/bin/python} version=${VERSION:-3.12}
+fused_py=${FUSED_PY:-$py} home=${CUDA_HOME:-/usr/local/cuda}
+if [[ ! -r $has || -d $has ]]; then
+  echo "there is no file $has: HAS is what 'python3 -m pip list --format=freeze' prints on the other machine" >&2
+  exit 2
+fi
+if [[ ${FUSED:-1} != 0 ]]; then # before anything is downloaded
+  if ! "$fused_py" -c 'import sys, torch; sys.exit(torch.version.cuda is None)' 2> /dev/null; then
+    echo "FUSED_PY $fused_py has no CUDA build of torch, for which FusedAdam is compiled: name one that has, or FUSED=0" >&2
+    exit 2
+  fi
+  # nvcc on the PATH may be a script that stands far from the libraries.
+  if [[ ! -x $home/bin/nvcc || ! -e $home/lib64/libcudart.so ]]; then
+    echo "CUDA_HOME $home has no bin/nvcc or no lib64/libcudart.so: name another, or FUSED=0" >&2
+    exit 2
+  fi
+fi
 export PYTHONPATH=$root/src${PYTHONPATH:+:$PYTHONPATH}
 mkdir -p "$dir"
 
@@ -33,12 +57,6 @@ if ((${#deepspeed[@]})); then
   if [[ ${FUSED:-1} == 0 ]]; then
     DS_BUILD_OPS=0 "$py" -m pip wheel "${build[@]}"
   else
-    fused_py=${FUSED_PY:-$py} home=${CUDA_HOME:-/usr/local/cuda}
-    # nvcc on the PATH may be a script that stands far from the libraries.
-    if [[ ! -x $home/bin/nvcc || ! -e $home/lib64/libcudart.so ]]; then
-      echo "CUDA_HOME $home has no bin/nvcc or no lib64/libcudart.so: name another, or FUSED=0" >&2
-      exit 1
-    fi
     # Headers that CUDA_HOME may lack (cuSPARSE, cuBLAS) are in the packages that torch's build depends on.
     headers=$("$fused_py" -c 'import nvidia, pathlib; print(":".join(str(f) for p in nvidia.__path__ for f in pathlib.Path(p).glob("*/include")))')
     # Without DS_ACCELERATOR a machine without a GPU compiles the CPUs' operator of the same name, without a word.

@@ -28,6 +28,7 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 TIMED_OUT = 124  # what timeout(1) returns
+NO_DEVICE = 3  # what facts.py returns
 LEAST_S = 5.0  # with less left a part is not begun
 KINDLY_S = 5.0  # to end in, before it is killed
 SHOWN_LINES = 12  # of a part that failed
@@ -97,6 +98,8 @@ class Check:
 
     def end(self, part: Part, code: int, seconds: float, text: str) -> int:
         line = f"== {part.name}: rc {code}, {seconds:.0f} s, {self.left_s():.0f} s left"
+        if code == TIMED_OUT and text:
+            text += f"ended after {seconds:.0f} s: more than its time, or than what was left of LIMIT_S={self.limit_s:.0f}\n"
         with self.lock:
             self.ended.append({"name": part.name, "rc": code, "seconds": round(seconds, 1)})
             self.log.write(f"== {part.name}: {' '.join(map(str, part.command))}\n{text}\n{line}\n\n")
@@ -144,8 +147,9 @@ def first(check: Check, device: str, found: Path, jobs: int) -> None:
     marked = [
         file.relative_to(ROOT) for file in sorted(ROOT.glob("tests/**/test_*.py")) if "mark.gpu" in file.read_text()
     ]
+    tests = ["-m", "gpu", "--junitxml", found / "tests.xml", *marked]
     parts = [
-        Part("tests-gpu", ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu", *marked], 90),
+        Part("tests-gpu", [HERE / "tests.py", "--device", device, *tests], 90),
         Part("doctor", [*own, "--doctor"], 60),
     ]
     for precision, stage, kernels in trainings(device):
@@ -207,6 +211,8 @@ def main() -> int:
     parser.add_argument("--limit-s", type=float)
     parser.add_argument("--jobs", type=int, default=min(6, max(2, cores // 2)))
     options = parser.parse_args()
+    if options.jobs < 1:
+        parser.error(f"JOBS={options.jobs}: at least 1 training at a time")
     work, device = options.work.resolve(), options.device
     limit_s = options.limit_s or min(LIMITS_S[options.what], LIMIT_CPU_S if device == "cpu" else LIMITS_S[options.what])
     text = options.data or (work / "text" if device == "cpu" else ROOT / "benchmarks/.cache/step")
@@ -219,7 +225,9 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         if options.what != "data":
-            check.run(Part("facts", [HERE / "facts.py", "--device", device, "--out", found / "facts.json"], 90))
+            facts = [HERE / "facts.py", "--device", device, "--out", found / "facts.json"]
+            if check.run(Part("facts", facts, 90)) == NO_DEVICE:
+                return 1  # nothing else could run
         making = ["--device", device, "--folder", text.resolve(), "--out", found / "data.json"]
         check.run(Part("data", [HERE / "data.py", *making], LIMITS_S["data"] if options.what == "data" else 90))
         if options.what == "first":

@@ -11,6 +11,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+NO_DEVICE = 3
+
 
 def import_everything() -> dict[str, list[str]]:
     """Import every module of maskloom; returns what is missing or wrong, with the modules that cannot be imported for it."""
@@ -39,7 +41,8 @@ def main() -> int:
     print(f"torch {torch.__version__}, built for CUDA {torch.version.cuda}, finds {torch.cuda.device_count()} GPU(s)")
     if options.device == "cuda":
         if not torch.cuda.is_available():
-            raise SystemExit("torch can use no GPU here: see docs/install.md")
+            print("torch can use no GPU here: see docs/install.md")
+            return NO_DEVICE
         print(f"{torch.cuda.get_device_name()}, compute capability {torch.cuda.get_device_capability()}", flush=True)
     faults = import_everything()
     for fault, modules in faults.items():

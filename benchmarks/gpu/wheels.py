@@ -79,6 +79,10 @@ def missing(there: Machine) -> list[str]:
     """`NAME==VERSION` of each wheel. Raises SystemExit where torch is missing or too old: its wheels are not to be carried."""
     pins = read_machine(ROOT / "constraints.txt")
     names = sorted(closure(direct_requirements(), there))
+    if "torch" in names and "torch" not in there:
+        raise SystemExit(
+            "HAS lists no torch: a few wheels are carried to a machine that has PyTorch, not PyTorch itself"
+        )
     if "torch" in names:
         raise SystemExit(f"that machine has torch {there.get('torch')}: {ROOT / 'pyproject.toml'} says what is needed")
     if unknown := [name for name in names if not pins.get(name)]:

@@ -6,17 +6,19 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.waiting import wait_for_end
 
 from .scripts import BENCHMARKS, load
 
 SCRIPTS = ("gpu_check.sh", "gpu_wheels.sh")
-CHECK, TRAINING = load("gpu/check"), load("gpu/training")
+CHECK, TRAINING, TESTS = load("gpu/check"), load("gpu/training"), load("gpu/tests")
 WORDS = "import sys; print('word ' * 3); sys.exit({code})"
 
 
@@ -119,3 +121,64 @@ def test_on_a_gpu_a_fork_may_differ_by_rounding_and_not_by_another_batch() -> No
         fork = {step: start[step] + apart for step in range(26, 51)}
         found = TRAINING.faults("cuda", {"start": start, "fork": fork, "resume": resume}, 50)
         assert (not found) is is_well
+
+
+@pytest.mark.parametrize(
+    ("command", "variables", "code", "said"),
+    [
+        (["gpu_check.sh", "--help"], {}, 0, "LIMIT_S "),
+        (["gpu_check.sh", "fast"], {}, 2, "data|first|bench, not fast"),
+        (["gpu_check.sh", "first", "bench"], {}, 2, "bench is one too many"),
+        (["gpu_check.sh", "first"], {"WHEELS": "nowhere"}, 2, "WHEELS=nowhere has no wheels"),
+        (["gpu_check.sh", "first"], {"JOBS": "0", "DEVICE": "cpu"}, 2, "JOBS=0"),
+        (["gpu_wheels.sh", "--help"], {}, 0, "FUSED_PY "),
+        (["gpu_wheels.sh", "--fused"], {}, 2, "--fused is an option"),
+        (["gpu_wheels.sh", "wheels", "has", "more"], {}, 2, "more is one too many"),
+        (["gpu_wheels.sh", "wheels", "nowhere"], {}, 2, "there is no file nowhere"),
+        (["gpu_wheels.sh", "wheels"], {"FUSED_PY": "/bin/false"}, 2, "FUSED_PY /bin/false has no CUDA build of torch"),
+        (["gpu_wheels.sh", "wheels", "/dev/null"], {"FUSED": "0"}, 1, "HAS lists no torch"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_what_is_asked_wrongly_is_said_before_anything_is_done(
+    command: list[str], variables: dict[str, str], code: int, said: str, tmp_path: Path
+) -> None:
+    places = {"PY": sys.executable, "OUT": str(tmp_path / "out"), "WORK": str(tmp_path / "work")}
+    done = subprocess.run(
+        [str(BENCHMARKS / command[0]), *command[1:]],
+        env={**os.environ, **places, **variables},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == code, done.stderr
+    assert said in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.glob("**/*.whl"))
+
+
+def test_without_a_gpu_nothing_is_tried_after_that_is_known(tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("needs a machine whose torch can use no GPU")
+    places = {"PY": sys.executable, "OUT": str(tmp_path / "out"), "WORK": str(tmp_path / "work"), "DEVICE": "cuda"}
+    command = [str(BENCHMARKS / "gpu_check.sh"), "first"]
+    done = subprocess.run(
+        command, env={**os.environ, **places, "WHEELS": ""}, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 1
+    assert [line.split(",")[0] for line in done.stdout.splitlines() if line.startswith("==")] == ["== facts: rc 3"]
+    assert "torch can use no GPU here: see docs/install.md" in done.stdout
+
+
+@pytest.mark.parametrize(("skips", "count"), [(True, 0), (False, 1)])
+def test_tests_that_were_skipped_did_not_run(skips: bool, count: int, tmp_path: Path) -> None:
+    (tmp_path / "test_it.py").write_text(f"import pytest\ndef test_it():\n    {skips} and pytest.skip('no GPU')\n")
+    report = tmp_path / "report.xml"
+    own = [sys.executable, str(BENCHMARKS / "gpu/tests.py"), "--device"]
+    for device in ("cpu", "cuda"):
+        command = [*own, device, "--junitxml", str(report), str(tmp_path / "test_it.py")]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode == int(device == "cuda" and skips), done.stdout
+    assert TESTS.ran(str(report)) == count
