@@ -10,6 +10,7 @@ import random
 import re
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -26,6 +27,10 @@ from maskloom.data.writing.shards import Options, write_shards
 from maskloom.tokenizer import SPECIAL_TOKENS, Tokenizer, load_tokenizer
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+if (
+    signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+):  # as a shell starts what stands before `&`: programs of tests would be deaf
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.set_num_threads(1)  # tiny matrices: more threads only wait for each other
 
 WORDS = (

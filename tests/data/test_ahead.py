@@ -22,7 +22,7 @@ Read = Callable[[Callable[[], bool]], Generator[int]]
 def no_thread_is_left() -> Iterator[None]:
     before = set(threading.enumerate())
     yield
-    assert set(threading.enumerate()) <= before
+    wait_until(lambda: set(threading.enumerate()) <= before, "the end of all threads")
 
 
 def numbers(count: int, taken: list[int] | None = None) -> Read:
