@@ -19,6 +19,19 @@ Read = Callable[[Callable[[], bool]], Generator[int]]
 
 
 @pytest.fixture(autouse=True)
+def _as_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("maskloom.data.ahead.ON_CPUS", True)
+
+
+def test_on_a_cpu_each_is_done_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("maskloom.data.ahead.ON_CPUS", False)
+    taken: list[int] = []
+    with contextlib.closing(ahead(numbers(5, taken), lambda _: threading.current_thread(), CPU)) as results:
+        assert next(results) is next(results) is threading.main_thread()
+        assert taken == [0, 1]
+
+
+@pytest.fixture(autouse=True)
 def no_thread_is_left() -> Iterator[None]:
     before = set(threading.enumerate())
     yield

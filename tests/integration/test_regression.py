@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from maskloom.config_file import load_config
+from maskloom.data import ahead
 
 from ..fixtures.make import DIED, RANKS, die_after, found_in
 from .conftest import losses, train_in_ranks
@@ -29,14 +30,23 @@ TOLERANCE = 0.0 if os.environ.get("MASKLOOM_EXACT") == "1" else 5e-6
 GOLDEN_STEPS = 20
 
 
+def as_for_a_gpu(then: Callable[[], None] = lambda: None) -> None:
+    """In a rank: a thread makes steps ready, as for a GPU."""
+    ahead.ON_CPUS = True
+    then()
+
+
+@pytest.mark.parametrize("in_thread", [False, True])
 def test_the_first_losses_of_the_regression_run_are_what_they_were(
-    tmp_path: Path, write_config: Callable[..., Path]
+    in_thread: bool, tmp_path: Path, write_config: Callable[..., Path]
 ) -> None:
     tree = yaml.safe_load((CONFIGS / "regression_bert.yaml").read_text())
     tree |= {"run_dir": str(tmp_path / "run"), "tokenizer": str(TEXT / "tokenizer"), "logging": {"every_steps": 1}}
     tree["data"]["train"] = str(TEXT / "corpus")
     config = write_config(tree)
-    train_in_ranks([config], 1, tmp_path / "log", expect=DIED, patch=partial(die_after, GOLDEN_STEPS))
+    patch = partial(die_after, GOLDEN_STEPS)
+    patch = partial(as_for_a_gpu, patch) if in_thread else patch
+    train_in_ranks([config], 1, tmp_path / "log", expect=DIED, patch=patch)
     golden = json.loads((FIXTURES / "regression_bert.json").read_text())
     found = {str(step): loss for step, loss in losses(tmp_path / "run").items()}
     assert found == pytest.approx(golden, rel=0, abs=TOLERANCE)
@@ -61,7 +71,7 @@ def test_a_run_of_an_older_version_goes_on_with_the_losses_it_would_have_had(
     tree = yaml.safe_load((old / "config.yaml").read_text())
     tree |= {"run_dir": str(run), "tokenizer": str(old.parent / tree["tokenizer"])}
     tree["data"]["train"] = str(old.parent / tree["data"]["train"])
-    output = train_in_ranks([write_config(tree)], RANKS, tmp_path / "log")
+    output = train_in_ranks([write_config(tree)], RANKS, tmp_path / "log", patch=as_for_a_gpu)
     expected = json.loads((old.parent / "expected.json").read_text())[old.name]
     found = found_in(run)
     assert found.keys() == expected.keys() == {str(step) for step in range(7, 13)}, output

@@ -37,8 +37,12 @@ def planned(run_config: dict, write_config: Callable[[dict], Path]) -> tuple[Dat
     return plan, phase_layouts(config, plan, World(1, 2))
 
 
+@pytest.mark.parametrize("in_thread", [False, True])
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_step_is_its_rows_and_their_micro_batches_and_counts(planned: tuple[DataPlan, list], workers: int) -> None:
+def test_a_step_is_its_rows_and_their_micro_batches_and_counts(
+    planned: tuple[DataPlan, list], workers: int, in_thread: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("maskloom.data.ahead.ON_CPUS", in_thread)
     plan, layouts = planned
     world, cursors = World(1, 2), first_cursors(plan.lanes)
     generator = torch.get_rng_state()
@@ -59,9 +63,12 @@ def test_a_step_is_its_rows_and_their_micro_batches_and_counts(planned: tuple[Da
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_readers_and_thread_end_with_the_iterator(planned: tuple[DataPlan, list], workers: int) -> None:
+def test_readers_and_thread_end_with_the_iterator(
+    planned: tuple[DataPlan, list], workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import multiprocessing
 
+    monkeypatch.setattr("maskloom.data.ahead.ON_CPUS", True)
     plan, layouts = planned
     before = set(threading.enumerate()), set(multiprocessing.active_children())
     with contextlib.closing(

@@ -2,12 +2,14 @@
 
     items -> thread: reads them, works on each -> at most `most` results wait -> the caller
 
-The thread holds the interpreter's lock for part of its work. Who feeds a GPU waits for that meanwhile, and loses nothing; on a
-CPU the work is the same, wherever it is done.
+The thread holds the interpreter's lock for part of its work. Who feeds a GPU waits for that meanwhile, and loses nothing. On a
+CPU nothing is gained: the work is the same, wherever it is done, and a thread more beside those of the products makes them
+wait for each other. There it is done in turn.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import queue
 import threading
@@ -19,6 +21,9 @@ import torch
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+ON_CPUS = False
+"""Whether a thread works ahead for CPUs too: tests let it, to try what a GPU's run does."""
+
 
 def ahead(
     read: Callable[[Callable[[], bool]], Generator[Item]],
@@ -26,7 +31,8 @@ def ahead(
     device: torch.device,
     most: int = 1,
 ) -> Generator[Result]:
-    """`work` of every item, in order; the thread ends with the iterator: where it is not used up, close it.
+    """`work` of every item, in order, on a CPU each when it is wanted; the thread ends with the iterator: if it is not used up,
+    close it.
 
     The first item is read in the caller's thread: reader processes start there, where signals can be held back meanwhile, and
     their loader draws a seed from torch's generator, which is that of the dropout.
@@ -39,11 +45,16 @@ def ahead(
     Raises:
         what `read` and `work` raise, in place of the item that it came for.
     """
+    if device.type == "cpu" and not ON_CPUS:
+        with contextlib.closing(read(lambda: False)) as items:
+            for item in items:
+                yield work(item)
+        return
     over = threading.Event()
     room, ready = threading.Semaphore(most), queue.SimpleQueue[tuple[str, Any]]()
-    items, thread = read(over.is_set), None
+    reader, thread = read(over.is_set), None
     try:
-        reading = itertools.chain(list(itertools.islice(items, 1)), items)
+        reading = itertools.chain(list(itertools.islice(reader, 1)), reader)
 
         def run() -> None:
             try:
@@ -72,4 +83,4 @@ def ahead(
         if thread is not None and thread is not threading.current_thread():  # which may collect a generator left behind
             thread.join()
         if thread is None or not thread.is_alive():  # amid an item it cannot be closed
-            items.close()
+            reader.close()
