@@ -44,8 +44,8 @@ benchmarks/step.py --report`); how to run it stands in [benchmarks/README.md](..
 
 - **The step** is what the clock sees: a batch that lies in memory is moved to the device, forward and backward run,
   gradients are clipped to a norm of 1, AdamW steps (two parameter groups; for Hugging Face torch's fused one), gradients
-  are cleared. maskloom also cuts its rows into flat micro-batches within it, as in training; Hugging Face's batches are
-  collated beforehand. Up to 16 different batches take turns. On a GPU the time is that of events on its stream.
+  are cleared. On a CPU maskloom also cuts its rows into flat micro-batches within it, as in training; Hugging Face's
+  batches are collated beforehand. Up to 16 different batches take turns. On a GPU the time is that of events on its stream.
   Compiling and warming up come before; should a graph be compiled while the clock runs, it is said below.
 - **maskloom** runs the engine of `maskloom train` (DeepSpeed: ZeRO 0 in fp32; ZeRO 1 with fp32 master weights in
   bf16) on packed rows: pieces of documents, each with its `[CLS]` and `[SEP]`, attention within a piece, 15 % of the

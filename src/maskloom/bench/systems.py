@@ -5,7 +5,8 @@ to 1, AdamW with two parameter groups (torch's fused one for Hugging Face), clea
 weights, with dropout 0.1 on hidden states and none on attention weights.
 
 - maskloom: the engine of a training run (DeepSpeed: ZeRO 0 in fp32, ZeRO 1 with fp32 master weights in bf16), fed with
-  micro-batches that were made ready beforehand, in pinned memory on a GPU, as the thread of a training run does it.
+  rows of our stream. On a CPU cutting them into flat micro-batches is part of its step, as it is in training; on a GPU they
+  were cut beforehand, into pinned memory, as the thread of a training run does it.
 - Hugging Face: `BertForMaskedLM` with `DataCollatorForLanguageModeling`; bf16 is `torch.autocast` over fp32 weights,
   which is what its Trainer does. Its batches are masked and collated beforehand too, in pinned memory on a GPU.
 
@@ -31,6 +32,7 @@ from maskloom.bench.cases import ATTENTION_DROPOUT, BERT_VOCABULARY, HIDDEN_DROP
 from maskloom.bench.text import SEED, Text, check_vocabulary, grouped_rows, line_rows
 from maskloom.config import Model, RunConfig
 from maskloom.config_file import parse_config
+from maskloom.data.batch import micro_batches
 from maskloom.data.order import first_cursors, make_key
 from maskloom.data.plan import DataPlan
 from maskloom.data.rows import Rows, count_text_tokens
@@ -129,6 +131,7 @@ class Loom:
         self.world = World.discover()
         start_distributed(self.world)
         self.device = device_of(self.world)
+        self.cuts_rows = self.device.type == "cpu"
         self.layouts = phase_layouts(self.config, self.plan, self.world)
         model = first_model(training, tokenizer)
         settings = deepspeed_settings(self.config, self.plan, self.world)
@@ -143,8 +146,9 @@ class Loom:
         from maskloom.train.engine.stepping import accumulate, apply_gradients
 
         self.engine.train()
+        parts = micro_batches(*batch.content) if self.cuts_rows else batch.content
         with torch.profiler.record_function("bench: data"):
-            buckets = [bucket.to(self.device) for bucket in batch.content]
+            buckets = [bucket.to(self.device) for bucket in parts]
         for number, bucket in enumerate(buckets):
             torch.manual_seed(make_key(self.config.seed, "dropout", self.number, number, 0) >> 1)
             if self.compiles_here == "reduce-overhead":
@@ -162,7 +166,10 @@ class Loom:
         reading = (self.plan, self.world, self.layouts, self.device, cursors, 0)
         with contextlib.closing(ready_steps(*reading, workers=workers, prefetch_steps=4)) as steps:
             for step in steps:
-                yield Batch(step.micro_batches, packed_facts(step.rows, self.plan.tokenizer))
+                rows = (step.rows, self.layouts[0], self.plan.capacity(0), self.plan.tokenizer)
+                yield Batch(
+                    rows if self.cuts_rows else step.micro_batches, packed_facts(step.rows, self.plan.tokenizer)
+                )
 
 
 class HuggingFace:
