@@ -1,7 +1,7 @@
-"""Steps to what a rank's device is given: made ready by a thread, so that the training thread only copies.
+"""Steps to what a rank's device is given: made ready before, for a GPU by a thread, so that the training thread only copies.
 
     readers' parts of a step -> rows in lane order -> micro-batches, counts -> pinned memory | train_step: copies to the device
-    \\_________________________ a thread, one step ahead ______________________________/
+    \\____________________ for a GPU in a thread, one step ahead ______________________/
 
 A step that was made ready and is not taken leaves no trace: where the run stands is known from the cursors of the steps taken.
 """
