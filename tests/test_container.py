@@ -59,7 +59,12 @@ def test_fused_adam_is_compiled_for_gpus_or_the_build_fails(instructions: list[t
     assert "DS_ACCELERATOR=cuda" in build  # a build has no GPU: DeepSpeed would take it for a machine of CPUs
     assert "--no-build-isolation" in build  # torch's headers
     assert re.search(r"grep -q nv_fatbin \S+/deepspeed/ops/adam/fused_adam_op\*\.so", build)
-    assert re.fullmatch(r'CUDA_ARCHS="\d+\.\d(;\d+\.\d)*"', arguments(instructions, "ARG")[1])
+    archs = re.fullmatch(r'CUDA_ARCHS="(\d+\.\d(?:;\d+\.\d)*)"', arguments(instructions, "ARG")[1])
+    assert archs
+    # The first and last GPUs of the build that the image has, as docs/install.md lists them.
+    table = (DOCKER.parent / "docs" / "install.md").read_text()
+    (first, last) = re.findall(r"^\| cu130, .* (\d+\.\d) to (\d+\.\d)[^|]*\|$", table, re.MULTILINE)[0]
+    assert [first, last] == [archs[1].split(";")[0], archs[1].split(";")[-1]]
 
 
 def test_the_base_for_gpus_has_the_cuda_that_torch_is_built_for(instructions: list[tuple[str, str]]) -> None:
