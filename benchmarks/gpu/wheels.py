@@ -31,7 +31,7 @@ Machine = Mapping[str, str | None]
 
 
 def read_machine(file: Path) -> dict[str, str | None]:
-    """The packages of a list as pip writes it; comments and what is no package are passed over."""
+    """The packages of a list as pip writes it; comments, and what is no package, are left out."""
     found = {}
     for line in file.read_text(encoding="utf-8").splitlines():
         if match := re.match(r"([A-Za-z0-9][A-Za-z0-9._-]*)\s*(?:==\s*([^\s;]+)|@.*)?\s*$", line.partition("#")[0]):

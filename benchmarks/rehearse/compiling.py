@@ -199,7 +199,7 @@ class Work:
     """All launches of kernels that are alike, in the forward or the backward.
 
     Attributes:
-        issued: instructions that all their warps issue; None where a loop's turns are not known.
+        issued: instructions that all their warps issue; None if a loop's turns are not known.
     """
 
     kind: str
@@ -230,7 +230,7 @@ def works(graph: Graph, kernels: list[Compiled]) -> dict[str, Work]:
 
 
 def issued(kernel: Compiled, sizes: tuple[int, ...]) -> int | None:
-    """Instructions that the warps of a launch issue; None where the number of a loop's turns does not follow from the sizes.
+    """Instructions that the warps of a launch issue; None if the number of a loop's turns does not follow from the sizes.
 
     Args:
         sizes: the ranges that it is launched over. Programs share the first; rows of the last stay in a program.

@@ -56,7 +56,7 @@ class Corpus:
 
     Attributes:
         path: as the configuration names it, without secrets.
-        digest: of its index; None where that does not open.
+        digest: of its index; None if that does not open.
         read, blocks: verified blocks, and all.
         fault: what is wrong with it; `is_skipped` where a run would pass over that.
     """
@@ -75,9 +75,9 @@ class RunFolder:
 
     Attributes:
         path: the nearest folder that exists.
-        sees_token: whether the file is there that the asking machine wrote; None where it wrote none.
+        sees_token: whether the file is there that the asking machine wrote; None if it wrote none.
         fault: why nothing can be written.
-        free_bytes, free_inodes: for this user; None where the file system does not say.
+        free_bytes, free_inodes: for this user; None if the file system does not say.
     """
 
     path: str
@@ -95,11 +95,11 @@ class Facts:
         source: digest of maskloom's Python files.
         memory_free_bytes: of the machine, or of this control group where it has less.
         device: `cuda` or `cpu`: what a rank would compute on.
-        unusable_gpus: that nvidia-smi shows GPUs which torch cannot use and why, and what to do; None where there are none such.
-        config_digest, tokenizer_digest: of the files; None where they cannot be read.
+        unusable_gpus: that nvidia-smi shows GPUs which torch cannot use and why, and what to do; None if there are none such.
+        config_digest, tokenizer_digest: of the files; None if they cannot be read.
         refusal: what ends a run's own checks here, in its words.
-        parameters: of the model; None where it cannot be built.
-        fused_adam: how DeepSpeed's FusedAdam is to be had; None where it is not asked for.
+        parameters: of the model; None if it cannot be built.
+        fused_adam: how DeepSpeed's FusedAdam is to be had; None if it is not asked for.
         stale_locks: of builds of operators that were killed.
         is_port_free: whether nobody listens on the port that was asked about.
         port: that one, or else the next that is free; 0 where none is.

@@ -72,7 +72,7 @@ def links_a_gpu(library: Path) -> bool:
 
 
 def fused_adam(world: World) -> Any | None:
-    """DeepSpeed's FusedAdam, its operator loaded; None where `why_refused` says why. Every rank calls it."""
+    """DeepSpeed's FusedAdam, its operator loaded; None if `why_refused` says why. Every rank calls it."""
     return None if _refusal(world) else deepspeed.ops.adam.FusedAdam
 
 

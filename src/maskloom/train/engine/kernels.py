@@ -36,7 +36,7 @@ def resolve_kernels(wanted: Literal["auto", "eager", "compile"]) -> Literal["eag
 
 
 def why_not_compiled() -> str | None:
-    """What torch.compile lacks on this machine, and what to do; None where it lacks nothing that can be seen."""
+    """What torch.compile lacks on this machine, and what to do; None if it lacks nothing that can be seen."""
     return _lacks_on_gpu() if get_accelerator().device_name() == "cuda" else _lacks_on_cpu()
 
 

@@ -39,8 +39,8 @@ def notes_on_device(asked: Engine) -> Iterator[str]:
 
 
 def unusable_gpus() -> tuple[str, str] | None:
-    """That nvidia-smi shows GPUs which torch cannot use and why, and what to do; None where it shows none, where torch can use
-    them, and where the user hides them."""
+    """That nvidia-smi shows GPUs which torch cannot use and why, and what to do; None if it shows none, if torch can
+    use them, or if the user hides them."""
     if torch.cuda.is_available() or "DS_ACCELERATOR" in os.environ or _are_hidden():
         return None
     gpus = ask_nvidia_smi("--query-gpu", ["name", "driver_version"], ["name", "driver"], ANSWER_S)
