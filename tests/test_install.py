@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import setuptools  # noqa: F401  # before pip, which imports Python's own distutils: after that it refuses to be imported
 from pip._internal.commands import create_command
 
 from maskloom import cli

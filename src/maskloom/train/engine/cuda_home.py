@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from torch.utils import cpp_extension
 
 USUAL = Path("/usr/local")
 PACKAGES = Path(torch.__file__).parents[1] / "nvidia"
@@ -28,8 +29,6 @@ def settle_cuda_home() -> Path | None:
     Returns:
         the toolkit's folder; None if there is none.
     """
-    from torch.utils import cpp_extension  # where nvcc is, and no GPU, it warns of that as soon as it is imported
-
     given = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
     home = Path(given) if given else find_cuda_home(torch.version.cuda or "")
     if home is not None:

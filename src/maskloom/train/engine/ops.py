@@ -18,6 +18,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+# First and not where it is used: its setuptools refuses to be imported after Python's own distutils.
+from torch.utils import cpp_extension
+
 from maskloom.files import NO_LOCKS
 from maskloom.progress import say, warn
 
@@ -42,8 +45,6 @@ def load_operator(builder: Any, load: Callable[[], Any] | None = None) -> Any:
 @contextlib.contextmanager
 def building_alone(name: str) -> Iterator[None]:
     """Hold the right to build the extension `name`, after a stale lock of torch's was removed."""
-    from torch.utils import cpp_extension  # where nvcc is, and no GPU, it warns of that as soon as it is imported
-
     folder = Path(cpp_extension._get_build_directory(name, verbose=False))
     with (folder / OUR_LOCK).open("a") as lock:
         try:
@@ -64,8 +65,6 @@ def building_alone(name: str) -> Iterator[None]:
 
 def stale_locks() -> list[Path]:
     """Locks of killed builds among all extensions of this user."""
-    from torch.utils import cpp_extension
-
     root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or cpp_extension.get_default_build_root())
     return sorted(lock for depth in ("*", "*/*") for lock in root.glob(f"{depth}/{TORCHS_LOCK}") if is_stale(lock))
 
