@@ -79,7 +79,7 @@ CHOICES = [
     ("cpu", None, 64, BF16, 0.0, "the device is a CPU"),
     ("cuda", HOPPER, 64, FP32, 0.0, "FlashAttention has no float32"),
     ("cuda", HOPPER, 64, BF16, 0.1, "attention_probs_dropout_prob is 0.1"),
-    ("cuda", HOPPER, 20, BF16, 0.0, "head size 20 is no multiple of 8"),
+    ("cuda", HOPPER, 20, BF16, 0.0, "head size 20 is not a multiple of 8"),
     ("cuda", HOPPER, 264, BF16, 0.0, "head size 264 is above 256"),
     ("cuda", (7, 5), 64, FP16, 0.0, "compute capability 7.5 is below 8.0"),
     ("cuda", (7, 0), 64, BF16, 0.0, "compute capability 7.0 is below 8.0"),
@@ -173,7 +173,8 @@ class TestWhatTheStartSays:
 
     def test_why_it_is_not_the_fastest(self, settle: Callable[..., str]) -> None:
         assert (
-            settle(HOPPER, installed=False, size=20) == "SDPA over rows with a mask: head size 20 is no multiple of 8"
+            settle(HOPPER, installed=False, size=20)
+            == "SDPA over rows with a mask: head size 20 is not a multiple of 8"
         )
         on_cpu = settle_attention(torch.device("cpu"), 64, FP32, 0.0)
         assert on_cpu == "SDPA over rows with a mask: the device is a CPU"

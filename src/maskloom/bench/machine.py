@@ -56,7 +56,7 @@ def cpu_name() -> str:
 
 
 def commit() -> str | None:
-    """Of the source of maskloom, with a + where it was changed since; where it is no git checkout what the variable
+    """Of the source of maskloom, with a + if it was changed since; if it is not a git checkout, what the variable
     MASKLOOM_COMMIT says, or None."""
     head = _git("rev-parse", "--short=12", "HEAD")
     if head is None:

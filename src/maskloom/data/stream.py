@@ -4,9 +4,9 @@
       V lanes       order.py, storage.py        samples.py          tokenizer      packing.py     masking.py
 
 Reader process w of a rank reads every W-th of the rank's lanes and yields those lanes' rows of one step; the training
-process merges them in lane order (in a thread: `train/batches.py`) and takes the cursors that came with the step it consumes.
-Rows that were only read ahead are therefore never counted as seen. The global batch of a step is the concatenation over
-ranks, and is the same for every number of ranks and readers.
+process merges them in lane order (for a GPU in a thread: `train/batches.py`) and takes the cursors that came with the step
+that it consumes. Rows that were only read ahead are therefore never counted as seen. The global batch of a step is the
+concatenation over ranks, and is the same for every number of ranks and readers.
 
 Shapes: R rows, S slots a row.
 """

@@ -93,7 +93,7 @@ def choose_attention(
         (device == "cpu", "the device is a CPU"),
         (dropout > 0, f"attention_probs_dropout_prob is {dropout:g}"),
         (dtype not in HALF, f"FlashAttention has no {str(dtype).removeprefix('torch.')}"),
-        (head_size % 8 != 0, f"head size {head_size} is no multiple of 8"),
+        (head_size % 8 != 0, f"head size {head_size} is not a multiple of 8"),
         (head_size > MOST_HEAD_SIZE, f"head size {head_size} is above {MOST_HEAD_SIZE}"),
     ):
         if is_so:

@@ -124,7 +124,7 @@ def test_one_host_that_differs_is_named(name: str, level: str, change: dict[str,
 
 def test_gpus_that_torch_cannot_use() -> None:
     unusable = (
-        "nvidia-smi shows 4 GPU(s), and torch 2.13.0+cpu cannot use them: it is no build for CUDA",
+        "nvidia-smi shows 4 GPU(s), and torch 2.13.0+cpu cannot use them: it is not built for CUDA",
         "Install one",
     )
     idle = replace(ON_CPU, unusable_gpus=unusable)

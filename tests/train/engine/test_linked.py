@@ -41,7 +41,7 @@ def test_torch_links_itself() -> None:
 @pytest.mark.parametrize("content", [b"", b"#!/bin/sh\n", b"\x7fELF\x02\x01", b"\x7fELF\x02\x01" + bytes(200)])
 def test_what_is_no_library_is_said(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "op.so").write_bytes(content)
-    with pytest.raises(ValueError, match=r"op\.so is no shared library"):
+    with pytest.raises(ValueError, match=r"op\.so is not a shared library"):
         linked_libraries(tmp_path / "op.so")
 
 
@@ -63,5 +63,5 @@ def test_a_place_beyond_all_numbers_is_refused(tmp_path: Path) -> None:
     segment = struct.pack("<IIQQQQQQ", 2, 0, 2**63, 0, 0, 16, 16, 8)
     head = b"\x7fELF\x02\x01" + bytes(26) + struct.pack("<Q", 64) + bytes(14) + struct.pack("<HH", 56, 1) + bytes(6)
     (tmp_path / "op.so").write_bytes(head + segment)
-    with pytest.raises(ValueError, match=r"op\.so is no shared library"):
+    with pytest.raises(ValueError, match=r"op\.so is not a shared library"):
         linked_libraries(tmp_path / "op.so")

@@ -42,8 +42,8 @@ def test_a_build_for_cpus_is_said_with_the_command_that_installs_another(shows: 
     (note,) = notes_on_device(Engine())
     pip = f"{sys.executable} -m pip"
     assert note == (
-        "nvidia-smi shows 2 GPU(s) (NVIDIA H100 80GB HBM3, driver 580.65.06), and torch 2.13.0+cpu cannot use them: it is no "
-        "build for CUDA. The run computes on the CPU. Install one: "
+        "nvidia-smi shows 2 GPU(s) (NVIDIA H100 80GB HBM3, driver 580.65.06), and torch 2.13.0+cpu cannot use them: it is not "
+        "built for CUDA. The run computes on the CPU. Install one: "
         f"{pip} uninstall --yes torch && {pip} install torch==2.13.0; see docs/install.md"
     )
 
@@ -60,11 +60,11 @@ FOR_CUDA_12 = (
 @pytest.mark.parametrize(
     ("cuda", "driver", "why", "remedy"),
     [
-        (None, "580.65.06", "it is no build for CUDA", USUAL),
-        (None, "[N/A]", "it is no build for CUDA", USUAL),
-        (None, "579.99", "it is no build for CUDA", FOR_CUDA_12),
-        (None, "525.60.13", "it is no build for CUDA", FOR_CUDA_12),
-        (None, "470.82.01", "it is no build for CUDA", "Update the driver to 525 or later; see docs/install.md"),
+        (None, "580.65.06", "it is not built for CUDA", USUAL),
+        (None, "[N/A]", "it is not built for CUDA", USUAL),
+        (None, "579.99", "it is not built for CUDA", FOR_CUDA_12),
+        (None, "525.60.13", "it is not built for CUDA", FOR_CUDA_12),
+        (None, "470.82.01", "it is not built for CUDA", "Update the driver to 525 or later; see docs/install.md"),
         ("13.0", "570.86.10", "it is built for CUDA 13.0, which needs driver 580 or later", FOR_CUDA_12),
         (
             "13.0",

@@ -26,7 +26,7 @@ def linked_libraries(file: Path) -> list[str]:
             with mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:
                 return _linked(content)
         except (error, IndexError, KeyError, OverflowError, ValueError) as fault:
-            raise ValueError(f"{file} is no shared library: {fault!r}") from None
+            raise ValueError(f"{file} is not a shared library: {fault!r}") from None
 
 
 def _linked(content: mmap.mmap) -> list[str]:

@@ -62,7 +62,7 @@ def _why_and_remedy(driver: str) -> tuple[str, str]:
     has = int(found.group()) if found else None
     version = torch.version.cuda
     if version is None:
-        return "it is no build for CUDA", _build_for(has, FIRST_DRIVER[FOR_OLDER_DRIVERS])
+        return "it is not built for CUDA", _build_for(has, FIRST_DRIVER[FOR_OLDER_DRIVERS])
     first = FIRST_DRIVER.get(int(version.split(".")[0]), 0)
     if has is not None and has < first:
         return f"it is built for CUDA {version}, which needs driver {first} or later", _build_for(has, first)
