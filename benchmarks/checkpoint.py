@@ -63,8 +63,8 @@ class Measured:
 
         from maskloom.distributed import World
         from maskloom.train.engine.building import start_distributed
-        from maskloom.train.heartbeats import Pulse
         from maskloom.train.loop import prepare as prepared
+        from maskloom.train.rank.heartbeats import Pulse
         from maskloom.train.trainer import Trainer
 
         world = World.discover()
@@ -74,7 +74,7 @@ class Measured:
         self.world, self.run, self.steps = world, Path(config.run_dir), steps
         self.trainer = Trainer(config, plan, world, traffic, Pulse())
         self.batches: Iterator[Any] = self.trainer.steps()
-        self.theirs = self.trainer.engine.checkpoint_engine
+        self.theirs = self.trainer.engine.deepspeed.checkpoint_engine
 
     def seconds(self, work: Callable[[], Any]) -> float:
         """Of the slowest rank."""
@@ -109,7 +109,7 @@ class Measured:
         return {"call_s": call_s, "after_s": after_s, "durable_s": durable[0]}
 
     def save_theirs(self) -> dict[str, float]:
-        engine = self.trainer.engine
+        engine = self.trainer.engine.deepspeed
         engine.__dict__.pop("_copy_recovery_script", None)
         engine.checkpoint_engine = self.theirs
         folder = self.run / "theirs"
@@ -119,21 +119,20 @@ class Measured:
 
     def load_ours(self) -> float:
         from maskloom.train import checkpoint
-        from maskloom.train.engine.files import load_engine
 
         self.forget_files()
 
         def load() -> None:
             found = checkpoint.find(self.run, self.world)
             assert found is not None
-            load_engine(self.trainer.engine, found[0], same_spread=True, same_precision=True)
+            self.trainer.engine.load(found[0], same_spread=True, same_precision=True)
 
         return self.seconds(load)
 
     def load_theirs(self) -> float:
         self.forget_files()
-        self.trainer.engine.checkpoint_engine = self.theirs
-        return self.seconds(lambda: self.trainer.engine.load_checkpoint(str(self.run / "theirs")))
+        self.trainer.engine.deepspeed.checkpoint_engine = self.theirs
+        return self.seconds(lambda: self.trainer.engine.deepspeed.load_checkpoint(str(self.run / "theirs")))
 
     def forget_files(self) -> None:
         """Have no content of a file in memory, as on the machine where a run goes on."""

@@ -22,8 +22,8 @@ from torch._inductor.scheduler import ExternKernelSchedulerNode, Scheduler
 from transformers import BertConfig
 
 from maskloom.data.batch import MicroBatch
-from maskloom.model.bert import MaskedLM
-from maskloom.model.kernels import KERNELS, dropout
+from maskloom.models.bert import MaskedLM
+from maskloom.models.kernels import KERNELS, dropout
 
 HIDDEN, SEQ_LEN, ROWS, PREDICTED = 256, 128, 64, 19
 

@@ -22,9 +22,9 @@ import torch
 import yaml
 from tokenizers.implementations.bert_wordpiece import BertWordPieceTokenizer
 
-from maskloom.data.index import Index, load_index
+from maskloom.data.index.index import Index, load_index
 from maskloom.data.writing.shards import Options, write_shards
-from maskloom.tokenizer import SPECIAL_TOKENS, Tokenizer, load_tokenizer
+from maskloom.tokenizers.tokenizer import SPECIAL_TOKENS, Tokenizer, load_tokenizer
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 if (

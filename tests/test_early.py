@@ -75,7 +75,7 @@ LED = """
 import os, signal
 from maskloom.early import begin
 from maskloom.launch.ending import Stop
-from maskloom.train.stopping import Requests
+from maskloom.train.rank.stopping import Requests
 begin()
 with {leader} as stop:
     os.kill(os.getpid(), signal.SIGTERM)

@@ -112,7 +112,7 @@ def test_a_signal_amid_the_start_of_processes_waits_until_they_are_known(
 STOPPED_AMID_A_START = """
 import os, signal, sys, threading, time
 from maskloom.processes import Deaf, clean_forks
-from maskloom.train import stopping
+from maskloom.train.rank import stopping
 threading.Thread(target=threading.Event().wait, daemon=True).start()
 clean_forks("maskloom.processes")
 with stopping.Requests({}) as requests:

@@ -13,10 +13,10 @@ from pathlib import Path
 
 from maskloom.bench.cases import BERT_VOCABULARY
 from maskloom.bench.text import Text, prepare
-from maskloom.data.index import load_index
-from maskloom.data.indexing import BLOCK_BYTES
+from maskloom.data.index.index import load_index
+from maskloom.data.index.indexing import BLOCK_BYTES
 from maskloom.data.writing.shards import Options, write_shards
-from maskloom.tokenizer import train_tokenizer
+from maskloom.tokenizers.tokenizer import train_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL_BLOCK_BYTES, SMALL_VOCABULARY = 4 << 10, 1024

@@ -22,7 +22,7 @@ from torch.nn.functional import dropout, gelu
 
 from maskloom.bench.cases import Device
 from maskloom.bench.clock import Clock
-from maskloom.model.attention import attend, piece_mask
+from maskloom.models.attention import attend, piece_mask
 
 SLOTS: dict[Device, dict[int, int]] = {"cuda": {768: 73728, 1024: 36864}, "cpu": {64: 512}}
 """T of a micro-batch of the bench, by D."""

@@ -17,13 +17,15 @@ import psutil
 
 from maskloom.config import Data, RunConfig
 from maskloom.data.batch import Layout, micro_batches
-from maskloom.data.index import BLOCK, Tokens, load_index
-from maskloom.data.indexing import IndexedShard, write_index
-from maskloom.data.order import Cursor, LaneCursors, block_at, first_cursors, make_key, permutation, permuted
+from maskloom.data.cursors import Cursor, LaneCursors, first_cursors
+from maskloom.data.hashing import make_key, permutation, permuted
+from maskloom.data.index.index import BLOCK, Tokens, load_index
+from maskloom.data.index.indexing import IndexedShard, write_index
+from maskloom.data.order import block_at
 from maskloom.data.plan import DataPlan
 from maskloom.data.stream import Step, read_steps
 from maskloom.distributed import World
-from maskloom.tokenizer import load_tokenizer
+from maskloom.tokenizers.tokenizer import load_tokenizer
 
 ALONE = World(0, 1)
 STEP_ROWS = {"steps of 256 rows": 256, "steps of 32 rows": 32}

@@ -57,9 +57,9 @@ class Compilation:
 
 def variants() -> dict[str, Any]:
     """Name -> `Kernels`."""
-    from maskloom.model.kernels import KERNELS, Kernels
+    from maskloom.models.kernels import KERNELS, Kernels
 
-    plain = {name: importlib.import_module(f"maskloom.model.kernels.{name}").reference for name in Kernels._fields}
+    plain = {name: importlib.import_module(f"maskloom.models.kernels.{name}").reference for name in Kernels._fields}
     return {"plain": Kernels(**plain), "ours": KERNELS["compile"]}
 
 
@@ -76,7 +76,7 @@ def compile_layers(case: Any, layers: int, kernels: Any, pieces_a_row: tuple[int
     """The function of a layer alone, as `engine.building.prepare_forward` compiles it for ZeRO-3; the loss likewise."""
     import torch
 
-    from maskloom.model.layer import encoder_layer
+    from maskloom.models.layers import encoder_layer
 
     with _recording() as (backend, compilation), _fake_tensors():
         loss = torch.compile(kernels.cross_entropy, backend=backend, fullgraph=True, dynamic=False)
@@ -127,7 +127,7 @@ def _build(case: Any, layers: int, kernels: Any) -> Any:
     from transformers import BertConfig, modeling_utils
 
     from maskloom.bench.cases import ATTENTION_DROPOUT, BERT_VOCABULARY, HIDDEN_DROPOUT
-    from maskloom.model.bert import MaskedLM
+    from maskloom.models.bert import MaskedLM
 
     # Weights that have no memory need no values; drawing them would ask for a generator on the device.
     modeling_utils.PreTrainedModel.init_weights = lambda self: self.tie_weights(recompute_mapping=False)

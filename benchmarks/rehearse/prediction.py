@@ -123,7 +123,7 @@ def rows_per_s(facts: dict[str, Any]) -> tuple[float, float]:
 
 def utilisation(facts: dict[str, Any], rate: float) -> float:
     """Share of the best product that the model's FLOPs are, at `rate` rows/s."""
-    from maskloom.model.flops import Shape, training_flops
+    from maskloom.models.flops import Shape, training_flops
 
     case = facts["case"]
     shape = Shape(case["layers"], case["hidden_size"], 4 * case["hidden_size"], VOCABULARY)

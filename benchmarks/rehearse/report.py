@@ -121,7 +121,7 @@ def _prediction(results: dict[str, Any]) -> str:
 ## Predicted rows a second of one H200
 
 Predicted, not measured; from cautious to hopeful assumptions. "Torch's" is the compiled path with torch's own dropout and
-GELU, "ours" with our forms of both ([kernels/](../src/maskloom/model/kernels/__init__.py)): plain torch too, which Inductor
+GELU, "ours" with our forms of both ([kernels/](../src/maskloom/models/kernels/__init__.py)): plain torch too, which Inductor
 compiles. The share is that of the best product, {prediction.BEST_PRODUCT_FLOPS / 1e12:.0f} TFLOP/s; the MFU of a run's log
 is a share of the data sheet's {prediction.SHEET_FLOPS / 1e12:.0f}, and smaller by a fifth.
 """)
@@ -171,7 +171,7 @@ def _method() -> str:
 A step is a sum, since work on one stream does not overlap: micro-batches times (layers times a layer, and once embeddings,
 head and loss), and the optimizer. A layer's launches are the difference between models of three layers and of two.
 
-- Matrix products: the FLOPs of [flops.py](../src/maskloom/model/flops.py), with the vocabulary padded, at a share of the
+- Matrix products: the FLOPs of [flops.py](../src/maskloom/models/flops.py), with the vocabulary padded, at a share of the
   best product.
 - Attention: the longer of its FLOPs and its bytes.
 - Each of Inductor's kernels: the longer of its bytes, at a share of a copy's speed, and of its instructions, at

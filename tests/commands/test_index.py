@@ -20,7 +20,7 @@ import webdataset
 
 from maskloom.cli import main
 from maskloom.commands import index as command
-from maskloom.data.index import load_index, text_hash
+from maskloom.data.index.index import load_index, text_hash
 
 from .conftest import Command
 

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from maskloom.config_file import parse_config
-from maskloom.data.order import first_cursors
+from maskloom.data.cursors import first_cursors
 from maskloom.data.plan import DataPlan, open_corpora
 from maskloom.data.stream import Step, read_steps
 from maskloom.distributed import World
-from maskloom.tokenizer import Tokenizer, load_tokenizer
-from tests.data.reading import corpus_of, flip
+from maskloom.tokenizers.tokenizer import Tokenizer, load_tokenizer
+from tests.data.corpora import corpus_of, flip
 
 from .conftest import Command
 

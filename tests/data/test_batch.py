@@ -11,16 +11,16 @@ from hypothesis import strategies as st
 
 from maskloom.config import Masking
 from maskloom.data.batch import Layout, MicroBatch, make_micro_batch, micro_batches
-from maskloom.data.index import Index
+from maskloom.data.cursors import first_cursors
+from maskloom.data.index.index import Index
 from maskloom.data.masking import MaskRule
-from maskloom.data.order import first_cursors
 from maskloom.data.plan import DataPlan, PhasePlan
 from maskloom.data.rows import Rows
 from maskloom.data.stream import read_steps
 from maskloom.distributed import World
-from maskloom.tokenizer import Tokenizer
+from maskloom.tokenizers.tokenizer import Tokenizer
 
-from .reading import plan_of
+from .corpora import plan_of
 
 CAPACITY = MaskRule(0.15).most(32)
 

@@ -19,18 +19,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from maskloom.config import Masking
-from maskloom.data.index import Index, load_index
+from maskloom.data.cursors import Cursor, first_cursors
+from maskloom.data.index.index import Index, load_index
 from maskloom.data.lane import Lane, Track, rows_of_step
 from maskloom.data.masking import MaskRule
 from maskloom.data.mixing import corpus_of_rows, rows_of_corpora
-from maskloom.data.order import Cursor, block_at, first_cursors
+from maskloom.data.order import block_at
 from maskloom.data.plan import DataPlan, PhasePlan
 from maskloom.data.rows import Part, Rows
 from maskloom.errors import DataFault, UserError
-from maskloom.tokenizer import Tokenizer
+from maskloom.tokenizers.tokenizer import Tokenizer
 from tests.conftest import sentences
 
-from .reading import block_of, corpus_of, digest_of, flip, plan_of, text_tokens, tokens_of
+from .corpora import block_of, corpus_of, digest_of, flip, plan_of, text_tokens, tokens_of
 
 RULE = MaskRule(0.15)
 stretches_of = st.lists(st.tuples(st.sampled_from([16, 24, 64]), st.integers(1, 9)), min_size=1, max_size=5)

@@ -16,10 +16,10 @@ from tokenizers.implementations import BertWordPieceTokenizer
 
 from maskloom.config import Masking
 from maskloom.data import masking
+from maskloom.data.hashing import hash64
 from maskloom.data.masking import MaskRule, fill, length_shares, mask_rows, rate_at, rest_shares, span_leads
-from maskloom.data.order import hash64
 from maskloom.errors import UserError
-from maskloom.tokenizer import SPECIAL_TOKENS, Tokenizer
+from maskloom.tokenizers.tokenizer import SPECIAL_TOKENS, Tokenizer
 
 UNITS = ("token", "whole_word", "span")
 shares = st.floats(0, 1)

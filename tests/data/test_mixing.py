@@ -11,7 +11,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from maskloom.data.mixing import UNIT_BITS, corpus_of_rows, rows_of_corpora
-from maskloom.data.order import VERSIONS
+from maskloom.data.plan import VERSIONS
 
 weight = st.one_of(st.just(0.0), st.integers(1, 9).map(float), st.floats(1e-3, 1e3))
 weights_of = st.lists(weight, min_size=1, max_size=5).filter(any).map(tuple)

@@ -11,17 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from maskloom.data.order import (
-    VERSIONS,
-    Cursor,
-    block_at,
-    default_lanes,
-    first_cursors,
-    hash64,
-    make_key,
-    permutation,
-    permuted,
-)
+from maskloom.data.cursors import Cursor, first_cursors
+from maskloom.data.hashing import hash64, make_key, permutation, permuted
+from maskloom.data.order import block_at, default_lanes
+from maskloom.data.plan import VERSIONS
 
 seeds = st.integers(0, 2**31)
 parts = st.lists(st.integers(0, 3) | st.text("ab1", max_size=2), max_size=3)

@@ -22,18 +22,19 @@ from tokenizers import models
 
 from maskloom.config import Corpus, Data, Masking
 from maskloom.config_file import parse_config
-from maskloom.data.index import Index, load_index
+from maskloom.data.cursors import first_cursors
+from maskloom.data.hashing import hash64
+from maskloom.data.index.index import Index, load_index
 from maskloom.data.masking import MaskRule, mask_rows
-from maskloom.data.order import VERSIONS, first_cursors, hash64
-from maskloom.data.plan import DataPlan, Growth, PhasePlan, open_corpora
+from maskloom.data.plan import VERSIONS, DataPlan, Growth, PhasePlan, open_corpora
 from maskloom.data.stream import read_steps
 from maskloom.data.writing.shards import Options, write_shards
 from maskloom.distributed import World
 from maskloom.errors import UserError
-from maskloom.tokenizer import SPECIAL_TOKENS, Tokenizer
+from maskloom.tokenizers.tokenizer import SPECIAL_TOKENS, Tokenizer
 from tests.conftest import sentences
 
-from .reading import corpus_of, plan_of
+from .corpora import corpus_of, plan_of
 
 PHASES = (PhasePlan(6, 16, 2), PhasePlan(5, 64, 1, mask_rate=0.5), PhasePlan(7, 16, 3))
 STEPS = 18

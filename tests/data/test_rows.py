@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from maskloom.data.index import Index
+from maskloom.data.index.index import Index
 from maskloom.data.packing import pack
 from maskloom.data.rows import FIELDS, Part, Rows, count_slots, count_text_tokens
-from maskloom.tokenizer import Tokenizer
+from maskloom.tokenizers.tokenizer import Tokenizer
 
-from .reading import digest_of
+from .corpora import digest_of
 
 
 def some_rows(count: int, seq_len: int, seed: int = 0) -> Rows:

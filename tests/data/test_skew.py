@@ -12,14 +12,14 @@ import yaml
 from numpy.typing import NDArray
 
 from maskloom.cli import main
-from maskloom.data.index import Index
+from maskloom.data.index.index import Index
 from maskloom.data.order import block_at
 from maskloom.data.plan import PhasePlan
 from maskloom.data.skew import TEXT_BYTES_A_TOKEN, TOLERATED, note_on_sizes, notes_on_run, sizes_of
-from maskloom.tokenizer import Tokenizer
+from maskloom.tokenizers.tokenizer import Tokenizer
 from tests.conftest import sentences
 
-from .reading import corpus_of, plan_of
+from .corpora import corpus_of, plan_of
 
 SEEDS = 30
 NOISE = 0.05  # of the mean of so many seeds: a few lanes more or less read each of seven blocks

@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 
 from maskloom.config import Masking
 from maskloom.data import stream
-from maskloom.data.index import Index, load_index
-from maskloom.data.indexing import index_tars
+from maskloom.data.cursors import Cursor, LaneCursors, first_cursors
+from maskloom.data.index.index import Index, load_index
+from maskloom.data.index.indexing import index_tars
 from maskloom.data.masking import MaskRule
-from maskloom.data.order import Cursor, LaneCursors, first_cursors
 from maskloom.data.plan import DataPlan, Growth, PhasePlan
 from maskloom.data.rows import Rows
 from maskloom.data.stream import held_out_rows, read_steps, skip_steps
@@ -31,10 +31,10 @@ from maskloom.data.writing.token_shards import tokenize_corpus
 from maskloom.data.writing.work import Part
 from maskloom.distributed import World
 from maskloom.errors import DataFault, UserError
-from maskloom.tokenizer import Tokenizer
+from maskloom.tokenizers.tokenizer import Tokenizer
 from tests.conftest import sentences
 
-from .reading import (
+from .corpora import (
     GlobalStep,
     block_of,
     corpus_of,

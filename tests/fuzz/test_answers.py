@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from maskloom.config import Storage
-from maskloom.data.remote import fetch, read_range, read_whole, size_of
+from maskloom.data.reading.remote import fetch, read_range, read_whole, size_of
 from maskloom.errors import UserError
 
 from .harness import fuzz
@@ -113,7 +113,7 @@ def server() -> Iterator[Server]:
 
 def test_a_range_and_a_whole_object(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is given is as long as what was asked for, whoever says what."""
-    monkeypatch.setattr("maskloom.data.remote.FIRST_WAIT_S", 0.0)
+    monkeypatch.setattr("maskloom.data.reading.remote.FIRST_WAIT_S", 0.0)
     path = tmp_path / "copy"
 
     def read(data: bytes) -> None:

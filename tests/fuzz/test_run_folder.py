@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from maskloom.commands.status import described
-from maskloom.data.order import Cursor
+from maskloom.data.cursors import Cursor
 from maskloom.distributed import World
 from maskloom.errors import UserError
 from maskloom.files import LOCK

@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import webdataset
 
-from maskloom.data.indexing import index_shard
-from maskloom.data.samples import TOKENS_MAGIC, read_documents, read_tokens, tokens_member
+from maskloom.data.index.indexing import index_shard
+from maskloom.data.reading.samples import TOKENS_MAGIC, read_documents, read_tokens, tokens_member
 from maskloom.data.writing.token_shards import _first_key
 from maskloom.errors import UserError
-from maskloom.tokenizer import Tokenized
-from tests.data.test_tars import HOSTILE
+from maskloom.tokenizers.tokenizer import Tokenized
+from tests.data.reading.test_tars import HOSTILE
 
 from .harness import fuzz
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from maskloom.data.samples import document_from_json
+from maskloom.data.reading.samples import document_from_json
 from maskloom.data.sources.corpus import find_sources, read_source
 from maskloom.data.sources.source import TextLayout
 

@@ -18,8 +18,8 @@ from tokenizers import models, normalizers, pre_tokenizers
 from tokenizers.implementations.bert_wordpiece import BertWordPieceTokenizer
 
 from maskloom.errors import UserError
-from maskloom.tokenizer import SPECIAL_TOKENS, load_tokenizer
-from maskloom.tokenizer_files import LARGEST_BYTES, SETTINGS, write_for_others
+from maskloom.tokenizers.files import LARGEST_BYTES, SETTINGS, write_for_others
+from maskloom.tokenizers.tokenizer import SPECIAL_TOKENS, load_tokenizer
 from tests.fuzz.harness import INPUTS, Report, fuzz, guarded
 
 TEXTS = ["the river [MASK] [PATIENT]", "a" * 200 + "!", "", " \u0301中\x00é,b", "[UNK]" * 3]

@@ -16,13 +16,13 @@ from safetensors.torch import load_file, save_file
 from transformers import BertForMaskedLM
 
 from maskloom.config import Model
-from maskloom.model.bert import build_model
-from maskloom.model.description import COMPUTED, HARMLESS, SIZES, check_description, parse_description
-from maskloom.model.stored import stored_weights, weight_files
-from maskloom.model.warm_start import open_checkpoint
-from maskloom.tokenizer import Tokenizer
+from maskloom.models.bert import build_model
+from maskloom.models.description import COMPUTED, HARMLESS, SIZES, check_description, parse_description
+from maskloom.models.stored import stored_weights, weight_files
+from maskloom.models.warm_start import open_checkpoint
+from maskloom.tokenizers.tokenizer import Tokenizer
 from tests.fuzz.harness import fuzz
-from tests.model.test_bert import tiny_config
+from tests.models.test_bert import tiny_config
 
 NAME = "model.init here"
 MEMORY_BYTES = 64 << 20

@@ -12,15 +12,15 @@ import pytest
 
 from maskloom.cli import main
 from maskloom.config_file import parse_config
-from maskloom.data.index import Index, load_index
+from maskloom.data.cursors import first_cursors
+from maskloom.data.index.index import Index, load_index
 from maskloom.data.lane import Skip
-from maskloom.data.order import first_cursors
 from maskloom.data.plan import DataPlan, open_corpora
 from maskloom.data.stream import read_steps
 from maskloom.distributed import World
-from maskloom.tokenizer import load_tokenizer
+from maskloom.tokenizers.tokenizer import load_tokenizer
 from maskloom.train.checkpoint import read_state
-from tests.data.reading import block_of, corpus_of, flip
+from tests.data.corpora import block_of, corpus_of, flip
 
 from .conftest import lines, losses
 

@@ -16,9 +16,9 @@ import yaml
 from transformers import BertConfig
 
 from maskloom.config import Optimizer
-from maskloom.model.bert import MaskedLM
-from maskloom.tokenizer import load_tokenizer
-from maskloom.train.optim import parameter_groups
+from maskloom.models.bert import MaskedLM
+from maskloom.optim.groups import parameter_groups
+from maskloom.tokenizers.tokenizer import load_tokenizer
 
 from .conftest import final_weights, lines, train_in_ranks
 

@@ -24,7 +24,7 @@ from maskloom.cli import main
 from maskloom.commands.export import plain_model
 from maskloom.commands.loading import load_run
 from maskloom.files import whole_folder
-from maskloom.tokenizer import Tokenizer, load_tokenizer
+from maskloom.tokenizers.tokenizer import Tokenizer, load_tokenizer
 from tests.conftest import missing
 
 from .conftest import environment

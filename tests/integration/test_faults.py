@@ -23,7 +23,7 @@ import torch
 from maskloom.data.stream import Step
 from maskloom.status import EXIT_DONE, EXIT_FAILED, EXIT_HUNG, EXIT_STOPPED, Status, read_status
 from maskloom.train.metrics import read_metrics
-from maskloom.train.stopping import Requests
+from maskloom.train.rank.stopping import Requests
 from maskloom.train.trainer import Trainer
 
 from .conftest import LAUNCHER_VARIABLES, environment, final_weights, forked_ranks, free_port, losses
@@ -401,7 +401,7 @@ def test_a_dead_tensorboard_folder_ends_no_run(start: Callable[..., Job]) -> Non
 
 def train_until_told() -> None:
     """In a rank: stand in step 6 until a file `go` is beside the run, while its status is written five times a second."""
-    from maskloom.train import watch
+    from maskloom.train.rank import watch
 
     watch.REFRESH_S = 0.2
     old_step = Trainer.train_step

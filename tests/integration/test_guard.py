@@ -21,10 +21,10 @@ import pytest
 import torch
 
 from maskloom.config_file import load_config
-from maskloom.data.order import LaneCursors, first_cursors
+from maskloom.data.cursors import LaneCursors, first_cursors
 from maskloom.data.plan import DataPlan, open_corpora
 from maskloom.data.stream import skip_steps
-from maskloom.tokenizer import load_tokenizer
+from maskloom.tokenizers.tokenizer import load_tokenizer
 from maskloom.train.checkpoint import read_state, saved_at
 from tests.cluster.spoiled import InfiniteGradient
 
@@ -43,7 +43,7 @@ SPOILED: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 def spoil(spoils: Spoils, batches: str, kill_at: int = 0, kill_before_writing: bool = False) -> None:
     """Patch this process: what `spoils` says becomes of the steps that leave LANE there. Each rank lists the rows that it was
     given in files that begin with `batches`, and kills itself at step `kill_at` once the run has gone back."""
-    from maskloom.model.bert import MaskedLM, PackedBertLayer
+    from maskloom.models.bert import MaskedLM, PackedBertLayer
     from maskloom.train import rollback
     from maskloom.train.trainer import Trainer
 
@@ -73,10 +73,10 @@ def spoil(spoils: Spoils, batches: str, kill_at: int = 0, kill_before_writing: b
             ):
                 digest = hashlib.sha256(rows.numpy().tobytes()).hexdigest()
                 file.write(json.dumps([batch.number + 1, lane, digest]) + "\n")
-        before, bad_steps = snapshot(self.engine), self.guard.bad_steps
+        before, bad_steps = snapshot(self.engine.deepspeed), self.guard.bad_steps
         values = old_step(self, batch)
-        if self.guard.bad_steps > bad_steps or not self.engine.was_step_applied():
-            after = snapshot(self.engine)
+        if self.guard.bad_steps > bad_steps or not self.engine.deepspeed.was_step_applied():
+            after = snapshot(self.engine.deepspeed)
             if self.guard.bad_steps == bad_steps:  # fp16's own overflow
                 before.pop("scaler"), after.pop("scaler")
             assert before.keys() == after.keys(), before.keys() ^ after.keys()

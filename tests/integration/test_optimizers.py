@@ -15,15 +15,15 @@ import torch
 from maskloom.config import RunConfig
 from maskloom.config_file import load_config
 from maskloom.data.batch import Layout, micro_batches
-from maskloom.data.order import first_cursors
+from maskloom.data.cursors import first_cursors
 from maskloom.data.plan import DataPlan, open_corpora
 from maskloom.data.stream import read_steps
 from maskloom.distributed import World
-from maskloom.model.bert import MaskedLM, build_model
-from maskloom.tokenizer import load_tokenizer
+from maskloom.models.bert import MaskedLM, build_model
+from maskloom.optim.groups import parameter_groups
+from maskloom.optim.schedule import learning_rate
+from maskloom.tokenizers.tokenizer import load_tokenizer
 from maskloom.train.checkpoint import saved_at
-from maskloom.train.optim import parameter_groups
-from maskloom.train.schedule import learning_rate
 
 from .conftest import final_weights
 

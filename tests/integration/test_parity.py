@@ -12,14 +12,14 @@ from transformers import BertForMaskedLM
 
 from maskloom.config import RunConfig
 from maskloom.config_file import load_config
-from maskloom.data.order import first_cursors
+from maskloom.data.cursors import first_cursors
 from maskloom.data.rows import Rows
 from maskloom.data.stream import read_steps
 from maskloom.distributed import World
-from maskloom.model.bert import build_model
+from maskloom.models.bert import build_model
+from maskloom.optim.groups import parameter_groups
+from maskloom.optim.schedule import learning_rate
 from maskloom.train.loop import prepare
-from maskloom.train.optim import parameter_groups
-from maskloom.train.schedule import learning_rate
 
 from .conftest import losses
 

@@ -20,8 +20,8 @@ from transformers import BertConfig, BertForMaskedLM
 
 from maskloom.cli import main
 from maskloom.errors import UserError
-from maskloom.model.bert import MaskedLM
-from maskloom.model.warm_start import load_checkpoint, open_checkpoint
+from maskloom.models.bert import MaskedLM
+from maskloom.models.warm_start import load_checkpoint, open_checkpoint
 from maskloom.train.checkpoint.digests import digest
 from maskloom.train.engine.files import full_precision_weights, safe_loading
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from maskloom.program import EXIT_INTERRUPTED
-from tests.data.reading import corpus_of, flip
+from tests.data.corpora import corpus_of, flip
 from tests.waiting import PATIENCE_S, parent_of, session_of, wait_for_end, wait_until
 
 FOR_EVER = "phases.0.steps=2000000"
@@ -135,12 +135,12 @@ READS = """
 import gc, sys, threading
 from multiprocessing import active_children
 from maskloom.config_file import load_config
-from maskloom.data.order import first_cursors
+from maskloom.data.cursors import first_cursors
 from maskloom.data.plan import DataPlan, open_corpora
 from maskloom.data.stream import read_steps
 from maskloom.distributed import World
 from maskloom.program import run_program
-from maskloom.tokenizer import load_tokenizer
+from maskloom.tokenizers.tokenizer import load_tokenizer
 
 def main():
     global reading

@@ -28,10 +28,10 @@ import pytest
 import webdataset
 
 from maskloom.config import Storage
-from maskloom.data import remote, storage
-from maskloom.data.index import Index, load_index
-from maskloom.data.indexing import index_tars
-from maskloom.data.storage import fetch, list_tars, open_range, read_whole, size_of
+from maskloom.data.index.index import Index, load_index
+from maskloom.data.index.indexing import index_tars
+from maskloom.data.reading import remote, storage
+from maskloom.data.reading.storage import fetch, list_tars, open_range, read_whole, size_of
 from maskloom.errors import DataFault, UserError
 from tests.conftest import missing, sentences
 from tests.fault_server import Fault, FaultServer, Kind
@@ -304,7 +304,7 @@ def test_a_corpus_in_the_cache_needs_no_server(corpus: Path, expected: list[list
 READ = """
 import hashlib, sys
 from maskloom.config import Storage
-from maskloom.data.index import load_index
+from maskloom.data.index.index import load_index
 for where in sys.argv[1:]:
     index = load_index(where, Storage(timeout_s=5))
     texts = [text for block in range(index.header["blocks"]) for text in index.documents(block, "train")]

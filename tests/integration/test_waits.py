@@ -119,7 +119,7 @@ def record(folder: str) -> None:
 
     def train_step(self: Any, batch: Any) -> Any:
         # The embedding's sparse gradient, which only CPUs have: what reads its indices is no wait of a GPU.
-        self.engine.module.bert.embeddings.word_embeddings.sparse = False
+        self.engine.model.bert.embeddings.word_embeddings.sparse = False
         if batch.number == FIRST:
             found.clear()
             for mode in modes:

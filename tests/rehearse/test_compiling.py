@@ -67,7 +67,7 @@ def test_what_a_forward_saves_is_what_it_computed_and_gives_on() -> None:
 
 
 def test_variants_are_torchs_operators_and_ours() -> None:
-    from maskloom.model.kernels import KERNELS, dropout
+    from maskloom.models.kernels import KERNELS, dropout
 
     found = variants()
     assert found["plain"].dropout is dropout.reference

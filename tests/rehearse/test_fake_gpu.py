@@ -6,7 +6,6 @@ import ctypes
 from pathlib import Path
 
 import pytest
-
 from rehearse import fake_gpu
 
 

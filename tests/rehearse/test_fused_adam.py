@@ -6,7 +6,6 @@ import zipfile
 from pathlib import Path
 
 import pytest
-
 from rehearse import fused_adam
 
 DRY_RUN = """#$ _NVVM_BRANCH_=nvvm

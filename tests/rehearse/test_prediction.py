@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from rehearse.prediction import CAUTIOUS, COPY_BYTES_PER_S, HOPEFUL, ISSUE_PER_S, Speeds
-
 from rehearse import prediction
+from rehearse.prediction import CAUTIOUS, COPY_BYTES_PER_S, HOPEFUL, ISSUE_PER_S, Speeds
 
 from .facts import HIDDEN, ROWS, SEQ_LEN, SLOTS, UNIT, facts, work
 
@@ -22,7 +21,7 @@ def test_a_kernel_takes_the_longer_of_its_bytes_and_its_instructions() -> None:
 
 
 def test_products_are_those_of_the_formula() -> None:
-    from maskloom.model.flops import Shape, training_flops
+    from maskloom.models.flops import Shape, training_flops
 
     parts = prediction.step_parts(facts(), FULL)
     padded = Shape(3, HIDDEN, 4 * HIDDEN, prediction.PADDED_VOCABULARY)

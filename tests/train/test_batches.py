@@ -12,12 +12,12 @@ import torch
 
 from maskloom.config_file import load_config
 from maskloom.data.batch import micro_batches
-from maskloom.data.index import load_index
-from maskloom.data.order import first_cursors
+from maskloom.data.cursors import first_cursors
+from maskloom.data.index.index import load_index
 from maskloom.data.plan import DataPlan
 from maskloom.data.stream import read_steps
 from maskloom.distributed import World
-from maskloom.tokenizer import load_tokenizer
+from maskloom.tokenizers.tokenizer import load_tokenizer
 from maskloom.train.batches import ready_steps
 from maskloom.train.tally import counts_of
 from maskloom.train.trainer import phase_layouts

@@ -21,16 +21,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from maskloom.config import Checkpoint, Masking
-from maskloom.data import order
-from maskloom.data.index import Index
+from maskloom.data.cursors import Cursor, first_cursors
+from maskloom.data.index.index import Index
 from maskloom.data.masking import MaskRule
-from maskloom.data.order import VERSIONS, Cursor, first_cursors
-from maskloom.data.plan import DataPlan, PhasePlan
+from maskloom.data.plan import VERSIONS, DataPlan, PhasePlan
 from maskloom.distributed import World
 from maskloom.errors import SaveFailed, UserError
 from maskloom.files import write_atomically
 from maskloom.status import Status
-from maskloom.tokenizer import Tokenizer, train_tokenizer
+from maskloom.tokenizers.tokenizer import Tokenizer, train_tokenizer
 from maskloom.train import checkpoint
 from maskloom.train.checkpoint import Saver, State, check_fits, damage, fingerprint
 from maskloom.train.checkpoint import save as saving
@@ -39,11 +38,11 @@ from maskloom.train.checkpoint.fit import is_same_origin, split_origin, stored_t
 from maskloom.train.checkpoint.room import UNLIMITED, free_memory_bytes
 from maskloom.train.checkpoint.state import folder_of
 from maskloom.train.checkpoint.writing import publish, write_parts
-from maskloom.train.engine.writing import Part, copied, tensor_bytes
-from maskloom.train.notices import Notices
+from maskloom.train.engine.writing import EngineFile, copied, tensor_bytes
 from maskloom.train.passed_over import PassedOver, write_intervals
+from maskloom.train.rank.notices import Notices
 from tests.conftest import missing, sentences
-from tests.data.reading import corpus_of
+from tests.data.corpora import corpus_of
 
 SIZES_AS_TEXT = '{"step": 8, "files": {"data.json": {"bytes": "7", "sha256": "ab"}}}'
 HERE = Path("RUN/checkpoints/step-00000004")
@@ -123,7 +122,7 @@ def test_another_version_of_a_part_is_refused_with_the_reason(
     part: str, plan: DataPlan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     state = state_of(plan)
-    monkeypatch.setitem(order.VERSIONS, part, VERSIONS[part] + 1)
+    monkeypatch.setitem(VERSIONS, part, VERSIONS[part] + 1)
     said, why = refusal(state, plan)
     assert said == f"version of {part}: {VERSIONS[part] - 1} in the checkpoint, {VERSIONS[part]} now"
     assert (
@@ -283,7 +282,7 @@ def whole(run: Path, plan: DataPlan, step: int, settings: Checkpoint | None = No
     partial = folder.with_name(f".partial-{folder.name}")
     partial.mkdir(parents=True)
     for rank in range(2):
-        write_parts(partial, [Part(f"rank{rank}.pt", {"w": torch.full((999,), step)}, 3996, True)], rank)
+        write_parts(partial, [EngineFile(f"rank{rank}.pt", {"w": torch.full((999,), step)}, 3996, True)], rank)
     publish(partial, folder, state_of(plan, step=step), settings or Checkpoint())
     return folder
 
@@ -371,16 +370,18 @@ def test_whatever_a_save_or_a_start_is_killed_at_a_whole_checkpoint_is_found(tmp
     assert changes[2] >= 12
 
 
+class TensorEngine:
+    """In place of an engine: what is saved is a tensor."""
+
+    def files(self, folder: Path, may_copy: Callable[[int], bool]) -> list[EngineFile]:
+        return [EngineFile("rank0.pt", {"w": torch.ones(1000)}, 4000, may_copy(4000))]
+
+
 class TestSaver:
-    """One rank, without an engine: what is saved is a tensor."""
+    """One rank, without a real engine."""
 
     @pytest.fixture
-    def saver(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Saver:
-        def parts(engine: Any, folder: Path, may_copy: Callable[[int], bool]) -> list[Part]:
-            content = {"w": torch.ones(1000)}
-            return [Part("rank0.pt", content, 4000, may_copy(4000))]
-
-        monkeypatch.setattr(saving, "collect_parts", parts)
+    def saver(self, tmp_path: Path) -> Saver:
         return Saver(tmp_path, Checkpoint(), World(), Notices())
 
     def state(self, plan: DataPlan, step: int) -> State:
@@ -392,7 +393,7 @@ class TestSaver:
         saver.notices.hear(saver.notices.said())
 
     def test_training_goes_on_until_all_is_on_the_disk(self, saver: Saver, plan: DataPlan, tmp_path: Path) -> None:
-        saver.start(None, self.state(plan, 4))
+        saver.start(TensorEngine(), self.state(plan, 4))
         deadline = time.monotonic() + 60
         while saver.last_good is None:
             assert time.monotonic() < deadline
@@ -404,7 +405,7 @@ class TestSaver:
     def test_what_was_said_of_the_save_before_does_not_count(
         self, saver: Saver, plan: DataPlan, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        saver.start(None, self.state(plan, 4))
+        saver.start(TensorEngine(), self.state(plan, 4))
         while not saver.notices.mine["saved"]:
             self.steps_on(saver)
         saver.finish()
@@ -415,7 +416,7 @@ class TestSaver:
             write_parts(*arguments)
 
         monkeypatch.setattr(saving, "write_parts", waits)
-        saver.start(None, self.state(plan, 8))
+        saver.start(TensorEngine(), self.state(plan, 8))
         for _ in range(5):
             self.steps_on(saver)
         assert saver.last_good == "step-00000004"
@@ -425,7 +426,7 @@ class TestSaver:
 
     def test_a_save_waits_for_the_one_before(self, saver: Saver, plan: DataPlan, tmp_path: Path) -> None:
         for step in (4, 8, 12):
-            saver.start(None, self.state(plan, step))
+            saver.start(TensorEngine(), self.state(plan, step))
         assert saver.last_good == "step-00000008"
         saver.finish()
         assert saver.last_good == "step-00000012"
@@ -435,7 +436,7 @@ class TestSaver:
     ) -> None:
         monkeypatch.setattr(saving, "free_memory_bytes", lambda: 3000)
         for step in (4, 8):
-            saver.start(None, self.state(plan, step))
+            saver.start(TensorEngine(), self.state(plan, step))
             assert saver._part is not None
             assert saver._part.outcome() == ""
         saver.finish(must_succeed=True)
@@ -449,11 +450,11 @@ class TestSaver:
         monkeypatch: pytest.MonkeyPatch,
         capsys: pytest.CaptureFixture[str],
     ) -> None:
-        saver.start(None, self.state(plan, 4))
+        saver.start(TensorEngine(), self.state(plan, 4))
         saver.finish()
         monkeypatch.setattr(saving, "free_disk_bytes", lambda folder: 5000)
         for step in (8, 12):
-            saver.start(None, self.state(plan, step))
+            saver.start(TensorEngine(), self.state(plan, step))
             assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [
                 "latest.json",
                 "step-00000004",
@@ -462,7 +463,7 @@ class TestSaver:
         assert "the checkpoint of step 8 could not be written, and nothing of it is left: it needs 0.02 GB" in error
         assert "The last good one is step-00000004. Free space on the file system of" in error
         with pytest.raises(SaveFailed, match="3 checkpoints in a row could not be written") as failed:
-            saver.start(None, self.state(plan, 16))
+            saver.start(TensorEngine(), self.state(plan, 16))
         assert failed.value.can_retry
         assert "start the same command again" in str(failed.value)
 
@@ -473,7 +474,7 @@ class TestSaver:
             with monkeypatch.context() as patch:
                 if step % 3:
                     patch.setattr(saving, "free_disk_bytes", lambda folder: 0)
-                saver.start(None, self.state(plan, step))
+                saver.start(TensorEngine(), self.state(plan, step))
                 saver.finish()
         assert saver.last_good == "step-00000036"
 
@@ -492,7 +493,7 @@ class TestSaver:
             raise OSError(*error, "optim_states.pt")
 
         monkeypatch.setattr(saving, "write_parts", fails)
-        saver.start(None, self.state(plan, 4))
+        saver.start(TensorEngine(), self.state(plan, 4))
         expected = rf"the last checkpoint could not be written: rank 0: .*optim_states\.pt.*{remedy}"
         with pytest.raises(SaveFailed, match=expected):
             saver.finish(must_succeed=True)
@@ -508,7 +509,7 @@ class TestSaver:
             raise OSError(5, "Input/output error")
 
         monkeypatch.setattr(saving, at, fails)
-        saver.start(None, self.state(plan, 4))
+        saver.start(TensorEngine(), self.state(plan, 4))
         deadline = time.monotonic() + 60
         while not saver.failures:
             assert time.monotonic() < deadline

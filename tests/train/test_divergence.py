@@ -10,10 +10,10 @@ import torch
 
 from maskloom.config_file import parse_config
 from maskloom.distributed import World
-from maskloom.model.bert import MaskedLM
-from maskloom.tokenizer import Tokenizer
+from maskloom.models.bert import MaskedLM
+from maskloom.tokenizers.tokenizer import Tokenizer
 from maskloom.train.divergence import collapsed, count_not_finite, diverged, first_not_finite
-from tests.model.test_bert import bucket, make_rows, tiny_config
+from tests.models.test_bert import bucket, make_rows, tiny_config
 from tests.trees import tree_with
 
 
@@ -22,14 +22,14 @@ def engine(tokenizer: Tokenizer) -> Any:
     """What of an engine is looked at: a model in fp16, and its loss scale."""
     torch.manual_seed(0)
     model = MaskedLM(tiny_config(tokenizer.vocab_size)).half().train()
-    return SimpleNamespace(module=model, fp16_enabled=lambda: True, optimizer=SimpleNamespace(loss_scale=1.0))
+    return SimpleNamespace(model=model, loss_scale=1.0, parts=model.named_parameters)
 
 
 def test_weights_that_are_no_numbers_are_counted(engine: Any) -> None:
     assert count_not_finite(engine, torch.device("cpu")) == 0
     with torch.no_grad():
-        engine.module.bert.embeddings.LayerNorm.weight[:3] = torch.nan
-        engine.module.cls.predictions.bias[5] = torch.inf
+        engine.model.bert.embeddings.LayerNorm.weight[:3] = torch.nan
+        engine.model.cls.predictions.bias[5] = torch.inf
     assert count_not_finite(engine, torch.device("cpu")) == 4
 
 
@@ -38,7 +38,7 @@ def test_the_first_micro_batch_that_overflows_tells_where(engine: Any, tokenizer
     seeded: list[int] = []
     assert first_not_finite(engine, buckets, seeded.append, 1.0, World()) == ""
     assert seeded == [0, 1, 2]
-    engine.optimizer.loss_scale = 1e9
+    engine.loss_scale = 1e9
     place = "rank 0: the gradient at the output of the head (cls.predictions.transform)"
     assert first_not_finite(engine, buckets, seeded.append, 1.0, World()) == place
 

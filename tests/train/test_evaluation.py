@@ -16,15 +16,15 @@ from tokenizers.implementations import BertWordPieceTokenizer
 
 from maskloom.config import Evaluation, Masking, Model
 from maskloom.data.batch import MicroBatch
-from maskloom.data.index import Index
-from maskloom.data.indexing import index_tars
+from maskloom.data.index.index import Index
+from maskloom.data.index.indexing import index_tars
 from maskloom.data.masking import MaskRule
 from maskloom.data.rows import Rows, count_text_tokens
 from maskloom.data.stream import held_out_rows
 from maskloom.data.writing.shards import Options, write_shards
 from maskloom.distributed import World
-from maskloom.model.bert import MaskedLM, build_model
-from maskloom.tokenizer import SPECIAL_TOKENS, Tokenizer, load_tokenizer
+from maskloom.models.bert import MaskedLM, build_model
+from maskloom.tokenizers.tokenizer import SPECIAL_TOKENS, Tokenizer, load_tokenizer
 from maskloom.train.evaluation import evaluate, unigram_entropy
 
 CPU = torch.device("cpu")

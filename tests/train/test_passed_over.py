@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from maskloom.data.order import Cursor
+from maskloom.data.cursors import Cursor
 from maskloom.errors import UserError
 from maskloom.train.passed_over import PassedOver, behind, jumps, known, read_intervals, with_one_more, write_intervals
 

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from maskloom.config import Masking
-from maskloom.data.index import Index
+from maskloom.data.cursors import Cursor
+from maskloom.data.index.index import Index
 from maskloom.data.masking import MaskRule
-from maskloom.data.order import Cursor
 from maskloom.data.plan import DataPlan, Growth, PhasePlan
 from maskloom.distributed import World
-from maskloom.tokenizer import Tokenizer
+from maskloom.tokenizers.tokenizer import Tokenizer
 from maskloom.train.passed_over import PassedOver, read_intervals
 from maskloom.train.rollback import Rollback
 

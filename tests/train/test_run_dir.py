@@ -17,10 +17,10 @@ from maskloom.config_file import load_config, parse_config
 from maskloom.distributed import World
 from maskloom.errors import UserError
 from maskloom.files import write_atomically
-from maskloom.model.bert import build_model
+from maskloom.models.bert import build_model
 from maskloom.status import attempt_steps, note_attempt, read_status
-from maskloom.tokenizer import Tokenizer
-from maskloom.tokenizer_files import read_definition
+from maskloom.tokenizers.files import read_definition
+from maskloom.tokenizers.tokenizer import Tokenizer
 from maskloom.train.checkpoint.state import read_state
 from maskloom.train.metrics import read_metrics
 from maskloom.train.passed_over import read_intervals

@@ -10,18 +10,18 @@ from pathlib import Path
 import pytest
 
 from maskloom.config import Masking
-from maskloom.data.index import Index
+from maskloom.data.cursors import Cursor, LaneCursors
+from maskloom.data.index.index import Index
 from maskloom.data.lane import Skip
 from maskloom.data.masking import MaskRule
-from maskloom.data.order import Cursor, LaneCursors
 from maskloom.data.plan import DataPlan, PhasePlan
 from maskloom.distributed import World
 from maskloom.errors import UserError
-from maskloom.tokenizer import Tokenizer
+from maskloom.tokenizers.tokenizer import Tokenizer
 from maskloom.train.metrics import read_lines
 from maskloom.train.skipped import Skipped
 from tests.conftest import sentences
-from tests.data.reading import corpus_of
+from tests.data.corpora import corpus_of
 
 LANES = 4
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from maskloom.model.flops import Shape, training_flops
-from maskloom.tokenizer import Tokenizer
+from maskloom.models.flops import Shape, training_flops
+from maskloom.tokenizers.tokenizer import Tokenizer
 from maskloom.train.metrics import Work
 from maskloom.train.tally import Tally, counts_of
-from tests.model.test_bert import make_rows
+from tests.models.test_bert import make_rows
 
 SHAPE = Shape(2, 32, 64, 400)
 

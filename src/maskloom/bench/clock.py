@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from maskloom.bench.cases import PRECISION, Device
-from maskloom.model.flops import measured_flops
+from maskloom.models.flops import measured_flops
 
 COPIED_BYTES = {"cpu": 256 << 20, "cuda": 2 << 30}  # far beyond any cache
 COPIES = 10

@@ -21,12 +21,12 @@ from maskloom.bench.cases import Case, Device
 from maskloom.bench.jobs import Job
 from maskloom.bench.systems import Trained, Training, build, first_model
 from maskloom.config import Evaluation
-from maskloom.data.index import Index
+from maskloom.data.index.index import Index
 from maskloom.data.masking import MaskRule
 from maskloom.distributed import World
 from maskloom.errors import UserError
-from maskloom.model.bert import MaskedLM
-from maskloom.tokenizer import Tokenizer
+from maskloom.models.bert import MaskedLM
+from maskloom.tokenizers.tokenizer import Tokenizer
 from maskloom.train.evaluation import evaluate
 
 EVALUATION_ROWS = 64

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from maskloom.bench.learning import reached
-from maskloom.model.flops import Shape, training_flops
+from maskloom.models.flops import Shape, training_flops
 
 MIB = 1 << 20
 RATE = 0.15

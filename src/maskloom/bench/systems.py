@@ -33,12 +33,13 @@ from maskloom.bench.text import SEED, Text, check_vocabulary, grouped_rows, line
 from maskloom.config import Model, RunConfig
 from maskloom.config_file import parse_config
 from maskloom.data.batch import micro_batches
-from maskloom.data.order import first_cursors, make_key
+from maskloom.data.cursors import first_cursors
+from maskloom.data.hashing import make_key
 from maskloom.data.plan import DataPlan
 from maskloom.data.rows import Rows, count_text_tokens
 from maskloom.distributed import World
-from maskloom.model.bert import MaskedLM, build_model
-from maskloom.tokenizer import Tokenizer
+from maskloom.models.bert import MaskedLM, build_model
+from maskloom.tokenizers.tokenizer import Tokenizer
 from maskloom.train.batches import ready_steps
 from maskloom.train.trainer import deepspeed_settings, phase_layouts
 

@@ -21,13 +21,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from maskloom.data.index import Index, load_index
+from maskloom.data.index.index import Index, load_index
 from maskloom.data.order import block_at
 from maskloom.data.writing.shards import Options, finish_or_open, write_shards
 from maskloom.data.writing.token_shards import tokenize_corpus
 from maskloom.data.writing.work import Part
 from maskloom.errors import UserError
-from maskloom.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+from maskloom.tokenizers.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 
 QUICKSTART_BLOCK_BYTES = 32 << 10  # lanes enough to mix a corpus of 13 MB well
 SEED = 1

@@ -76,7 +76,7 @@ def _measure_steps(options: argparse.Namespace, device: Device) -> None:
     from maskloom.bench.machine import stamp
     from maskloom.bench.summary import case_table, parts_table
     from maskloom.bench.turns import measure_case
-    from maskloom.data.indexing import BLOCK_BYTES
+    from maskloom.data.index.indexing import BLOCK_BYTES
 
     cases = choose_cases(options.cases, device)
     cases = [case.changed(options.steps, options.rounds, options.micro_batch_rows) for case in cases]

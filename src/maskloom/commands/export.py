@@ -21,7 +21,7 @@ from maskloom.commands.loading import LoadedRun, load_run
 from maskloom.errors import UserError
 from maskloom.files import whole_folder
 from maskloom.progress import say
-from maskloom.tokenizer_files import write_for_others
+from maskloom.tokenizers.files import write_for_others
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

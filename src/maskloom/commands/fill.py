@@ -18,10 +18,10 @@ from transformers.utils import logging
 
 from maskloom.commands.arguments import positive
 from maskloom.errors import UserError
-from maskloom.model.warm_start import load_checkpoint, open_checkpoint
+from maskloom.models.warm_start import load_checkpoint, open_checkpoint
 from maskloom.progress import show
 from maskloom.redaction import one_line
-from maskloom.tokenizer import Tokenizer, load_tokenizer
+from maskloom.tokenizers.tokenizer import Tokenizer, load_tokenizer
 
 MASK = "[MASK]"
 

@@ -23,7 +23,7 @@ from maskloom.command_line import add_overrides
 from maskloom.commands.arguments import natural, positive, step_range
 from maskloom.config import RunConfig
 from maskloom.config_file import load_config
-from maskloom.data.order import first_cursors
+from maskloom.data.cursors import first_cursors
 from maskloom.data.plan import DataPlan, open_corpora
 from maskloom.data.rows import Rows
 from maskloom.data.stream import read_steps, skip_steps
@@ -31,7 +31,7 @@ from maskloom.distributed import World
 from maskloom.errors import UserError
 from maskloom.progress import show
 from maskloom.redaction import one_line
-from maskloom.tokenizer import Tokenizer, load_tokenizer
+from maskloom.tokenizers.tokenizer import Tokenizer, load_tokenizer
 from maskloom.train.checkpoint import known_intervals, resumable_cursors
 from maskloom.train.checkpoint.fit import stored_tokenizing
 from maskloom.train.passed_over import jumps
@@ -85,7 +85,7 @@ def run(options: argparse.Namespace) -> int:
 def _tokenizer(config: RunConfig) -> Tokenizer:
     if config.model.init is None:
         return load_tokenizer(config.tokenizer)
-    from maskloom.model.warm_start import tokenizer_of  # heavy: it knows models
+    from maskloom.models.warm_start import tokenizer_of  # heavy: it knows models
 
     return tokenizer_of(config.tokenizer, config.model.init)
 

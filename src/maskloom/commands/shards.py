@@ -31,16 +31,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 from maskloom.commands.arguments import WHOLE, byte_count, cores, fraction, positive
-from maskloom.data.index import Index, load_index
+from maskloom.data.index.index import Index, load_index
+from maskloom.data.reading.storage import is_remote, local_path
 from maskloom.data.skew import note_on_sizes
-from maskloom.data.storage import is_remote, local_path
 from maskloom.data.writing.report import Report
 from maskloom.data.writing.shards import Options, finish_or_open, write_part, write_shards
 from maskloom.data.writing.token_shards import tokenize_corpus
 from maskloom.data.writing.work import Part, work_folder
 from maskloom.errors import UserError
 from maskloom.progress import Progress, say, size, warn
-from maskloom.tokenizer import load_tokenizer
+from maskloom.tokenizers.tokenizer import load_tokenizer
 
 MIB = 1 << 20
 TEXT_OPTIONS = {  # their names in `Options`; those that are not given have the defaults there

@@ -13,12 +13,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from maskloom.commands.arguments import byte_count, positive
-from maskloom.data.index import Index, load_index
+from maskloom.data.index.index import Index, load_index
 from maskloom.data.order import block_at
 from maskloom.errors import UserError
 from maskloom.progress import Progress, say
-from maskloom.tokenizer import SPECIAL_TOKENS, train_tokenizer
-from maskloom.tokenizer_files import write_for_others
+from maskloom.tokenizers.files import write_for_others
+from maskloom.tokenizers.tokenizer import SPECIAL_TOKENS, train_tokenizer
 
 MIB = 1 << 20
 

@@ -96,7 +96,7 @@ def _on_hosts(options: argparse.Namespace, config: RunConfig, arguments: list[st
     from maskloom.launch.hostfile import read_hostfile
     from maskloom.launch.ssh import Ssh
     from maskloom.launch.supervisor import OnHosts, supervise
-    from maskloom.model.warm_start import tokenizer_of
+    from maskloom.models.warm_start import tokenizer_of
     from maskloom.train.checkpoint.fit import stored_tokenizing
     from maskloom.train.run_dir import check_model, reconcile
 

@@ -14,7 +14,7 @@ import torch
 
 from maskloom.data.rows import Rows
 from maskloom.distributed import World
-from maskloom.tokenizer import Tokenizer
+from maskloom.tokenizers.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)

@@ -17,14 +17,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from maskloom.data.cursors import Cursor, LaneCursors
+from maskloom.data.hashing import UInt64s, hash64, make_key
 from maskloom.data.masking import MaskRule, mask_rows
 from maskloom.data.mixing import corpus_of_rows
-from maskloom.data.order import Cursor, LaneCursors, UInt64s, block_at, hash64, make_key
+from maskloom.data.order import block_at
 from maskloom.data.packing import PackedRows, pack_after
 from maskloom.data.plan import DataPlan, Reading
 from maskloom.data.rows import Part, Rows
 from maskloom.errors import DataFault, UserError
-from maskloom.tokenizer import Tokenized
+from maskloom.tokenizers.tokenizer import Tokenized
 
 MOST_EMPTY_BLOCKS = 4096  # blocks in a row without a row: so many, or all of a smaller corpus, and there is no text
 

@@ -40,9 +40,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maskloom.config import Masking
-from maskloom.data.order import UInt64s, hash64
+from maskloom.data.hashing import UInt64s, hash64
 from maskloom.errors import UserError
-from maskloom.tokenizer import Tokenizer
+from maskloom.tokenizers.tokenizer import Tokenizer
 
 Int32s = NDArray[np.int32]
 Int64s = NDArray[np.int64]

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from maskloom.data.order import make_key, permutation
+from maskloom.data.hashing import make_key, permutation
 
 UNIT_BITS = 32  # shares are integers in units of 2^-32: floats may differ across machines
 Int64s = NDArray[np.int64]

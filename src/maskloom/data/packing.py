@@ -18,8 +18,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from maskloom.data.order import make_key, permutation
-from maskloom.tokenizer import Tokenized, Tokenizer
+from maskloom.data.hashing import make_key, permutation
+from maskloom.tokenizers.tokenizer import Tokenized, Tokenizer
 
 Int32s = NDArray[np.int32]
 Int64s = NDArray[np.int64]

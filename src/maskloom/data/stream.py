@@ -23,19 +23,20 @@ from typing import Any
 import numpy as np
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from maskloom.data.index import Index
+from maskloom.data.cursors import LaneCursors
+from maskloom.data.hashing import make_key
+from maskloom.data.index.index import Index
 from maskloom.data.lane import Lane, Skip, row_keys, rows_of_step
 from maskloom.data.masking import MaskRule, mask_rows
-from maskloom.data.order import LaneCursors, make_key
 from maskloom.data.packing import pack
 from maskloom.data.plan import DataPlan
+from maskloom.data.reading.storage import is_remote
 from maskloom.data.rows import Rows
-from maskloom.data.storage import is_remote
 from maskloom.distributed import World
 from maskloom.errors import DataFault, UserError
 from maskloom.processes import WANT_OF_MEMORY, Deaf, clean_forks, end_with_owner
 from maskloom.progress import warn
-from maskloom.tokenizer import Tokenizer
+from maskloom.tokenizers.tokenizer import Tokenizer
 
 FETCHES_AT_ONCE = 16  # block requests that a reader process has open at a store
 POLL_S = 0.25  # how often a wait for reader processes looks whether it is over

@@ -21,7 +21,7 @@ def main(arguments: list[str] | None = None) -> int:
     add_overrides(parser)
     options = parser.parse_args(arguments)
     # Reader processes import this module again: what is heavy comes after that point.
-    from maskloom.train.watch import Watch
+    from maskloom.train.rank.watch import Watch
 
     with Watch() as watch:  # before what takes seconds to import: a request to stop may come at any time
         from maskloom.config_file import load_config

@@ -15,7 +15,7 @@ import torch
 
 from maskloom.data.ahead import ahead
 from maskloom.data.batch import Layout, MicroBatch, micro_batches
-from maskloom.data.order import LaneCursors
+from maskloom.data.cursors import LaneCursors
 from maskloom.data.plan import DataPlan
 from maskloom.data.stream import Step, merge, read_parts
 from maskloom.distributed import World

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 
@@ -12,21 +11,20 @@ from maskloom.config import RunConfig
 from maskloom.data.batch import MicroBatch
 from maskloom.distributed import World, gather_objects, sum_over_ranks
 from maskloom.errors import UserError
-from maskloom.model.overflow import find_overflow
-from maskloom.train.engine.building import own_part
-from maskloom.train.engine.stepping import loss_scale
+from maskloom.models.overflow import find_overflow
+from maskloom.train.engine.engine import Engine
 
 
-def count_not_finite(engine: Any, device: torch.device) -> int:
+def count_not_finite(engine: Engine, device: torch.device) -> int:
     """Weights of all ranks that are no numbers; every rank calls it."""
     wrong = torch.zeros((), dtype=torch.int64, device=device)
-    for parameter in engine.module.parameters():
-        wrong += (~torch.isfinite(own_part(parameter))).sum()
+    for _, part in engine.parts():
+        wrong += (~torch.isfinite(part)).sum()
     return int(sum_over_ranks(wrong))
 
 
 def first_not_finite(
-    engine: Any,
+    engine: Engine,
     buckets: Sequence[MicroBatch],
     seed_dropout: Callable[[int], None],
     scale: torch.Tensor | float,
@@ -42,7 +40,7 @@ def first_not_finite(
     found: str | None = None
     for number, bucket in enumerate(buckets):
         seed_dropout(number)
-        found = found or find_overflow(engine.module, bucket, float(scale) * (loss_scale(engine) or 1.0))
+        found = found or find_overflow(engine.model, bucket, float(scale) * (engine.loss_scale or 1.0))
     places = gather_objects(found, world)
     return "; ".join(f"rank {rank}: {place}" for rank, place in enumerate(places) if place)
 

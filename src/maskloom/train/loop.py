@@ -18,8 +18,8 @@ from maskloom.config_file import rechecked
 from maskloom.data.plan import DataPlan, open_corpora
 from maskloom.data.skew import notes_on_run
 from maskloom.distributed import World, barrier, gather_objects, set_timeouts
-from maskloom.model.bert import check_size
-from maskloom.model.warm_start import tokenizer_of
+from maskloom.models.bert import check_size
+from maskloom.models.warm_start import tokenizer_of
 from maskloom.processes import temporary_folder
 from maskloom.progress import say, warn
 from maskloom.status import EXIT_DONE, EXIT_STOPPED
@@ -31,10 +31,10 @@ from maskloom.train.engine.configuration import device_of, resolve_precision
 from maskloom.train.engine.kernels import resolve_kernels
 from maskloom.train.engine.notes import notes_on_device
 from maskloom.train.metrics import Metrics
+from maskloom.train.rank.watch import Watch
 from maskloom.train.run_dir import RunDir, check_model, reconcile
 from maskloom.train.time_left import TimeLeft
 from maskloom.train.trainer import Trainer, deepspeed_settings
-from maskloom.train.watch import Watch
 
 
 def train(config: RunConfig, world: World, watch: Watch | None = None) -> int:
@@ -67,7 +67,7 @@ def attempt(config: RunConfig, world: World, run: RunDir, watch: Watch) -> int:
     torch.set_num_threads(run.threads(world, len(os.sched_getaffinity(0))))
     with watch.section("load", set_timeouts):
         trainer = Trainer(config, plan, world, traffic, watch.pulse)
-    run.begin(trainer.config, trainer.engine.module, plan.tokenizer, world, trainer.step)
+    run.begin(trainer.config, trainer.engine.model, plan.tokenizer, world, trainer.step)
     why = agreed_to_stop(watch, world)
     watch.log_to(run)
     time_left = TimeLeft(plan.phases, plan.lanes)

@@ -40,7 +40,7 @@ class Work(NamedTuple):
     computed_slots: int
     """All, padding and filling rows included."""
     flops: int
-    """Model FLOPs, see `maskloom.model.flops`."""
+    """Model FLOPs, see `maskloom.models.flops`."""
 
 
 class Metrics:

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from maskloom.data.order import Cursor, LaneCursors
+from maskloom.data.cursors import Cursor, LaneCursors
 from maskloom.errors import UserError
 from maskloom.files import parse_json, read_plain, sync_folder, write_atomically
 from maskloom.redaction import brief

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from maskloom.data.order import LaneCursors
+from maskloom.data.cursors import LaneCursors
 from maskloom.data.plan import DataPlan
 from maskloom.distributed import World, barrier
 from maskloom.progress import warn

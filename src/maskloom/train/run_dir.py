@@ -27,12 +27,12 @@ from maskloom.config_file import differences, dump_config, load_config, rechecke
 from maskloom.distributed import World, gather_objects
 from maskloom.errors import UserError
 from maskloom.files import LOCK, parse_json, read_plain, whole_folder, write_atomically
-from maskloom.model.bert import MaskedLM, read_definition, save_definition
-from maskloom.model.warm_start import check_init, check_positions
+from maskloom.models.bert import MaskedLM, read_definition, save_definition
+from maskloom.models.warm_start import check_init, check_positions
 from maskloom.progress import say, warn
 from maskloom.redaction import brief, sayable
 from maskloom.status import CHECKPOINT, START, State, Status, note_attempt, parse_status, read_status
-from maskloom.tokenizer import Tokenizer
+from maskloom.tokenizers.tokenizer import Tokenizer
 from maskloom.train.checkpoint.fit import fit_origin, is_same_origin, split_origin, unlike_data
 from maskloom.train.checkpoint.state import saved_folders
 from maskloom.train.run_lock import InUse, RunLock

@@ -12,8 +12,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from maskloom.data.cursors import LaneCursors
 from maskloom.data.lane import Skip
-from maskloom.data.order import LaneCursors
 from maskloom.data.plan import DataPlan
 from maskloom.distributed import World, gather_objects
 from maskloom.errors import UserError

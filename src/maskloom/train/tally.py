@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from maskloom.data.rows import Rows, count_slots, count_text_tokens
-from maskloom.model.flops import Shape, training_flops
-from maskloom.tokenizer import Tokenizer
+from maskloom.models.flops import Shape, training_flops
+from maskloom.tokenizers.tokenizer import Tokenizer
 from maskloom.train.metrics import Work
 
 

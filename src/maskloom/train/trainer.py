@@ -15,32 +15,32 @@ import torch
 
 from maskloom.config import RunConfig
 from maskloom.data.batch import Layout, MicroBatch, to_device, to_host
+from maskloom.data.cursors import Cursor, LaneCursors, first_cursors
+from maskloom.data.hashing import make_key
 from maskloom.data.masking import MaskRule
-from maskloom.data.order import Cursor, LaneCursors, first_cursors, make_key
 from maskloom.data.plan import DataPlan
 from maskloom.distributed import World, gather_objects, sum_over_ranks
 from maskloom.errors import UserError
-from maskloom.model.attention import settle_attention
-from maskloom.model.bert import build_defined, build_model
-from maskloom.model.flops import DTYPES, Shape, peak_of
+from maskloom.models.attention import settle_attention
+from maskloom.models.bert import build_defined, build_model
+from maskloom.models.flops import DTYPES, Shape, peak_of
+from maskloom.optim.schedule import learning_rate
 from maskloom.progress import say, size, warn
 from maskloom.train import checkpoint
 from maskloom.train.batches import ReadyStep, ready_steps
 from maskloom.train.divergence import collapsed, count_not_finite, diverged, first_not_finite
-from maskloom.train.engine.building import build_engine, optimizer_title, release_engine
 from maskloom.train.engine.configuration import deepspeed_config, device_of, resolve_precision
-from maskloom.train.engine.files import load_engine
+from maskloom.train.engine.engine import Engine
 from maskloom.train.engine.numerics import numerics_title
-from maskloom.train.engine.stepping import LossScaleCollapsed, adapts_loss_scale, apply_gradients, loss_scale, reduction
+from maskloom.train.engine.stepping import LossScaleCollapsed
 from maskloom.train.evaluation import evaluate
 from maskloom.train.guard import NOT_FINITE, GuardState, after_step, highest_loss, must_go_back, objection
-from maskloom.train.heartbeats import Pulse
 from maskloom.train.metrics import Work, largest_memory_peaks
-from maskloom.train.notices import NAMES, Notices
 from maskloom.train.own_time import OwnTime
 from maskloom.train.passed_over import PassedOver, behind, jumps, known, read_intervals, with_one_more
+from maskloom.train.rank.heartbeats import Pulse
+from maskloom.train.rank.notices import NAMES, Notices
 from maskloom.train.rollback import Rollback
-from maskloom.train.schedule import learning_rate
 from maskloom.train.skipped import Skipped
 from maskloom.train.tally import Tally
 from maskloom.train.traffic import Traffic
@@ -67,7 +67,7 @@ class Trainer:
             self.config = config.model_copy(update={"from_": checkpoint.origin_of(*found)})
         self.passed_over = known(found[1].intervals(), found[1].step, of_run) if found else of_run
         origin = self._begin_from(found)
-        described = self.engine.module.config
+        described = self.engine.model.config
         self.shape = Shape.of(described)
         head_size = described.hidden_size // described.num_attention_heads
         dtype = DTYPES[resolve_precision(config.engine.precision)]
@@ -104,9 +104,9 @@ class Trainer:
         else:
             self.saver.last_good = None
             model, origin = build_model(config.model, plan.tokenizer, config.seed)
-        self.engine: Any = build_engine(config, model, deepspeed_settings(config, plan, world), world)
+        self.engine = Engine(config, model, deepspeed_settings(config, plan, world), world)
         if state:
-            load_engine(self.engine, folder, same_spread, state.precision == config.engine.precision)
+            self.engine.load(folder, same_spread, state.precision == config.engine.precision)
         self.step = self.pulse.step = state.step if state else 0
         self.cursors = state.lane_cursors() if state else first_cursors(plan.lanes, len(plan.corpora))
         self.guard = state.guard_state() if state else GuardState()
@@ -148,7 +148,7 @@ class Trainer:
         scale = self.world.size / counts[0].clamp(min=1)
         highest = highest_loss(self.guard, self.config.guard, phase := self.plan.phase_of(batch.number))
         results = torch.zeros(2, dtype=torch.float64, device=self.device)
-        with reduction(self.engine, self.config.engine.reduce, len(buckets)) as backward:
+        with self.engine.accumulating(len(buckets)) as backward:
             for number, bucket in enumerate(buckets):
                 self.pulse.tick("compute")
                 self._seed_dropout(batch.number, number)
@@ -168,10 +168,10 @@ class Trainer:
         seed_dropout = functools.partial(self._seed_dropout, batch.number)
         where = functools.partial(first_not_finite, self.engine, buckets, seed_dropout, scale, self.world)
         try:
-            norm, is_applied = apply_gradients(self.engine, lr, is_spoilt=reason is not None)
+            norm, is_applied = self.engine.step(lr, is_spoilt=reason is not None)
         except LossScaleCollapsed:
             raise collapsed(batch.number + 1, where(), self.config, self.saver.last_good) from None
-        if not is_applied and not adapts_loss_scale(self.engine):
+        if not is_applied and not self.engine.adapts_loss_scale:
             reason = reason or NOT_FINITE
         self.traffic.end_step()
         self.step = batch.number + 1
@@ -217,8 +217,8 @@ class Trainer:
         self.passed_over = with_one_more(self.passed_over, interval)
         way.carry_out(self.run, self.passed_over, self.world)
         self._objection = ("", str)  # it holds the engine
-        release_engine(self.engine)
-        self.engine = None
+        self.engine.close()
+        del self.engine
         del where
         gc.collect()
         torch.cuda.empty_cache()
@@ -306,7 +306,7 @@ class Trainer:
         self.skipped.settle(self._my_cursors())
         if self.plan.skips_bad:
             values["skipped_blocks"] = self.skipped.count
-        scale = loss_scale(self.engine)
+        scale = self.engine.loss_scale
         if scale is not None:
             values |= {"loss_scale": scale, "skipped_steps": self.engine.skipped_steps}
         values = {**values, **largest_memory_peaks(self.device), **self.time.values(spent)}
@@ -332,7 +332,7 @@ class Trainer:
             f"{torch.get_num_threads()} thread(s) a rank"
         )
         say(f"attention: {self.attention}")
-        say(f"optimizer: {optimizer_title(self.engine, self.world)}, schedule {self.config.optimizer.schedule}")
+        say(f"optimizer: {self.engine.optimizer_title()}, schedule {self.config.optimizer.schedule}")
         for number, (phase, layout) in enumerate(zip(self.config.phases, self.layouts, strict=True)):
             waste = f", {layout.waste:.1%} of the rows are filling" if layout.waste else ""
             say(

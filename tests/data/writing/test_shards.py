@@ -14,14 +14,14 @@ import webdataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from maskloom.data.index import Index, held_out_threshold, text_hash
-from maskloom.data.indexing import check_shard, index_tars
+from maskloom.data.index.index import Index, held_out_threshold, text_hash
+from maskloom.data.index.indexing import check_shard, index_tars
 from maskloom.data.writing import shards as module
 from maskloom.data.writing.shards import Options, finish, finish_or_open, split_document, write_part, write_shards
 from maskloom.data.writing.token_shards import tokenize_corpus
 from maskloom.data.writing.work import Part, open_work
 from maskloom.errors import UserError
-from maskloom.tokenizer import Tokenizer
+from maskloom.tokenizers.tokenizer import Tokenizer
 from tests.conftest import sentences
 
 # Imports once, in the server that the writing processes are forked from.

@@ -20,7 +20,7 @@ from maskloom.distributed import World
 from maskloom.train import checkpoint
 from maskloom.train.checkpoint.state import State, folder_of, saved_folders
 from maskloom.train.checkpoint.writing import publish, write_parts
-from maskloom.train.engine.writing import Part
+from maskloom.train.engine.writing import EngineFile
 
 RANKS = 2
 KEPT = Checkpoint(keep_last=2)
@@ -35,7 +35,7 @@ def save(run: Path, step: int, value: float) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     for rank in range(RANKS):
-        write_parts(partial, [Part(f"rank{rank}.pt", {"w": torch.full((999,), value)}, 3996, True)], rank)
+        write_parts(partial, [EngineFile(f"rank{rank}.pt", {"w": torch.full((999,), value)}, 3996, True)], rank)
     publish(partial, folder, state, KEPT)
 
 

@@ -9,11 +9,11 @@ import torch
 
 from maskloom.config import Engine
 from maskloom.errors import UserError
-from maskloom.model.bert import MaskedLM
-from maskloom.model.kernels import KERNELS
-from maskloom.tokenizer import Tokenizer
+from maskloom.models.bert import MaskedLM
+from maskloom.models.kernels import KERNELS
+from maskloom.tokenizers.tokenizer import Tokenizer
 from maskloom.train.engine.building import prepare_forward
-from tests.model.test_bert import bucket, make_rows, tiny_config
+from tests.models.test_bert import bucket, make_rows, tiny_config
 
 
 def test_the_embeddings_rows_are_added_to_the_decoders_gradient(tokenizer: Tokenizer) -> None:

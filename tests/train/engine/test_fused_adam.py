@@ -23,7 +23,7 @@ from maskloom.launch.ports import free_port
 from maskloom.train.engine import cuda_home, fused_adam
 from maskloom.train.engine.building import build_optimizer
 from maskloom.train.engine.fused_adam import links_a_gpu, telling_line, why_no_fused_adam, why_refused
-from tests.train.test_optim import tiny_model
+from tests.optim.test_groups import tiny_model
 
 
 @pytest.fixture(autouse=True)

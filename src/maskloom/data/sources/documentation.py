@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-from maskloom.data.order import make_key
+from maskloom.data.hashing import make_key
 from maskloom.data.sources.source import Source, group_stamp
 from maskloom.errors import UserError
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from maskloom.data.samples import decode_text, document_from_json
+from maskloom.data.reading.samples import decode_text, document_from_json
 from maskloom.data.sources.compressed import DAMAGE, READ_BYTES, SUFFIXES, open_text
 from maskloom.data.sources.source import LONGEST_TEXT_BYTES, RANGE_BYTES, Kind, Source, TextLayout, file_stamp, place_of
 from maskloom.errors import UserError

@@ -28,9 +28,9 @@ from pathlib import Path
 
 import webdataset
 
-from maskloom.data.index import Index, Split, Tokens, held_out_threshold, load_index, text_hash
-from maskloom.data.indexing import BLOCK_BYTES, IndexedShard, index_shard, write_index
-from maskloom.data.order import make_key
+from maskloom.data.hashing import make_key
+from maskloom.data.index.index import Index, Split, Tokens, held_out_threshold, load_index, text_hash
+from maskloom.data.index.indexing import BLOCK_BYTES, IndexedShard, index_shard, write_index
 from maskloom.data.sources.corpus import find_sources, read_source
 from maskloom.data.sources.documentation import DOCUMENTATION
 from maskloom.data.sources.source import Source, TextLayout, check_unchanged, place_of
@@ -52,7 +52,7 @@ from maskloom.data.writing.work import (
 from maskloom.errors import UserError
 from maskloom.files import naming, refuse_existing
 from maskloom.processes import Pool
-from maskloom.tokenizer import Tokenizer
+from maskloom.tokenizers.tokenizer import Tokenizer
 
 MEMBER_BYTES = 32 * 1024  # or a block's, where that is less
 SHARD_BYTES = 64 << 20

@@ -20,15 +20,15 @@ import numpy as np
 from numpy.typing import NDArray
 from webdataset.tariterators import base_plus_ext
 
-from maskloom.data.index import BLOCK, COLUMNS, Index, Shard, Tokens, corpus_digest, text_hash
-from maskloom.data.indexing import IndexedShard, write_index
-from maskloom.data.samples import TOKENS, OnBad, encode_block, read_documents, tokens_member
-from maskloom.data.tars import members
+from maskloom.data.index.index import BLOCK, COLUMNS, Index, Shard, Tokens, corpus_digest, text_hash
+from maskloom.data.index.indexing import IndexedShard, write_index
+from maskloom.data.reading.samples import TOKENS, OnBad, encode_block, read_documents, tokens_member
+from maskloom.data.reading.tars import members
 from maskloom.data.writing.work import Entry, Part, Plan, Work, begin, is_finished
 from maskloom.errors import DataFault, UserError
 from maskloom.processes import Pool
 from maskloom.redaction import shown
-from maskloom.tokenizer import Tokenizer
+from maskloom.tokenizers.tokenizer import Tokenizer
 
 ReadBlock = Callable[[int], io.BytesIO]
 

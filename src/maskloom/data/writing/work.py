@@ -31,8 +31,8 @@ from typing import IO, Any
 
 import numpy as np
 
-from maskloom.data.index import BLOCK, Shard, Split
-from maskloom.data.indexing import IndexedShard
+from maskloom.data.index.index import BLOCK, Shard, Split
+from maskloom.data.index.indexing import IndexedShard
 from maskloom.errors import UserError
 from maskloom.files import only_one, refuse_existing, sync_folder, whole_file
 

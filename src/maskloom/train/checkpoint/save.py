@@ -17,7 +17,6 @@ import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from maskloom.config import Checkpoint
 from maskloom.distributed import World, gather_objects
@@ -26,8 +25,8 @@ from maskloom.progress import say, warn
 from maskloom.train.checkpoint.room import free_disk_bytes, free_memory_bytes
 from maskloom.train.checkpoint.state import State, folder_of
 from maskloom.train.checkpoint.writing import publish, write_parts
-from maskloom.train.engine.writing import collect_parts
-from maskloom.train.notices import Notices
+from maskloom.train.engine.engine import Engine
+from maskloom.train.rank.notices import Notices
 
 MOST_FAILURES = 3
 ROOM_FACTOR = 1.02  # a file is its tensors and little more
@@ -53,7 +52,7 @@ class Saver:
         self._has_heard = False
         self._has_warned = False
 
-    def start(self, engine: Any, state: State) -> None:
+    def start(self, engine: Engine, state: State) -> None:
         """Begin to save; every rank calls it. A save that is still under way is waited for first.
 
         Raises:
@@ -61,7 +60,7 @@ class Saver:
         """
         self.finish()
         partial = self._partial(state)
-        parts = collect_parts(engine, partial, self._may_copy)
+        parts = engine.files(partial, self._may_copy)
         if fault := self._prepare(partial, sum(part.size_bytes for part in parts)):
             self._end(state, fault)
             return

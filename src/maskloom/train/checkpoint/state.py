@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from maskloom.data.index import Index
-from maskloom.data.order import VERSIONS, Cursor, LaneCursors
-from maskloom.data.plan import DataPlan
+from maskloom.data.cursors import Cursor, LaneCursors
+from maskloom.data.index.index import Index
+from maskloom.data.plan import VERSIONS, DataPlan
 from maskloom.errors import UserError
 from maskloom.files import parse_json, read_plain
 from maskloom.redaction import brief
 from maskloom.scalars import is_count
-from maskloom.tokenizer import Tokenizer
+from maskloom.tokenizers.tokenizer import Tokenizer
 from maskloom.train.guard import GuardState
 from maskloom.train.passed_over import PassedOver
 

@@ -21,12 +21,12 @@ from maskloom.files import naming, sync_folder, write_atomically
 from maskloom.progress import warn
 from maskloom.train.checkpoint.digests import DATA, MANIFEST, digest
 from maskloom.train.checkpoint.state import State, saved_folders, step_of
-from maskloom.train.engine.writing import Part
+from maskloom.train.engine.writing import EngineFile
 
 PACKAGES = ("maskloom", "deepspeed", "torch")
 
 
-def write_parts(partial: Path, parts: list[Part], rank: int) -> None:
+def write_parts(partial: Path, parts: list[EngineFile], rank: int) -> None:
     """Write a rank's files, and their digests as the file system gives them back. Raises OSError."""
     files = {}
     while parts:

@@ -18,15 +18,15 @@ from torch._inductor.runtime.cache_dir_utils import cache_dir
 from maskloom.config import Engine, Optimizer, RunConfig
 from maskloom.distributed import World, meeting, meeting_place
 from maskloom.files import private_folder
-from maskloom.model.bert import MaskedLM, PackedBertLayer
-from maskloom.model.kernels import KERNELS
-from maskloom.model.layer import encoder_layer
+from maskloom.models.bert import MaskedLM, PackedBertLayer
+from maskloom.models.kernels import KERNELS
+from maskloom.models.layers import encoder_layer
+from maskloom.optim.groups import adamw, betas, lamb, parameter_groups
+from maskloom.optim.lamb import Lamb, Piece, Placing
 from maskloom.train.engine.configuration import device_of
 from maskloom.train.engine.fused_adam import fused_adam, why_refused
 from maskloom.train.engine.kernels import resolve_kernels
 from maskloom.train.engine.numerics import settle_numerics
-from maskloom.train.lamb import Lamb, Piece, Placing
-from maskloom.train.optim import adamw, betas, lamb, parameter_groups
 from maskloom.train.traffic import Traffic
 
 

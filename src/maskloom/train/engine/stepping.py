@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 
@@ -64,19 +64,27 @@ def accumulate(engine: Any, loss: torch.Tensor, is_last: bool) -> None:
     engine.backward(loss, scale_wrt_gas=False)
 
 
+class StepOutcome(NamedTuple):
+    """What became of an optimizer step.
+
+    Attributes:
+        norm: global gradient norm before clipping; on a GPU still on the device, for whoever needs it to wait for.
+        is_taken: if not, weights, moments and counts of the optimizer are what they were.
+    """
+
+    norm: torch.Tensor | float
+    is_taken: bool
+
+
 class LossScaleCollapsed(Exception):
     """fp16 gradients overflow although the loss scale is at its minimum."""
 
 
-def apply_gradients(engine: Any, lr: float, is_spoilt: bool = False) -> tuple[torch.Tensor | float, bool]:
+def apply_gradients(engine: Any, lr: float, is_spoilt: bool = False) -> StepOutcome:
     """The optimizer step at learning rate `lr`, if the gradients are finite.
 
     Args:
         is_spoilt: the step must not be taken: its last loss was NaN on every rank. It is none of fp16's overflows.
-
-    Returns:
-        the global gradient norm before clipping (on a GPU still on the device, for whoever needs it to wait for), and
-        whether the step was taken: weights, moments and counts of the optimizer are otherwise what they were.
 
     Raises:
         LossScaleCollapsed: the step was skipped, and so would every step to come.
@@ -91,7 +99,7 @@ def apply_gradients(engine: Any, lr: float, is_spoilt: bool = False) -> tuple[to
         norm = torch.stack([torch.linalg.vector_norm(part.float()) for part in gradients if part is not None]).norm()
         if is_spoilt or not torch.isfinite(norm):
             engine.zero_grad()
-            return norm, False
+            return StepOutcome(norm, False)
     try:
         with _loss_scale_kept(engine) if is_spoilt else contextlib.nullcontext():
             engine.step()
@@ -102,7 +110,7 @@ def apply_gradients(engine: Any, lr: float, is_spoilt: bool = False) -> tuple[to
     kept: torch.Tensor | float | None = engine.get_global_grad_norm()
     is_taken = bool(engine.was_step_applied())
     assert not (is_taken and is_spoilt), "DeepSpeed took a step with gradients that are not finite"
-    return kept if kept is not None else norm, is_taken
+    return StepOutcome(kept if kept is not None else norm, is_taken)
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ import torch
 from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointEngine
 
 
-class Part(NamedTuple):
+class EngineFile(NamedTuple):
     """A file of a checkpoint that this rank is to write.
 
     Attributes:
@@ -38,11 +38,11 @@ class Collector(CheckpointEngine):  # type: ignore[misc]
 
     def __init__(self) -> None:
         super().__init__()
-        self.parts: list[Part] = []
+        self.files: list[EngineFile] = []
         self.may_copy: Callable[[int], bool] = lambda _: False
 
     def create(self, info: Any) -> None:
-        self.parts = []
+        self.files = []
 
     def makedirs(self, path: str, exist_ok: bool = False) -> None:
         """Nothing: whoever writes the files makes their folder."""
@@ -50,7 +50,9 @@ class Collector(CheckpointEngine):  # type: ignore[misc]
     def save(self, state_dict: Any, path: str) -> None:
         size_bytes = tensor_bytes(state_dict)
         is_copy = self.may_copy(size_bytes)
-        self.parts.append(Part(Path(path).name, copied(state_dict) if is_copy else state_dict, size_bytes, is_copy))
+        self.files.append(
+            EngineFile(Path(path).name, copied(state_dict) if is_copy else state_dict, size_bytes, is_copy)
+        )
 
     def load(self, path: str, map_location: Any = None) -> Any:
         return torch.load(path, map_location=map_location, weights_only=False)
@@ -59,7 +61,7 @@ class Collector(CheckpointEngine):  # type: ignore[misc]
         return True
 
 
-def collect_parts(engine: Any, folder: Path, may_copy: Callable[[int], bool]) -> list[Part]:
+def collect_files(engine: Any, folder: Path, may_copy: Callable[[int], bool]) -> list[EngineFile]:
     """The files that this rank would write for a checkpoint in `folder`; all ranks call it.
 
     Args:
@@ -71,8 +73,8 @@ def collect_parts(engine: Any, folder: Path, may_copy: Callable[[int], bool]) ->
         engine._copy_recovery_script = lambda folder: None  # a script for `maskloom export`'s task, written on one rank
     collector.may_copy = may_copy
     engine.save_checkpoint(str(folder.parent), tag=folder.name, save_latest=False)
-    parts, collector.parts = collector.parts, []
-    return parts
+    files, collector.files = collector.files, []
+    return files
 
 
 def tensor_bytes(content: Any) -> int:

@@ -12,7 +12,7 @@ from maskloom.launch.doctor.look.software import file_digest
 
 if TYPE_CHECKING:
     from maskloom.config import RunConfig
-    from maskloom.data.index import Index
+    from maskloom.data.index.index import Index
 
 
 def as_a_rank(request: Request) -> dict[str, Any]:
@@ -20,7 +20,7 @@ def as_a_rank(request: Request) -> dict[str, Any]:
     from maskloom.config_file import load_config
     from maskloom.distributed import World
     from maskloom.errors import UserError
-    from maskloom.tokenizer_files import find_tokenizer
+    from maskloom.tokenizers.files import find_tokenizer
     from maskloom.train.engine.fused_adam import why_no_fused_adam
     from maskloom.train.engine.ops import stale_locks
     from maskloom.train.loop import prepare
@@ -51,7 +51,7 @@ def look_for_cuda() -> bool:
 
 def look_at_corpora(config: RunConfig, request: Request) -> Iterator[Corpus]:
     """Open each corpus, and verify some blocks: the first, the last, and between them others on every host."""
-    from maskloom.data.index import load_index
+    from maskloom.data.index.index import load_index
     from maskloom.errors import DataFault, UserError
     from maskloom.redaction import shown
 
@@ -87,8 +87,8 @@ def parameters_of(config: RunConfig) -> int:
     """Parameters of the run's model, without memory for them."""
     import torch
 
-    from maskloom.model.bert import MaskedLM, build_model, count_parameters
-    from maskloom.model.warm_start import tokenizer_of
+    from maskloom.models.bert import MaskedLM, build_model, count_parameters
+    from maskloom.models.warm_start import tokenizer_of
     from maskloom.train.run_dir import check_model
 
     tokenizer = tokenizer_of(config.tokenizer, config.model.init)

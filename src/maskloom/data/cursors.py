@@ -1,0 +1,53 @@
+"""Where lanes stand: a few integers each, which are all the state that the data has."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any, NamedTuple
+
+from maskloom.scalars import is_count
+
+
+class Cursor(NamedTuple):
+    """Where a lane stands in one corpus.
+
+    Attributes:
+        number: q of the open block.
+        reads: (sequence length, rows taken) for each sequence length used inside the open block, the current one last;
+            empty before its first row.
+    """
+
+    number: int
+    reads: tuple[tuple[int, int], ...] = ()
+
+    def at(self, seq_len: int) -> Cursor:
+        """The same place, about to read rows of `seq_len`."""
+        if self.reads and self.reads[-1][0] == seq_len:
+            return self
+        reads = self.reads if self.reads and self.reads[-1][1] else self.reads[:-1]
+        return Cursor(self.number, (*reads, (seq_len, 0)))
+
+    def after(self, rows: int) -> Cursor:
+        """The place `rows` rows further inside the open block."""
+        seq_len, taken = self.reads[-1]
+        return Cursor(self.number, (*self.reads[:-1], (seq_len, taken + rows)))
+
+    def to_json(self) -> list[Any]:
+        return [self.number, *([seq_len, taken] for seq_len, taken in self.reads)]
+
+    @staticmethod
+    def from_json(items: list[Any]) -> Cursor:
+        """Raises TypeError, LookupError or ValueError where the items are not what `to_json` gives."""
+        cursor = Cursor(items[0], tuple((seq_len, taken) for seq_len, taken in items[1:]))
+        if not all(map(is_count, (cursor.number, *itertools.chain(*cursor.reads)))):
+            raise ValueError(f"{items!r} is not a place in a corpus")
+        return cursor
+
+
+LaneCursors = tuple[Cursor, ...]
+"""Where a lane stands in each corpus."""
+
+
+def first_cursors(lanes: int, corpora: int = 1) -> list[LaneCursors]:
+    """Where each lane stands before the first step."""
+    return [(Cursor(lane),) * corpora for lane in range(lanes)]

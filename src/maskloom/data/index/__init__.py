@@ -1,0 +1,1 @@
+"""The index of a corpus: what it lists, its files, and how it is made."""

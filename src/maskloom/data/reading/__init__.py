@@ -1,0 +1,1 @@
+"""Bytes of shards from disks, http and S3, and the samples in them."""

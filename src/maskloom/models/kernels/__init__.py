@@ -1,0 +1,30 @@
+"""The parts of the forward that gain from fusing, each with a plain `reference` and a `fused` form of the same function.
+
+`eager` runs the fused forms; of GELU torch has one. `compile` hands Inductor plain torch, which it fuses with what surrounds
+it; a kernel of ours would only be a wall to it. Random numbers on a CPU are the exception: Inductor's cost more than the rest
+of the operations that they are fused with. A third choice is one more row of the table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+
+from maskloom.models.kernels import cross_entropy, dropout, gelu
+
+
+class Kernels(NamedTuple):
+    """One implementation of each part; see the modules of the same names for shapes."""
+
+    dropout: Callable[[torch.Tensor, float], torch.Tensor]
+    cross_entropy: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+    gelu: Callable[[torch.Tensor], torch.Tensor]
+
+
+KERNELS = {
+    "eager": Kernels(dropout.fused, cross_entropy.fused, gelu.reference),
+    "compile": Kernels(dropout.compiled, cross_entropy.reference, gelu.fused),
+}
+"""By the names of `engine.kernels`."""

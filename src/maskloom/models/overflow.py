@@ -1,0 +1,72 @@
+"""Where a forward or backward first leaves the numbers that its precision has.
+
+fp16 ends at 65504. A run whose loss scale cannot be lowered further says which layer is to blame: the micro-batch is run
+once more, without torch.compile, and every layer's output is looked at on the way forward, then every gradient on the way
+back.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from maskloom.data.batch import MicroBatch
+from maskloom.models.bert import MaskedLM
+
+
+def find_overflow(model: MaskedLM, batch: MicroBatch, scale: float) -> str | None:
+    """The first place with a value that is not finite, in words; None where all are.
+
+    Args:
+        model: in training mode, its dropout seeded as for the micro-batch; its gradients are left alone.
+        scale: what the loss is multiplied with before the backward.
+    """
+    outputs: dict[str, torch.Tensor] = {}
+    wrong: list[str] = []
+
+    def look_at(name: str) -> Any:
+        def look(module: nn.Module, inputs: Any, output: torch.Tensor) -> None:
+            # At once, as the loss overwrites the logits; and what pads the vocabulary is infinite by intent.
+            if not torch.isfinite(output[:, : model.config.vocab_size] if name == DECODER else output).all():
+                wrong.append(f"the output of {name}")
+            if name != DECODER:
+                outputs[name] = output
+
+        return look
+
+    handles = [module.register_forward_hook(look_at(name)) for name, module in _stations(model).items()]
+    try:
+        loss, _ = model._call_impl(batch)  # as `model(batch)`, but not its compiled form, into which hooks cannot see
+    finally:
+        for handle in handles:
+            handle.remove()
+    if wrong:
+        return wrong[0]
+    if not torch.isfinite(loss):
+        return "the loss"
+    # Under ZeRO-3 a rank holds parts of the parameters, which have no gradient of their own.
+    parameters = {name: part for name, part in model.named_parameters() if not hasattr(part, "ds_id")}
+    places = {f"the gradient at the output of {name}": output for name, output in reversed(outputs.items())}
+    places |= {f"the gradient of {name}": parameter for name, parameter in parameters.items()}
+    # autograd.grad runs none of the hooks with which DeepSpeed collects gradients.
+    gradients = torch.autograd.grad(loss * scale, list(places.values()), allow_unused=True)
+    found = zip(places, gradients, strict=True)
+    return next((place for place, part in found if part is not None and not torch.isfinite(part).all()), None)
+
+
+DECODER = "the decoder (cls.predictions.decoder)"
+
+
+def _stations(model: MaskedLM) -> dict[str, nn.Module]:
+    """The modules whose outputs are looked at, in the order of the forward."""
+    layers = {
+        f"layer {number} (bert.encoder.layer.{number})": layer for number, layer in enumerate(model.bert.encoder.layer)
+    }
+    return {
+        "the embeddings (bert.embeddings)": model.bert.embeddings.LayerNorm,
+        **layers,
+        "the head (cls.predictions.transform)": model.cls.predictions.transform,
+        DECODER: model.cls.predictions.decoder,
+    }

@@ -1,0 +1,1 @@
+"""Tokenizers: their files, what training needs of them, and how they are trained."""

@@ -1,0 +1,331 @@
+"""`MaskedLM` is Hugging Face's `BertForMaskedLM`: same names, same logits, same gradients; and where it starts from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    PreTrainedTokenizerFast,
+)
+
+from maskloom.config import Model
+from maskloom.data.batch import MicroBatch, make_micro_batch
+from maskloom.data.masking import MaskRule
+from maskloom.data.rows import Rows
+from maskloom.errors import UserError
+from maskloom.models.bert import MaskedLM, build_model, check_size, count_parameters
+from maskloom.models.kernels import KERNELS
+from maskloom.tokenizers.tokenizer import Tokenizer, load_tokenizer
+
+RULE = MaskRule(0.15)
+S = 32
+SENTENCE = (
+    "After Abraham Lincoln won the November 1860 presidential [MASK] on an anti-slavery platform, an initial seven "
+    "slave states declared their secession from the country to form the Confederacy. War broke out in April 1861 when "
+    "secessionist forces [MASK] Fort Sumter in South Carolina, just over a month after Lincoln's inauguration."
+)
+
+
+def tiny_config(vocab_size: int, **more: object) -> BertConfig:
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+    dropouts = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    return BertConfig(**{"vocab_size": vocab_size, "max_position_embeddings": 64, **shape, **dropouts, **more})
+
+
+def pair(config: BertConfig) -> tuple[MaskedLM, BertForMaskedLM]:
+    """Our model and Hugging Face's with the same weights: every one of them different, biases and LayerNorm too."""
+    torch.manual_seed(0)
+    ours, theirs = MaskedLM(config), BertForMaskedLM(config)
+    with torch.no_grad():
+        for parameter in ours.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    theirs.load_state_dict(ours.state_dict())
+    return ours.eval(), theirs.eval()
+
+
+def make_rows(lengths: list[list[int]], tokenizer: Tokenizer, seed: int = 0) -> Rows:
+    """Rows of S slots with pieces of these lengths, of random tokens; some are predicted, most of those are [MASK]."""
+    rng = np.random.default_rng(seed)
+    tokens = np.full((len(lengths), S), tokenizer.pad_id, np.int32)
+    starts, chosen = np.zeros((2, len(lengths), S), bool)
+    for row, pieces in enumerate(lengths):
+        slot = 0
+        for length in pieces:
+            end = slot + length
+            text = rng.choice(tokenizer.random_ids, length - 2)
+            tokens[row, slot:end] = [tokenizer.cls_id, *text, tokenizer.sep_id]
+            starts[row, slot] = True
+            slot = end
+        if slot < S:
+            starts[row, slot] = True
+        maskable = np.flatnonzero(tokenizer.is_maskable[tokens[row]])
+        count = int(RULE.count(np.asarray([len(maskable)]))[0])
+        chosen[row, rng.choice(maskable, count, replace=False)] = True
+    masked = chosen & (rng.random(chosen.shape) < 0.8)
+    return Rows(tokens, np.where(masked, np.int32(tokenizer.mask_id), tokens), starts, chosen)
+
+
+def bucket(rows: Rows, tokenizer: Tokenizer, size: int | None = None) -> MicroBatch:
+    return make_micro_batch(rows, size or len(rows), RULE.most(rows.tokens.shape[1]), tokenizer)
+
+
+def hugging_face_inputs(rows: Rows, tokenizer: Tokenizer) -> dict[str, torch.Tensor]:
+    """The same rows as padded inputs with an attention mask, for rows of one piece."""
+    return {
+        "input_ids": torch.from_numpy(rows.input_ids).long(),
+        "attention_mask": torch.from_numpy(rows.tokens != tokenizer.pad_id).long(),
+        "labels": torch.from_numpy(np.where(rows.chosen, rows.tokens, -100)).long(),
+    }
+
+
+@pytest.mark.parametrize("activation", ["gelu", "gelu_new", "relu"])
+def test_logits_loss_and_gradients_are_hugging_faces(activation: str, tokenizer: Tokenizer) -> None:
+    ours, theirs = pair(tiny_config(tokenizer.vocab_size, hidden_act=activation))
+    rows = make_rows([[32], [20], [9], [31], [15]], tokenizer)
+    batch, inputs = bucket(rows, tokenizer), hugging_face_inputs(rows, tokenizer)
+    output = theirs(**inputs)
+
+    logits = ours.masked_logits(batch)[batch.weights > 0]
+    expected = output.logits[torch.from_numpy(rows.chosen)]
+    assert expected.std() > 0.1  # logits that are all alike would agree by themselves
+    torch.testing.assert_close(logits, expected, atol=1e-5, rtol=0)
+
+    loss_sum, hits = ours(batch)
+    loss = loss_sum / batch.weights.sum()
+    torch.testing.assert_close(loss, output.loss, atol=1e-5, rtol=0)
+    assert hits == (expected.argmax(-1) == batch.targets[batch.weights > 0]).sum()
+
+    loss.backward()
+    output.loss.backward()
+    reference = {name: parameter.grad for name, parameter in theirs.named_parameters()}
+    mine = {name: parameter.grad for name, parameter in ours.named_parameters()}
+    assert mine.keys() == reference.keys()
+    largest = max(gradient.norm() for gradient in reference.values())
+    for name, gradient in reference.items():
+        assert (mine[name] - gradient).norm() <= 1e-4 * largest, name
+    # A constant added to all scores of a query changes no weight: what is left in these is rounding.
+    for name in (name for name in mine if name.endswith("key.bias")):
+        assert mine[name].abs().max() <= 1e-6, name
+
+
+@st.composite
+def piece_lengths(draw: st.DrawFn) -> list[int]:
+    """Lengths of pieces that fit into one row."""
+    lengths = []
+    while sum(lengths) <= S - 3 and len(lengths) < 5:
+        lengths.append(draw(st.integers(3, S - sum(lengths))))
+        if draw(st.booleans()):
+            break
+    return lengths
+
+
+@settings(max_examples=12, deadline=None)
+@given(lengths=st.lists(piece_lengths(), min_size=1, max_size=3), seed=st.integers(0, 2**16))
+def test_packed_rows_equal_their_pieces_one_by_one(lengths: list[list[int]], seed: int, tokenizer: Tokenizer) -> None:
+    ours, theirs = pair(tiny_config(tokenizer.vocab_size))
+    rows = make_rows(lengths, tokenizer, seed)
+    with torch.no_grad():
+        logits = ours.cls(ours.encode(bucket(rows, tokenizer)).view(len(lengths), S, -1))
+    for row, pieces in enumerate(lengths):
+        slot = 0
+        for length in pieces:
+            alone = torch.from_numpy(rows.input_ids[row : row + 1, slot : slot + length]).long()
+            with torch.no_grad():
+                expected = theirs(input_ids=alone).logits[0]  # positions from 0, nothing beside it
+            torch.testing.assert_close(logits[row, slot : slot + length], expected, atol=1e-5, rtol=0)
+            slot += length
+
+
+def test_a_piece_does_not_see_its_neighbours_nor_its_place(tokenizer: Tokenizer) -> None:
+    ours, _ = pair(tiny_config(tokenizer.vocab_size))
+    rows = make_rows([[10, 10, 12]], tokenizer)
+    rows.input_ids[0, 10:20] = rows.input_ids[0, :10]
+    hidden = ours.encode(bucket(rows, tokenizer))
+    torch.testing.assert_close(hidden[10:20], hidden[:10], atol=1e-5, rtol=0)
+    rows.input_ids[0, 25] = (rows.input_ids[0, 25] + 1) % tokenizer.vocab_size
+    changed = ours.encode(bucket(rows, tokenizer))
+    assert torch.equal(changed[:20], hidden[:20])
+    assert not torch.equal(changed[20:], hidden[20:])
+
+
+def test_filling_weighs_nothing(tokenizer: Tokenizer) -> None:
+    ours, _ = pair(tiny_config(tokenizer.vocab_size))
+    rows = make_rows([[32], [7, 25], [12]], tokenizer)
+    results = []
+    for size in (3, 5):
+        ours.zero_grad()
+        loss, hits = ours(bucket(rows, tokenizer, size))
+        loss.backward()
+        results.append((loss.detach(), hits, [parameter.grad.clone() for parameter in ours.parameters()]))
+    (loss, hits, gradients), (padded_loss, padded_hits, padded_gradients) = results
+    torch.testing.assert_close(padded_loss, loss, atol=1e-5, rtol=1e-6)
+    assert padded_hits == hits
+    torch.testing.assert_close(padded_gradients, gradients, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_a_padded_vocabulary_changes_nothing(kernels: str, tokenizer: Tokenizer) -> None:
+    ours, theirs = pair(tiny_config(tokenizer.vocab_size))
+    rows = make_rows([[32], [7, 25], [12]], tokenizer)
+    ours.kernels = KERNELS[kernels]
+    results = []
+    for alignment in (1, 64):
+        ours.zero_grad()
+        ours.cls.predictions.decoder.alignment = alignment
+        loss, hits = ours(bucket(rows, tokenizer))
+        loss.backward()
+        results.append((loss.detach(), hits, [parameter.grad.clone() for parameter in ours.parameters()]))
+    torch.testing.assert_close(results[1], results[0], atol=1e-5, rtol=1e-6)
+    assert ours.state_dict().keys() == theirs.state_dict().keys()
+    assert ours.masked_logits(bucket(rows, tokenizer)).shape[1] == tokenizer.vocab_size
+
+
+def test_filling_is_never_hit(tokenizer: Tokenizer) -> None:
+    ours, _ = pair(tiny_config(tokenizer.vocab_size))
+    batch = bucket(make_rows([[12]], tokenizer), tokenizer, 2)
+    likeliest = int(batch.targets[0])
+    filling = batch.targets[batch.weights == 0]
+    for token in (likeliest, int(filling[0])):
+        with torch.no_grad():
+            ours.cls.predictions.bias.zero_()[token] = 1e4
+        assert ours(batch)[1] == ((batch.targets == token) & (batch.weights > 0)).sum()
+
+
+def test_a_micro_batch_without_a_predicted_token_has_no_loss(tokenizer: Tokenizer) -> None:
+    ours, _ = pair(tiny_config(tokenizer.vocab_size))
+    rows = make_rows([[32]], tokenizer)
+    rows.chosen[:] = False
+    loss, hits = ours(bucket(rows, tokenizer))
+    assert (loss.item(), hits.item()) == (0.0, 0)
+
+
+@pytest.mark.parametrize("name", ["hidden_dropout_prob", "attention_probs_dropout_prob"])
+def test_dropout_acts_in_training_alone_and_follows_the_seed(name: str, tokenizer: Tokenizer) -> None:
+    model = MaskedLM(tiny_config(tokenizer.vocab_size, **{name: 0.5}))
+    batch = bucket(make_rows([[32], [10, 20]], tokenizer), tokenizer)
+
+    def logits(seed: int) -> torch.Tensor:
+        torch.manual_seed(seed)
+        return model.masked_logits(batch)
+
+    model.eval()
+    assert torch.equal(logits(1), logits(2))
+    model.train()
+    assert torch.equal(logits(1), logits(1))
+    assert not torch.equal(logits(1), logits(2))
+
+
+def test_names_and_shapes_are_hugging_faces(tokenizer: Tokenizer) -> None:
+    config = tiny_config(tokenizer.vocab_size)
+    ours, theirs = (
+        {key: value.shape for key, value in model(config).state_dict().items()} for model in (MaskedLM, BertForMaskedLM)
+    )
+    assert ours == theirs
+
+
+def test_checkpoints_go_both_ways(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    ours, _ = pair(tiny_config(tokenizer.vocab_size))
+    rows = make_rows([[32], [20]], tokenizer)
+    batch, inputs = bucket(rows, tokenizer), hugging_face_inputs(rows, tokenizer)
+    ours.save_pretrained(tmp_path / "ours")
+    theirs = BertForMaskedLM.from_pretrained(tmp_path / "ours").eval()
+    theirs.save_pretrained(tmp_path / "theirs")
+    again = MaskedLM.from_pretrained(tmp_path / "theirs").eval()
+    for name, tensor in ours.state_dict().items():
+        assert torch.equal(theirs.state_dict()[name], tensor), name
+        assert torch.equal(again.state_dict()[name], tensor), name
+    expected = ours.masked_logits(batch)
+    assert torch.equal(again.masked_logits(batch), expected)
+    chosen = torch.from_numpy(rows.chosen)
+    torch.testing.assert_close(theirs(**inputs).logits[chosen], expected[batch.weights > 0], atol=1e-5, rtol=0)
+
+
+def test_reference_walk(minilm_dir: Path) -> None:
+    """The published sentence with two masks: shapes, positions, and the loss written out by hand."""
+    published = PreTrainedTokenizerFast.from_pretrained(minilm_dir)
+    input_ids = published(SENTENCE, return_tensors="pt")["input_ids"]
+    assert input_ids.shape == (1, 62)
+    tokenizer = load_tokenizer(minilm_dir)
+    places = [9, 43]
+    assert (input_ids[0] == tokenizer.mask_id).nonzero().flatten().tolist() == places
+
+    torch.manual_seed(0)
+    theirs = BertForMaskedLM.from_pretrained(minilm_dir).eval()
+    ours = MaskedLM(theirs.config).eval()
+    ours.load_state_dict(theirs.state_dict())
+    with torch.no_grad():
+        logits = theirs(input_ids=input_ids).logits
+    assert logits.shape == (1, 62, 30522)
+
+    words = published.convert_tokens_to_ids(["election", "attacked"])
+    given = input_ids.numpy().astype(np.int32)
+    tokens, starts, chosen = given.copy(), np.zeros((1, 62), bool), np.zeros((1, 62), bool)
+    tokens[0, places], starts[0, 0], chosen[0, places] = words, True, True
+    loss, _ = ours(bucket(Rows(tokens, given, starts, chosen), tokenizer))
+
+    one_hot = F.one_hot(torch.tensor(words), 30522).float()
+    by_hand = -(one_hot * logits[0, places].log_softmax(-1)).sum(-1).mean()
+    torch.testing.assert_close(loss.detach() / 2, by_hand, atol=1e-5, rtol=0)
+
+
+class TestBuildModel:
+    def test_a_fresh_model_follows_from_the_seed(self, tokenizer: Tokenizer) -> None:
+        settings = Model(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=48)
+        one, line = build_model(settings, tokenizer, 5)
+        same, _ = build_model(settings, tokenizer, 5)
+        other, _ = build_model(settings, tokenizer, 6)
+        weights = [model.bert.encoder.layer[0].intermediate.dense.weight for model in (one, same, other)]
+        assert torch.equal(weights[0], weights[1])
+        assert not torch.equal(weights[0], weights[2])
+        assert "initialised from seed 5" in line
+
+    def test_a_model_that_no_memory_holds_is_refused(self) -> None:
+        """BERT-base is let through on any machine that runs these tests."""
+        check_size(Model(), 30522)
+        with pytest.raises(UserError, match=r"at least 26,388,295,876,608 parameters.*lower model.num_hidden_layers"):
+            check_size(
+                Model(
+                    num_hidden_layers=1 << 12, hidden_size=1 << 15, num_attention_heads=64, intermediate_size=1 << 15
+                ),
+                1,
+            )
+
+    def test_parameters_are_counted_once_each(self, tokenizer: Tokenizer) -> None:
+        model, line = build_model(
+            Model(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=48), tokenizer, 0
+        )
+        vocab, hidden, wide, positions, types = tokenizer.vocab_size, 32, 48, 512, 2
+        norm = 2 * hidden
+        embeddings = (vocab + positions + types) * hidden + norm
+        attention = 4 * (hidden * hidden + hidden) + norm
+        feed_forward = (hidden * wide + wide) + (wide * hidden + hidden) + norm
+        head = (hidden * hidden + hidden) + norm + vocab  # the decoder's matrix is the embeddings'
+        expected = embeddings + attention + feed_forward + head
+        assert count_parameters(model) == expected
+        assert f"{expected:,} parameters" in line
+
+    def test_the_settings_reach_the_model(self, tokenizer: Tokenizer) -> None:
+        settings = Model(
+            hidden_size=24,
+            num_hidden_layers=3,
+            num_attention_heads=2,
+            intermediate_size=40,
+            hidden_act="relu",
+            max_position_embeddings=70,
+            hidden_dropout_prob=0.3,
+            attention_probs_dropout_prob=0.2,
+            initializer_range=0.5,
+            layer_norm_eps=1e-5,
+        )
+        config = build_model(settings, tokenizer, 0)[0].config
+        given = settings.model_dump(exclude={"init"})
+        assert {name: getattr(config, name) for name in given} == given
+        assert (config.vocab_size, config.pad_token_id) == (tokenizer.vocab_size, tokenizer.pad_id)

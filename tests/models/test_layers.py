@@ -1,0 +1,79 @@
+"""`encoder_layer` against Hugging Face's `BertLayer`, at the shapes that BERTs have."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounter
+from transformers import BertConfig
+from transformers.models.bert.modeling_bert import BertLayer
+
+from maskloom.models.attention import piece_mask
+from maskloom.models.bert import PackedBertLayer
+from maskloom.models.kernels import KERNELS
+from maskloom.models.layers import LayerSettings, Pieces, encoder_layer
+
+
+def layers(**more: object) -> tuple[PackedBertLayer, BertLayer, BertConfig]:
+    """Ours and Hugging Face's with the same weights, all of them different."""
+    dropouts = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    config = BertConfig(**{"hidden_size": 64, "num_attention_heads": 2, "intermediate_size": 96, **dropouts, **more})
+    config._attn_implementation = "eager"
+    torch.manual_seed(0)
+    ours, theirs = PackedBertLayer(config), BertLayer(config)
+    with torch.no_grad():
+        for parameter in ours.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    theirs.load_state_dict(ours.state_dict())
+    return ours, theirs, config
+
+
+def one_piece_a_row(rows: int, seq_len: int) -> Pieces:
+    mask = piece_mask(torch.zeros(rows * seq_len, dtype=torch.int32), seq_len)
+    return Pieces(torch.arange(0, rows * seq_len + 1, seq_len, dtype=torch.int32), mask, seq_len)
+
+
+@pytest.mark.parametrize("activation", ["gelu", "gelu_new", "relu", "silu"])
+@pytest.mark.parametrize("head_size", [32, 64, 80])
+def test_forward_and_backward_are_hugging_faces(head_size: int, activation: str) -> None:
+    ours, theirs, config = layers(hidden_size=2 * head_size, hidden_act=activation)
+    hidden = torch.randn(3 * 12, 2 * head_size)
+    mine, reference = hidden.clone().requires_grad_(), hidden.clone().requires_grad_()
+    settings = LayerSettings.of(config, KERNELS["eager"], training=True)
+    result = ours(mine, one_piece_a_row(3, 12), settings)
+    expected = theirs(reference.view(3, 12, -1)).flatten(0, 1)
+    torch.testing.assert_close(result, expected, atol=1e-5, rtol=0)
+    gradient = torch.randn_like(result)
+    result.backward(gradient)
+    expected.backward(gradient)
+    torch.testing.assert_close(mine.grad, reference.grad, atol=1e-4, rtol=0)
+    for (name, parameter), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(parameter.grad, other.grad, atol=1e-3, rtol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("seq_len", [512, 8192])
+def test_long_rows(seq_len: int) -> None:
+    """The last piece of a long row is what it is alone."""
+    ours, _, config = layers(num_attention_heads=1, hidden_size=32)
+    settings = LayerSettings.of(config, KERNELS["eager"], training=False)
+    last = 100
+    numbers = torch.zeros(seq_len, dtype=torch.int32)
+    numbers[-last:] = 1
+    hidden = torch.randn(seq_len, 32)
+    ends = torch.tensor([0, seq_len - last, seq_len], dtype=torch.int32)
+    with torch.no_grad():
+        packed = ours(hidden, Pieces(ends, piece_mask(numbers, seq_len), seq_len), settings)
+        alone = ours(hidden[-last:], one_piece_a_row(1, last), settings)
+    torch.testing.assert_close(packed[-last:], alone, atol=1e-5, rtol=0)
+
+
+def test_one_compilation_serves_every_layer() -> None:
+    """What is compiled under ZeRO-3 takes the weights as arguments."""
+    counter = CompileCounter()
+    run = torch.compile(encoder_layer, backend=counter, fullgraph=True, dynamic=False)
+    hidden, pieces = torch.randn(24, 64), one_piece_a_row(2, 12)
+    for _ in range(12):
+        layer, _, config = layers()
+        layer.run = run
+        hidden = layer(hidden, pieces, LayerSettings.of(config, KERNELS["compile"], training=True)).detach()
+    assert counter.frame_count == 1

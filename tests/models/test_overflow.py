@@ -1,0 +1,60 @@
+"""`find_overflow` names the layer that leaves fp16's numbers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from maskloom.models.bert import MaskedLM
+from maskloom.models.overflow import find_overflow
+from maskloom.tokenizers.tokenizer import Tokenizer
+
+from .test_bert import bucket, make_rows, tiny_config
+
+
+@pytest.fixture
+def model(tokenizer: Tokenizer) -> MaskedLM:
+    torch.manual_seed(0)
+    return MaskedLM(tiny_config(tokenizer.vocab_size)).half().train()
+
+
+@pytest.mark.parametrize(
+    ("weight", "place"),
+    [
+        ("bert.embeddings.LayerNorm.weight", "the output of the embeddings (bert.embeddings)"),
+        ("bert.encoder.layer.1.output.dense.bias", "the output of layer 1 (bert.encoder.layer.1)"),
+        ("cls.predictions.transform.LayerNorm.weight", "the output of the head (cls.predictions.transform)"),
+        ("cls.predictions.bias", "the output of the decoder (cls.predictions.decoder)"),
+    ],
+)
+def test_forward(weight: str, place: str, model: MaskedLM, tokenizer: Tokenizer) -> None:
+    batch = bucket(make_rows([[32], [10, 20]], tokenizer), tokenizer)
+    assert find_overflow(model, batch, 1.0) is None
+    with torch.no_grad():
+        model.get_parameter(weight)[3] = torch.inf
+    assert find_overflow(model, batch, 1.0) == place
+
+
+def test_backward(model: MaskedLM, tokenizer: Tokenizer) -> None:
+    """A scale that fp16 has no number for overflows where the gradient begins; gradients of parameters stay as they were."""
+    batch = bucket(make_rows([[32], [10, 20]], tokenizer), tokenizer)
+    found = find_overflow(model, batch, 1e9)
+    assert found == "the gradient at the output of the head (cls.predictions.transform)"
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_gradient_of_a_parameter(model: MaskedLM, tokenizer: Tokenizer) -> None:
+    """An embedding of zeros sends no gradient to the layers before the decoder, but has a large one where their output is."""
+    batch = bucket(make_rows([[32], [10, 20]], tokenizer), tokenizer)
+    with torch.no_grad():
+        model.bert.embeddings.word_embeddings.weight.zero_()
+        model.cls.predictions.transform.LayerNorm.weight.fill_(2e3)
+    assert find_overflow(model, batch, 1.0) is None
+    assert find_overflow(model, batch, 1e3) == "the gradient of bert.embeddings.word_embeddings.weight"
+
+
+def test_padding_of_the_vocabulary_is_no_overflow(model: MaskedLM, tokenizer: Tokenizer) -> None:
+    model.cls.predictions.decoder.alignment = 64
+    batch = bucket(make_rows([[32]], tokenizer), tokenizer)
+    assert tokenizer.vocab_size % 64
+    assert find_overflow(model, batch, 1.0) is None
