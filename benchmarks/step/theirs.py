@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -101,7 +102,7 @@ class Theirs:
     def mean_loss(self) -> float:
         total, steps = self._losses.tolist()
         self._losses.zero_()
-        return total / steps if steps else float("nan")
+        return total / steps if steps else math.nan
 
     def _rows(self) -> NDArray[np.int32]:
         make = grouped_rows if self.system.rows == "grouped" else line_rows

@@ -19,8 +19,8 @@ from maskloom.data.stream import read_steps
 from maskloom.distributed import World
 from maskloom.tokenizers.tokenizer import load_tokenizer
 from maskloom.train.batches import ready_steps
+from maskloom.train.setup import phase_layouts
 from maskloom.train.tally import counts_of
-from maskloom.train.trainer import phase_layouts
 from tests.waiting import wait_until
 
 CPU = torch.device("cpu")

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from maskloom.config import Guard
-from maskloom.train.guard import GuardState, after_step, highest_loss, must_go_back, objection
+from maskloom.train.guard import GuardState, after_step, highest_loss, must_roll_back, why_refused
 
 SPIKES = Guard(spike_sigma=3.0, window_steps=8)
 finite = st.floats(0, 20, allow_nan=False)
@@ -26,7 +26,7 @@ def run(losses: list[float], guard: Guard, state: GuardState = AT_START, phase: 
     """The state after steps with these losses, and what each was refused for."""
     found = []
     for loss in losses:
-        found.append(objection(loss, highest_loss(state, guard, phase)))
+        found.append(why_refused(loss, highest_loss(state, guard, phase)))
         state = after_step(state, guard, phase, loss, found[-1] is None)
     return state, found
 
@@ -62,15 +62,15 @@ def test_a_spike_is_what_lies_sigma_deviations_above_the_mean(losses: list[float
     assert highest_loss(state, SPIKES, 0) == pytest.approx(edge, abs=1e-9)
     loss = edge + factor
     if abs(factor) > 1e-6:
-        assert (objection(loss, highest_loss(state, SPIKES, 0)) is not None) == (factor > 0)
+        assert (why_refused(loss, highest_loss(state, SPIKES, 0)) is not None) == (factor > 0)
 
 
 def test_no_spike_before_the_window_is_full_and_a_phase_begins_it_anew() -> None:
     state, _ = run([1.0, 2.0] * 3 + [1.0], SPIKES)
-    assert objection(1e9, highest_loss(state, SPIKES, 0)) is None
+    assert why_refused(1e9, highest_loss(state, SPIKES, 0)) is None
     state, _ = run([2.0], SPIKES, state)
-    assert "is a spike" in objection(9.0, highest_loss(state, SPIKES, 0))
-    assert objection(9.0, highest_loss(state, SPIKES, 1)) is None, "the next phase"
+    assert "is a spike" in why_refused(9.0, highest_loss(state, SPIKES, 0))
+    assert why_refused(9.0, highest_loss(state, SPIKES, 1)) is None, "the next phase"
     state, _ = run([9.0], SPIKES, state, phase=1)
     assert state == GuardState(1, (9.0,), 0, 0)
 
@@ -78,9 +78,9 @@ def test_no_spike_before_the_window_is_full_and_a_phase_begins_it_anew() -> None
 def test_it_goes_back_after_so_many_in_a_row() -> None:
     guard = Guard(skips_before_rollback=3)
     state, _ = run([1.0, math.nan, math.nan], guard)
-    assert not must_go_back(state, guard)
-    assert not must_go_back(run([1.0, math.nan, math.nan], guard, state)[0], guard), "one between was taken"
-    assert must_go_back(run([math.inf], guard, state)[0], guard)
+    assert not must_roll_back(state, guard)
+    assert not must_roll_back(run([1.0, math.nan, math.nan], guard, state)[0], guard), "one between was taken"
+    assert must_roll_back(run([math.inf], guard, state)[0], guard)
 
 
 def test_a_state_of_another_version_is_refused() -> None:

@@ -63,7 +63,7 @@ def highest_loss(state: GuardState, settings: Guard, phase: int) -> float:
     return mean + settings.spike_sigma * deviation
 
 
-def objection(loss: float, highest: float) -> str | None:
+def why_refused(loss: float, highest: float) -> str | None:
     """Why a step with this loss is not taken, or None."""
     if loss <= highest:
         return None
@@ -80,5 +80,5 @@ def after_step(state: GuardState, settings: Guard, phase: int, loss: float, is_t
     return GuardState(phase, (*losses, loss)[-settings.window_steps :], 0, state.bad_steps)
 
 
-def must_go_back(state: GuardState, settings: Guard) -> bool:
+def must_roll_back(state: GuardState, settings: Guard) -> bool:
     return state.in_a_row >= settings.skips_before_rollback
