@@ -8,7 +8,7 @@ from typing import Any
 
 from page import draw_bars, draw_lines, draw_stacks, wrapped
 
-from step.parts import TITLES
+from maskloom.train.kinds import TITLES
 from step.summary import (
     TRAFFIC,
     best,
@@ -142,7 +142,7 @@ def _case(case: dict[str, Any]) -> list[str]:
 SAID = {"eager": "in eager mode", "fused": "with all chains fused", "epilogues": "with GELU and bias in epilogues too"}
 PARTS_ARE = (
     "Where the time goes, from torch.profiler (kernels on a GPU, operators on a CPU, by their names: "
-    "`benchmarks/step/parts.py` has the rules), while one process reads the batches:"
+    "`src/maskloom/train/kinds.py` has the rules), while one process reads the batches:"
 )
 
 
@@ -160,7 +160,9 @@ def _parts_plot(cases: dict[str, Any], device: str, docs: Path) -> str:
     groups = []
     for case in cases.values():
         profiles = {name: system["profile"] for name, system in case["systems"].items() if "profile" in system}
-        bars = [(name, [1000 * profile["parts"][part] for part in TITLES]) for name, profile in profiles.items()]
+        bars = [
+            (name, [1000 * profile["parts"].get(part, 0.0) for part in TITLES]) for name, profile in profiles.items()
+        ]
         groups.append((case["case"]["title"], bars))
     file = f"benchmarks-step-parts-{device}.svg"
     draw_stacks(docs / file, "ms a step, by part", list(TITLES.values()), groups)

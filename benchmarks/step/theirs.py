@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader
 
 from maskloom.optim.schedule import learning_rate
 from maskloom.tokenizers.tokenizer import Tokenizer
+from maskloom.train.kinds import DATA, OPTIMIZER
 from step.cases import PRECISION, Device, System
 from step.jobs import RATE, Batch, Facts, Training, model_shape, run_config
 from step.text import Text, check_vocabulary, grouped_rows, line_rows
@@ -66,7 +67,7 @@ class Theirs:
         self.number += 1
         lr = learning_rate(self.number, self.config.optimizer, self.config.schedules)
         self.module.train()
-        with torch.profiler.record_function("bench: data"):
+        with torch.profiler.record_function(DATA):
             parts = [
                 {name: value.to(self.device, non_blocking=True) for name, value in p.items()} for p in batch.content
             ]
@@ -75,7 +76,7 @@ class Theirs:
                 loss = self.module(**part).loss / len(parts)
             loss.backward()
             self._losses[0] += loss.detach()
-        with torch.profiler.record_function("bench: optimizer"):
+        with torch.profiler.record_function(OPTIMIZER):
             torch.nn.utils.clip_grad_norm_(self.module.parameters(), self.clipping)
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
