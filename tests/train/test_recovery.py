@@ -17,8 +17,8 @@ from maskloom.data.plan import DataPlan, Growth, PhasePlan
 from maskloom.distributed import World
 from maskloom.models.bert import MaskedLM
 from maskloom.tokenizers.tokenizer import Tokenizer
-from maskloom.train.passed_over import PassedOver, read_intervals
 from maskloom.train.recovery import Rollback, collapsed, count_not_finite, diverged, first_not_finite
+from maskloom.train.refusal import PassedOver, read_intervals
 from tests.models.test_bert import bucket, make_rows, tiny_config
 
 WAY = Rollback(step=23, in_a_row=3, reason="its loss is nan", to_step=20)

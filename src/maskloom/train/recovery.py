@@ -25,7 +25,7 @@ from maskloom.progress import warn
 from maskloom.train import checkpoint
 from maskloom.train.batches import ReadyStep
 from maskloom.train.engine.engine import Engine
-from maskloom.train.passed_over import PassedOver, with_one_more, write_intervals
+from maskloom.train.refusal import PassedOver, with_one_more, write_intervals
 from maskloom.train.setup import restore
 from maskloom.train.trainer import Trainer
 

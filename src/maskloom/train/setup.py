@@ -35,15 +35,13 @@ from maskloom.train.engine.configuration import deepspeed_config, device_of, res
 from maskloom.train.engine.engine import Engine
 from maskloom.train.engine.kernels import resolve_kernels
 from maskloom.train.engine.numerics import numerics_title
-from maskloom.train.guard import GuardState
-from maskloom.train.own_time import OwnTime
-from maskloom.train.passed_over import PassedOver, jumps, known, read_intervals
 from maskloom.train.rank.heartbeats import Pulse
 from maskloom.train.rank.notices import Notices
+from maskloom.train.refusal import GuardState, PassedOver, jumps, known, read_intervals
 from maskloom.train.run_dir import check_model, reconcile
 from maskloom.train.skipped import Skipped
 from maskloom.train.tally import Tally
-from maskloom.train.traffic import Traffic
+from maskloom.train.timing import OwnTime, Traffic
 from maskloom.train.trainer import Trainer
 
 Found = tuple[Path, checkpoint.State]
