@@ -38,7 +38,7 @@ from maskloom.train.engine.numerics import numerics_title
 from maskloom.train.rank.heartbeats import Pulse
 from maskloom.train.rank.notices import Notices
 from maskloom.train.refusal import GuardState, PassedOver, jumps, known, read_intervals
-from maskloom.train.run_dir import check_model, reconcile
+from maskloom.train.resume import check_model, reconcile
 from maskloom.train.skipped import Skipped
 from maskloom.train.tally import Tally
 from maskloom.train.timing import OwnTime, Traffic
