@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from maskloom.config import Phase, RunConfig
+from maskloom.config import Evaluation, Phase, RunConfig
 from maskloom.config_file import rechecked
 from maskloom.data.batch import Layout
 from maskloom.data.cursors import first_cursors
@@ -67,7 +67,7 @@ def prepare(config: RunConfig, world: World) -> tuple[RunConfig, DataPlan]:
     for note in notes_on_run(plan) if world.is_first else ():
         warn(note)
     if config.evaluation.every_steps:
-        config = _without_idle_evaluation(config, plan, world)
+        config = config.model_copy(update={"evaluation": _of_held_out(config.evaluation, plan, world)})
     device_of(world)
     data = config.data.model_copy(update={"lanes": plan.lanes})
     engine = {
@@ -80,17 +80,17 @@ def prepare(config: RunConfig, world: World) -> tuple[RunConfig, DataPlan]:
     return config, plan
 
 
-def _without_idle_evaluation(config: RunConfig, plan: DataPlan, world: World) -> RunConfig:
-    """Switch the evaluation off if no corpus has a held-out document; warn of each that has none."""
+def _of_held_out(evaluation: Evaluation, plan: DataPlan, world: World) -> Evaluation:
+    """The evaluation, switched off if no corpus has a held-out document. Warns of each corpus that has none."""
     empty = [index.folder for index in plan.corpora if not len(index.held_out_blocks)]
     if world.is_first and len(plan.corpora) > 1:
         for folder in empty:
             warn(f"no held-out documents in {folder}: the evaluation says nothing about it")
     if len(empty) < len(plan.corpora):
-        return config
+        return evaluation
     if world.is_first:
         warn(f"no held-out documents in {', '.join(empty)}: no evaluation (see --val-fraction)")
-    return config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"every_steps": 0})})
+    return evaluation.model_copy(update={"every_steps": 0})
 
 
 def deepspeed_settings(config: RunConfig, plan: DataPlan, world: World) -> dict[str, Any]:
