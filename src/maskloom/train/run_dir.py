@@ -89,8 +89,8 @@ class RunDir:
         """Tell the ranks of each other.
 
         Raises:
-            InUse: on all ranks, where another process trains in the folder.
-            UserError: on all ranks, where the first could not open the folder.
+            InUse: on all ranks, if another process trains in the folder.
+            UserError: on all ranks, if the first could not open the folder.
         """
         key = f"{os.getpid()}-{time.time_ns()}"
         mine = [socket.gethostname(), os.getpid(), self._refusal, self._is_in_use, self.attempt, self.step, key]
@@ -112,7 +112,7 @@ class RunDir:
 
     def threads(self, world: World, cores: int) -> int:
         """CPU threads a rank: what the run recorded when it began (other counts give other bits), else the share of
-        the machine's cores; OMP_NUM_THREADS, where it is set, decides at the beginning."""
+        the machine's cores; OMP_NUM_THREADS, if it is set, decides at the beginning."""
         if (recorded := recorded_threads(self.folder)) is not None:
             return recorded
         given = os.environ.get("OMP_NUM_THREADS", "")
@@ -144,7 +144,7 @@ class RunDir:
         """Write `status.json`: `running`, `stopped` or `done`, at which step.
 
         Raises:
-            OSError: it cannot be written, and the run is at its end. One that is running goes on, with a warning.
+            OSError: it cannot be written, and the run is at its end. A running one continues, with a warning.
         """
         self.step = step
         if not self.is_writer:
@@ -171,11 +171,11 @@ class RunDir:
             return
         self._note(step)
         origin = self.last_good_checkpoint() or "the beginning"
-        self.record("stopped", step, why, f"The same command goes on from {origin}.")
+        self.record("stopped", step, why, f"The same command resumes from {origin}.")
         self._remove_request()
 
     def refresh(self, step: int) -> None:
-        """Show that the run is at work; nothing where it is not, or any more."""
+        """Show that the run is at work, if it is."""
         with self._writing:
             if not self._is_running or self.failure() is not None:
                 return
@@ -189,10 +189,10 @@ class RunDir:
             self._lock.touch()
 
     def fail(self, reason: str, advice: str, can_retry: bool) -> bool | None:
-        """Record why the attempt ended, unless another rank failed before; a folder that never became a run is taken away.
+        """Record why the attempt ended, unless another rank failed before. A folder that never became a run is removed.
 
         Returns:
-            whether no other rank failed before; None where that cannot be known.
+            whether no other rank failed before; None if that cannot be known.
         """
         if self._refusal is not None:
             return self.is_writer
@@ -220,14 +220,14 @@ class RunDir:
         return True
 
     def failure(self) -> Status | None:
-        """How this attempt failed, on whichever rank was first; None where none has."""
+        """How this attempt failed, on whichever rank was first; None if none has."""
         try:
             return parse_status(read_plain(self._failed).decode("utf-8"))
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
     def _newest_attempt(self) -> int:
-        """That of status.json; 0 where nobody can tell."""
+        """The attempt in status.json; 0 if it cannot be read."""
         try:
             status = read_status(self.folder)
         except UserError:
@@ -239,7 +239,7 @@ class RunDir:
         return newest_named(self.folder)
 
     def close(self) -> None:
-        """Give the folder free; one that never became a run is taken away."""
+        """Release the folder; remove it if it never became a run."""
         if not self._begun and self._refusal is None:
             self._remove()
         if self._lock is not None:
@@ -274,7 +274,7 @@ class RunDir:
                 note_attempt(self.folder, line)
 
     def _remove_request(self) -> None:
-        """The request to stop was carried out, or came too late; a folder of its name is none."""
+        """The request to stop was carried out, or came too late. A folder of that name is not a request."""
         stop = self.folder / "stop"
         try:
             if not stop.is_dir():
@@ -291,7 +291,7 @@ class RunDir:
 
 
 def recorded_threads(folder: Path) -> int | None:
-    """The number of threads that a run began with, None where it says nothing. Raises UserError where its file is damaged."""
+    """The number of threads that a run began with, or None if it says nothing. Raises UserError if its file is damaged."""
     environment = folder / "environment.json"
     if not environment.exists():
         return None
@@ -308,7 +308,7 @@ def recorded_threads(folder: Path) -> int | None:
 
 
 def newest_named(run: Path) -> str | None:
-    """The name that `checkpoints/latest.json` points at; None where it names no checkpoint."""
+    """The name that `checkpoints/latest.json` points at; None if it names no checkpoint."""
     try:
         name = parse_json(read_plain(run / "checkpoints" / "latest.json"))["name"]
         return name if CHECKPOINT.fullmatch(name) else None
@@ -317,7 +317,7 @@ def newest_named(run: Path) -> str | None:
 
 
 def refuse_foreign(folder: Path) -> None:
-    """Raises UserError where the folder is none, or holds something that is no run."""
+    """Raises UserError if this is not a folder, or holds something that is not a run."""
     if folder.is_symlink() and not folder.exists():
         raise UserError(
             f"run_dir {folder} is a link to {folder.readlink()}, which is not there: see that it is mounted, or choose another "

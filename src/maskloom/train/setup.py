@@ -242,4 +242,4 @@ def announce(trainer: Trainer, origin: str, attention: str) -> None:
     if trainer.step == plan.total_steps:
         say(f"all {trainer.step:,} steps are done: raise phases.N.steps of the last phase, or add a phase, to train on")
     elif trainer.step:
-        say(f"going on after step {trainer.step:,} of {plan.total_steps:,}")
+        say(f"resuming after step {trainer.step:,} of {plan.total_steps:,}")

@@ -144,7 +144,7 @@ class Board:
         return int(self._ask(lambda store: store.add("left", 0)))
 
     def _ask(self, question: Callable[[Any], T]) -> T:
-        """Raises NoAnswer; from then on always, where the connection broke: a store begins but once."""
+        """Raises NoAnswer. If the connection broke, it always does so from then on: a store begins only once."""
         if self._fault:
             raise NoAnswer(self._fault)
         answers: list[T] = []

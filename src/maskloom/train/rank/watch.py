@@ -297,7 +297,7 @@ class Watch:
         checkpoint = self.run.last_good_checkpoint()
         if can_retry:
             origin = checkpoint or "the beginning"
-            advice = f"{advice} The same command goes on from {origin}.".strip()
+            advice = f"{advice} The same command resumes from {origin}.".strip()
         elif checkpoint:
             advice = f"{advice} The last good checkpoint is {checkpoint}."
         self.run.step = max(self.run.step, self.pulse.step)
