@@ -18,6 +18,7 @@ from maskloom.config import Evaluation, Phase, RunConfig
 from maskloom.config_file import rechecked
 from maskloom.data.batch import Layout
 from maskloom.data.cursors import first_cursors
+from maskloom.data.index.index import Index
 from maskloom.data.plan import DataPlan, open_corpora
 from maskloom.data.skew import notes_on_run
 from maskloom.distributed import World, gather_objects, sum_over_ranks
@@ -67,7 +68,7 @@ def prepare(config: RunConfig, world: World) -> tuple[RunConfig, DataPlan]:
     for note in notes_on_run(plan) if world.is_first else ():
         warn(note)
     if config.evaluation.every_steps:
-        config = config.model_copy(update={"evaluation": _of_held_out(config.evaluation, plan, world)})
+        config = config.model_copy(update={"evaluation": checked_evaluation(config.evaluation, plan.corpora, world)})
     device_of(world)
     data = config.data.model_copy(update={"lanes": plan.lanes})
     engine = {
@@ -80,13 +81,13 @@ def prepare(config: RunConfig, world: World) -> tuple[RunConfig, DataPlan]:
     return config, plan
 
 
-def _of_held_out(evaluation: Evaluation, plan: DataPlan, world: World) -> Evaluation:
+def checked_evaluation(evaluation: Evaluation, corpora: Sequence[Index], world: World) -> Evaluation:
     """The evaluation, switched off if no corpus has a held-out document. Warns of each corpus that has none."""
-    empty = [index.folder for index in plan.corpora if not len(index.held_out_blocks)]
-    if world.is_first and len(plan.corpora) > 1:
+    empty = [index.folder for index in corpora if not len(index.held_out_blocks)]
+    if world.is_first and len(corpora) > 1:
         for folder in empty:
             warn(f"no held-out documents in {folder}: the evaluation says nothing about it")
-    if len(empty) < len(plan.corpora):
+    if len(empty) < len(corpora):
         return evaluation
     if world.is_first:
         warn(f"no held-out documents in {', '.join(empty)}: no evaluation (see --val-fraction)")
