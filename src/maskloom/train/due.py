@@ -10,8 +10,8 @@ from maskloom.distributed import gather_objects
 from maskloom.train import checkpoint
 from maskloom.train.evaluation import evaluate
 from maskloom.train.metrics import Metrics, largest_memory_peaks
-from maskloom.train.passed_over import behind
 from maskloom.train.recovery import count_not_finite, diverged
+from maskloom.train.refusal import behind
 from maskloom.train.step import StepResult
 from maskloom.train.trainer import Trainer
 

@@ -22,15 +22,15 @@ from maskloom.train.batches import ReadyStep
 from maskloom.train.due import catch_up, evaluate_run, evaluation_is_due, is_due, log_step, save
 from maskloom.train.engine.building import start_distributed
 from maskloom.train.engine.notes import notes_on_device
-from maskloom.train.guard import must_roll_back
 from maskloom.train.metrics import Metrics
 from maskloom.train.rank.notices import agreed_reason
 from maskloom.train.rank.watch import Watch
 from maskloom.train.recovery import roll_back
+from maskloom.train.refusal import must_roll_back
 from maskloom.train.run_dir import RunDir
 from maskloom.train.setup import prepare, set_up
 from maskloom.train.step import train_step
-from maskloom.train.time_left import TimeLeft
+from maskloom.train.timing import TimeLeft
 from maskloom.train.trainer import Trainer
 
 
@@ -133,7 +133,7 @@ def stopped(why: str, step: int, run: RunDir) -> int:
     run.stop(why, step)
     barrier()
     if run.is_writer:
-        say(f"stopped after step {step:,} of {run.total_steps:,}: {why}. The same command goes on from there")
+        say(f"stopped after step {step:,} of {run.total_steps:,}: {why}. The same command resumes from there")
     return EXIT_STOPPED
 
 

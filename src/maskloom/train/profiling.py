@@ -40,7 +40,8 @@ from maskloom.train.engine.engine import Engine
 from maskloom.train.engine.stepping import Backward, StepOutcome
 from maskloom.train.kinds import DATA, OPTIMIZER, TITLES, sum_up, what_ran
 from maskloom.train.rank.heartbeats import Pulse
-from maskloom.train.run_dir import reconcile, recorded_threads
+from maskloom.train.resume import reconcile
+from maskloom.train.run_dir import recorded_threads
 from maskloom.train.setup import prepare, set_up
 from maskloom.train.step import train_step
 from maskloom.train.trainer import Trainer

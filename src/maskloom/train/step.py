@@ -22,9 +22,9 @@ from maskloom.progress import warn
 from maskloom.train.batches import ReadyStep
 from maskloom.train.engine.engine import Engine
 from maskloom.train.engine.stepping import LossScaleCollapsed
-from maskloom.train.guard import NOT_FINITE, after_step, highest_loss, why_refused
 from maskloom.train.rank.notices import NAMES, Heard
 from maskloom.train.recovery import collapsed, first_not_finite
+from maskloom.train.refusal import NOT_FINITE, after_step, highest_loss, why_refused
 from maskloom.train.trainer import Trainer
 
 

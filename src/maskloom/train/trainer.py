@@ -19,13 +19,12 @@ from maskloom.models.flops import Shape
 from maskloom.train.batches import ReadyStep, ready_steps
 from maskloom.train.checkpoint import Saver
 from maskloom.train.engine.engine import Engine
-from maskloom.train.guard import GuardState
-from maskloom.train.own_time import OwnTime
-from maskloom.train.passed_over import PassedOver, behind
 from maskloom.train.rank.heartbeats import Pulse
 from maskloom.train.rank.notices import Notices
+from maskloom.train.refusal import GuardState, PassedOver, behind
 from maskloom.train.skipped import Skipped
 from maskloom.train.tally import Tally
+from maskloom.train.timing import OwnTime
 
 
 @dataclass
