@@ -24,7 +24,7 @@ from maskloom.launch.ending import (
     in_words,
     say_stopping,
 )
-from maskloom.launch.tied import tied
+from maskloom.launch.leftovers import tied
 from maskloom.progress import say, warn
 from maskloom.status import EXIT_DONE, EXIT_HUNG, EXIT_STOPPED
 

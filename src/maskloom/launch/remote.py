@@ -34,11 +34,9 @@ from typing import IO
 from maskloom.files import LOCK
 from maskloom.launch.ending import FAILED_GRACE_S, POLL_S, WELL, Ended, Stop, exit_code, in_words, say_stopping
 from maskloom.launch.environment import environment_file, for_hosts, without_secrets
-from maskloom.launch.guardian import guarded
 from maskloom.launch.hostfile import Host, as_hostfile
-from maskloom.launch.leftovers import VARIABLE, end_leftovers
+from maskloom.launch.leftovers import VARIABLE, end_leftovers, guarded, tied
 from maskloom.launch.ssh import FAILED, Ssh
-from maskloom.launch.tied import tied
 from maskloom.progress import say, warn
 from maskloom.status import EXIT_HUNG, EXIT_STOPPED, START
 from maskloom.train.run_lock import named_holder

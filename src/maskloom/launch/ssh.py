@@ -25,6 +25,8 @@ OPTIONS = (
     "ServerAliveCountMax=3",  # a host that is gone is noticed within a minute
 )
 CONNECT_TIMEOUT_S = 10
+AT_ONCE = 64
+"""Hosts that are asked at the same time."""
 FAILED = 255
 """Exit code of ssh where ssh itself failed."""
 

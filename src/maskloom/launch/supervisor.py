@@ -22,8 +22,7 @@ from maskloom.launch.ending import Ended, Stop
 from maskloom.launch.hostfile import Host
 from maskloom.launch.leftovers import end_leftovers
 from maskloom.launch.local import run_ranks
-from maskloom.launch.ports import free_port, preferred_port
-from maskloom.launch.probe import look_at_all
+from maskloom.launch.probe import free_port, preferred_port, probe_hosts
 from maskloom.launch.remote import run_on_hosts
 from maskloom.launch.ssh import Ssh
 from maskloom.progress import say, warn
@@ -100,7 +99,7 @@ class OnHosts:
         self._master = ("", 0)
 
     def prepare(self, attempt: int) -> str:
-        found = look_at_all(self.hosts, self.ssh, self.run, preferred_port(self.run, attempt))
+        found = probe_hosts(self.hosts, self.ssh, self.run, preferred_port(self.run, attempt))
         unfit = [f"  {host.name}: {look.fault}" for host, look in zip(self.hosts, found, strict=True) if look.fault]
         if unfit and (attempt == 1 or len(unfit) == len(self.hosts)):
             raise UserError("hosts that cannot take ranks:\n" + "\n".join(unfit))

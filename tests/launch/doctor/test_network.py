@@ -6,7 +6,7 @@ import pytest
 
 from maskloom.launch.doctor.asking import Way
 from maskloom.launch.doctor.network import Speed, measure, ring_rounds, slow_hosts
-from maskloom.launch.ports import spare_port
+from maskloom.launch.probe import spare_port
 
 
 @pytest.mark.parametrize("hosts", range(9))

@@ -19,7 +19,7 @@ from torch.utils import cpp_extension
 
 from maskloom.config import Optimizer
 from maskloom.distributed import World
-from maskloom.launch.ports import free_port
+from maskloom.launch.probe import free_port
 from maskloom.train.engine import cuda_home, fused_adam
 from maskloom.train.engine.building import build_optimizer
 from maskloom.train.engine.fused_adam import links_a_gpu, telling_line, why_no_fused_adam, why_refused

@@ -19,7 +19,7 @@ from maskloom.launch.doctor.findings import Finding, Wanted
 from maskloom.launch.doctor.look.folder import lock_holder, nearest
 from maskloom.launch.doctor.network import measure
 from maskloom.launch.hostfile import Host
-from maskloom.launch.ports import preferred_port
+from maskloom.launch.probe import preferred_port
 
 ANSWER_S = 300.0
 SUM_BYTES = 64 << 20

@@ -21,7 +21,7 @@ from maskloom.launch.doctor.look.folder import look_at_folder
 from maskloom.launch.doctor.look.gpus import look_at_gpus
 from maskloom.launch.doctor.look.rank import as_a_rank
 from maskloom.launch.doctor.look.software import file_digest, packages, source_digest
-from maskloom.launch.ports import is_free, next_free_port, spare_port
+from maskloom.launch.probe import free_port, is_free, spare_port
 from maskloom.program import run_program
 
 
@@ -57,10 +57,17 @@ def look(request: Request) -> Facts:
         config_digest=file_digest(Path(request.config)) if request.config else None,
         run=look_at_folder(request) if request.run_dir else None,
         is_port_free=is_free(request.port),
-        port=next_free_port(request.port) if request.port else 0,
+        port=_free_or_0(request.port) if request.port else 0,
         spare_port=spare_port(),
         **(as_a_rank(request) if request.config else {}),
     )
+
+
+def _free_or_0(port: int) -> int:
+    try:
+        return free_port(port)
+    except OSError:
+        return 0
 
 
 if __name__ == "__main__":
