@@ -323,7 +323,8 @@ def test_mixed_lanes_read_each_corpus_in_its_own_order_and_by_its_own_epochs(
         for corpus, index in enumerate(three):
             blocks = [block for of, block in read if of == corpus]
             counted = sum(
-                rows_of_corpora(weights, lanes, number, steps * rows)[corpus] for steps, rows, weights in phases
+                int(rows_of_corpora(weights, lanes, number, np.asarray([steps * rows]))[corpus, 0])
+                for steps, rows, weights in phases
             )
             assert len(blocks) == counted
             numbers = [number + turn * lanes for turn in range(counted)]
