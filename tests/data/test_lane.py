@@ -350,7 +350,7 @@ def test_a_lane_goes_on_from_its_cursors_over_epochs_lengths_and_weights(
     whole, skipped = (Lane(plan, number, first_cursors(3, 3)[number]) for _ in range(2))
     for before in range(step):
         rows_of_step([whole], before)
-        skipped.skip(plan.reading(before))
+        skipped.skip(plan.step_at(before))
     assert skipped.cursors == whole.cursors
     stored = json.loads(json.dumps([cursor.to_json() for cursor in whole.cursors]))
     resumed = Lane(plan, number, tuple(map(Cursor.from_json, stored)))

@@ -131,8 +131,8 @@ def test_a_plan_says_phase_and_place_of_every_step(small: Index, tokenizer: Toke
     assert places == [(number, done) for number, phase in enumerate(PHASES) for done in range(phase.steps)]
     assert [plan.phase_of(step) for step in range(STEPS)] == [number for number, _ in places]
     for step, (number, done) in enumerate(places):
-        reading = plan.reading(step)
-        assert (reading.phase, reading.done, reading.rule) == (PHASES[number], done, plan.rule_at(step))
+        step_plan = plan.step_at(step)
+        assert (step_plan.phase, step_plan.done, step_plan.rule) == (PHASES[number], done, plan.rule_at(step))
     with pytest.raises(IndexError):
         plan.place(plan.total_steps)
 
@@ -147,10 +147,10 @@ def test_the_rate_goes_from_the_first_step_to_the_last_but_for_phases_with_their
     assert rates[6:11] == [0.5] * 5
     assert rates[11:] == pytest.approx(line[11:])
     assert (rates[0], rates[-1]) == (0.4, pytest.approx(0.1, rel=1e-15))
-    assert [plan.reading(step).is_constant for step in range(STEPS)] == [False] * 6 + [True] * 5 + [False] * 7
+    assert [plan.step_at(step).is_constant for step in range(STEPS)] == [False] * 6 + [True] * 5 + [False] * 7
     steady = plan_of([small], tokenizer, PHASES, 1)
     assert [steady.rule_at(step).rate for step in range(STEPS)] == [0.15] * 6 + [0.5] * 5 + [0.15] * 7
-    assert all(steady.reading(step).is_constant for step in range(STEPS))
+    assert all(steady.step_at(step).is_constant for step in range(STEPS))
 
 
 @settings(max_examples=60, deadline=None)

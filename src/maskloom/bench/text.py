@@ -25,7 +25,7 @@ from maskloom.data.index.index import Index, load_index
 from maskloom.data.order import block_at
 from maskloom.data.writing.shards import Options, finish_or_open, write_shards
 from maskloom.data.writing.token_shards import tokenize_corpus
-from maskloom.data.writing.work import Part
+from maskloom.data.writing.work import JobPart
 from maskloom.errors import UserError
 from maskloom.tokenizers.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 
@@ -71,7 +71,7 @@ def prepare(cache: Path, vocab_size: int, block_bytes: int, processes: int) -> T
         _make_tokenizer(tokenizer, text, vocab_size)
     if not tokens.exists():
         source, chosen = load_index(text.absolute()), load_tokenizer(tokenizer)
-        tokenize_corpus(source, tokens, chosen, Part(), processes, lambda name, total: lambda done: None)
+        tokenize_corpus(source, tokens, chosen, JobPart(), processes, lambda name, total: lambda done: None)
         finish_or_open(tokens)
     return Text(str(tokens), str(tokenizer))
 

@@ -23,7 +23,7 @@ from maskloom.data.masking import MaskRule, mask_rows
 from maskloom.data.mixing import corpus_of_rows
 from maskloom.data.order import block_at
 from maskloom.data.packing import PackedRows, pack_after
-from maskloom.data.plan import DataPlan, Reading
+from maskloom.data.plan import DataPlan, StepPlan
 from maskloom.data.rows import Part, Rows
 from maskloom.errors import DataFault, UserError
 from maskloom.tokenizers.tokenizer import Tokenized
@@ -181,25 +181,25 @@ class Lane:
     def cursors(self) -> LaneCursors:
         return tuple(track.cursor for track in self.tracks)
 
-    def take(self, reading: Reading) -> list[Part]:
+    def take(self, step_plan: StepPlan) -> list[Part]:
         """This lane's rows of a step, masked."""
-        phase, _, rule, is_constant = reading
+        phase, _, rule, is_constant = step_plan
         if len(self.tracks) == 1:
-            return self.tracks[0].take(reading.rows, phase.seq_len, rule, is_constant)
-        sources = self._sources(reading)
+            return self.tracks[0].take(step_plan.rows, phase.seq_len, rule, is_constant)
+        sources = self._sources(step_plan)
         parts = [
             part
             for corpus, track in enumerate(self.tracks)
             for part in track.take(int((sources == corpus).sum()), phase.seq_len, rule, is_constant)
         ]
         place = np.argsort(np.argsort(sources, kind="stable"), kind="stable")
-        return [Part(Rows.gather(parts).take(place), 0, reading.rows)]
+        return [Part(Rows.gather(parts).take(place), 0, step_plan.rows)]
 
-    def skip(self, reading: Reading) -> None:
+    def skip(self, step_plan: StepPlan) -> None:
         """Go past this lane's rows of a step without masking them."""
-        sources = self._sources(reading)
+        sources = self._sources(step_plan)
         for corpus, track in enumerate(self.tracks):
-            track.skip(int((sources == corpus).sum()), reading.phase.seq_len)
+            track.skip(int((sources == corpus).sum()), step_plan.phase.seq_len)
 
     def skipped(self) -> list[Skip]:
         """What was passed over since the last call."""
@@ -208,10 +208,10 @@ class Lane:
             track.skips.clear()
         return skips
 
-    def _sources(self, reading: Reading) -> NDArray[np.int64]:
+    def _sources(self, step_plan: StepPlan) -> NDArray[np.int64]:
         """The corpus of each of this lane's rows in a step."""
-        phase, done, *_ = reading
-        return corpus_of_rows(phase.weights, self.plan.lanes, self.number, phase.rows_before(done), reading.rows)
+        phase, done, *_ = step_plan
+        return corpus_of_rows(phase.weights, self.plan.lanes, self.number, phase.rows_before(done), step_plan.rows)
 
 
 def row_keys(key: int, rows: int) -> UInt64s:
@@ -221,5 +221,5 @@ def row_keys(key: int, rows: int) -> UInt64s:
 
 def rows_of_step(lanes: Sequence[Lane], step: int) -> Rows:
     """The rows of a step of several lanes, in their order."""
-    reading = lanes[0].plan.reading(step)
-    return Rows.gather([part for lane in lanes for part in lane.take(reading)])
+    step_plan = lanes[0].plan.step_at(step)
+    return Rows.gather([part for lane in lanes for part in lane.take(step_plan)])

@@ -99,7 +99,7 @@ def _grown_rows(phase: PhasePlan, steps: int) -> int:
     return sum(phase.rows_at(done) for done in range(steps))
 
 
-class Reading(NamedTuple):
+class StepPlan(NamedTuple):
     """How one step is read.
 
     Attributes:
@@ -198,15 +198,15 @@ class DataPlan:
 
     def rule_at(self, step: int) -> MaskRule:
         """The masks of a step."""
-        return self.reading(step).rule
+        return self.step_at(step).rule
 
-    def reading(self, step: int) -> Reading:
+    def step_at(self, step: int) -> StepPlan:
         """How a step is read."""
         number, done = self.place(step)
         phase = self.phases[number]
         is_constant = phase.mask_rate is not None or self.masking.final_rate is None
         rate = rate_at(self.masking, phase.mask_rate, step, self.total_steps)
-        return Reading(phase, done, _at_rate(self.rule, rate), is_constant)
+        return StepPlan(phase, done, _at_rate(self.rule, rate), is_constant)
 
     def capacity(self, phase: int) -> int:
         """The most predicted tokens of a row in any step of a phase: the shape of the head follows from it."""

@@ -200,9 +200,9 @@ def skip_steps(plan: DataPlan, cursors: Sequence[LaneCursors], first_step: int, 
     for step in range(first_step, last_step):
         if jump := plan.jumps.get(step):
             lanes = [Lane(plan, number, lane_cursors) for number, lane_cursors in enumerate(jump)]
-        reading = plan.reading(step)
+        step_plan = plan.step_at(step)
         for lane in lanes:
-            lane.skip(reading)
+            lane.skip(step_plan)
     return [lane.cursors for lane in lanes]
 
 

@@ -19,7 +19,7 @@ from maskloom.data.index.indexing import check_shard, index_tars
 from maskloom.data.writing import shards as module
 from maskloom.data.writing.shards import Options, finish, finish_or_open, split_document, write_part, write_shards
 from maskloom.data.writing.token_shards import tokenize_corpus
-from maskloom.data.writing.work import Part, open_work
+from maskloom.data.writing.work import JobPart, open_work
 from maskloom.errors import UserError
 from maskloom.tokenizers.tokenizer import Tokenizer
 from tests.conftest import sentences
@@ -183,9 +183,9 @@ def test_bad_input_leaves_what_other_parts_did(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(module, "SMALLEST_BATCH_BYTES", 1)
     inputs = [str(write_jsonl(tmp_path / "a.jsonl", ["text"])), str(tmp_path / "b.jsonl")]
     (tmp_path / "b.jsonl").write_text("no JSON")
-    assert write_part(inputs, tmp_path / "out", Options(), Part(1, 2)) == [2]
+    assert write_part(inputs, tmp_path / "out", Options(), JobPart(1, 2)) == [2]
     before = files_of(tmp_path / ".out.work" / "batches")
-    for part in (Part(2, 2), Part()):
+    for part in (JobPart(2, 2), JobPart()):
         with pytest.raises(UserError, match=r"b\.jsonl, the line at byte 0: not valid JSON"):
             write_part(inputs, tmp_path / "out", Options(), part)
     with pytest.raises(UserError, match=r"b\.jsonl, the line at byte 0: not valid JSON"):
@@ -228,7 +228,7 @@ def test_after_a_failure_the_same_call_goes_on(tmp_path: Path, monkeypatch: pyte
 
 def test_work_that_was_begun_otherwise_is_refused_with_what_differs(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", ["text", "more"])
-    two = Part(2, 2)
+    two = JobPart(2, 2)
     write_part([str(path)], tmp_path / "out", Options(seed=3), two)
     before = files_of(tmp_path / ".out.work")
     with pytest.raises(
@@ -248,13 +248,13 @@ def test_work_that_was_begun_otherwise_is_refused_with_what_differs(tmp_path: Pa
 
 def test_two_processes_do_not_do_one_part(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", ["text", "more"])
-    write_part([str(path)], tmp_path / "out", Options(), Part(2, 2))
+    write_part([str(path)], tmp_path / "out", Options(), JobPart(2, 2))
     with (
-        replace(open_work(tmp_path / "out"), part=Part(2, 2)).locked(),
+        replace(open_work(tmp_path / "out"), part=JobPart(2, 2)).locked(),
         pytest.raises(UserError, match=r"another process works on part 2/2 in .*\.out\.work"),
     ):
-        write_part([str(path)], tmp_path / "out", Options(), Part(2, 2))
-    write_part([str(path)], tmp_path / "out", Options(), Part(2, 2))
+        write_part([str(path)], tmp_path / "out", Options(), JobPart(2, 2))
+    write_part([str(path)], tmp_path / "out", Options(), JobPart(2, 2))
 
 
 @pytest.fixture
@@ -280,7 +280,7 @@ def test_parts_make_what_one_machine_makes(
     whole, report = write_shards(many_files, tmp_path / "whole", SMALL)
     assert (report.documents, report.duplicates) == (102, 1)
     out = tmp_path / "out"
-    parts = [Part(number, of) for number in range(1, of + 1)]
+    parts = [JobPart(number, of) for number in range(1, of + 1)]
     for part in parts[:-1]:
         assert write_part(many_files, out, SMALL, part) == [other.number for other in parts[part.number :]]
         with pytest.raises(UserError, match=r"out is not complete: .*not read yet"):
@@ -308,23 +308,23 @@ def test_a_part_waits_until_all_have_read(
     def others(late: list[int]) -> None:
         """The others come one after the other, each when the first part is seen to wait."""
         waited.append(late)
-        write_part(many_files, out, SMALL, Part(late[0], 3))
+        write_part(many_files, out, SMALL, JobPart(late[0], 3))
 
-    assert write_part(many_files, out, SMALL, Part(1, 3), wait=True, on_wait=others) == []
+    assert write_part(many_files, out, SMALL, JobPart(1, 3), wait=True, on_wait=others) == []
     assert waited == [[2, 3], [3]]
 
 
 def test_what_is_damaged_in_between_is_noticed(tmp_path: Path, many_files: list[str]) -> None:
     out = tmp_path / "out"
-    assert write_part(many_files, out, SMALL, Part(1, 2)) == []
+    assert write_part(many_files, out, SMALL, JobPart(1, 2)) == []
     work = tmp_path / ".out.work"
     batch = work / "batches" / "000000"
     batch.write_bytes(batch.read_bytes()[:-1])
     with pytest.raises(UserError, match=r"batches/000000 is damaged: remove it and start the same command again"):
-        write_part(many_files, out, SMALL, Part(2, 2))
+        write_part(many_files, out, SMALL, JobPart(2, 2))
     batch.unlink()
-    write_part(many_files, out, SMALL, Part(1, 2))
-    write_part(many_files, out, SMALL, Part(2, 2))
+    write_part(many_files, out, SMALL, JobPart(1, 2))
+    write_part(many_files, out, SMALL, JobPart(2, 2))
     entry = next((work / "entries").iterdir())
     written = json.loads(entry.read_text())
     entry.write_text(json.dumps(written | {"records": written["records"] - 1}))
@@ -376,7 +376,7 @@ def test_after_a_kill_at_the_very_end_the_same_call_is_done(
     with pytest.raises(UserError, match="out exists"):  # other work is not taken for this
         write_shards(many_files, out, replace(SMALL, seed=1))
     assert work.exists()
-    assert write_part(many_files, out, SMALL, Part(2, 3)) == []
+    assert write_part(many_files, out, SMALL, JobPart(2, 3)) == []
     index, report = write_shards(many_files, out, SMALL)
     assert (index.digest, report.documents) == (finish_or_open(out)[0].digest, 102)
     assert not work.exists()
@@ -386,7 +386,7 @@ def test_after_a_kill_at_the_very_end_the_same_call_is_done(
     tokens = tmp_path / "tokens"
 
     def tokenize() -> Index:
-        tokenize_corpus(index, tokens, tokenizer, Part(), 1, lambda name, total: lambda amount: None)
+        tokenize_corpus(index, tokens, tokenizer, JobPart(), 1, lambda name, total: lambda amount: None)
         return finish_or_open(tokens)[0]
 
     killed_at_the_end(monkeypatch, tokenize)
@@ -441,7 +441,7 @@ def test_a_part_that_waits_while_another_finishes_is_done(
     def finish_all(late: list[int]) -> None:
         write_shards(many_files, out, SMALL)
 
-    assert write_part(many_files, out, SMALL, Part(1, 3), wait=True, on_wait=finish_all) == []
+    assert write_part(many_files, out, SMALL, JobPart(1, 3), wait=True, on_wait=finish_all) == []
     assert finish_or_open(out)[0].header["documents"] > 0
 
 
@@ -479,7 +479,7 @@ def test_token_shards_of_text_and_of_a_corpus_are_one_corpus(
     text, report = write_shards(many_files, tmp_path / "text", SMALL)
     direct, again = write_shards(many_files, tmp_path / "direct", SMALL, tokenizer=tokenizer)
     assert report == again
-    for part in (Part(1, 2), Part(2, 2)):
+    for part in (JobPart(1, 2), JobPart(2, 2)):
         tokenize_corpus(text, tmp_path / "later", tokenizer, part, 1, lambda name, total: lambda amount: None)
     later, nothing = finish(tmp_path / "later")
     assert nothing is None
@@ -496,7 +496,7 @@ def test_token_shards_of_text_and_of_a_corpus_are_one_corpus(
     for index in (direct, later):
         assert all(check_shard(index, number) == [] for number in range(len(index.shards)))
     with pytest.raises(UserError, match="holds token shards already"):
-        tokenize_corpus(later, tmp_path / "x", tokenizer, Part(), 1, lambda name, total: lambda amount: None)
+        tokenize_corpus(later, tmp_path / "x", tokenizer, JobPart(), 1, lambda name, total: lambda amount: None)
 
 
 def test_plain_webdataset_reads_token_shards_under_the_keys_of_the_text(
@@ -521,7 +521,7 @@ def test_other_peoples_tars_are_tokenised_with_their_held_out_share(tmp_path: Pa
             tar.write({"__key__": f"sub/{number}", "txt": sentences(rng, 30).encode() if number != 7 else b"\xff"})
     text = index_tars([tmp_path / "a.tar"], tmp_path / "text", block_bytes=800, fraction=0.3, skip_bad=True)
     assert text.header["bad_documents"] == 1
-    tokenize_corpus(text, tmp_path / "out", tokenizer, Part(), 1, lambda name, total: lambda amount: None)
+    tokenize_corpus(text, tmp_path / "out", tokenizer, JobPart(), 1, lambda name, total: lambda amount: None)
     tokens, _ = finish(tmp_path / "out")
     assert tokens.digest == text.digest
     assert tokens.header["held_out_documents"] == text.header["held_out_documents"] > 0

@@ -34,14 +34,14 @@ from maskloom.data.index.indexing import BLOCK_BYTES, IndexedShard, index_shard,
 from maskloom.data.sources.corpus import find_sources, read_source
 from maskloom.data.sources.documentation import DOCUMENTATION
 from maskloom.data.sources.source import Source, TextLayout, check_unchanged, place_of
-from maskloom.data.writing.report import SAMPLED_ONE_IN, WHOLE_BYTES, Report, Tally
+from maskloom.data.writing.report import SAMPLED_ONE_IN, WHOLE_BYTES, Report, TextCounter
 from maskloom.data.writing.spill import Record, SpillWriter, read_bucket, read_notes, text_digest
 from maskloom.data.writing.token_shards import index_of_tokens, text_digest_of, write_token_shard
 from maskloom.data.writing.work import (
     Entry,
-    Part,
-    Plan,
-    Work,
+    JobPart,
+    WorkFolder,
+    WorkPlan,
     begin,
     is_finished,
     open_work,
@@ -83,7 +83,7 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Reading:
+class ShufflePlan:
     """How pass 1 reads: picklable, the same for every batch.
 
     Attributes:
@@ -117,7 +117,7 @@ def write_shards(
             the same call goes on where it ended.
     """
     try:
-        write_part(inputs, out, options, Part(), processes, tokenizer=tokenizer, on_stage=on_stage)
+        write_part(inputs, out, options, JobPart(), processes, tokenizer=tokenizer, on_stage=on_stage)
     except BadInput as error:
         if not error.work.is_shared:
             shutil.rmtree(error.work.folder)
@@ -134,7 +134,7 @@ class BadInput(UserError):
         work: what was begun.
     """
 
-    def __init__(self, message: str, work: Work) -> None:
+    def __init__(self, message: str, work: WorkFolder) -> None:
         super().__init__(message)
         self.work = work
 
@@ -143,7 +143,7 @@ def write_part(
     inputs: Sequence[str],
     out: Path,
     options: Options,
-    part: Part,
+    part: JobPart,
     processes: int = 1,
     *,
     tokenizer: Tokenizer | None = None,
@@ -170,22 +170,22 @@ def write_part(
     sources = find_sources(inputs, options.text_key)
     if DOCUMENTATION in inputs:
         options = replace(options, deduplicate=True)  # the same text is vendored in many packages
-    reading, batches = plan_reading(sources, options)
+    shuffle, batches = plan_shuffle(sources, options)
     files = dict.fromkeys((source.title, source.stamp) for source in sources)
-    names = shard_names(list(reading.shards.items()))
+    names = shard_names(list(shuffle.shards.items()))
     fingerprint = tokenizer.tokens_mark if tokenizer else ""
-    plan = Plan(tuple(inputs), asdict(options), fingerprint, "", len(batches), names, tuple(files))
+    plan = WorkPlan(tuple(inputs), asdict(options), fingerprint, "", len(batches), names, tuple(files))
     if is_finished(out, plan):
         return []
     work = begin(out, plan, part)
     try:
         with work.locked(), Pool(processes, __name__) as pool:
-            _read_share(work, reading, batches, pool, on_stage)
+            _read_share(work, shuffle, batches, pool, on_stage)
             late = _wait_for_readers(work, wait, on_wait)
             if not late:
                 mine = [number for number in work.unwritten() if part.takes(number)]
                 advance = on_stage("writing", len(mine))
-                job = functools.partial(_write_shard, work=work, reading=reading, tokenizer=tokenizer)
+                job = functools.partial(_write_shard, work=work, shuffle=shuffle, tokenizer=tokenizer)
                 for _ in pool.map(job, mine):
                     advance(1)
     except FileNotFoundError:
@@ -236,7 +236,7 @@ def read_report(out: Path) -> Report | None:
     return Report.from_json(json.loads(file.read_bytes())) if file.exists() else None
 
 
-def plan_reading(sources: Sequence[Source], options: Options) -> tuple[Reading, list[list[Source]]]:
+def plan_shuffle(sources: Sequence[Source], options: Options) -> tuple[ShufflePlan, list[list[Source]]]:
     """How many shards, and which sources are read together: from the estimated size of the text alone."""
     total = sum(source.bytes for source in sources)
     held_out = options.val_fraction
@@ -254,7 +254,7 @@ def plan_reading(sources: Sequence[Source], options: Options) -> tuple[Reading, 
             size = 0
         batches[-1].append(source)
         size += source.bytes
-    return Reading(options, shards, run_bytes, 1 if total <= WHOLE_BYTES else SAMPLED_ONE_IN), batches
+    return ShufflePlan(options, shards, run_bytes, 1 if total <= WHOLE_BYTES else SAMPLED_ONE_IN), batches
 
 
 def split_document(text: str, longest_bytes: int) -> list[str]:
@@ -280,11 +280,13 @@ def _open(out: Path) -> tuple[Index, Report | None]:
     return load_index(out.absolute()), read_report(out)  # absolute: a name such as "a:b" would read as a URL
 
 
-def _read_share(work: Work, reading: Reading, batches: list[list[Source]], pool: Pool, on_stage: OnStage) -> None:
+def _read_share(
+    work: WorkFolder, shuffle: ShufflePlan, batches: list[list[Source]], pool: Pool, on_stage: OnStage
+) -> None:
     """Pass 1 of the batches that are this part's and were not read yet. Raises BadInput."""
     mine = [number for number in work.unread() if work.part.takes(number)]
     advance = on_stage("reading", sum(source.work_bytes for number in mine for source in batches[number]))
-    job = functools.partial(_read_batch, work=work, reading=reading)
+    job = functools.partial(_read_batch, work=work, shuffle=shuffle)
     try:
         for size in pool.map(job, mine, [batches[number] for number in mine]):
             advance(size)
@@ -295,21 +297,21 @@ def _read_share(work: Work, reading: Reading, batches: list[list[Source]], pool:
         raise BadInput(str(error), work) from error
 
 
-def _read_batch(number: int, sources: Sequence[Source], work: Work, reading: Reading) -> float:
+def _read_batch(number: int, sources: Sequence[Source], work: WorkFolder, shuffle: ShufflePlan) -> float:
     """Pass 1 of one batch. Returns the bytes of input that it read."""
-    tally = Tally(reading.sampled_one_in)
+    counter = TextCounter(shuffle.sampled_one_in)
     with work.writing(work.batch(number)) as file:
-        spill = SpillWriter(file, len(work.plan.names), reading.run_bytes)
+        spill = SpillWriter(file, len(work.plan.names), shuffle.run_bytes)
         for source in sources:
-            _read_into(spill, tally, source, reading)
-        spill.finish(tally.done().to_json())
+            _read_into(spill, counter, source, shuffle)
+        spill.finish(counter.done().to_json())
     return sum(source.work_bytes for source in sources)
 
 
-def _read_into(spill: SpillWriter, tally: Tally, source: Source, reading: Reading) -> None:
-    options, report = reading.options, tally.report
+def _read_into(spill: SpillWriter, counter: TextCounter, source: Source, shuffle: ShufflePlan) -> None:
+    options, report = shuffle.options, counter.report
     threshold = held_out_threshold(options.val_fraction)
-    first: dict[Split, int] = {"train": 0, "validation": reading.shards["train"]}  # bucket of each split
+    first: dict[Split, int] = {"train": 0, "validation": shuffle.shards["train"]}  # bucket of each split
     for ordinal, document in read_source(source, options.text_key, options.layout):
         text = document.strip()
         if not text:
@@ -317,7 +319,7 @@ def _read_into(spill: SpillWriter, tally: Tally, source: Source, reading: Readin
             continue
         data = text.encode()
         hashed = text_hash(text)
-        if tally.add(text, len(data), hashed):
+        if counter.add(text, len(data), hashed):
             report.longest = place_of(source, ordinal)
         # By the whole document, before it is cut: its parts must not stand on both sides.
         split: Split = "validation" if hashed < threshold else "train"
@@ -328,12 +330,12 @@ def _read_into(spill: SpillWriter, tally: Tally, source: Source, reading: Readin
         report.pieces += len(parts)
         for number, part in enumerate(parts):
             digest = text_digest(part)
-            bucket = make_key(options.seed, "bucket", digest.hex()) % reading.shards[split]
+            bucket = make_key(options.seed, "bucket", digest.hex()) % shuffle.shards[split]
             order = make_key(options.seed, "document", source.number, ordinal, number)
             spill.add(first[split] + bucket, Record(order, digest, part))
 
 
-def _wait_for_readers(work: Work, wait: bool, on_wait: Callable[[list[int]], None]) -> list[int]:
+def _wait_for_readers(work: WorkFolder, wait: bool, on_wait: Callable[[list[int]], None]) -> list[int]:
     late: list[int] = []
     while unread := work.unread():
         now = sorted({number % work.part.of + 1 for number in unread})
@@ -345,20 +347,20 @@ def _wait_for_readers(work: Work, wait: bool, on_wait: Callable[[list[int]], Non
     return []
 
 
-def _write_shard(number: int, work: Work, reading: Reading, tokenizer: Tokenizer | None) -> None:
+def _write_shard(number: int, work: WorkFolder, shuffle: ShufflePlan, tokenizer: Tokenizer | None) -> None:
     """Pass 2 of one bucket."""
     records = _bucket_of(work, number)
     seen: set[bytes] = set()
     documents = []
     for record in records:
-        if not (reading.options.deduplicate and record.digest in seen):
+        if not (shuffle.options.deduplicate and record.digest in seen):
             documents.append(record.text)
         seen.add(record.digest)
-    indexed, text = _write_tar(work, number, documents, reading.options, tokenizer) if documents else (None, None)
+    indexed, text = _write_tar(work, number, documents, shuffle.options, tokenizer) if documents else (None, None)
     work.write_entry(number, Entry(indexed, text, len(records), len(records) - len(seen)))
 
 
-def _bucket_of(work: Work, number: int) -> list[Record]:
+def _bucket_of(work: WorkFolder, number: int) -> list[Record]:
     """A bucket's records in their order; of equal texts one is held."""
     texts: dict[bytes, bytes] = {}
     records: list[Record] = []
@@ -369,7 +371,7 @@ def _bucket_of(work: Work, number: int) -> list[Record]:
 
 
 def _write_tar(
-    work: Work, number: int, documents: Sequence[bytes], options: Options, tokenizer: Tokenizer | None
+    work: WorkFolder, number: int, documents: Sequence[bytes], options: Options, tokenizer: Tokenizer | None
 ) -> tuple[IndexedShard, IndexedShard | None]:
     """The shard's rows of the index; with a tokenizer those of the token shard, and of its text, which is not kept."""
     path = work.shard(number)
@@ -407,7 +409,7 @@ def _members(documents: Iterable[bytes], member_bytes: int) -> Iterator[bytes]:
         yield ("\n".join(lines) + "\n").encode()
 
 
-def _finish_text(work: Work) -> None:
+def _finish_text(work: WorkFolder) -> None:
     """Write the index and the report of shards that were made of text."""
     plan, corpus = work.plan, work.folder / "corpus"
     entries = [work.read_entry(number) for number in range(len(plan.names))]
@@ -437,7 +439,7 @@ def _finish_text(work: Work) -> None:
     (corpus / "report.json").write_text(json.dumps(report.to_json(), indent=1), encoding="utf-8")
 
 
-def _check_done(work: Work, out: Path) -> None:
+def _check_done(work: WorkFolder, out: Path) -> None:
     """Raises UserError that names the parts that are not done."""
     for what, left in (("read", work.unread()), ("written", work.unwritten())):
         if left:
