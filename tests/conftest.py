@@ -22,7 +22,8 @@ import torch
 import yaml
 from tokenizers.implementations.bert_wordpiece import BertWordPieceTokenizer
 
-from maskloom.data.index.index import Index, load_index
+from maskloom.data.index.corpus import Index
+from maskloom.data.index.loading import load_index
 from maskloom.data.writing.shards import Options, write_shards
 from maskloom.tokenizers.tokenizer import SPECIAL_TOKENS, Tokenizer, load_tokenizer
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from maskloom.bench.cases import BERT_VOCABULARY
 from maskloom.bench.text import Text, prepare
-from maskloom.data.index.index import load_index
 from maskloom.data.index.indexing import BLOCK_BYTES
+from maskloom.data.index.loading import load_index
 from maskloom.data.writing.shards import Options, write_shards
 from maskloom.tokenizers.tokenizer import train_tokenizer
 

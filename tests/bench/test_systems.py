@@ -21,7 +21,7 @@ from maskloom.bench.systems import (
     run_config,
 )
 from maskloom.bench.text import Text, check_vocabulary, grouped_rows, line_rows, token_documents
-from maskloom.data.index.index import Index
+from maskloom.data.index.corpus import Index
 from maskloom.data.rows import Rows
 from maskloom.errors import UserError
 from maskloom.tokenizers.tokenizer import Tokenizer

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from maskloom.data.index.index import text_hash
+from maskloom.data.index.corpus import text_hash
 from maskloom.tokenizers.tokenizer import SPECIAL_TOKENS, load_tokenizer
 
 from .conftest import Command

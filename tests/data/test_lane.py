@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 
 from maskloom.config import Masking
 from maskloom.data.cursors import Cursor, first_cursors
-from maskloom.data.index.index import Index, load_index
+from maskloom.data.index.corpus import Index
+from maskloom.data.index.loading import load_index
 from maskloom.data.lane import Lane, Track, rows_of_step
 from maskloom.data.masking import MaskRule
 from maskloom.data.mixing import corpus_of_rows, rows_of_corpora

@@ -24,7 +24,8 @@ from maskloom.config import Corpus, Data, Masking
 from maskloom.config_file import parse_config
 from maskloom.data.cursors import first_cursors
 from maskloom.data.hashing import hash64
-from maskloom.data.index.index import Index, load_index
+from maskloom.data.index.corpus import Index
+from maskloom.data.index.loading import load_index
 from maskloom.data.masking import MaskRule, mask_rows
 from maskloom.data.plan import VERSIONS, DataPlan, Growth, PhasePlan, open_corpora
 from maskloom.data.stream import read_steps

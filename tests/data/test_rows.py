@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from maskloom.data.index.index import Index
+from maskloom.data.index.corpus import Index
 from maskloom.data.packing import pack
 from maskloom.data.rows import FIELDS, Part, Rows, count_slots, count_text_tokens
 from maskloom.tokenizers.tokenizer import Tokenizer

@@ -20,8 +20,9 @@ from hypothesis import strategies as st
 from maskloom.config import Masking
 from maskloom.data import stream
 from maskloom.data.cursors import Cursor, LaneCursors, first_cursors
-from maskloom.data.index.index import Index, load_index
+from maskloom.data.index.corpus import Index
 from maskloom.data.index.indexing import index_tars
+from maskloom.data.index.loading import load_index
 from maskloom.data.masking import MaskRule
 from maskloom.data.plan import DataPlan, Growth, PhasePlan
 from maskloom.data.rows import Rows

@@ -13,7 +13,8 @@ import pytest
 from maskloom.cli import main
 from maskloom.config_file import parse_config
 from maskloom.data.cursors import first_cursors
-from maskloom.data.index.index import Index, load_index
+from maskloom.data.index.corpus import Index
+from maskloom.data.index.loading import load_index
 from maskloom.data.lane import Skip
 from maskloom.data.plan import DataPlan, open_corpora
 from maskloom.data.stream import read_steps

@@ -28,8 +28,9 @@ import pytest
 import webdataset
 
 from maskloom.config import Storage
-from maskloom.data.index.index import Index, load_index
+from maskloom.data.index.corpus import Index
 from maskloom.data.index.indexing import index_tars
+from maskloom.data.index.loading import load_index
 from maskloom.data.reading import remote, storage
 from maskloom.data.reading.storage import fetch, list_tars, open_range, read_whole, size_of
 from maskloom.errors import DataFault, UserError
@@ -304,7 +305,7 @@ def test_a_corpus_in_the_cache_needs_no_server(corpus: Path, expected: list[list
 READ = """
 import hashlib, sys
 from maskloom.config import Storage
-from maskloom.data.index.index import load_index
+from maskloom.data.index.loading import load_index
 for where in sys.argv[1:]:
     index = load_index(where, Storage(timeout_s=5))
     texts = [text for block in range(index.header["blocks"]) for text in index.documents(block, "train")]

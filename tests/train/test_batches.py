@@ -13,7 +13,7 @@ import torch
 from maskloom.config_file import load_config
 from maskloom.data.batch import micro_batches
 from maskloom.data.cursors import first_cursors
-from maskloom.data.index.index import load_index
+from maskloom.data.index.loading import load_index
 from maskloom.data.plan import DataPlan
 from maskloom.data.stream import read_steps
 from maskloom.distributed import World

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from maskloom.config import Checkpoint, Masking
 from maskloom.data.cursors import Cursor, first_cursors
-from maskloom.data.index.index import Index
+from maskloom.data.index.corpus import Index
 from maskloom.data.masking import MaskRule
 from maskloom.data.plan import VERSIONS, DataPlan, PhasePlan
 from maskloom.distributed import World

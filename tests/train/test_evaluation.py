@@ -16,7 +16,7 @@ from tokenizers.implementations import BertWordPieceTokenizer
 
 from maskloom.config import Evaluation, Masking, Model
 from maskloom.data.batch import MicroBatch
-from maskloom.data.index.index import Index
+from maskloom.data.index.corpus import Index
 from maskloom.data.index.indexing import index_tars
 from maskloom.data.masking import MaskRule
 from maskloom.data.rows import Rows, count_text_tokens

@@ -8,7 +8,7 @@ import pytest
 
 from maskloom.config import Masking
 from maskloom.data.cursors import Cursor
-from maskloom.data.index.index import Index
+from maskloom.data.index.corpus import Index
 from maskloom.data.masking import MaskRule
 from maskloom.data.plan import DataPlan, Growth, PhasePlan
 from maskloom.distributed import World

@@ -21,7 +21,7 @@ from maskloom.bench.cases import Case, Device
 from maskloom.bench.jobs import Job
 from maskloom.bench.systems import Trained, Training, build, first_model
 from maskloom.config import Evaluation
-from maskloom.data.index.index import Index
+from maskloom.data.index.corpus import Index
 from maskloom.data.masking import MaskRule
 from maskloom.distributed import World
 from maskloom.errors import UserError

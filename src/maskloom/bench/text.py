@@ -21,7 +21,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from maskloom.data.index.index import Index, load_index
+from maskloom.data.index.corpus import Index
+from maskloom.data.index.loading import load_index
 from maskloom.data.order import block_at
 from maskloom.data.writing.shards import Options, finish_or_open, write_shards
 from maskloom.data.writing.token_shards import tokenize_corpus

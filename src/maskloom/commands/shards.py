@@ -31,7 +31,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from maskloom.commands.arguments import WHOLE, byte_count, cores, fraction, positive
-from maskloom.data.index.index import Index, load_index
+from maskloom.data.index.corpus import Index
+from maskloom.data.index.loading import load_index
 from maskloom.data.reading.storage import is_remote, local_path
 from maskloom.data.skew import note_on_sizes
 from maskloom.data.writing.report import Report

@@ -10,7 +10,8 @@ from typing import NamedTuple
 from maskloom.config import Data, Masking, RunConfig
 from maskloom.config_file import QUERY_LEFT_OUT
 from maskloom.data.cursors import LaneCursors
-from maskloom.data.index.index import Index, load_index
+from maskloom.data.index.corpus import Index
+from maskloom.data.index.loading import load_index
 from maskloom.data.masking import MaskRule, rate_at
 from maskloom.data.order import default_lanes
 from maskloom.distributed import World

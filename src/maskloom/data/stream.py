@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from maskloom.data.cursors import LaneCursors
 from maskloom.data.hashing import make_key
-from maskloom.data.index.index import Index
+from maskloom.data.index.corpus import Index
 from maskloom.data.lane import Lane, Skip, row_keys, rows_of_step
 from maskloom.data.masking import MaskRule, mask_rows
 from maskloom.data.packing import pack

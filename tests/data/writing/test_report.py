@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from maskloom.data.index.index import text_hash
+from maskloom.data.index.corpus import text_hash
 from maskloom.data.writing import report as module
 from maskloom.data.writing.report import NAMES, SCRIPTS, Report, TextCounter, script_counts
 

@@ -14,7 +14,7 @@ import webdataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from maskloom.data.index.index import Index, held_out_threshold, text_hash
+from maskloom.data.index.corpus import Index, held_out_threshold, text_hash
 from maskloom.data.index.indexing import check_shard, index_tars
 from maskloom.data.writing import shards as module
 from maskloom.data.writing.shards import Options, finish, finish_or_open, split_document, write_part, write_shards

@@ -29,8 +29,10 @@ from pathlib import Path
 import webdataset
 
 from maskloom.data.hashing import make_key
-from maskloom.data.index.index import Index, Split, Tokens, held_out_threshold, load_index, text_hash
+from maskloom.data.index.corpus import Index, held_out_threshold, text_hash
+from maskloom.data.index.files import Split, Tokens
 from maskloom.data.index.indexing import BLOCK_BYTES, IndexedShard, index_shard, write_index
+from maskloom.data.index.loading import load_index
 from maskloom.data.sources.corpus import find_sources, read_source
 from maskloom.data.sources.documentation import DOCUMENTATION
 from maskloom.data.sources.source import Source, TextLayout, check_unchanged, place_of

@@ -20,7 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 from webdataset.tariterators import base_plus_ext
 
-from maskloom.data.index.index import BLOCK, COLUMNS, Index, Shard, Tokens, corpus_digest, text_hash
+from maskloom.data.index.corpus import Index, text_hash
+from maskloom.data.index.files import BLOCK, COLUMNS, Shard, Tokens, corpus_digest
 from maskloom.data.index.indexing import IndexedShard, write_index
 from maskloom.data.reading.samples import TOKENS, OnBad, encode_block, read_documents, tokens_member
 from maskloom.data.reading.tars import members

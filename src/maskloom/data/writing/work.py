@@ -31,7 +31,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from maskloom.data.index.index import BLOCK, Shard, Split
+from maskloom.data.index.files import BLOCK, Shard, Split
 from maskloom.data.index.indexing import IndexedShard
 from maskloom.errors import UserError
 from maskloom.files import only_one, refuse_existing, sync_folder, whole_file

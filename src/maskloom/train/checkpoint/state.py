@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from maskloom.data.cursors import Cursor, LaneCursors
-from maskloom.data.index.index import Index
+from maskloom.data.index.corpus import Index
 from maskloom.data.plan import VERSIONS, DataPlan
 from maskloom.errors import UserError
 from maskloom.files import parse_json, read_plain

@@ -12,7 +12,7 @@ from maskloom.launch.doctor.look.software import file_digest
 
 if TYPE_CHECKING:
     from maskloom.config import RunConfig
-    from maskloom.data.index.index import Index
+    from maskloom.data.index.corpus import Index
 
 
 def as_a_rank(request: Request) -> dict[str, Any]:
@@ -51,7 +51,7 @@ def look_for_cuda() -> bool:
 
 def look_at_corpora(config: RunConfig, request: Request) -> Iterator[Corpus]:
     """Open each corpus, and verify some blocks: the first, the last, and between them others on every host."""
-    from maskloom.data.index.index import load_index
+    from maskloom.data.index.loading import load_index
     from maskloom.errors import DataFault, UserError
     from maskloom.redaction import shown
 
