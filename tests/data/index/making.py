@@ -9,9 +9,7 @@ from typing import Any
 import webdataset
 
 from maskloom.data.index.corpus import Index, held_out_threshold
-from maskloom.data.index.files import (
-    ShardSplit,
-)
+from maskloom.data.index.files import ShardSplit, Split
 from maskloom.data.index.indexing import index_shard, write_index
 
 RECORD = 512  # bytes: a tar is made of such records
