@@ -24,7 +24,8 @@ from tokenizers.implementations.bert_wordpiece import BertWordPieceTokenizer
 
 from maskloom.data.index.corpus import Index
 from maskloom.data.index.loading import load_index
-from maskloom.data.writing.shards import Options, write_shards
+from maskloom.data.writing.passes import Options
+from maskloom.data.writing.shards import write_shards
 from maskloom.tokenizers.tokenizer import SPECIAL_TOKENS, Tokenizer, load_tokenizer
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

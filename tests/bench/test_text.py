@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from maskloom.bench import text
-from maskloom.data.writing.shards import Options, write_shards
+from maskloom.data.writing.passes import Options
+from maskloom.data.writing.shards import write_shards
 from tests.conftest import same_tokenizer
 
 

@@ -29,7 +29,8 @@ from maskloom.data.index.loading import load_index
 from maskloom.data.masking import MaskRule, mask_rows
 from maskloom.data.plan import VERSIONS, DataPlan, Growth, PhasePlan, open_corpora
 from maskloom.data.stream import read_steps
-from maskloom.data.writing.shards import Options, write_shards
+from maskloom.data.writing.passes import Options
+from maskloom.data.writing.shards import write_shards
 from maskloom.distributed import World
 from maskloom.errors import UserError
 from maskloom.tokenizers.tokenizer import SPECIAL_TOKENS, Tokenizer

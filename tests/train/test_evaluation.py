@@ -21,7 +21,8 @@ from maskloom.data.index.indexing import index_tars
 from maskloom.data.masking import MaskRule
 from maskloom.data.rows import Rows, count_text_tokens
 from maskloom.data.stream import held_out_rows
-from maskloom.data.writing.shards import Options, write_shards
+from maskloom.data.writing.passes import Options
+from maskloom.data.writing.shards import write_shards
 from maskloom.distributed import World
 from maskloom.models.bert import MaskedLM, build_model
 from maskloom.tokenizers.tokenizer import SPECIAL_TOKENS, Tokenizer, load_tokenizer

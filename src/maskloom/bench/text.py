@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 from maskloom.data.index.corpus import Index
 from maskloom.data.index.loading import load_index
 from maskloom.data.order import block_at
-from maskloom.data.writing.shards import Options, finish_or_open, write_shards
+from maskloom.data.writing.passes import Options
+from maskloom.data.writing.shards import finish_or_open, write_shards
 from maskloom.data.writing.token_shards import tokenize_corpus
 from maskloom.data.writing.work import JobPart
 from maskloom.errors import UserError

@@ -35,8 +35,9 @@ from maskloom.data.index.corpus import Index
 from maskloom.data.index.loading import load_index
 from maskloom.data.reading.storage import is_remote, local_path
 from maskloom.data.skew import note_on_sizes
+from maskloom.data.writing.passes import Options
 from maskloom.data.writing.report import Report
-from maskloom.data.writing.shards import Options, finish_or_open, write_part, write_shards
+from maskloom.data.writing.shards import finish_or_open, write_part, write_shards
 from maskloom.data.writing.token_shards import tokenize_corpus
 from maskloom.data.writing.work import JobPart, work_folder
 from maskloom.errors import UserError
