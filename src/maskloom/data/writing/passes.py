@@ -20,8 +20,8 @@ from maskloom.data.hashing import make_key
 from maskloom.data.index.corpus import held_out_threshold, text_hash
 from maskloom.data.index.files import Split
 from maskloom.data.index.indexing import BLOCK_BYTES, IndexedShard, index_shard
-from maskloom.data.sources.corpus import read_source
-from maskloom.data.sources.source import Source, TextLayout, place_of
+from maskloom.data.sources.inputs import read_source
+from maskloom.data.sources.source import Source, TextLayout
 from maskloom.data.writing.report import SAMPLED_ONE_IN, WHOLE_BYTES, TextCounter
 from maskloom.data.writing.spill import Record, SpillWriter, read_bucket, text_digest
 from maskloom.data.writing.token_shards import write_token_shard
@@ -130,7 +130,7 @@ def _read_into(spill: SpillWriter, counter: TextCounter, source: Source, shuffle
         data = text.encode()
         hashed = text_hash(text)
         if counter.add(text, len(data), hashed):
-            report.longest = place_of(source, ordinal)
+            report.longest = source.place(ordinal)
         # By the whole document, before it is cut: its parts must not stand on both sides.
         split: Split = "validation" if hashed < threshold else "train"
         parts = [data]

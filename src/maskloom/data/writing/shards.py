@@ -22,8 +22,7 @@ from maskloom.data.index.corpus import Index, held_out_threshold
 from maskloom.data.index.files import Tokens
 from maskloom.data.index.indexing import write_index
 from maskloom.data.index.loading import load_index
-from maskloom.data.sources.corpus import find_sources
-from maskloom.data.sources.documentation import DOCUMENTATION
+from maskloom.data.sources.inputs import find_sources, input_kind
 from maskloom.data.sources.source import Source, check_unchanged
 from maskloom.data.writing.passes import Options, ShufflePlan, plan_shuffle, read_batch, write_shard
 from maskloom.data.writing.report import Report
@@ -122,8 +121,8 @@ def write_part(
     if not work_folder(out).exists():
         refuse_existing(out)  # before anything is downloaded
     sources = find_sources(inputs, options.text_key)
-    if DOCUMENTATION in inputs:
-        options = replace(options, deduplicate=True)  # the same text is vendored in many packages
+    if any(kind.holds_copies for given in inputs if (kind := input_kind(given))):
+        options = replace(options, deduplicate=True)
     shuffle, batches = plan_shuffle(sources, options)
     files = dict.fromkeys((source.title, source.stamp) for source in sources)
     names = shard_names(list(shuffle.shards.items()))
