@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 def as_a_rank(request: Request) -> dict[str, Any]:
     """What the first rank of this host would meet before its first step, and what of it is wrong."""
+    from maskloom import extensions
     from maskloom.config_file import load_config
     from maskloom.distributed import World
     from maskloom.errors import UserError
@@ -27,6 +28,7 @@ def as_a_rank(request: Request) -> dict[str, Any]:
 
     found: dict[str, Any] = {"stale_locks": tuple(str(lock) for lock in stale_locks())}
     try:
+        extensions.load()
         config = load_config(request.config, request.overrides)
         found["corpora"] = tuple(look_at_corpora(config, request))
         with contextlib.suppress(UserError):  # `prepare` says it
