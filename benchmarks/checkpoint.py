@@ -63,16 +63,16 @@ class Measured:
 
         from maskloom.distributed import World
         from maskloom.train.engine.building import start_distributed
-        from maskloom.train.loop import prepare as prepared
         from maskloom.train.rank.heartbeats import Pulse
-        from maskloom.train.trainer import Trainer
+        from maskloom.train.setup import prepare as prepared
+        from maskloom.train.setup import set_up
 
         world = World.discover()
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // world.local_size))
         traffic = start_distributed(world, 600.0)
         config, plan = prepared(config, world)
         self.world, self.run, self.steps = world, Path(config.run_dir), steps
-        self.trainer = Trainer(config, plan, world, traffic, Pulse())
+        self.trainer, _ = set_up(config, plan, world, traffic, Pulse())
         self.batches: Iterator[Any] = self.trainer.steps()
         self.theirs = self.trainer.engine.deepspeed.checkpoint_engine
 
@@ -88,10 +88,15 @@ class Measured:
         return float(max_over_ranks(torch.tensor(time.perf_counter() - began_s, dtype=torch.float64)))
 
     def train(self) -> None:
+        from maskloom.train.step import train_step
+
         for _ in range(self.steps):
-            self.trainer.train_step(next(self.batches))
+            self.trainer.saver.follow()
+            train_step(next(self.batches), self.trainer, self.trainer.engine)
 
     def save_ours(self) -> dict[str, float]:
+        from maskloom.train.due import save
+
         began_s, durable = time.perf_counter(), []
         target = self.run / "checkpoints" / f"step-{self.trainer.step:08d}"
 
@@ -102,7 +107,7 @@ class Measured:
 
         watching = threading.Thread(target=watch, daemon=True)
         watching.start()
-        call_s = self.seconds(self.trainer.save)
+        call_s = self.seconds(lambda: save(self.trainer))
         after_s = self.seconds(self.train)
         self.trainer.saver.finish(must_succeed=True)
         watching.join()

@@ -41,7 +41,7 @@ from maskloom.distributed import World
 from maskloom.models.bert import MaskedLM, build_model
 from maskloom.tokenizers.tokenizer import Tokenizer
 from maskloom.train.batches import ready_steps
-from maskloom.train.trainer import deepspeed_settings, phase_layouts
+from maskloom.train.setup import deepspeed_settings, phase_layouts
 
 RATE = 0.15  # share of the tokens that are predicted
 ENDLESS = 1_000_000  # steps: no measurement comes to the end of its text
@@ -133,7 +133,7 @@ class Loom:
         start_distributed(self.world)
         self.device = device_of(self.world)
         self.cuts_rows = self.device.type == "cpu"
-        self.layouts = phase_layouts(self.config, self.plan, self.world)
+        self.layouts = phase_layouts(self.config.phases, self.plan, self.world)
         model = first_model(training, tokenizer)
         settings = deepspeed_settings(self.config, self.plan, self.world)
         self.engine = build_engine(self.config, model, settings, self.world)

@@ -24,7 +24,7 @@ def as_a_rank(request: Request) -> dict[str, Any]:
     from maskloom.tokenizers.files import find_tokenizer
     from maskloom.train.engine.fused_adam import why_no_fused_adam
     from maskloom.train.engine.ops import stale_locks
-    from maskloom.train.loop import prepare
+    from maskloom.train.setup import prepare
 
     found: dict[str, Any] = {"stale_locks": tuple(str(lock) for lock in stale_locks())}
     try:

@@ -1,10 +1,13 @@
-"""From steps that were not taken back to a checkpoint: how often, what is passed over, and what stays in the run's folder."""
+"""Rolling back: how often, which data is skipped, what stays in the run's folder. And what is not finite: found and explained."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 
 from maskloom.config import Masking
 from maskloom.data.cursors import Cursor
@@ -12,9 +15,11 @@ from maskloom.data.index.index import Index
 from maskloom.data.masking import MaskRule
 from maskloom.data.plan import DataPlan, Growth, PhasePlan
 from maskloom.distributed import World
+from maskloom.models.bert import MaskedLM
 from maskloom.tokenizers.tokenizer import Tokenizer
-from maskloom.train.passed_over import PassedOver, read_intervals
-from maskloom.train.rollback import Rollback
+from maskloom.train.recovery import Rollback, collapsed, count_not_finite, diverged, first_not_finite
+from maskloom.train.refusal import PassedOver, read_intervals
+from tests.models.test_bert import bucket, make_rows, tiny_config
 
 WAY = Rollback(step=23, in_a_row=3, reason="its loss is nan", to_step=20)
 CURSORS = [(Cursor(7, ((32, 4),)),), (Cursor(8, ((32, 5),)),)]
@@ -71,3 +76,45 @@ def test_what_is_passed_over_is_left_in_the_folder(tmp_path: Path, capsys: pytes
     assert read_intervals(tmp_path) == intervals
     said = capsys.readouterr().err
     assert said.count("going back to step 20, and on behind the rows of steps 21 to 23 (12 rows are passed over)") == 1
+
+
+@pytest.fixture
+def engine(tokenizer: Tokenizer) -> Any:
+    """What of an engine is looked at: a model in fp16, and its loss scale."""
+    torch.manual_seed(0)
+    model = MaskedLM(tiny_config(tokenizer.vocab_size)).half().train()
+    return SimpleNamespace(model=model, loss_scale=1.0, parts=model.named_parameters)
+
+
+def test_weights_that_are_no_numbers_are_counted(engine: Any) -> None:
+    assert count_not_finite(engine, torch.device("cpu")) == 0
+    with torch.no_grad():
+        engine.model.bert.embeddings.LayerNorm.weight[:3] = torch.nan
+        engine.model.cls.predictions.bias[5] = torch.inf
+    assert count_not_finite(engine, torch.device("cpu")) == 4
+
+
+def test_the_first_micro_batch_that_overflows_tells_where(engine: Any, tokenizer: Tokenizer) -> None:
+    buckets = [bucket(make_rows([[32], [10, 20]], tokenizer, seed), tokenizer) for seed in range(3)]
+    seeded: list[int] = []
+    assert first_not_finite(engine, buckets, seeded.append, 1.0, World()) == ""
+    assert seeded == [0, 1, 2]
+    engine.loss_scale = 1e9
+    place = "rank 0: the gradient at the output of the head (cls.predictions.transform)"
+    assert first_not_finite(engine, buckets, seeded.append, 1.0, World()) == place
+
+
+@pytest.mark.parametrize(("precision", "advises_bf16"), [("fp16", True), ("bf16", False)])
+def test_what_to_do_about_a_run_that_diverged(precision: str, advises_bf16: bool) -> None:
+    said = str(diverged("3 weights are not finite", 0.25, precision))
+    assert "the run diverged: 3 weights are not finite. Start anew" in said
+    assert "optimizer.lr (now 0.25)" in said
+    assert ("or engine.precision=bf16" in said) == advises_bf16
+
+
+def test_what_to_do_about_fp16_that_collapsed() -> None:
+    assert "at step 7:" in (said := str(collapsed(7, "rank 1: the loss", 0.25, "runs/first", "step-00000004")))
+    assert "Not finite: rank 1: the loss. Begin in another run_dir, with from=runs/first@4 and engine" in said
+    assert "lower optimizer.lr (now 0.25)" in said
+    said = str(collapsed(7, "", 0.25, "runs/first", None))
+    assert "Not finite: the sum of the gradients. Begin in another run_dir, with engine.precision=bf16" in said
