@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import pytest
-
-from maskloom.bench.cases import CASES
-from maskloom.bench.summary import (
+from step.cases import CASES
+from step.summary import (
     Spread,
     best,
     case_table,

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import queue
 import subprocess
 import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import IO, Any
 
-from maskloom.bench.cases import Case, Device, System
-from maskloom.bench.jobs import Job
-from maskloom.bench.learning import Recipe, common_target
-from maskloom.bench.systems import Training
-from maskloom.bench.text import Text
-from maskloom.bench.worker import RESULT
 from maskloom.errors import UserError
+from step.cases import Case, Device, System
+from step.jobs import Job, Training
+from step.learning import Recipe, common_target
+from step.text import Text
+from step.worker import RESULT
 
+BENCHMARKS = Path(__file__).resolve().parents[1]
+PYTHONPATH = [part for part in [os.environ.get("PYTHONPATH")] if part]
 LONGEST_S = 1800.0  # of one answer: compiling on a slow machine
 PROFILED_STEPS = {"cpu": 1, "cuda": 10}
 
@@ -33,7 +36,8 @@ class Process:
         self.name = job.system.name
         self.errors: IO[str] = tempfile.TemporaryFile("w+")  # noqa: SIM115
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "maskloom.bench", job.dumps()],
+            [sys.executable, "-m", "step.process", job.dumps()],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(BENCHMARKS), *PYTHONPATH])},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.errors,
@@ -157,9 +161,7 @@ def measure_learning(
             say(f"time to a loss: {system.name}, seed {seed}")
             with Process(job) as process:
                 try:
-                    answer = process.ask(
-                        "learn", warmup_steps=recipe.warmup_steps, evaluate_every=recipe.evaluate_every
-                    )
+                    answer = process.ask("learn", evaluate_every=recipe.evaluate_every)
                 except RuntimeError as error:
                     failures[system.name] = str(error)
                     say(f"  {system.name} failed: {error}")

@@ -1,7 +1,7 @@
 """The process of one system: it builds, warms up, and then does what it is asked, a line of JSON each.
 
     {"do": "ready"}                 build the model, make the batches, warm up
-    {"do": "turn", "steps": 3}      measure steps, after one that is not measured
+    {"do": "turn", "steps": 3}      measure steps, after some that are not measured
     {"do": "profile", "steps": 3}   where their time goes, with batches that are read meanwhile
     {"do": "learn", ...}            train to the end of the schedule; see `learning.py`
 
@@ -27,17 +27,15 @@ import torch._dynamo.config
 import torch._dynamo.utils
 import torch._inductor.config
 
-from maskloom.bench import clock
-from maskloom.bench.jobs import Job
-from maskloom.bench.learning import learn
-from maskloom.bench.parts import sum_up, what_ran
-from maskloom.bench.systems import Batch, Facts, build
 from maskloom.errors import UserError
+from step import clock
+from step.jobs import Batch, Facts, Job, Trained
+from step.learning import learn
+from step.parts import sum_up, what_ran
 
 RESULT = "RESULT "
 KEPT_STEPS = 16  # different batches, made beforehand and taken in turn
-WARM_STEPS = 2  # the first one compiles
-LR = 1e-4
+WARM_STEPS = 2  # before the first turn; the first one compiles
 
 
 class Worker:
@@ -51,7 +49,7 @@ class Worker:
             torch._inductor.config.cpp.enable_kernel_profile = True
         self.baseline_bytes = clock.resident_bytes()
         began_s = time.perf_counter()
-        self.trained = build(job.system, job.training, job.text, job.device)
+        self.trained = build(job)
         self.build_s = time.perf_counter() - began_s
         self.batches: Iterator[Batch] = iter(())
 
@@ -62,28 +60,29 @@ class Worker:
         self.batches = itertools.cycle(kept)
         began_s = time.perf_counter()
         for _ in range(WARM_STEPS):
-            self.trained.step(next(self.batches), LR)
+            self.trained.step(next(self.batches))
         clock.wait(self.device)
         return {"build_s": self.build_s, "warm_s": time.perf_counter() - began_s, "baseline_bytes": self.baseline_bytes}
 
     def turn(self, steps: int) -> dict[str, Any]:
         """Measure `steps` steps: moving a batch to the device, forward, backward, clipping, optimizer.
 
-        Batches are in memory. On a GPU one step more comes first: its memory was given back after the turn before.
+        Batches are in memory. Some steps come first, which are not measured: caches are another process' after its turn, and
+        memory was given back.
         """
-        if self.device == "cuda":
-            self.trained.step(next(self.batches), LR)
+        for _ in range(self.job.training.case.warm_steps):
+            self.trained.step(next(self.batches))
+        self.trained.mean_loss()
         memory = clock.Memory(self.device, self.baseline_bytes)
-        graphs, loss = _graphs(), float(self.trained.total_loss)
-        facts = []
+        graphs, facts = _graphs(), []
         timer = clock.Clock(self.device)
         for _ in range(steps):
             batch = next(self.batches)
-            self.trained.step(batch, LR)
+            self.trained.step(batch)
             timer.mark()
             facts.append(batch.facts)
         step_s = timer.seconds()
-        loss = (float(self.trained.total_loss) - loss) / steps
+        loss = self.trained.mean_loss()
         if not math.isfinite(loss):
             raise RuntimeError(f"the loss of the measured steps is {loss}")
         peak_bytes = memory.peak_bytes()
@@ -99,7 +98,7 @@ class Worker:
     def profile(self, steps: int) -> dict[str, Any]:
         """Parts of `steps` steps whose batches one process reads meanwhile, as in training."""
         reading = self.trained.read(workers=1)
-        self.trained.step(next(reading), LR)
+        self.trained.step(next(reading))
         clock.wait(self.device)
         is_cuda = self.device == "cuda"
         activities = [torch.profiler.ProfilerActivity.CPU]
@@ -112,12 +111,20 @@ class Worker:
                 with torch.profiler.record_function("bench: data"):
                     batch = next(reading)
                 waited_s += time.perf_counter() - asked_s
-                self.trained.step(batch, LR)
+                self.trained.step(batch)
             clock.wait(self.device)
             wall_s = time.perf_counter() - began_s
         del reading
         found = sum_up(what_ran(profile.events(), is_cuda), wall_s, steps, self.job.training.vocab_size)
         return {**found, "wait_s": waited_s / steps}
+
+
+def build(job: Job) -> Trained:
+    """The system with its model on the device. Raises UserError for a corpus or tokenizer that does not fit."""
+    from step.ours import Ours
+    from step.theirs import Theirs
+
+    return (Ours if job.system.is_ours else Theirs)(job.system, job.training, job.text, job.device)
 
 
 def _graphs() -> int:
@@ -134,7 +141,7 @@ def serve(job: Job) -> None:
         what = request.pop("do")
         try:
             if what == "learn":
-                answer: dict[str, Any] = learn(job, **request)
+                answer: dict[str, Any] = learn(job, build, **request)
             elif what == "ready":
                 worker = Worker(job)
                 answer = worker.ready()

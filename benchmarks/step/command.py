@@ -1,16 +1,17 @@
-"""Measure training beside plain Hugging Face, on this machine.
+"""Measure training steps beside plain Hugging Face on this machine, and the time to a loss.
 
-step  steps of BERT (on a GPU base and large at 128 and 512 slots a row in bf16; on a CPU mini and base at 128 in fp32), the
-      optimizer included: text tokens/s, TFLOP/s, MFU and peak memory of every system, in turns; --profile shows the parts
+step  steps of BERT, the optimizer included: text tokens/s, TFLOP/s, MFU and peak memory of every system, in turns, and where
+      the time goes, by part. On a GPU base and large at 128 and 512 slots a row in bf16; on a CPU mini and base in fp32
 loss  seconds, steps and tokens until a small model reaches a held-out loss, from the same first weights on the same text
 
 The text is the documentation of the installed packages, unless --corpus names another; it is prepared once. Measure on an
-idle machine. --out adds to a file: a case or the training that is measured again replaces what stood there.
+idle machine. Results are added to a file: a case or the training that is measured again replaces what stood there.
 
 examples:
-  maskloom bench step --cases base-128 --systems maskloom-compile,hf-sdpa-compile --rounds 3
-  maskloom bench step --profile --out bench.json
-  maskloom bench loss --seeds 2
+  python benchmarks/step.py                                  everything for this machine's GPU, or its CPU
+  python benchmarks/step.py --only step --cases base-128 --systems maskloom-compile,hf-sdpa-compile --rounds 3
+  python benchmarks/step.py --only loss --seeds 3
+  python benchmarks/step.py --report                         docs/benchmarks-step.md and its plots, from all results
 """
 
 from __future__ import annotations
@@ -18,65 +19,102 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
+import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from machine import name_of, stamp
+
+from maskloom.command_line import Parser
 from maskloom.commands.arguments import cores, positive
 from maskloom.errors import UserError
 from maskloom.files import write_atomically
 from maskloom.progress import say
 
 if TYPE_CHECKING:
-    from maskloom.bench.cases import Device
-    from maskloom.bench.text import Text
+    from step.cases import Device
+    from step.text import Text
 
-STEP_ONLY = ("cases", "rounds", "micro_batch_rows", "profile")
-LOSS_ONLY = ("seeds",)
+ONLY = {"step": ("cases", "rounds", "micro_batch_rows", "no_profile"), "loss": ("seeds",)}
+UNLIKE = ("systems", "steps")  # mean something else in each of the two
 LEARNERS = {"cpu": ("maskloom-eager", "hf-sdpa"), "cuda": ("maskloom-compile", "hf-sdpa", "hf-sdpa-compile")}
+HERE = Path(__file__).resolve().parents[1]
+RESULTS = HERE / "results"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("what", choices=("step", "loss"), metavar="step|loss")
-    add("--device", choices=("cpu", "cuda"), help="default: cuda where there is a GPU")
+    add("--only", choices=tuple(ONLY), help="one of the two measurements")
+    add("--report", action="store_true", help="measure nothing: write docs/benchmarks-step.md from the results")
+    add("--device", choices=("cpu", "cuda"), help="default: cuda if there is a GPU")
     add("--cases", type=_names, metavar="A,B", help="step: of these model shapes (default: all but tiny)")
     add("--systems", type=_names, metavar="A,B", help="these systems (default: all for steps, few for a loss)")
     add("--steps", type=positive, metavar="N", help="measured steps a turn, or the length of the training")
     add("--rounds", type=positive, metavar="N", help="step: turns of every system")
-    add("--micro-batch-rows", type=positive, metavar="N", help="step: rows at once, where memory is short")
-    add("--profile", action="store_true", help="step: where the time goes, by part")
+    add("--micro-batch-rows", type=positive, metavar="N", help="step: rows at once, if memory is short")
+    add("--no-profile", action="store_true", help="step: do not measure where the time goes")
     add("--seeds", type=positive, metavar="N", help="loss: trainings of each system (default: 1)")
     add("--corpus", metavar="CORPUS", help="folder of an index, in place of the documentation; needs --tokenizer")
     add("--tokenizer", metavar="TOK", help="tokenizer for --corpus")
-    add("--cache", type=Path, default=Path("data/bench"), help="where the text is prepared (default: data/bench)")
+    add("--cache", type=Path, default=HERE / ".cache/step", help="prepared text (default: benchmarks/.cache/step)")
     add("--threads", type=positive, default=cores(), help="of torch on a CPU (default: all cores)")
-    add("--out", type=Path, metavar="FILE.json", help="add the results to this file")
+    add("--out", type=Path, metavar="FILE.json", help="results (default: benchmarks/results/step-DEVICE.json)")
 
 
-def run(options: argparse.Namespace) -> int:
-    for name in LOSS_ONLY if options.what == "step" else STEP_ONLY:
-        if getattr(options, name):
-            other = "loss" if options.what == "step" else "step"
-            raise UserError(f"--{name.replace('_', '-')} is for `maskloom bench {other}`")
-    if bool(options.corpus) != bool(options.tokenizer):
-        raise UserError("--corpus and --tokenizer go together: name both, or neither")
-    device = _device(options.device)
-    if options.out:
-        _results(options.out, device)
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-    (_measure_steps if options.what == "step" else _measure_learning)(options, device)
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, or write the report. Returns the exit code; raises UserError for what cannot be measured."""
+    parser = Parser(
+        prog="step.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    configure(parser)
+    options = parser.parse_args(arguments)
+    if options.report:
+        from step.report import write
+
+        write([json.loads(file.read_text(encoding="utf-8")) for file in sorted(RESULTS.glob("step-*.json"))])
+        return 0
+    measure(options)
     return 0
 
 
+def measure(options: argparse.Namespace) -> None:
+    """One of the two measurements, or both. Raises UserError for what cannot be measured."""
+    _refuse(options)
+    device = _device(options.device)
+    out = options.out = options.out or RESULTS / f"step-{name_of(device)}.json"
+    _results(out, device)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    for what, work in (("step", _measure_steps), ("loss", _measure_learning)):
+        if options.only in (None, what):
+            began_s = time.perf_counter()
+            work(options, device)
+            say(f"{what}: {time.perf_counter() - began_s:.0f} s -> {out}")
+
+
+def _refuse(options: argparse.Namespace) -> None:
+    for what, names in ONLY.items():
+        for name in names:
+            if getattr(options, name) and options.only not in (None, what):
+                raise UserError(f"{_option(name)} is for --only {what}")
+    for name in UNLIKE:
+        if getattr(options, name) and options.only is None:
+            raise UserError(f"{_option(name)} is not the same for steps and for a loss: say --only step or --only loss")
+    if bool(options.corpus) != bool(options.tokenizer):
+        raise UserError("--corpus and --tokenizer go together: name both, or neither")
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
 def _measure_steps(options: argparse.Namespace, device: Device) -> None:
-    from maskloom.bench.cases import BERT_VOCABULARY, PRECISION, choose_cases, choose_systems
-    from maskloom.bench.clock import measure_limits
-    from maskloom.bench.machine import stamp
-    from maskloom.bench.summary import case_table, parts_table
-    from maskloom.bench.turns import measure_case
     from maskloom.data.index.indexing import BLOCK_BYTES
+    from step.cases import BERT_VOCABULARY, PRECISION, choose_cases, choose_systems
+    from step.clock import measure_limits
+    from step.summary import case_table, parts_table
+    from step.turns import measure_case
 
     cases = choose_cases(options.cases, device)
     cases = [case.changed(options.steps, options.rounds, options.micro_batch_rows) for case in cases]
@@ -88,17 +126,16 @@ def _measure_steps(options: argparse.Namespace, device: Device) -> None:
     )
     failed = []
     for case in cases:
-        measured = measure_case(case, systems[case.name], text, device, options.threads, options.profile, say)
+        measured = measure_case(case, systems[case.name], text, device, options.threads, not options.no_profile, say)
         failed += [f"{case.name} of {name}: {reason}" for name, reason in measured["failures"].items()]
         measured |= {
-            "stamp": stamp(_command(options), device),
+            "stamp": stamp(_command(options, "step"), device),
             "case": {**asdict(case), "vocab_size": BERT_VOCABULARY},
             "precision": PRECISION[device],
             "limits": limits,
             "text": _described(text),
         }
-        if options.out:
-            _add(options.out, device, "cases", {case.name: measured})
+        _add(options.out, device, "cases", {case.name: measured})
         if measured["systems"]:
             say(f"\n{case.title}\n{case_table(measured)}\n")
             if parts := parts_table(measured):
@@ -107,12 +144,11 @@ def _measure_steps(options: argparse.Namespace, device: Device) -> None:
 
 
 def _measure_learning(options: argparse.Namespace, device: Device) -> None:
-    from maskloom.bench.cases import choose_systems
-    from maskloom.bench.learning import RECIPES
-    from maskloom.bench.machine import stamp
-    from maskloom.bench.summary import learning_table
-    from maskloom.bench.text import QUICKSTART_BLOCK_BYTES
-    from maskloom.bench.turns import measure_learning
+    from step.cases import choose_systems
+    from step.learning import RECIPES
+    from step.summary import learning_table
+    from step.text import QUICKSTART_BLOCK_BYTES
+    from step.turns import measure_learning
 
     recipe = RECIPES[device]
     seeds = range(1, (options.seeds or 1) + 1)
@@ -121,19 +157,18 @@ def _measure_learning(options: argparse.Namespace, device: Device) -> None:
     text = _text(options, recipe.vocab_size, QUICKSTART_BLOCK_BYTES)
     measured = measure_learning(recipe, systems, seeds, options.steps, text, device, options.threads, say)
     measured |= {
-        "stamp": stamp(_command(options), device),
+        "stamp": stamp(_command(options, "loss"), device),
         "recipe": {**asdict(recipe), "steps": options.steps or recipe.steps},
         "text": _described(text),
     }
-    if options.out:
-        _add(options.out, device, "learning", measured)
+    _add(options.out, device, "learning", measured)
     if measured["runs"]:
         say(f"\n{learning_table(measured)}\n")
     _report([f"{name}: {reason}" for name, reason in measured["failures"].items()])
 
 
 def _text(options: argparse.Namespace, vocab_size: int, block_bytes: int) -> Text:
-    from maskloom.bench.text import Text, check_vocabulary, prepare
+    from step.text import Text, check_vocabulary, prepare
 
     given = Text(options.corpus, options.tokenizer) if options.corpus else None
     text = given or prepare(options.cache, vocab_size, block_bytes, cores())
@@ -150,8 +185,6 @@ def _described(text: Text) -> dict[str, Any]:
 
 def _results(out: Path, device: Device) -> dict[str, Any]:
     """What other measurements put into a file. Raises UserError where it holds anything else, or another device's."""
-    from maskloom.bench.machine import name_of
-
     if not out.exists():
         return {"device": name_of(device)}
     try:
@@ -185,14 +218,15 @@ def _device(wanted: Device | None) -> Device:
     return wanted or ("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _command(options: argparse.Namespace) -> str:
+def _command(options: argparse.Namespace, what: str) -> str:
     """What gives these measurements, without what differs between machines."""
+    kept = ("device", *UNLIKE, *ONLY[what])
     given = [
-        f"--{name.replace('_', '-')}" + ("" if value is True else f" {_said(value)}")
+        _option(name) + ("" if value is True else f" {_said(value)}")
         for name, value in vars(options).items()
-        if name in ("device", "cases", "systems", "steps", "rounds", "micro_batch_rows", "profile", "seeds") and value
+        if name in kept and value
     ]
-    return " ".join(["maskloom bench", options.what, *given])
+    return " ".join(["python benchmarks/step.py --only", what, *given])
 
 
 def _said(value: Any) -> str:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from step.learning import RECIPES, common_target, reached
 
-from maskloom.bench.learning import RECIPES, common_target, learning_rate, reached
 from maskloom.errors import UserError
 
 CURVE = [(0, 0, 0.0, 9.0), (10, 1000, 2.0, 7.0), (20, 2100, 5.0, 6.0), (30, 3000, 7.0, 6.5)]
@@ -29,8 +29,3 @@ def test_a_training_that_ends_in_its_warm_up_is_refused(device) -> None:
     assert recipe.training(seed=1, steps=None).total_steps == recipe.steps
     with pytest.raises(UserError, match=f"--steps {recipe.warmup_steps}: the warm-up alone takes"):
         recipe.training(seed=1, steps=recipe.warmup_steps)
-
-
-def test_the_learning_rate_rises_to_the_highest_and_falls_to_the_last_step() -> None:
-    rates = [learning_rate(step, 1.0, 4, 9) for step in range(1, 10)]
-    assert rates == pytest.approx([0.25, 0.5, 0.75, 1.0, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6])

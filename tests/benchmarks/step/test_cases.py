@@ -5,8 +5,8 @@ from __future__ import annotations
 import typing
 
 import pytest
+from step.cases import CASES, SYSTEMS, choose_cases, choose_systems
 
-from maskloom.bench.cases import CASES, SYSTEMS, choose_cases, choose_systems
 from maskloom.config import Engine
 from maskloom.errors import UserError
 
@@ -18,7 +18,7 @@ def test_every_choice_of_kernels_is_a_system() -> None:
 
 
 def test_without_names_everything_runs_but_the_tiny_case_and_what_needs_a_gpu() -> None:
-    assert [case.name for case in choose_cases(None, "cpu")] == ["mini-128", "base-128"]
+    assert [case.name for case in choose_cases(None, "cpu")] == ["mini-128", "mini-512", "base-128", "base-512"]
     assert [case.name for case in choose_cases(None, "cuda")] == ["base-128", "base-512", "large-128", "large-512"]
     assert "maskloom-graphs" not in {system.name for system in choose_systems(None, "cpu")}
     assert choose_systems(None, "cuda") == [*SYSTEMS]
@@ -26,7 +26,9 @@ def test_without_names_everything_runs_but_the_tiny_case_and_what_needs_a_gpu() 
 
 
 def test_a_name_that_a_device_has_not_is_refused_with_those_it_has() -> None:
-    with pytest.raises(UserError, match="--cases large-512: on a CPU there are mini-128, base-128, tiny"):
+    with pytest.raises(
+        UserError, match="--cases large-512: on a CPU there are mini-128, mini-512, base-128, base-512, tiny"
+    ):
         choose_cases(["mini-128", "large-512"], "cpu")
     with pytest.raises(UserError, match="--systems maskloom-graphs: on a CPU there are maskloom-eager"):
         choose_systems(["maskloom-graphs"], "cpu")

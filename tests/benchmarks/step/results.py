@@ -8,7 +8,7 @@ FACTS = {"rows": 8, "text_tokens": 960, "slots": 1000, "squares": 128_000, "pred
 STAMP = {
     "date": "2026-01-02T03:04:05+00:00",
     "commit": "0123456789ab",
-    "command": "maskloom bench step",
+    "command": "python benchmarks/step.py --only step",
     "cpu": "A CPU",
     "cores": 2,
     "memory_bytes": 8 << 30,
@@ -57,6 +57,7 @@ def case() -> dict[str, Any]:
             "seq_len": 128,
             "step_rows": 8,
             "micro_batch_rows": 4,
+            "warm_steps": 1,
             "steps": 1,
             "rounds": 3,
             "leaves_out": [],

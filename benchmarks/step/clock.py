@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from maskloom.bench.cases import PRECISION, Device
 from maskloom.models.flops import measured_flops
+from step.cases import PRECISION, Device
 
 COPIED_BYTES = {"cpu": 256 << 20, "cuda": 2 << 30}  # far beyond any cache
 COPIES = 10

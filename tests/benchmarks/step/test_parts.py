@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-
-from maskloom.bench.parts import PARTS, TITLES, Ran, part_of, sum_up, what_ran
+from step.parts import PARTS, TITLES, Ran, part_of, sum_up, what_ran
 
 VOCAB = 30522
 WIDE = ((1280, 768), (768, VOCAB + 6))  # a vocabulary that was padded to a multiple of 64

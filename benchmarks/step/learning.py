@@ -11,15 +11,12 @@ from __future__ import annotations
 import itertools
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from maskloom.bench import clock
-from maskloom.bench.cases import Case, Device
-from maskloom.bench.jobs import Job
-from maskloom.bench.systems import Trained, Training, build, first_model
 from maskloom.config import Evaluation
 from maskloom.data.index.index import Index
 from maskloom.data.masking import MaskRule
@@ -28,6 +25,10 @@ from maskloom.errors import UserError
 from maskloom.models.bert import MaskedLM
 from maskloom.tokenizers.tokenizer import Tokenizer
 from maskloom.train.evaluation import evaluate
+from step import clock
+from step.cases import MINI, Case, Device
+from step.jobs import Job, Trained, Training
+from step.ours import first_model
 
 EVALUATION_ROWS = 64
 
@@ -54,36 +55,38 @@ class Recipe:
         total = steps or self.steps
         if total <= self.warmup_steps:
             raise UserError(f"--steps {total}: the warm-up alone takes {self.warmup_steps} steps")
-        return Training(self.case, self.vocab_size, self.lr, seed, total, max_positions=self.case.seq_len)
+        return Training(self.case, self.vocab_size, self.lr, seed, self.warmup_steps, total, self.case.seq_len)
 
 
 RECIPES: dict[Device, Recipe] = {
     # Model, batch, text and schedule of configs/regression_bert.yaml.
-    "cpu": Recipe(
-        Case("quickstart", "two layers of 128", 128, 2, 2, 64, 16, 16, steps=0, rounds=0), 8192, 2e-3, 100, 1000, 50
-    ),
-    "cuda": Recipe(Case("mini", "BERT-mini", 256, 4, 4, 128, 256, 256, steps=0, rounds=0), 8192, 1e-3, 200, 2000, 50),
+    "cpu": Recipe(Case("quickstart", "two layers of 128", 128, 2, 2, 64, 16, 16, 0, 0, 0), 8192, 2e-3, 100, 1000, 50),
+    "cuda": Recipe(Case("mini", "BERT-mini", *MINI, 128, 256, 256, 0, 0, 0), 8192, 1e-3, 200, 2000, 50),
 }
 
 
-def learn(job: Job, warmup_steps: int, evaluate_every: int) -> dict[str, Any]:
+def learn(job: Job, build: Callable[[Job], Trained], evaluate_every: int) -> dict[str, Any]:
     """Train one system to the end of its schedule.
+
+    Args:
+        build: makes the system.
 
     Returns:
         `curve`: a list of [step, text tokens, seconds, held-out loss in nats]; `start_s`: to build and to run the first step.
     """
     torch.set_num_threads(job.threads)
     training, began_s = job.training, time.perf_counter()
-    trained = build(job.system, training, job.text, job.device)
+    trained = build(job)
     index, tokenizer = job.text.open()
-    trained.module.load_state_dict(first_model(training, tokenizer).state_dict())
+    if not job.system.is_ours:
+        trained.module.load_state_dict(first_model(training, tokenizer).state_dict())
     judge = Judge(training, index, tokenizer, job.device)
     reading = trained.read(workers=1)
     curve: list[tuple[int, int, float, float]] = [(0, 0, 0.0, judge.loss(trained))]
     tokens, seconds, resumed_s = 0, 0.0, 0.0
     for step in range(1, training.total_steps + 1):
         batch = next(reading)
-        trained.step(batch, learning_rate(step, training.lr, warmup_steps, training.total_steps))
+        trained.step(batch)
         tokens += batch.facts.text_tokens
         is_last = step == training.total_steps
         if step == 1:
@@ -96,11 +99,6 @@ def learn(job: Job, warmup_steps: int, evaluate_every: int) -> dict[str, Any]:
             curve.append((step, tokens, seconds, judge.loss(trained)))
             resumed_s = time.perf_counter()
     return {"curve": curve, "start_s": start_s}
-
-
-def learning_rate(step: int, highest: float, warmup_steps: int, total_steps: int) -> float:
-    """Of a step that counts from 1: linear warm-up, then linear decay that would be 0 one step after the last."""
-    return highest * min(step / warmup_steps, (total_steps + 1 - step) / (total_steps + 1 - warmup_steps))
 
 
 class Judge:

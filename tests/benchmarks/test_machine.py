@@ -5,9 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import machine
 import pytest
-
-from maskloom.bench import machine
 
 
 def test_the_commit_is_gits_or_what_the_caller_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -20,7 +19,7 @@ def test_the_commit_is_gits_or_what_the_caller_says(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_stamp_says_when_where_and_with_what() -> None:
-    stamp = machine.stamp("maskloom bench", "cpu", ["torch", "no-such-package"])
+    stamp = machine.stamp("benchmarks/step.py", "cpu", ["torch", "no-such-package"])
     assert re.match(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00$", stamp["date"])
     assert stamp["gpu"] is None
     assert stamp["cores"] > 0

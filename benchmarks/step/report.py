@@ -8,8 +8,8 @@ from typing import Any
 
 from page import draw_bars, draw_lines, draw_stacks, wrapped
 
-from maskloom.bench.parts import TITLES
-from maskloom.bench.summary import (
+from step.parts import TITLES
+from step.summary import (
     TRAFFIC,
     best,
     case_table,
@@ -26,7 +26,10 @@ from maskloom.bench.summary import (
 PLAIN = ("hf-eager", "hf-sdpa")
 
 
-def write(results: Sequence[dict[str, Any]], docs: Path) -> None:
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+
+
+def write(results: Sequence[dict[str, Any]], docs: Path = DOCS) -> None:
     """Write `benchmarks-step.md` and the plots it shows into the folder of the documentation, a section a device."""
     parts = [INTRODUCTION]
     for result in results:
@@ -139,7 +142,7 @@ def _case(case: dict[str, Any]) -> list[str]:
 SAID = {"eager": "in eager mode", "fused": "with all chains fused", "epilogues": "with GELU and bias in epilogues too"}
 PARTS_ARE = (
     "Where the time goes, from torch.profiler (kernels on a GPU, operators on a CPU, by their names: "
-    "`src/maskloom/bench/parts.py` has the rules), while one process reads the batches:"
+    "`benchmarks/step/parts.py` has the rules), while one process reads the batches:"
 )
 
 

@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from maskloom.bench.learning import reached
 from maskloom.models.flops import Shape, training_flops
+from step.learning import reached
+from step.parts import TITLES
 
 MIB = 1 << 20
 RATE = 0.15
@@ -174,8 +175,6 @@ def case_table(measured: dict[str, Any]) -> str:
 
 def parts_table(measured: dict[str, Any]) -> str | None:
     """Milliseconds a step by part, with its share; None where nothing was profiled."""
-    from maskloom.bench.parts import TITLES
-
     profiles = {name: system["profile"] for name, system in measured["systems"].items() if "profile" in system}
     if not profiles:
         return None

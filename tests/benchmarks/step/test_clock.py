@@ -6,8 +6,7 @@ import time
 
 import pytest
 import torch
-
-from maskloom.bench import clock
+from step import clock
 
 
 def test_a_clock_has_the_seconds_between_marks() -> None:

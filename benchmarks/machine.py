@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from step.cases import Device
 
-from maskloom.bench.cases import Device
+import maskloom
 
 PACKAGES = "maskloom torch deepspeed transformers tokenizers numpy webdataset triton".split()
-SOURCE = Path(__file__).resolve().parents[1]
+SOURCE = Path(maskloom.__file__).resolve().parent
 
 
 def stamp(command: str, device: Device, packages: list[str] | None = None) -> dict[str, Any]:

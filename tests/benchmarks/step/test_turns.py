@@ -6,12 +6,11 @@ import json
 from typing import Any
 
 import pytest
+from step import turns
+from step.cases import TINY, choose_systems
+from step.jobs import Job, Training
+from step.text import Text
 
-from maskloom.bench import turns
-from maskloom.bench.cases import TINY, choose_systems
-from maskloom.bench.jobs import Job
-from maskloom.bench.systems import Training
-from maskloom.bench.text import Text
 from maskloom.errors import UserError
 
 SYSTEMS = choose_systems(["maskloom-eager", "hf-sdpa", "hf-eager"], "cpu")
