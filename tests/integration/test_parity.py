@@ -19,7 +19,7 @@ from maskloom.distributed import World
 from maskloom.models.bert import build_model
 from maskloom.optim.groups import parameter_groups
 from maskloom.optim.schedule import learning_rate
-from maskloom.train.loop import prepare
+from maskloom.train.setup import prepare
 
 from .conftest import losses
 

@@ -23,7 +23,7 @@ from maskloom.tokenizers.files import read_definition
 from maskloom.tokenizers.tokenizer import Tokenizer
 from maskloom.train.checkpoint.state import read_state
 from maskloom.train.metrics import read_metrics
-from maskloom.train.passed_over import read_intervals
+from maskloom.train.refusal import read_intervals
 from maskloom.train.run_dir import PACKAGES, RunDir, newest_named, reconcile, recorded_threads
 from tests.conftest import files_of_at_most
 

@@ -27,7 +27,7 @@ from maskloom.train.engine.configuration import device_of
 from maskloom.train.engine.fused_adam import fused_adam, why_refused
 from maskloom.train.engine.kernels import resolve_kernels
 from maskloom.train.engine.numerics import settle_numerics
-from maskloom.train.traffic import Traffic
+from maskloom.train.timing import Traffic
 
 
 def start_distributed(world: World, timeout_s: float = 1800.0, deterministic: bool = False) -> Traffic:

@@ -17,16 +17,18 @@ if TYPE_CHECKING:
 
 def as_a_rank(request: Request) -> dict[str, Any]:
     """What the first rank of this host would meet before its first step, and what of it is wrong."""
+    from maskloom import extensions
     from maskloom.config_file import load_config
     from maskloom.distributed import World
     from maskloom.errors import UserError
     from maskloom.tokenizers.files import find_tokenizer
     from maskloom.train.engine.fused_adam import why_no_fused_adam
     from maskloom.train.engine.ops import stale_locks
-    from maskloom.train.loop import prepare
+    from maskloom.train.setup import prepare
 
     found: dict[str, Any] = {"stale_locks": tuple(str(lock) for lock in stale_locks())}
     try:
+        extensions.load()
         config = load_config(request.config, request.overrides)
         found["corpora"] = tuple(look_at_corpora(config, request))
         with contextlib.suppress(UserError):  # `prepare` says it
