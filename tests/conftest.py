@@ -24,7 +24,9 @@ from tokenizers.implementations.bert_wordpiece import BertWordPieceTokenizer
 
 from maskloom.data.index.index import Index, load_index
 from maskloom.data.writing.shards import Options, write_shards
-from maskloom.tokenizers.tokenizer import SPECIAL_TOKENS, Tokenizer, load_tokenizer
+from maskloom.tokenizers.base import Tokenizer
+from maskloom.tokenizers.loading import load_tokenizer, tokenizer_of_definition
+from maskloom.tokenizers.wordpiece import SPECIAL_TOKENS
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 if (
@@ -76,7 +78,7 @@ def same_tokenizer(documents: list[str], vocab_size: int) -> Tokenizer:
     tokens = [*SPECIAL_TOKENS, *characters, *("##" + character for character in characters)]
     tokens += sorted(pieces.keys() - set(tokens), key=lambda piece: (-pieces[piece], piece))
     vocabulary = {token: number for number, token in enumerate(tokens[:vocab_size])}
-    return Tokenizer(BertWordPieceTokenizer(vocabulary).to_str(), "the tests' tokenizer")
+    return tokenizer_of_definition(BertWordPieceTokenizer(vocabulary).to_str(), "the tests' tokenizer")
 
 
 @pytest.fixture(scope="session")

@@ -24,7 +24,7 @@ from maskloom.bench.text import Text, check_vocabulary, grouped_rows, line_rows,
 from maskloom.data.index.index import Index
 from maskloom.data.rows import Rows
 from maskloom.errors import UserError
-from maskloom.tokenizers.tokenizer import Tokenizer
+from maskloom.tokenizers.base import Tokenizer
 
 SEQ_LEN = 32
 

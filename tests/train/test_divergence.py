@@ -11,7 +11,7 @@ import torch
 from maskloom.config_file import parse_config
 from maskloom.distributed import World
 from maskloom.models.bert import MaskedLM
-from maskloom.tokenizers.tokenizer import Tokenizer
+from maskloom.tokenizers.base import Tokenizer
 from maskloom.train.divergence import collapsed, count_not_finite, diverged, first_not_finite
 from tests.models.test_bert import bucket, make_rows, tiny_config
 from tests.trees import tree_with

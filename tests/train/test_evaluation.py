@@ -24,7 +24,9 @@ from maskloom.data.stream import held_out_rows
 from maskloom.data.writing.shards import Options, write_shards
 from maskloom.distributed import World
 from maskloom.models.bert import MaskedLM, build_model
-from maskloom.tokenizers.tokenizer import SPECIAL_TOKENS, Tokenizer, load_tokenizer
+from maskloom.tokenizers.base import Tokenizer
+from maskloom.tokenizers.loading import load_tokenizer
+from maskloom.tokenizers.wordpiece import SPECIAL_TOKENS
 from maskloom.train.evaluation import evaluate, unigram_entropy
 
 CPU = torch.device("cpu")

@@ -12,7 +12,7 @@ from maskloom.data.index.index import Index
 from maskloom.data.masking import MaskRule
 from maskloom.data.plan import DataPlan, Growth, PhasePlan
 from maskloom.distributed import World
-from maskloom.tokenizers.tokenizer import Tokenizer
+from maskloom.tokenizers.base import Tokenizer
 from maskloom.train.passed_over import PassedOver, read_intervals
 from maskloom.train.rollback import Rollback
 

@@ -39,7 +39,7 @@ from maskloom.data.plan import DataPlan
 from maskloom.data.rows import Rows, count_text_tokens
 from maskloom.distributed import World
 from maskloom.models.bert import MaskedLM, build_model
-from maskloom.tokenizers.tokenizer import Tokenizer
+from maskloom.tokenizers.base import Tokenizer
 from maskloom.train.batches import ready_steps
 from maskloom.train.trainer import deepspeed_settings, phase_layouts
 

@@ -44,7 +44,8 @@ from maskloom.data.reading import tars
 from maskloom.data.reading.samples import tokens_member
 from maskloom.data.reading.tars import LARGEST_BLOCK_BYTES
 from maskloom.errors import DataFault, UserError
-from maskloom.tokenizers.tokenizer import Tokenized, train_tokenizer
+from maskloom.tokenizers.base import Tokenized
+from maskloom.tokenizers.training import train_tokenizer
 from tests.conftest import sentences
 from tests.fault_server import FaultServer
 

@@ -21,7 +21,7 @@ from maskloom.data.writing.shards import Options, finish, finish_or_open, split_
 from maskloom.data.writing.token_shards import tokenize_corpus
 from maskloom.data.writing.work import Part, open_work
 from maskloom.errors import UserError
-from maskloom.tokenizers.tokenizer import Tokenizer
+from maskloom.tokenizers.base import Tokenizer
 from tests.conftest import sentences
 
 # Imports once, in the server that the writing processes are forked from.

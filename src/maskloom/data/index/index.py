@@ -40,7 +40,7 @@ from maskloom.data.reading.tars import LARGEST_BLOCK_BYTES
 from maskloom.errors import DataFault, UserError
 from maskloom.files import private_folder
 from maskloom.redaction import shown
-from maskloom.tokenizers.tokenizer import Tokenized, Tokenizer
+from maskloom.tokenizers.base import Tokenized, Tokenizer
 
 SHARDS_CHECKED_AT_START = 1024
 BLOCK = np.dtype(

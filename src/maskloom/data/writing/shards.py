@@ -52,7 +52,7 @@ from maskloom.data.writing.work import (
 from maskloom.errors import UserError
 from maskloom.files import naming, refuse_existing
 from maskloom.processes import Pool
-from maskloom.tokenizers.tokenizer import Tokenizer
+from maskloom.tokenizers.base import Tokenizer
 
 MEMBER_BYTES = 32 * 1024  # or a block's, where that is less
 SHARD_BYTES = 64 << 20

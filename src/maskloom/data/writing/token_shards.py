@@ -28,7 +28,7 @@ from maskloom.data.writing.work import Entry, Part, Plan, Work, begin, is_finish
 from maskloom.errors import DataFault, UserError
 from maskloom.processes import Pool
 from maskloom.redaction import shown
-from maskloom.tokenizers.tokenizer import Tokenizer
+from maskloom.tokenizers.base import Tokenizer
 
 ReadBlock = Callable[[int], io.BytesIO]
 
