@@ -26,7 +26,9 @@ from maskloom.data.index.corpus import Index
 from maskloom.data.index.loading import load_index
 from maskloom.data.writing.passes import Options
 from maskloom.data.writing.shards import write_shards
-from maskloom.tokenizers.tokenizer import SPECIAL_TOKENS, Tokenizer, load_tokenizer
+from maskloom.tokenizers.base import Tokenizer
+from maskloom.tokenizers.loading import load_tokenizer, tokenizer_of_definition
+from maskloom.tokenizers.wordpiece import SPECIAL_TOKENS
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 if (
@@ -78,7 +80,7 @@ def same_tokenizer(documents: list[str], vocab_size: int) -> Tokenizer:
     tokens = [*SPECIAL_TOKENS, *characters, *("##" + character for character in characters)]
     tokens += sorted(pieces.keys() - set(tokens), key=lambda piece: (-pieces[piece], piece))
     vocabulary = {token: number for number, token in enumerate(tokens[:vocab_size])}
-    return Tokenizer(BertWordPieceTokenizer(vocabulary).to_str(), "the tests' tokenizer")
+    return tokenizer_of_definition(BertWordPieceTokenizer(vocabulary).to_str(), "the tests' tokenizer")
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,7 @@ from maskloom.data.index.indexing import BLOCK_BYTES
 from maskloom.data.index.loading import load_index
 from maskloom.data.writing.passes import Options
 from maskloom.data.writing.shards import write_shards
-from maskloom.tokenizers.tokenizer import train_tokenizer
+from maskloom.tokenizers.training import train_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL_BLOCK_BYTES, SMALL_VOCABULARY = 4 << 10, 1024

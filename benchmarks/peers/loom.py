@@ -26,7 +26,7 @@ from maskloom.data.order import block_at
 from maskloom.data.plan import DataPlan
 from maskloom.data.stream import Step, read_steps
 from maskloom.distributed import World
-from maskloom.tokenizers.tokenizer import load_tokenizer
+from maskloom.tokenizers.loading import load_tokenizer
 
 ALONE = World(0, 1)
 STEP_ROWS = {"steps of 256 rows": 256, "steps of 32 rows": 32}

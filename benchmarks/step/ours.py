@@ -24,7 +24,7 @@ from maskloom.data.plan import DataPlan
 from maskloom.data.rows import Rows, count_text_tokens
 from maskloom.distributed import World
 from maskloom.models.bert import MaskedLM, build_model
-from maskloom.tokenizers.tokenizer import Tokenizer
+from maskloom.tokenizers.base import Tokenizer
 from maskloom.train.batches import ready_steps
 from maskloom.train.engine.building import start_distributed
 from maskloom.train.rank.heartbeats import Pulse

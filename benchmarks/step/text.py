@@ -29,7 +29,9 @@ from maskloom.data.writing.shards import finish_or_open, write_shards
 from maskloom.data.writing.token_shards import tokenize_corpus
 from maskloom.data.writing.work import JobPart
 from maskloom.errors import UserError
-from maskloom.tokenizers.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+from maskloom.tokenizers.base import Tokenizer
+from maskloom.tokenizers.loading import load_tokenizer
+from maskloom.tokenizers.training import train_tokenizer
 
 QUICKSTART_BLOCK_BYTES = 32 << 10  # lanes enough to mix a corpus of 13 MB well
 SEED = 1

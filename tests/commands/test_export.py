@@ -16,7 +16,7 @@ from maskloom.data.index.loading import load_index
 from maskloom.data.masking import MaskRule
 from maskloom.data.stream import held_out_rows
 from maskloom.distributed import World
-from maskloom.tokenizers.tokenizer import Tokenizer
+from maskloom.tokenizers.base import Tokenizer
 
 from .conftest import Command
 

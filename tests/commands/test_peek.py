@@ -15,7 +15,8 @@ from maskloom.data.cursors import first_cursors
 from maskloom.data.plan import DataPlan, open_corpora
 from maskloom.data.stream import Step, read_steps
 from maskloom.distributed import World
-from maskloom.tokenizers.tokenizer import Tokenizer, load_tokenizer
+from maskloom.tokenizers.base import Tokenizer
+from maskloom.tokenizers.loading import load_tokenizer
 from tests.data.corpora import corpus_of, flip
 
 from .conftest import Command

@@ -22,7 +22,7 @@ from maskloom.data.plan import DataPlan, PhasePlan
 from maskloom.data.rows import Rows
 from maskloom.data.stream import read_steps
 from maskloom.distributed import World
-from maskloom.tokenizers.tokenizer import Tokenizer
+from maskloom.tokenizers.base import Tokenizer
 
 
 def corpus_of(folder: Path, documents: Sequence[str], shards: int = 1) -> Index:

@@ -18,7 +18,7 @@ from maskloom.data.plan import DataPlan, PhasePlan
 from maskloom.data.rows import Rows
 from maskloom.data.stream import read_steps
 from maskloom.distributed import World
-from maskloom.tokenizers.tokenizer import Tokenizer
+from maskloom.tokenizers.base import Tokenizer
 
 from .corpora import plan_of
 

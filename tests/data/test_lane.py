@@ -27,9 +27,9 @@ from maskloom.data.masking import MaskRule
 from maskloom.data.mixing import corpus_of_rows, rows_of_corpora
 from maskloom.data.order import block_at
 from maskloom.data.plan import DataPlan, PhasePlan
-from maskloom.data.rows import Part, Rows
+from maskloom.data.rows import RowRange, Rows
 from maskloom.errors import DataFault, UserError
-from maskloom.tokenizers.tokenizer import Tokenizer
+from maskloom.tokenizers.base import Tokenizer
 from tests.conftest import sentences
 
 from .corpora import block_of, corpus_of, digest_of, flip, plan_of, text_tokens, tokens_of
@@ -57,7 +57,7 @@ def damaged(small: Index, tmp_path: Path) -> Index:
 
 
 def take(track: Track, count: int, seq_len: int, rule: MaskRule = RULE, is_constant: bool = True) -> Rows:
-    parts = [Part(Rows.none(seq_len), 0, 0), *track.take(count, seq_len, rule, is_constant)]
+    parts = [RowRange(Rows.none(seq_len), 0, 0), *track.take(count, seq_len, rule, is_constant)]
     return Rows.gather(parts)
 
 

@@ -33,7 +33,9 @@ from maskloom.data.writing.passes import Options
 from maskloom.data.writing.shards import write_shards
 from maskloom.distributed import World
 from maskloom.errors import UserError
-from maskloom.tokenizers.tokenizer import SPECIAL_TOKENS, Tokenizer
+from maskloom.tokenizers.base import Tokenizer
+from maskloom.tokenizers.loading import tokenizer_of_definition
+from maskloom.tokenizers.wordpiece import SPECIAL_TOKENS
 from tests.conftest import sentences
 
 from .corpora import corpus_of, plan_of
@@ -271,7 +273,7 @@ def test_a_tokenizer_that_gave_other_ids_refuses_old_runs_and_old_token_shards(
 ) -> None:
     made = HFTokenizer.from_str(tokenizer.definition)
     made.add_special_tokens(["[PATIENT]"])
-    own = Tokenizer(made.to_str(), "with a token of their own")
+    own = tokenizer_of_definition(made.to_str(), "with a token of their own")
     text, first, _ = token_shards.values()
     assert DataPlan.of(config_of(), (text,), own).tokenizer.tokenizing == 2
     with pytest.raises(UserError, match="gave other ids for with a token of their own"):
@@ -287,8 +289,8 @@ def test_a_tokenizer_that_gave_other_ids_refuses_old_runs_and_old_token_shards(
 @pytest.mark.parametrize("unit", ["whole_word", "span"])
 def test_words_that_nothing_marks_are_refused_before_anything_is_read(unit: str, small: Index) -> None:
     made = HFTokenizer(models.BPE(vocab={token: n for n, token in enumerate([*SPECIAL_TOKENS, "a"])}, merges=[]))
-    with pytest.raises(UserError, match=f"masking.unit {unit} needs a WordPiece tokenizer"):
-        DataPlan.of(config_of(masking={"unit": unit}), (small,), Tokenizer(made.to_str(), "bytes"))
+    with pytest.raises(UserError, match=f"masking.unit {unit} needs a tokenizer whose tokens say where a word begins"):
+        DataPlan.of(config_of(masking={"unit": unit}), (small,), tokenizer_of_definition(made.to_str(), "bytes"))
 
 
 def test_masking_is_the_one_of_its_version() -> None:
@@ -296,7 +298,7 @@ def test_masking_is_the_one_of_its_version() -> None:
     vocabulary = np.arange(1000)
     ids: Any = SimpleNamespace(
         is_maskable=vocabulary >= 10,
-        is_continuation=vocabulary % 3 == 0,
+        starts_word=lambda tokens, starts: (vocabulary % 3 != 0)[tokens],
         random_ids=vocabulary[10:].astype(np.int32),
         mask_id=4,
     )

@@ -16,7 +16,7 @@ from maskloom.data.index.corpus import Index
 from maskloom.data.order import block_at
 from maskloom.data.plan import PhasePlan
 from maskloom.data.skew import TEXT_BYTES_A_TOKEN, TOLERATED, note_on_sizes, notes_on_run, sizes_of
-from maskloom.tokenizers.tokenizer import Tokenizer
+from maskloom.tokenizers.base import Tokenizer
 from tests.conftest import sentences
 
 from .corpora import corpus_of, plan_of

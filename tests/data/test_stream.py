@@ -32,7 +32,7 @@ from maskloom.data.writing.token_shards import tokenize_corpus
 from maskloom.data.writing.work import JobPart
 from maskloom.distributed import World
 from maskloom.errors import DataFault, UserError
-from maskloom.tokenizers.tokenizer import Tokenizer
+from maskloom.tokenizers.base import Tokenizer
 from tests.conftest import sentences
 
 from .corpora import (

@@ -19,7 +19,7 @@ from maskloom.data.lane import Skip
 from maskloom.data.plan import DataPlan, open_corpora
 from maskloom.data.stream import read_steps
 from maskloom.distributed import World
-from maskloom.tokenizers.tokenizer import load_tokenizer
+from maskloom.tokenizers.loading import load_tokenizer
 from maskloom.train.checkpoint import read_state
 from tests.data.corpora import block_of, corpus_of, flip
 

@@ -226,7 +226,7 @@ def test_what_a_fork_may_not_change_is_listed(
 ) -> None:
     from maskloom.data.writing.passes import Options
     from maskloom.data.writing.shards import write_shards
-    from maskloom.tokenizers.tokenizer import train_tokenizer
+    from maskloom.tokenizers.training import train_tokenizer
 
     origin = Path(settings["run_dir"])
     run_ranks(write_config(settings))

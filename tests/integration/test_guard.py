@@ -24,7 +24,7 @@ from maskloom.config_file import load_config
 from maskloom.data.cursors import LaneCursors, first_cursors
 from maskloom.data.plan import DataPlan, open_corpora
 from maskloom.data.stream import skip_steps
-from maskloom.tokenizers.tokenizer import load_tokenizer
+from maskloom.tokenizers.loading import load_tokenizer
 from maskloom.train.checkpoint import read_state, saved_at
 from tests.cluster.spoiled import InfiniteGradient
 

@@ -22,7 +22,7 @@ from maskloom.distributed import World
 from maskloom.models.bert import MaskedLM, build_model
 from maskloom.optim.groups import parameter_groups
 from maskloom.optim.schedule import learning_rate
-from maskloom.tokenizers.tokenizer import load_tokenizer
+from maskloom.tokenizers.loading import load_tokenizer
 from maskloom.train.checkpoint import saved_at
 
 from .conftest import final_weights

@@ -140,7 +140,7 @@ from maskloom.data.plan import DataPlan, open_corpora
 from maskloom.data.stream import read_steps
 from maskloom.distributed import World
 from maskloom.program import run_program
-from maskloom.tokenizers.tokenizer import load_tokenizer
+from maskloom.tokenizers.loading import load_tokenizer
 
 def main():
     global reading

@@ -17,7 +17,7 @@ from maskloom.data.index.loading import load_index
 from maskloom.data.plan import DataPlan
 from maskloom.data.stream import read_steps
 from maskloom.distributed import World
-from maskloom.tokenizers.tokenizer import load_tokenizer
+from maskloom.tokenizers.loading import load_tokenizer
 from maskloom.train.batches import ready_steps
 from maskloom.train.setup import phase_layouts
 from maskloom.train.tally import counts_of

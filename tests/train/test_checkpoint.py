@@ -29,7 +29,8 @@ from maskloom.distributed import World
 from maskloom.errors import SaveFailed, UserError
 from maskloom.files import write_atomically
 from maskloom.status import Status
-from maskloom.tokenizers.tokenizer import Tokenizer, train_tokenizer
+from maskloom.tokenizers.base import Tokenizer
+from maskloom.tokenizers.training import train_tokenizer
 from maskloom.train import checkpoint
 from maskloom.train.checkpoint import Saver, State, check_fits, damage, fingerprint
 from maskloom.train.checkpoint import save as saving

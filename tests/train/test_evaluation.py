@@ -25,7 +25,9 @@ from maskloom.data.writing.passes import Options
 from maskloom.data.writing.shards import write_shards
 from maskloom.distributed import World
 from maskloom.models.bert import MaskedLM, build_model
-from maskloom.tokenizers.tokenizer import SPECIAL_TOKENS, Tokenizer, load_tokenizer
+from maskloom.tokenizers.base import Tokenizer
+from maskloom.tokenizers.loading import load_tokenizer
+from maskloom.tokenizers.wordpiece import SPECIAL_TOKENS
 from maskloom.train.evaluation import evaluate, unigram_entropy
 
 CPU = torch.device("cpu")

@@ -19,8 +19,8 @@ from maskloom.errors import UserError
 from maskloom.files import write_atomically
 from maskloom.models.bert import build_model
 from maskloom.status import attempt_steps, note_attempt, read_status
-from maskloom.tokenizers.files import read_definition
-from maskloom.tokenizers.tokenizer import Tokenizer
+from maskloom.tokenizers.base import Tokenizer
+from maskloom.tokenizers.loading import read_definition
 from maskloom.train.checkpoint.state import read_state
 from maskloom.train.metrics import read_metrics
 from maskloom.train.refusal import read_intervals

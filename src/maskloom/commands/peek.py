@@ -3,7 +3,8 @@
 TARGET is a configuration or a run directory; a run is read from its newest checkpoint at or before the first step, as a
 resume would, without the rows that it passed over when it went back. Steps count from 0. The digest is a SHA-256 of the
 global batches: the same for every --world, every --workers, and whether the run came to the first step from 0 or was resumed
-there. In the text, [MASK]{word} is a masked token, {a>b} one replaced by a random b, {a} one that is predicted but stays.
+there. In the text, [MASK]{word} is a masked token, {a>b} one replaced by a random b, {a} one that is predicted but stays;
+[MASK] is spelled as the tokenizer does.
 
 example:
   maskloom peek configs/quickstart.yaml --steps 10:12 --world 2 --digest
@@ -31,7 +32,8 @@ from maskloom.distributed import World
 from maskloom.errors import UserError
 from maskloom.progress import show
 from maskloom.redaction import one_line
-from maskloom.tokenizers.tokenizer import Tokenizer, load_tokenizer
+from maskloom.tokenizers.base import Tokenizer
+from maskloom.tokenizers.loading import load_tokenizer
 from maskloom.train.checkpoint import known_intervals, resumable_cursors
 from maskloom.train.checkpoint.fit import stored_tokenizing
 from maskloom.train.refusal import jumps
@@ -101,8 +103,8 @@ def _shown(rows: Rows, number: int, tokenizer: Tokenizer) -> str:
         if not is_chosen:
             words.append(name)
         elif given == tokenizer.mask_id:
-            words.append(f"[MASK]{{{name}}}")
+            words.append(f"{tokenizer.roles.mask}{{{name}}}")
         else:
             words.append(f"{{{name}}}" if given == token else f"{{{name}>{tokenizer.token(int(given))}}}")
     padding = int(np.sum(rows.tokens[number] == tokenizer.pad_id))
-    return " ".join(words) + (f" [PAD]*{padding}" if padding else "")
+    return " ".join(words) + (f" {tokenizer.roles.pad}*{padding}" if padding else "")

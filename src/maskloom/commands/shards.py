@@ -42,7 +42,7 @@ from maskloom.data.writing.token_shards import tokenize_corpus
 from maskloom.data.writing.work import JobPart, work_folder
 from maskloom.errors import UserError
 from maskloom.progress import Progress, say, size, warn
-from maskloom.tokenizers.tokenizer import load_tokenizer
+from maskloom.tokenizers.loading import load_tokenizer
 
 MIB = 1 << 20
 TEXT_OPTIONS = {  # their names in `Options`; those that are not given have the defaults there

@@ -17,7 +17,7 @@ from maskloom.data.order import default_lanes
 from maskloom.distributed import World
 from maskloom.errors import UserError
 from maskloom.redaction import shown
-from maskloom.tokenizers.tokenizer import TOKENIZING, Tokenizer
+from maskloom.tokenizers.base import TOKENIZING, Tokenizer
 
 VERSIONS = {"order": 2, "packing": 2, "masking": 2, "mixing": 1, "tokenizing": TOKENIZING}
 """One is raised when its part gives another result for the same input: runs that began with an older one are refused with the
@@ -156,7 +156,7 @@ class DataPlan:
                 a masking rule that does not fit it.
         """
         if tokenizing is None:
-            is_old = tokenizer.is_plain and any(index.tokenizing == 1 for index in corpora)
+            is_old = tokenizer.oldest_version == 1 and any(index.tokenizing == 1 for index in corpora)
             tokenizing = 1 if is_old else tokenizer.tokenizing
         tokenizer = tokenizer.as_of(tokenizing)
         for index in corpora:

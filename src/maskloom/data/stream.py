@@ -36,7 +36,7 @@ from maskloom.distributed import World
 from maskloom.errors import DataFault, UserError
 from maskloom.processes import WANT_OF_MEMORY, Deaf, clean_forks, end_with_owner
 from maskloom.progress import warn
-from maskloom.tokenizers.tokenizer import Tokenizer
+from maskloom.tokenizers.base import Tokenizer
 
 FETCHES_AT_ONCE = 16  # block requests that a reader process has open at a store
 POLL_S = 0.25  # how often a wait for reader processes looks whether it is over

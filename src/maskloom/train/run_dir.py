@@ -32,7 +32,7 @@ from maskloom.models.warm_start import check_init, check_positions
 from maskloom.progress import say, warn
 from maskloom.redaction import brief, sayable
 from maskloom.status import CHECKPOINT, START, State, Status, note_attempt, parse_status, read_status
-from maskloom.tokenizers.tokenizer import Tokenizer
+from maskloom.tokenizers.base import Tokenizer
 from maskloom.train.checkpoint.fit import fit_origin, is_same_origin, split_origin, unlike_data
 from maskloom.train.checkpoint.state import saved_folders
 from maskloom.train.run_lock import InUse, RunLock

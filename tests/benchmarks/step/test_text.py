@@ -14,7 +14,7 @@ from maskloom.data.index.corpus import Index
 from maskloom.data.writing.passes import Options
 from maskloom.data.writing.shards import write_shards
 from maskloom.errors import UserError
-from maskloom.tokenizers.tokenizer import Tokenizer
+from maskloom.tokenizers.base import Tokenizer
 from tests.conftest import same_tokenizer
 
 SEQ_LEN = 32

@@ -28,7 +28,8 @@ from maskloom.data.index.indexing import IndexedShard, index_shard, index_tars, 
 from maskloom.data.index.loading import load_index
 from maskloom.data.reading.samples import tokens_member
 from maskloom.errors import DataFault, UserError
-from maskloom.tokenizers.tokenizer import Tokenized, train_tokenizer
+from maskloom.tokenizers.base import Tokenized
+from maskloom.tokenizers.training import train_tokenizer
 from tests.conftest import sentences
 
 from .making import index_here, texts_of, write_tar

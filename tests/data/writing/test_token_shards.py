@@ -13,7 +13,7 @@ from maskloom.data.writing.shards import finish, write_shards
 from maskloom.data.writing.token_shards import tokenize_corpus
 from maskloom.data.writing.work import JobPart
 from maskloom.errors import UserError
-from maskloom.tokenizers.tokenizer import Tokenizer
+from maskloom.tokenizers.base import Tokenizer
 from tests.conftest import sentences
 
 from .making import SMALL

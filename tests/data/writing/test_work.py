@@ -16,7 +16,7 @@ from maskloom.data.writing.shards import finish, finish_or_open, write_part, wri
 from maskloom.data.writing.token_shards import tokenize_corpus
 from maskloom.data.writing.work import JobPart, open_work
 from maskloom.errors import UserError
-from maskloom.tokenizers.tokenizer import Tokenizer
+from maskloom.tokenizers.base import Tokenizer
 
 from .making import SMALL, files_of, write_jsonl
 

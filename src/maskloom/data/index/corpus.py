@@ -25,7 +25,7 @@ from maskloom.data.reading.samples import TokenBlock, encode_block, read_documen
 from maskloom.data.reading.storage import join, open_range
 from maskloom.errors import DataFault, UserError
 from maskloom.redaction import shown
-from maskloom.tokenizers.tokenizer import Tokenized, Tokenizer
+from maskloom.tokenizers.base import Tokenized, Tokenizer
 
 
 @dataclass(frozen=True)

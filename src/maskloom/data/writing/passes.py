@@ -26,7 +26,7 @@ from maskloom.data.writing.report import SAMPLED_ONE_IN, WHOLE_BYTES, TextCounte
 from maskloom.data.writing.spill import Record, SpillWriter, read_bucket, text_digest
 from maskloom.data.writing.token_shards import write_token_shard
 from maskloom.data.writing.work import Entry, WorkFolder
-from maskloom.tokenizers.tokenizer import Tokenizer
+from maskloom.tokenizers.base import Tokenizer
 
 MEMBER_BYTES = 32 * 1024  # or a block's, if that is less
 SHARD_BYTES = 64 << 20

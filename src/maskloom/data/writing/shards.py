@@ -42,7 +42,7 @@ from maskloom.data.writing.work import (
 from maskloom.errors import UserError
 from maskloom.files import naming, refuse_existing
 from maskloom.processes import Pool
-from maskloom.tokenizers.tokenizer import Tokenizer
+from maskloom.tokenizers.base import Tokenizer
 
 POLL_S = 5.0
 

@@ -29,7 +29,7 @@ from maskloom.data.writing.work import Entry, JobPart, WorkFolder, WorkPlan, beg
 from maskloom.errors import DataFault, UserError
 from maskloom.processes import Pool
 from maskloom.redaction import shown
-from maskloom.tokenizers.tokenizer import Tokenizer
+from maskloom.tokenizers.base import Tokenizer
 
 ReadBlock = Callable[[int], io.BytesIO]
 

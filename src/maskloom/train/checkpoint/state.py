@@ -15,7 +15,7 @@ from maskloom.errors import UserError
 from maskloom.files import parse_json, read_plain
 from maskloom.redaction import brief
 from maskloom.scalars import is_count
-from maskloom.tokenizers.tokenizer import Tokenizer
+from maskloom.tokenizers.base import Tokenizer
 from maskloom.train.refusal import GuardState, PassedOver
 
 TOKENIZING = "version of tokenizing"

@@ -21,7 +21,7 @@ def as_a_rank(request: Request) -> dict[str, Any]:
     from maskloom.config_file import load_config
     from maskloom.distributed import World
     from maskloom.errors import UserError
-    from maskloom.tokenizers.files import find_tokenizer
+    from maskloom.tokenizers.loading import find_tokenizer
     from maskloom.train.engine.fused_adam import why_no_fused_adam
     from maskloom.train.engine.ops import stale_locks
     from maskloom.train.setup import prepare
