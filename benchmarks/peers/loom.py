@@ -47,7 +47,14 @@ def open_plan(job: dict[str, Any], step_rows: int) -> DataPlan:
             "phases": [{"steps": MOST_STEPS, "seq_len": harness.SEQ_LEN, "global_batch_rows": step_rows}],
         }
     )
-    return DataPlan.of(config, (load_index(job["folder"]),), load_tokenizer(job["corpus"]))
+    return DataPlan.of(
+        config.data,
+        config.phases,
+        config.masking,
+        config.seed,
+        (load_index(job["folder"]),),
+        load_tokenizer(job["corpus"]),
+    )
 
 
 def cursors_amid(plan: DataPlan, job: dict[str, Any], step: int) -> list[LaneCursors]:

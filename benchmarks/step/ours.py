@@ -41,7 +41,9 @@ class Ours:
         config = run_config(system, training, text, device)
         index, tokenizer = text.open()
         check_vocabulary(tokenizer, training.vocab_size)
-        self.plan = DataPlan.of(config, (index,), widened(tokenizer, training.vocab_size))
+        self.plan = DataPlan.of(
+            config.data, config.phases, config.masking, config.seed, (index,), widened(tokenizer, training.vocab_size)
+        )
         self.world = World.discover()
         traffic = start_distributed(self.world)
         self.trainer = Trainer(config, self.plan, self.world, traffic, Pulse())

@@ -22,7 +22,6 @@ import numpy as np
 
 from maskloom.command_line import add_overrides
 from maskloom.commands.arguments import natural, positive, step_range
-from maskloom.config import RunConfig
 from maskloom.config_file import load_config
 from maskloom.data.cursors import first_cursors
 from maskloom.data.plan import DataPlan, open_corpora
@@ -55,7 +54,8 @@ def run(options: argparse.Namespace) -> int:
     is_run = options.target.is_dir()
     config = load_config(options.target / "config.yaml" if is_run else options.target, options.overrides)
     begun = stored_tokenizing(options.target if is_run else Path(config.run_dir), config.from_)
-    plan = DataPlan.of(config, open_corpora(config.data), _tokenizer(config), begun)
+    tokenizer, corpora = _tokenizer(config.tokenizer, config.model.init), open_corpora(config.data)
+    plan = DataPlan.of(config.data, config.phases, config.masking, config.seed, corpora, tokenizer, begun)
     if steps.stop > plan.total_steps:
         raise UserError(f"--steps {steps.start}:{steps.stop}: the run has {plan.total_steps} steps")
     if is_run:
@@ -84,12 +84,13 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _tokenizer(config: RunConfig) -> Tokenizer:
-    if config.model.init is None:
-        return load_tokenizer(config.tokenizer)
+def _tokenizer(source: str, init: str | None) -> Tokenizer:
+    """The tokenizer of a run, which may come from the model that it begins with (`init`)."""
+    if init is None:
+        return load_tokenizer(source)
     from maskloom.models.warm_start import tokenizer_of  # heavy: it knows models
 
-    return tokenizer_of(config.tokenizer, config.model.init)
+    return tokenizer_of(source, init)
 
 
 def _shown(rows: Rows, number: int, tokenizer: Tokenizer) -> str:

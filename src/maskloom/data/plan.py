@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from maskloom.config import Data, Masking, RunConfig
+from maskloom.config import Data, Masking, Phase
 from maskloom.config_file import QUERY_LEFT_OUT
 from maskloom.data.cursors import LaneCursors
 from maskloom.data.index.corpus import Index
@@ -143,7 +143,13 @@ class DataPlan:
 
     @staticmethod
     def of(
-        config: RunConfig, corpora: tuple[Index, ...], tokenizer: Tokenizer, tokenizing: int | None = None
+        data: Data,
+        phases: Sequence[Phase],
+        masking: Masking,
+        seed: int,
+        corpora: tuple[Index, ...],
+        tokenizer: Tokenizer,
+        tokenizing: int | None = None,
     ) -> DataPlan:
         """The plan of a run.
 
@@ -161,11 +167,11 @@ class DataPlan:
         tokenizer = tokenizer.as_of(tokenizing)
         for index in corpora:
             index.check_tokenizer(tokenizer)
-        batches = [phase.global_batch_rows for phase in config.phases]
-        batches += [phase.batch_warmup.from_rows for phase in config.phases if phase.batch_warmup]
-        lanes = config.data.lanes or default_lanes(batches, max(len(index.train_blocks) for index in corpora))
-        weights = tuple(corpus.weight for corpus in config.data.corpora)
-        phases = tuple(
+        batches = [phase.global_batch_rows for phase in phases]
+        batches += [phase.batch_warmup.from_rows for phase in phases if phase.batch_warmup]
+        lanes = data.lanes or default_lanes(batches, max(len(index.train_blocks) for index in corpora))
+        weights = tuple(corpus.weight for corpus in data.corpora)
+        plans = tuple(
             PhasePlan(
                 phase.steps,
                 phase.seq_len,
@@ -174,11 +180,11 @@ class DataPlan:
                 phase.mask_rate,
                 Growth(phase.batch_warmup.from_rows // lanes, phase.batch_warmup.steps) if phase.batch_warmup else None,
             )
-            for phase in config.phases
+            for phase in phases
         )
-        rule = MaskRule.of(config.masking, tokenizer)
-        skips_bad = config.data.on_bad_data == "skip"
-        return DataPlan(corpora, tokenizer, config.seed, lanes, phases, config.masking, rule, skips_bad)
+        rule = MaskRule.of(masking, tokenizer)
+        skips_bad = data.on_bad_data == "skip"
+        return DataPlan(corpora, tokenizer, seed, lanes, plans, masking, rule, skips_bad)
 
     @property
     def total_steps(self) -> int:

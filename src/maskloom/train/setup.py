@@ -62,7 +62,15 @@ def prepare(config: RunConfig, world: World) -> tuple[RunConfig, DataPlan]:
     config = reconcile(config, identity(corpora, tokenizer))
     if check_model(config, tokenizer) is None:
         check_size(config.model, tokenizer.vocab_size)
-    plan = DataPlan.of(config, corpora, tokenizer, stored_tokenizing(Path(config.run_dir), config.from_))
+    plan = DataPlan.of(
+        config.data,
+        config.phases,
+        config.masking,
+        config.seed,
+        corpora,
+        tokenizer,
+        stored_tokenizing(Path(config.run_dir), config.from_),
+    )
     plan.check_world(world)
     for note in notes_on_run(plan) if world.is_first else ():
         warn(note)
