@@ -27,18 +27,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from maskloom.bench.cases import SYSTEMS, Case
-from maskloom.bench.machine import stamp
-from maskloom.bench.systems import Training, run_config
-from maskloom.bench.text import Text, prepare
+from machine import stamp
+from step.cases import SYSTEMS, Case
+from step.jobs import Training, run_config
+from step.text import Text, prepare
+
 from maskloom.config import RunConfig
 
 HERE = Path(__file__).resolve().parent
 STEPS = {"base": 2, "two-ranks": 12, "tiny": 4}  # after a save: about as long as it is written
 CASES = {
-    "base": (Case("base", "BERT-base", 768, 12, 12, 128, 16, 16, 1, 1), 1),
-    "two-ranks": (Case("two-ranks", "BERT-small (4 layers of 512)", 512, 4, 8, 128, 16, 8, 1, 1), 2),
-    "tiny": (Case("tiny", "two layers of 64", 64, 2, 2, 32, 8, 4, 1, 1), 2),
+    "base": (Case("base", "BERT-base", 768, 12, 12, 128, 16, 16, 0, 1, 1), 1),
+    "two-ranks": (Case("two-ranks", "BERT-small (4 layers of 512)", 512, 4, 8, 128, 16, 8, 0, 1, 1), 2),
+    "tiny": (Case("tiny", "two layers of 64", 64, 2, 2, 32, 8, 4, 0, 1, 1), 2),
 }
 """Shape and number of ranks; `tiny` shows that everything runs."""
 

@@ -124,9 +124,9 @@ def _fake_tensors() -> Any:
 
 def _build(case: Any, layers: int, kernels: Any) -> Any:
     import torch
+    from step.cases import ATTENTION_DROPOUT, BERT_VOCABULARY, HIDDEN_DROPOUT
     from transformers import BertConfig, modeling_utils
 
-    from maskloom.bench.cases import ATTENTION_DROPOUT, BERT_VOCABULARY, HIDDEN_DROPOUT
     from maskloom.models.bert import MaskedLM
 
     # Weights that have no memory need no values; drawing them would ask for a generator on the device.
@@ -294,8 +294,8 @@ def graph_facts(compilation: Compilation) -> dict[str, Any]:
 
 
 def compile_case(name: str, variant: str) -> dict[str, Any]:
-    """Facts of a case of `maskloom.bench.cases`, or of `zero3`, at BERT-base's size and 128 slots."""
-    from maskloom.bench.cases import CASES
+    """Facts of a case of `step.cases`, or of `zero3`, at BERT-base's size and 128 slots."""
+    from step.cases import CASES
 
     cases = {case.name: case for case in CASES["cuda"]}
     kernels = variants()[variant]
