@@ -25,7 +25,7 @@ from maskloom.data.plan import DataPlan
 from maskloom.data.rows import Rows, count_text_tokens
 from maskloom.distributed import World
 from maskloom.models.bert import MaskedLM, build_model
-from maskloom.tokenizers.tokenizer import Tokenizer
+from maskloom.tokenizers.base import Tokenizer
 from maskloom.train.batches import ready_steps
 from maskloom.train.engine.building import start_distributed
 from maskloom.train.rank.heartbeats import Pulse
@@ -43,7 +43,9 @@ class Ours:
         config = run_config(system, training, text, device)
         index, tokenizer = text.open()
         check_vocabulary(tokenizer, training.vocab_size)
-        self.plan = DataPlan.of(config, (index,), widened(tokenizer, training.vocab_size))
+        self.plan = DataPlan.of(
+            config.data, config.phases, config.masking, config.seed, (index,), widened(tokenizer, training.vocab_size)
+        )
         self.world = World.discover()
         traffic = start_distributed(self.world)
         self.trainer, _ = set_up(config, self.plan, self.world, traffic, Pulse())

@@ -15,7 +15,7 @@ from maskloom.program import EXIT_INTERRUPTED, run_program
 COMMANDS = {
     "shards": "write text as webdataset shards with an index",
     "index": "index webdataset tars that exist",
-    "tokenizer": "train a WordPiece tokenizer on shards",
+    "tokenizer": "train a tokenizer on shards",
     "doctor": "check whether a run would start, on this machine or on the hosts of a hostfile",
     "train": "train, on this machine or on the hosts of a hostfile",
     "status": "how a run stands, and what to do next",
@@ -54,6 +54,7 @@ def _main(arguments: list[str], is_program: bool = False) -> int:
     options = parser.parse_args(arguments)
     if options.command == "train" and is_program:  # what is called with arguments is part of another program
         begin()
+    from maskloom import extensions
     from maskloom.errors import UserError
     from maskloom.progress import complain
 
@@ -64,8 +65,11 @@ def _main(arguments: list[str], is_program: bool = False) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     module.configure(own)
+    extensions.add_import(own)
     try:
-        return int(module.run(own.parse_intermixed_args(options.arguments)))  # key=value also after --options
+        chosen = own.parse_intermixed_args(options.arguments)  # key=value also after --options
+        extensions.load(chosen.imports)
+        return int(module.run(chosen))
     except BrokenPipeError:  # `maskloom peek ... | head`
         return 1
     except (UserError, OSError) as error:  # OSError: a folder that may not be written, a full disk

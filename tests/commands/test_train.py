@@ -13,7 +13,7 @@ from maskloom.config_file import load_config
 from maskloom.launch.doctor.facts import Request
 from maskloom.launch.doctor.look.rank import as_a_rank
 from maskloom.models.bert import count_parameters
-from maskloom.tokenizers.tokenizer import Tokenizer
+from maskloom.tokenizers.base import Tokenizer
 from maskloom.train.resume import check_model
 from tests.models.test_bert import tiny_config
 

@@ -224,8 +224,9 @@ def test_a_fork_goes_on_from_a_step_of_another_run(
 def test_what_a_fork_may_not_change_is_listed(
     settings: dict, write_config: Write, run_ranks: Run, tmp_path: Path, documents: list[str]
 ) -> None:
-    from maskloom.data.writing.shards import Options, write_shards
-    from maskloom.tokenizers.tokenizer import train_tokenizer
+    from maskloom.data.writing.passes import Options
+    from maskloom.data.writing.shards import write_shards
+    from maskloom.tokenizers.training import train_tokenizer
 
     origin = Path(settings["run_dir"])
     run_ranks(write_config(settings))

@@ -138,7 +138,8 @@ def test_finished_run_does_nothing_more_and_more_steps_go_on(
 def test_resume_with_another_corpus_is_refused(
     run_config: dict, write_config: Callable[..., Path], run_ranks: Callable[..., str], tmp_path: Path
 ) -> None:
-    from maskloom.data.writing.shards import Options, write_shards
+    from maskloom.data.writing.passes import Options
+    from maskloom.data.writing.shards import write_shards
 
     run_ranks(write_config(run_config))
     (tmp_path / "other.txt").write_text("another text " * 200)

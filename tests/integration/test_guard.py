@@ -24,9 +24,10 @@ from maskloom.config_file import load_config
 from maskloom.data.cursors import LaneCursors, first_cursors
 from maskloom.data.plan import DataPlan, open_corpora
 from maskloom.data.stream import skip_steps
-from maskloom.tokenizers.tokenizer import load_tokenizer
+from maskloom.tokenizers.loading import load_tokenizer
 from maskloom.train.checkpoint import read_state, saved_at
 from tests.cluster.spoiled import InfiniteGradient
+from tests.conftest import plan_for
 
 from .conftest import final_weights, lines, losses, train_in_ranks
 
@@ -124,7 +125,7 @@ def tensor_bytes() -> int:
 
 def plan_of(config: Path) -> DataPlan:
     loaded = load_config(config)
-    return DataPlan.of(loaded, open_corpora(loaded.data), load_tokenizer(loaded.tokenizer))
+    return plan_for(loaded, open_corpora(loaded.data), load_tokenizer(loaded.tokenizer))
 
 
 def spoils_of(config: Path, kinds: dict[int, str]) -> Spoils:

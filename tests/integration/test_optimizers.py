@@ -22,8 +22,9 @@ from maskloom.distributed import World
 from maskloom.models.bert import MaskedLM, build_model
 from maskloom.optim.groups import parameter_groups
 from maskloom.optim.schedule import learning_rate
-from maskloom.tokenizers.tokenizer import load_tokenizer
+from maskloom.tokenizers.loading import load_tokenizer
 from maskloom.train.checkpoint import saved_at
+from tests.conftest import plan_for
 
 from .conftest import final_weights
 
@@ -46,7 +47,7 @@ def settings(run_config: dict) -> dict:
 def reference_weights(path: Path, step: Callable[[Weights, Weights, dict, int, RunConfig], None]) -> Weights:
     """The weights after the run of a configuration file, with `step` as the optimizer: it changes the weights in place."""
     config = load_config(path)
-    plan = DataPlan.of(config, open_corpora(config.data), load_tokenizer(config.tokenizer))
+    plan = plan_for(config, open_corpora(config.data), load_tokenizer(config.tokenizer))
     model, _ = build_model(config.model, plan.tokenizer, config.seed)
     weights = {name: parameter.data for name, parameter in model.named_parameters()}
     state: dict[str, torch.Tensor] = {}

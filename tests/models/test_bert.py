@@ -23,7 +23,8 @@ from maskloom.data.rows import Rows
 from maskloom.errors import UserError
 from maskloom.models.bert import MaskedLM, build_model, check_size, count_parameters
 from maskloom.models.kernels import KERNELS
-from maskloom.tokenizers.tokenizer import Tokenizer, load_tokenizer
+from maskloom.tokenizers.base import Tokenizer
+from maskloom.tokenizers.loading import load_tokenizer
 
 RULE = MaskRule(0.15)
 S = 32

@@ -25,7 +25,7 @@ from maskloom.models.description import (
     parse_description,
     read_description,
 )
-from maskloom.tokenizers.tokenizer import Tokenizer
+from maskloom.tokenizers.base import Tokenizer
 from tests.models.test_bert import bucket, hugging_face_inputs, make_rows, pair, tiny_config
 
 TINY = {

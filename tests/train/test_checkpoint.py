@@ -22,14 +22,15 @@ from hypothesis import strategies as st
 
 from maskloom.config import Checkpoint, Masking
 from maskloom.data.cursors import Cursor, first_cursors
-from maskloom.data.index.index import Index
+from maskloom.data.index.corpus import Index
 from maskloom.data.masking import MaskRule
 from maskloom.data.plan import VERSIONS, DataPlan, PhasePlan
 from maskloom.distributed import World
 from maskloom.errors import SaveFailed, UserError
 from maskloom.files import write_atomically
 from maskloom.status import Status
-from maskloom.tokenizers.tokenizer import Tokenizer, train_tokenizer
+from maskloom.tokenizers.base import Tokenizer
+from maskloom.tokenizers.training import train_tokenizer
 from maskloom.train import checkpoint
 from maskloom.train.checkpoint import Saver, State, check_fits, damage, fingerprint
 from maskloom.train.checkpoint import save as saving

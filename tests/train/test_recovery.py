@@ -11,12 +11,12 @@ import torch
 
 from maskloom.config import Masking
 from maskloom.data.cursors import Cursor
-from maskloom.data.index.index import Index
+from maskloom.data.index.corpus import Index
 from maskloom.data.masking import MaskRule
 from maskloom.data.plan import DataPlan, Growth, PhasePlan
 from maskloom.distributed import World
 from maskloom.models.bert import MaskedLM
-from maskloom.tokenizers.tokenizer import Tokenizer
+from maskloom.tokenizers.base import Tokenizer
 from maskloom.train.recovery import Rollback, collapsed, count_not_finite, diverged, first_not_finite
 from maskloom.train.refusal import PassedOver, read_intervals
 from tests.models.test_bert import bucket, make_rows, tiny_config

@@ -18,7 +18,7 @@ from maskloom.distributed import World
 from maskloom.errors import UserError
 from maskloom.files import write_atomically
 from maskloom.status import attempt_steps, note_attempt, read_status
-from maskloom.tokenizers.files import read_definition
+from maskloom.tokenizers.loading import read_definition
 from maskloom.train.checkpoint.state import read_state
 from maskloom.train.metrics import read_metrics
 from maskloom.train.refusal import read_intervals

@@ -21,7 +21,7 @@ from maskloom.commands.loading import LoadedRun, load_run
 from maskloom.errors import UserError
 from maskloom.files import whole_folder
 from maskloom.progress import say
-from maskloom.tokenizers.files import write_for_others
+from maskloom.tokenizers.writing import write_for_others
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -39,7 +39,7 @@ def run(options: argparse.Namespace) -> int:
             plain_model(loaded).save_pretrained(partial)
         except SafetensorError as error:
             raise UserError(f"the weights cannot be written into {options.out.parent}: {error}") from None
-        write_for_others(partial, loaded.tokenizer.definition, loaded.model.config.max_position_embeddings)
+        write_for_others(partial, loaded.tokenizer, loaded.model.config.max_position_embeddings)
     say(
         f"{options.out}: the model of step {loaded.step:,}; load it with "
         f"AutoModelForMaskedLM.from_pretrained('{options.out}')"

@@ -172,7 +172,9 @@ def _on_hosts(options: argparse.Namespace, config: RunConfig, arguments: list[st
     check_model(known, tokenizer)
     run = Path(config.run_dir)
     begun = stored_tokenizing(run, known.from_)
-    DataPlan.of(known, open_corpora(known.data), tokenizer, begun).check_world(world)
+    DataPlan.of(
+        known.data, known.phases, known.masking, known.seed, open_corpora(known.data), tokenizer, begun
+    ).check_world(world)
     launch = OnHosts(hosts, arguments, run, _grace_s(config), ssh, options.master_addr)
     with Stop() as stop:
         return supervise(launch, run, options.max_restarts, stop)

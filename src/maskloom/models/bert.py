@@ -34,7 +34,7 @@ from maskloom.models.description import read_description
 from maskloom.models.kernels import KERNELS, Kernels
 from maskloom.models.layers import LayerSettings, LayerWeights, Pieces, encoder_layer
 from maskloom.models.warm_start import warm_start
-from maskloom.tokenizers.tokenizer import Tokenizer
+from maskloom.tokenizers.base import Tokenizer
 
 
 class PackedBertLayer(BertLayer):

@@ -11,6 +11,7 @@ from maskloom.program import run_program
 
 def main(arguments: list[str] | None = None) -> int:
     """Train as one rank. Returns the exit code."""
+    from maskloom import extensions
     from maskloom.command_line import Parser, add_overrides
 
     parser = Parser(
@@ -24,6 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--profile", type=int, metavar="N", help="`maskloom train` says what it does")
     parser.add_argument("--out", type=Path, default=Path("profile"), help="for the traces of --profile")
     add_overrides(parser)
+    extensions.add_import(parser)
     options = parser.parse_args(arguments)
     # Reader processes import this module again: what is heavy comes after that point.
     if options.profile is not None:
@@ -42,6 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
 
         try:
             world = World.discover()
+            extensions.load(options.imports)
             config = load_config(options.config, options.overrides)
         except (UserError, OSError) as error:
             complain(f"maskloom: {watch.me()}: {error}")

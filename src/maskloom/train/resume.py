@@ -18,7 +18,7 @@ from maskloom.config_file import differences, load_config, rechecked
 from maskloom.errors import UserError
 from maskloom.models.bert import read_definition
 from maskloom.models.warm_start import check_init, check_positions
-from maskloom.tokenizers.tokenizer import Tokenizer
+from maskloom.tokenizers.base import Tokenizer
 from maskloom.train.checkpoint.fit import fit_origin, is_same_origin, split_origin, unlike_data
 from maskloom.train.checkpoint.state import saved_folders
 from maskloom.train.run_dir import refuse_foreign

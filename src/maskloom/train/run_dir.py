@@ -29,7 +29,7 @@ from maskloom.models.bert import MaskedLM, save_definition
 from maskloom.progress import say, warn
 from maskloom.redaction import brief, sayable
 from maskloom.status import CHECKPOINT, START, State, Status, note_attempt, parse_status, read_status
-from maskloom.tokenizers.tokenizer import Tokenizer
+from maskloom.tokenizers.base import Tokenizer
 from maskloom.train.run_lock import InUse, RunLock
 
 FAILED = ".failed-"

@@ -18,7 +18,7 @@ from maskloom.config import Evaluation, Phase, RunConfig
 from maskloom.config_file import rechecked
 from maskloom.data.batch import Layout
 from maskloom.data.cursors import first_cursors
-from maskloom.data.index.index import Index
+from maskloom.data.index.corpus import Index
 from maskloom.data.plan import DataPlan, open_corpora
 from maskloom.data.skew import notes_on_run
 from maskloom.distributed import World, gather_objects, sum_over_ranks
@@ -63,7 +63,15 @@ def prepare(config: RunConfig, world: World) -> tuple[RunConfig, DataPlan]:
     config = reconcile(config, identity(corpora, tokenizer))
     if check_model(config, tokenizer) is None:
         check_size(config.model, tokenizer.vocab_size)
-    plan = DataPlan.of(config, corpora, tokenizer, stored_tokenizing(Path(config.run_dir), config.from_))
+    plan = DataPlan.of(
+        config.data,
+        config.phases,
+        config.masking,
+        config.seed,
+        corpora,
+        tokenizer,
+        stored_tokenizing(Path(config.run_dir), config.from_),
+    )
     plan.check_world(world)
     for note in notes_on_run(plan) if world.is_first else ():
         warn(note)

@@ -14,7 +14,7 @@ from step.ours import Ours, packed_facts
 from step.text import Text
 
 from maskloom.data.rows import Rows
-from maskloom.tokenizers.tokenizer import Tokenizer
+from maskloom.tokenizers.base import Tokenizer
 from maskloom.train.step import train_step
 
 

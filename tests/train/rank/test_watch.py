@@ -18,7 +18,7 @@ from maskloom.distributed import World
 from maskloom.errors import PassingFault, UserError
 from maskloom.models.bert import build_model
 from maskloom.status import EXIT_FAILED, EXIT_STOPPED, read_status
-from maskloom.tokenizers.tokenizer import Tokenizer
+from maskloom.tokenizers.base import Tokenizer
 from maskloom.train.rank.watch import GROUPS_MORE_S, Watch, is_a_peers
 from maskloom.train.run_dir import RunDir
 

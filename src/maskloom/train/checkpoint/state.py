@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from maskloom.data.cursors import Cursor, LaneCursors
-from maskloom.data.index.index import Index
+from maskloom.data.index.corpus import Index
 from maskloom.data.plan import VERSIONS, DataPlan
 from maskloom.errors import UserError
 from maskloom.files import parse_json, read_plain
 from maskloom.redaction import brief
 from maskloom.scalars import is_count
-from maskloom.tokenizers.tokenizer import Tokenizer
+from maskloom.tokenizers.base import Tokenizer
 from maskloom.train.refusal import GuardState, PassedOver
 
 TOKENIZING = "version of tokenizing"

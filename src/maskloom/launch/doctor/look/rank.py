@@ -12,21 +12,23 @@ from maskloom.launch.doctor.look.software import file_digest
 
 if TYPE_CHECKING:
     from maskloom.config import RunConfig
-    from maskloom.data.index.index import Index
+    from maskloom.data.index.corpus import Index
 
 
 def as_a_rank(request: Request) -> dict[str, Any]:
     """What the first rank of this host would meet before its first step, and what of it is wrong."""
+    from maskloom import extensions
     from maskloom.config_file import load_config
     from maskloom.distributed import World
     from maskloom.errors import UserError
-    from maskloom.tokenizers.files import find_tokenizer
+    from maskloom.tokenizers.loading import find_tokenizer
     from maskloom.train.engine.fused_adam import why_no_fused_adam
     from maskloom.train.engine.ops import stale_locks
     from maskloom.train.setup import prepare
 
     found: dict[str, Any] = {"stale_locks": tuple(str(lock) for lock in stale_locks())}
     try:
+        extensions.load()
         config = load_config(request.config, request.overrides)
         found["corpora"] = tuple(look_at_corpora(config, request))
         with contextlib.suppress(UserError):  # `prepare` says it
@@ -51,7 +53,7 @@ def look_for_cuda() -> bool:
 
 def look_at_corpora(config: RunConfig, request: Request) -> Iterator[Corpus]:
     """Open each corpus, and verify some blocks: the first, the last, and between them others on every host."""
-    from maskloom.data.index.index import load_index
+    from maskloom.data.index.loading import load_index
     from maskloom.errors import DataFault, UserError
     from maskloom.redaction import shown
 
