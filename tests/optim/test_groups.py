@@ -11,12 +11,12 @@ import torch
 from transformers import BertConfig
 
 from maskloom.config import Muon, Optimizer
-from maskloom.models.bert import MaskedLM
+from maskloom.models.masked_lm import MaskedLM, new_model
 from maskloom.optim.groups import adamw, lamb, parameter_groups
 
 
 def tiny_model() -> MaskedLM:
-    return MaskedLM(
+    return new_model(
         BertConfig(vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24)
     )
 

@@ -17,7 +17,7 @@ from maskloom.config_file import load_config, parse_config
 from maskloom.distributed import World
 from maskloom.errors import UserError
 from maskloom.files import write_atomically
-from maskloom.models.bert import build_model
+from maskloom.models.build import build_model
 from maskloom.status import attempt_steps, note_attempt, read_status
 from maskloom.tokenizers.files import read_definition
 from maskloom.tokenizers.tokenizer import Tokenizer

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from maskloom.data.batch import MicroBatch
-from maskloom.models.bert import MaskedLM
+from maskloom.models.masked_lm import MaskedLM, decoder_of
 
 
 def find_overflow(model: MaskedLM, batch: MicroBatch, scale: float) -> str | None:
@@ -29,16 +29,17 @@ def find_overflow(model: MaskedLM, batch: MicroBatch, scale: float) -> str | Non
     def look_at(name: str) -> Any:
         def look(module: nn.Module, inputs: Any, output: torch.Tensor) -> None:
             # At once, as the loss overwrites the logits; and what pads the vocabulary is infinite by intent.
-            if not torch.isfinite(output[:, : model.config.vocab_size] if name == DECODER else output).all():
+            is_logits = module is decoder_of(model)
+            if not torch.isfinite(output[:, : model.config.vocab_size] if is_logits else output).all():
                 wrong.append(f"the output of {name}")
-            if name != DECODER:
+            if not is_logits:
                 outputs[name] = output
 
         return look
 
     handles = [module.register_forward_hook(look_at(name)) for name, module in _stations(model).items()]
     try:
-        loss, _ = model._call_impl(batch)  # as `model(batch)`, but not its compiled form, into which hooks cannot see
+        loss, _ = model._call_impl(batch)  # type: ignore[no-untyped-call]  # as `model(batch)`, but not its compiled form, into which hooks cannot see
     finally:
         for handle in handles:
             handle.remove()
@@ -56,17 +57,11 @@ def find_overflow(model: MaskedLM, batch: MicroBatch, scale: float) -> str | Non
     return next((place for place, part in found if part is not None and not torch.isfinite(part).all()), None)
 
 
-DECODER = "the decoder (cls.predictions.decoder)"
-
-
 def _stations(model: MaskedLM) -> dict[str, nn.Module]:
     """The modules whose outputs are looked at, in the order of the forward."""
-    layers = {
-        f"layer {number} (bert.encoder.layer.{number})": layer for number, layer in enumerate(model.bert.encoder.layer)
-    }
-    return {
-        "the embeddings (bert.embeddings)": model.bert.embeddings.LayerNorm,
-        **layers,
-        "the head (cls.predictions.transform)": model.cls.predictions.transform,
-        DECODER: model.cls.predictions.decoder,
-    }
+    paths = {module: path for path, module in model.named_modules()}
+    embeddings, head = model.architecture.stations(model)
+    named = {"the embeddings": embeddings}
+    named |= {f"layer {number}": layer for number, layer in enumerate(model.architecture.layers(model))}
+    named |= {"the head": head, "the decoder": decoder_of(model)}
+    return {f"{name} ({paths[module]})": module for name, module in named.items()}

@@ -19,7 +19,7 @@ import torch
 from maskloom.config import RunConfig
 from maskloom.data.batch import MicroBatch
 from maskloom.distributed import World
-from maskloom.models.bert import MaskedLM
+from maskloom.models.masked_lm import MaskedLM
 from maskloom.train.engine.building import build_engine, optimizer_title, own_part, release_engine
 from maskloom.train.engine.files import load_engine
 from maskloom.train.engine.stepping import (
