@@ -65,7 +65,7 @@ BERT = Architecture(
         ranges={"layer_norm_eps": (0.0, 1.0), "initializer_range": (0.0, 10.0)},
         choices={"hidden_act": ACTIVATIONS},
         computed={"position_embedding_type": ("absolute",)},
-        harmless=frozenset({"classifier_dropout", "chunk_size_feed_forward"}),  # the latter: the same function in parts
+        harmless=frozenset({"classifier_dropout"}),
     ),
     token_ids=lambda tokenizer: {"pad_token_id": tokenizer.pad_id},
     longest_piece=lambda config: int(config.max_position_embeddings),
