@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -79,7 +80,7 @@ def test_packed_pieces_are_hugging_faces_one_by_one(activation: str, tokenizer: 
     expected = []
     for tokens, ids, starts, chosen in zip(rows.tokens, rows.input_ids, rows.starts, rows.chosen, strict=True):
         ends = [*starts.nonzero()[0], len(ids)]
-        for begin, end in zip(ends[:-1], ends[1:], strict=True):
+        for begin, end in itertools.pairwise(ends):
             if tokens[begin] != tokenizer.pad_id:
                 alone = torch.from_numpy(ids[None, begin:end]).long()
                 expected.append(theirs(input_ids=alone).logits[0, torch.from_numpy(chosen[begin:end])])

@@ -26,7 +26,7 @@ from maskloom.config_file import differences, dump_config, load_config, rechecke
 from maskloom.distributed import World, gather_objects
 from maskloom.errors import UserError
 from maskloom.files import LOCK, parse_json, read_plain, whole_folder, write_atomically
-from maskloom.models.build import read_definition, save_definition
+from maskloom.models.build import check_size, configuration_of, read_definition, save_definition
 from maskloom.models.masked_lm import MaskedLM
 from maskloom.models.warm_start import check_init, check_positions, settle_architecture
 from maskloom.progress import say, warn
@@ -99,10 +99,10 @@ def reconcile(config: RunConfig, data: Mapping[str, Any] | None = None) -> RunCo
 
 
 def check_model(config: RunConfig, tokenizer: Tokenizer) -> Any:
-    """Check the model that a rank would begin with, without its weights: the run's own, its origin's, or `model.init`.
+    """Check the model that a rank would begin with, without its weights: the run's own, its origin's, `model.init`, or a new one.
 
     Returns:
-        its Hugging Face configuration; None for one that is built from the run's settings, which were checked already.
+        its Hugging Face configuration.
 
     Raises:
         UserError: it cannot be trained so.
@@ -110,8 +110,12 @@ def check_model(config: RunConfig, tokenizer: Tokenizer) -> Any:
     run = Path(config.run_dir)
     origin = run if saved_folders(run) else split_origin(config.from_)[0] if config.from_ else None
     if origin is None:
-        init = config.model.init
-        return check_init(init, tokenizer, config.seq_lens) if init is not None else None
+        if config.model.init is not None:
+            return check_init(config.model.init, tokenizer, config.seq_lens)
+        described = configuration_of(config.model, tokenizer)
+        check_positions(described, "the model", config.seq_lens)
+        check_size(described)
+        return described
     described = read_definition(origin / "model")
     check_positions(described, str(origin / "model"), config.seq_lens)
     return described

@@ -23,7 +23,7 @@ from maskloom.data.skew import notes_on_run
 from maskloom.distributed import World, gather_objects, sum_over_ranks
 from maskloom.errors import UserError
 from maskloom.models.attention import settle_attention
-from maskloom.models.build import build_defined, build_model, check_size
+from maskloom.models.build import build_defined, build_model
 from maskloom.models.flops import DTYPES, Shape, peak_of
 from maskloom.models.masked_lm import MaskedLM, attention_dropout_of, head_size_of
 from maskloom.models.warm_start import tokenizer_of
@@ -61,8 +61,7 @@ def prepare(config: RunConfig, world: World) -> tuple[RunConfig, DataPlan]:
     temporary_folder()
     tokenizer, corpora = tokenizer_of(config.tokenizer, config.model.init), open_corpora(config.data)
     config = reconcile(config, identity(corpora, tokenizer))
-    if check_model(config, tokenizer) is None:
-        check_size(config.model, tokenizer)
+    check_model(config, tokenizer)
     plan = DataPlan.of(config, corpora, tokenizer, stored_tokenizing(Path(config.run_dir), config.from_))
     plan.check_world(world)
     for note in notes_on_run(plan) if world.is_first else ():

@@ -88,10 +88,8 @@ def chosen_blocks(index: Index, request: Request) -> list[int]:
 def parameters_of(config: RunConfig) -> int:
     """Parameters of the run's model, without memory for them."""
     from maskloom.models import outline
-    from maskloom.models.build import configuration_of
     from maskloom.models.warm_start import tokenizer_of
     from maskloom.train.run_dir import check_model
 
     tokenizer = tokenizer_of(config.tokenizer, config.model.init)
-    described = check_model(config, tokenizer)
-    return outline.parameters_of(described or configuration_of(config.model, tokenizer))
+    return outline.parameters_of(check_model(config, tokenizer))
