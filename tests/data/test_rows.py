@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from maskloom.data.index.index import Index
+from maskloom.data.index.corpus import Index
 from maskloom.data.packing import pack
-from maskloom.data.rows import FIELDS, Part, Rows, count_pairs, count_slots, count_text_tokens
-from maskloom.tokenizers.tokenizer import Tokenizer
+from maskloom.data.rows import FIELDS, RowRange, Rows, count_pairs, count_slots, count_text_tokens
+from maskloom.tokenizers.base import Tokenizer
 
 from .corpora import digest_of
 
@@ -36,7 +36,7 @@ def test_rows_are_cut_and_joined_without_loss(count: int, cuts: list[int]) -> No
     joined = Rows.concatenate(parts)
     assert len(joined) == count == sum(map(len, parts))
     assert digest_of(joined) == digest_of(rows)
-    gathered = Rows.gather([Part(rows, first, last) for first, last in itertools.pairwise(bounds)])
+    gathered = Rows.gather([RowRange(rows, first, last) for first, last in itertools.pairwise(bounds)])
     assert digest_of(gathered) == digest_of(rows)
 
 

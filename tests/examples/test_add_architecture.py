@@ -24,7 +24,7 @@ from maskloom.models.architecture import ARCHITECTURES, add
 from maskloom.models.build import build_model
 from maskloom.models.masked_lm import MaskedLM, hidden_matrices, packed
 from maskloom.models.overflow import find_overflow
-from maskloom.tokenizers.tokenizer import Tokenizer
+from maskloom.tokenizers.base import Tokenizer
 from maskloom.train.engine.forward import prepare_forward
 
 from ..fixtures.make import DIED, die_after

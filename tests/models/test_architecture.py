@@ -13,7 +13,7 @@ from maskloom.errors import UserError
 from maskloom.models.architecture import ARCHITECTURES, add, architecture_of, longest_piece_of
 from maskloom.models.base import Architecture
 from maskloom.models.masked_lm import new_model
-from maskloom.tokenizers.tokenizer import Tokenizer
+from maskloom.tokenizers.base import Tokenizer
 from tests.models.test_bert import bucket, make_rows, tiny_config
 
 ROWS = pytest.mark.parametrize("architecture", ARCHITECTURES.values(), ids=ARCHITECTURES)

@@ -9,7 +9,7 @@ from maskloom.config import Bert
 from maskloom.errors import UserError
 from maskloom.models.build import build_model, check_size, configuration_of
 from maskloom.models.masked_lm import count_parameters
-from maskloom.tokenizers.tokenizer import Tokenizer
+from maskloom.tokenizers.base import Tokenizer
 
 
 class TestBuildModel:

@@ -12,7 +12,6 @@ from transformers import BertConfig
 from transformers.activations import ACT2CLS, ACT2FN
 
 from maskloom.errors import UserError
-from maskloom.models.bert import BERT
 from maskloom.models.build import build_defined
 from maskloom.models.description import (
     _known_keys,
@@ -22,7 +21,7 @@ from maskloom.models.description import (
 )
 from maskloom.models.layers import ACTIVATIONS
 from maskloom.models.masked_lm import new_model
-from maskloom.tokenizers.tokenizer import Tokenizer
+from maskloom.tokenizers.base import Tokenizer
 from tests.models.test_bert import bucket, hugging_face_inputs, make_rows, pair, tiny_config
 
 SIZES = (*BERT.description.sizes, *BERT.description.more_sizes)

@@ -21,7 +21,7 @@ from maskloom.models.masked_lm import (
     new_model,
     packed,
 )
-from maskloom.tokenizers.tokenizer import Tokenizer
+from maskloom.tokenizers.base import Tokenizer
 from tests.models.test_bert import bucket, make_rows, tiny_config
 
 

@@ -11,7 +11,7 @@ from transformers import BertForMaskedLM
 from maskloom.errors import UserError
 from maskloom.models.masked_lm import count_parameters
 from maskloom.models.outline import empty_model, outline_of, parameters_of
-from maskloom.tokenizers.tokenizer import Tokenizer
+from maskloom.tokenizers.base import Tokenizer
 from tests.models.test_bert import tiny_config
 
 SHAPES = pytest.mark.parametrize(

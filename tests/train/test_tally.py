@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from maskloom.models.flops import Shape, training_flops
-from maskloom.tokenizers.tokenizer import Tokenizer
+from maskloom.tokenizers.base import Tokenizer
 from maskloom.train.metrics import Work
 from maskloom.train.tally import Tally, counts_of
 from tests.models.test_bert import make_rows

@@ -13,7 +13,14 @@ from maskloom.config import Bert
 from maskloom.data.batch import MicroBatch
 from maskloom.models.base import Architecture, Description
 from maskloom.models.kernels import Kernels
-from maskloom.models.layers import ACTIVATIONS, Dense, PostNorm, PostNormWeights, activation, post_norm
+from maskloom.models.layers import (
+    ACTIVATIONS,
+    Dense,
+    PostNorm,
+    PostNormWeights,
+    activation,
+    post_norm,
+)
 
 
 def _build(config: Any) -> BertForMaskedLM:

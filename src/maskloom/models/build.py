@@ -15,7 +15,7 @@ from maskloom.models.description import read_description
 from maskloom.models.masked_lm import MaskedLM, count_parameters, new_model
 from maskloom.models.outline import parameters_of
 from maskloom.models.warm_start import settle_architecture, warm_start
-from maskloom.tokenizers.tokenizer import Tokenizer
+from maskloom.tokenizers.base import Tokenizer
 
 
 def build_model(settings: Model, tokenizer: Tokenizer, seed: int) -> tuple[MaskedLM, str]:

@@ -11,8 +11,8 @@ from maskloom.config import Engine
 from maskloom.errors import UserError
 from maskloom.models.kernels import KERNELS
 from maskloom.models.masked_lm import new_model
-from maskloom.tokenizers.tokenizer import Tokenizer
-from maskloom.train.engine.forward import prepare_forward
+from maskloom.tokenizers.base import Tokenizer
+from maskloom.train.engine.building import prepare_forward
 from tests.models.test_bert import bucket, make_rows, tiny_config
 
 
