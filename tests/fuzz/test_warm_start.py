@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import BertForMaskedLM
 
 from maskloom.config import Bert
+from maskloom.models.bert import BERT
 from maskloom.models.build import build_model
 from maskloom.models.description import COMPUTED, HARMLESS, check_description, parse_description
 from maskloom.models.stored import stored_table, weight_files

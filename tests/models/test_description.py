@@ -12,6 +12,7 @@ from transformers import BertConfig
 from transformers.activations import ACT2CLS, ACT2FN
 
 from maskloom.errors import UserError
+from maskloom.models.bert import BERT
 from maskloom.models.build import build_defined
 from maskloom.models.description import (
     _known_keys,

@@ -9,6 +9,7 @@ from transformers import BertConfig
 from transformers.models.bert.modeling_bert import BertLayer
 
 from maskloom.models.attention import piece_mask
+from maskloom.models.bert import BERT
 from maskloom.models.kernels import KERNELS
 from maskloom.models.layers import Pieces, PostNorm, post_norm
 from maskloom.models.masked_lm import PackedLayer, layers_of, new_model
