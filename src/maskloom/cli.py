@@ -24,7 +24,6 @@ COMMANDS = {
     "eval": "held-out loss of a run",
     "export": "write a run's model for Hugging Face",
     "fill": "fill the masks of a sentence",
-    "bench": "measure training steps beside plain Hugging Face",
 }
 
 
