@@ -27,7 +27,7 @@ from maskloom.models.build import build_model
 from maskloom.models.masked_lm import MaskedLM
 from maskloom.tokenizers.base import Tokenizer
 from maskloom.train.batches import ready_steps
-from maskloom.train.engine.building import start_distributed
+from maskloom.train.engine.engine import start_distributed
 from maskloom.train.rank.heartbeats import Pulse
 from maskloom.train.trainer import Trainer
 from step.cases import Device, System

@@ -83,7 +83,8 @@ def engine(tokenizer: Tokenizer) -> Any:
     """What of an engine is looked at: a model in fp16, and its loss scale."""
     torch.manual_seed(0)
     model = new_model(tiny_config(tokenizer.vocab_size)).half().train()
-    return SimpleNamespace(model=model, loss_scale=1.0, parts=model.named_parameters)
+    named = model.named_parameters
+    return SimpleNamespace(model=model, loss_scale=1.0, parts=named, whole_parameters=lambda: dict(named()))
 
 
 def test_weights_that_are_no_numbers_are_counted(engine: Any) -> None:

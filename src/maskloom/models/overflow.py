@@ -7,6 +7,7 @@ back.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -16,12 +17,16 @@ from maskloom.data.batch import MicroBatch
 from maskloom.models.masked_lm import MaskedLM, decoder_of
 
 
-def find_overflow(model: MaskedLM, batch: MicroBatch, scale: float) -> str | None:
+def find_overflow(
+    model: MaskedLM, batch: MicroBatch, scale: float, parameters: Mapping[str, nn.Parameter] | None = None
+) -> str | None:
     """The first place with a value that is not finite, in words; None where all are.
 
     Args:
         model: in training mode, its dropout seeded as for the micro-batch; its gradients are left alone.
         scale: what the loss is multiplied with before the backward.
+        parameters: those whose gradients are looked at too; None for all of the model. Under ZeRO-3 a rank holds parts of them,
+            which have no gradient of their own.
     """
     outputs: dict[str, torch.Tensor] = {}
     wrong: list[str] = []
@@ -47,8 +52,8 @@ def find_overflow(model: MaskedLM, batch: MicroBatch, scale: float) -> str | Non
         return wrong[0]
     if not torch.isfinite(loss):
         return "the loss"
-    # Under ZeRO-3 a rank holds parts of the parameters, which have no gradient of their own.
-    parameters = {name: part for name, part in model.named_parameters() if not hasattr(part, "ds_id")}
+    if parameters is None:
+        parameters = dict(model.named_parameters())
     places = {f"the gradient at the output of {name}": output for name, output in reversed(outputs.items())}
     places |= {f"the gradient of {name}": parameter for name, parameter in parameters.items()}
     # autograd.grad runs none of the hooks with which DeepSpeed collects gradients.

@@ -13,7 +13,7 @@ from maskloom.config import Engine
 from maskloom.files import private_folder
 from maskloom.models.kernels import KERNELS
 from maskloom.models.masked_lm import MaskedLM, decoder_of, embedding_of, layers_of
-from maskloom.train.engine.kernels import resolve_kernels
+from maskloom.train.engine.device import resolve_kernels
 
 
 def prepare_forward(model: MaskedLM, settings: Engine) -> None:
