@@ -32,10 +32,9 @@ from maskloom.progress import say, size, warn
 from maskloom.train import checkpoint
 from maskloom.train.checkpoint.fit import stored_tokenizing
 from maskloom.train.checkpoint.state import identity
-from maskloom.train.engine.configuration import deepspeed_config, device_of, resolve_precision
+from maskloom.train.engine.configuration import deepspeed_config
+from maskloom.train.engine.device import device_of, numerics_title, resolve_kernels, resolve_precision
 from maskloom.train.engine.engine import Engine
-from maskloom.train.engine.kernels import resolve_kernels
-from maskloom.train.engine.numerics import numerics_title
 from maskloom.train.rank.heartbeats import Pulse
 from maskloom.train.rank.notices import Notices
 from maskloom.train.refusal import GuardState, PassedOver, jumps, known, read_intervals
@@ -106,7 +105,8 @@ def deepspeed_settings(config: RunConfig, plan: DataPlan, world: World) -> dict[
     """The DeepSpeed configuration of this run at this world size."""
     layouts = phase_layouts(config.phases, plan, world)
     accumulates = any(layout.micro_batches > 1 for layout in layouts)
-    return deepspeed_config(config, layouts[0].micro_batch_rows, accumulates, world.size)
+    sections = config.engine, config.optimizer, config.deepspeed
+    return deepspeed_config(*sections, layouts[0].micro_batch_rows, accumulates, world.size)
 
 
 def phase_layouts(phases: Sequence[Phase], plan: DataPlan, world: World) -> list[Layout]:
@@ -174,7 +174,8 @@ def restore(trainer: Trainer, found: Found | None) -> str:
     plan = trainer.plan
     plan = trainer.plan = replace(plan, jumps=jumps(trainer.passed_over, plan.lanes, len(plan.corpora)))
     model, origin = _model_of(trainer, found)
-    engine = trainer.engine = Engine(config, model, deepspeed_settings(config, plan, world), world)
+    settings = deepspeed_settings(config, plan, world)
+    engine = trainer.engine = Engine(model, config.engine, config.optimizer, settings, world)
     trainer.shape = Shape.of(model.config)
     state = found[1] if found else None
     if found and state:

@@ -20,8 +20,7 @@ from maskloom.distributed import sum_over_ranks
 from maskloom.optim.schedule import learning_rate
 from maskloom.progress import warn
 from maskloom.train.batches import ReadyStep
-from maskloom.train.engine.engine import Engine
-from maskloom.train.engine.stepping import LossScaleCollapsed
+from maskloom.train.engine.engine import Engine, LossScaleCollapsed
 from maskloom.train.rank.notices import NAMES, Heard
 from maskloom.train.recovery import collapsed, first_not_finite
 from maskloom.train.refusal import NOT_FINITE, after_step, highest_loss, why_refused

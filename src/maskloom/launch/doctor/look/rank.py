@@ -21,6 +21,7 @@ def as_a_rank(request: Request) -> dict[str, Any]:
     from maskloom.config_file import load_config
     from maskloom.distributed import World
     from maskloom.errors import UserError
+    from maskloom.optim import OPTIMIZERS
     from maskloom.tokenizers.loading import find_tokenizer
     from maskloom.train.engine.fused_adam import why_no_fused_adam
     from maskloom.train.engine.ops import stale_locks
@@ -39,7 +40,7 @@ def as_a_rank(request: Request) -> dict[str, Any]:
     except (UserError, OSError) as error:
         found["refusal"] = str(error)
         return found
-    if config.optimizer.name != "lamb" and look_for_cuda():
+    if OPTIMIZERS[config.optimizer.name].takes_fused_adam and look_for_cuda():
         why = why_no_fused_adam()
         found["fused_adam"] = f"torch's instead: {why}" if why else "installed, or compiled at the first start"
     return found
