@@ -170,7 +170,7 @@ def test_a_run_may_change_from_text_to_token_shards(
     run_ranks(write_config(settings), 2)
     copy = back_to(settings["run_dir"], 4, tmp_path / "copy")
     moved = {**settings, "run_dir": str(copy), "data": {**settings["data"], "train": tokens.folder}}
-    assert "going on after step 4 of 12" in run_ranks(write_config(moved), 2)
+    assert "resuming after step 4 of 12" in run_ranks(write_config(moved), 2)
     assert losses(copy) == losses(settings["run_dir"])
     assert evaluations(copy) == evaluations(settings["run_dir"])
 

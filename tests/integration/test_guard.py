@@ -229,7 +229,7 @@ def test_a_run_goes_back_and_on_behind_the_data_also_when_it_is_killed(
     spoils = spoils_of(config("whole", 0), dict.fromkeys((6, 7, 8), "loss"))
     patch = functools.partial(spoil, spoils, str(batches))
     output = train_in_ranks([config("whole", number) for number in numbers], 2, log, patch=patch)
-    assert "going back to step 4, and on behind the rows of steps 5 to 8 (48 rows are passed over)" in output
+    assert "rolling back to step 4, and skipping the rows of steps 5 to 8 (48 rows)" in output
 
     for number in numbers:
         assert -signal.SIGKILL in expect_a_death(config("killed", number), log, functools.partial(patch, kill_at=6))
@@ -326,9 +326,9 @@ def test_a_run_that_keeps_diverging_ends_and_never_saves_what_is_not_finite(
         expect=1,
         patch=functools.partial(spoil, spoils, str(tmp_path / "batches")),
     )
-    assert output.count("going back to step 2") == 1
+    assert output.count("rolling back to step 2") == 1
     assert "the run diverged: step 5 was not taken, as its loss is nan" in output
-    assert "went back to step 2 1 time(s) already (guard.rollbacks)" in output
+    assert "was rolled back to step 2 1 time(s) already (guard.rollbacks)" in output
     assert "Traceback" not in output
     run = Path(run_config["run_dir"])
     assert json.loads((run / "status.json").read_text())["state"] == "failed"

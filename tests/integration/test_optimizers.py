@@ -268,7 +268,7 @@ def test_a_resumed_run_is_the_undisturbed_one(
     whole = final_weights(settings["run_dir"])
     shutil.rmtree(Path(settings["run_dir"], "checkpoints/step-00000006"))
     output = run_ranks(config, then, compiles=False)
-    assert "going on after step 3 of 6" in output
+    assert "resuming after step 3 of 6" in output
     resumed = final_weights(settings["run_dir"])
     if precision == "fp32":
         assert max(errors(config, name).values()) < 1e-3

@@ -98,7 +98,7 @@ def _on_hosts(options: argparse.Namespace, config: RunConfig, arguments: list[st
     from maskloom.launch.supervisor import OnHosts, supervise
     from maskloom.models.warm_start import tokenizer_of
     from maskloom.train.checkpoint.fit import stored_tokenizing
-    from maskloom.train.run_dir import check_model, reconcile
+    from maskloom.train.resume import check_model, reconcile
 
     if options.processes:
         raise UserError("--processes is for this machine: a hostfile says how many each host has, as slots=N")

@@ -91,7 +91,7 @@ def parameters_of(config: RunConfig) -> int:
 
     from maskloom.models.bert import MaskedLM, build_model, count_parameters
     from maskloom.models.warm_start import tokenizer_of
-    from maskloom.train.run_dir import check_model
+    from maskloom.train.resume import check_model
 
     tokenizer = tokenizer_of(config.tokenizer, config.model.init)
     described = check_model(config, tokenizer)
