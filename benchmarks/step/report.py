@@ -8,9 +8,12 @@ from typing import Any
 
 from page import draw_bars, draw_lines, draw_stacks, wrapped
 
-from step.parts import TITLES
+from maskloom.train.kinds import TITLES
+from step.learning import reached
 from step.summary import (
+    MIB,
     TRAFFIC,
+    Spread,
     best,
     case_table,
     digits,
@@ -26,11 +29,18 @@ from step.summary import (
 PLAIN = ("hf-eager", "hf-sdpa")
 
 
-DOCS = Path(__file__).resolve().parents[2] / "docs"
+ROOT = Path(__file__).resolve().parents[2]
+BEGIN, END = "<!-- steps: written by python benchmarks/step.py --report -->", "<!-- end of steps -->"
 
 
-def write(results: Sequence[dict[str, Any]], docs: Path = DOCS) -> None:
-    """Write `benchmarks-step.md` and the plots it shows into the folder of the documentation, a section a device."""
+def write(results: Sequence[dict[str, Any]], docs: Path = ROOT / "docs", readme: Path = ROOT / "README.md") -> None:
+    """Write `benchmarks-step.md` with its plots, a section a device, and the table of a CPU in README.md."""
+    text = readme.read_text(encoding="utf-8")
+    for result in results:
+        if result["device"] == "cpu":
+            before, after = text.split(BEGIN)[0], text.split(END)[1]
+            text = "\n".join([before + BEGIN, short(result), END + after])
+    readme.write_text(text, encoding="utf-8")
     parts = [INTRODUCTION]
     for result in results:
         parts += _device(result, docs)
@@ -45,14 +55,17 @@ INTRODUCTION = """
 maskloom beside plain Hugging Face on the same text, one machine, one run. This file is written by the tool (`python
 benchmarks/step.py --report`); how to run it stands in [benchmarks/README.md](../benchmarks/README.md).
 
-- **The step** is what the clock sees: a batch that lies in memory is moved to the device, forward and backward run,
-  gradients are clipped to a norm of 1, AdamW steps (two parameter groups; for Hugging Face torch's fused one), gradients
-  are cleared. On a CPU maskloom also cuts its rows into flat micro-batches within it, as in training; Hugging Face's
-  batches are collated beforehand. Up to 16 different batches take turns. On a GPU the time is that of events on its stream.
-  Compiling and warming up come before; should a graph be compiled while the clock runs, it is said below.
-- **maskloom** runs the engine of `maskloom train` (DeepSpeed: ZeRO 0 in fp32; ZeRO 1 with fp32 master weights in
-  bf16) on packed rows: pieces of documents, each with its `[CLS]` and `[SEP]`, attention within a piece, 15 % of the
-  tokens predicted.
+- **The step** is what the clock sees. Batches lie in memory: up to 16 different ones take turns. On a GPU the time is
+  that of events on its stream. Compiling and warming up come before; should a graph be compiled while the clock runs, it is
+  said below. A turn of a system begins with a step or two that are not measured, because the first ones after another
+  process' turn are slower, those of Hugging Face more so.
+- **maskloom** runs the trainer's own step, `maskloom.train.step.train_step`: the sums over the ranks, forward and
+  backward, the loss that is read, the guard, clipping to a norm of 1, AdamW and the tally. On a CPU it also cuts its rows into
+  flat micro-batches, as in training. The engine is that of `maskloom train` (DeepSpeed: ZeRO 0 in fp32; ZeRO 1 with fp32
+  master weights in bf16). Its rows are packed: pieces of documents, each with its `[CLS]` and `[SEP]`, attention within a
+  piece, 15 % of the tokens predicted.
+- **A step of Hugging Face** moves the batch to the device, runs forward and backward, clips to a norm of 1, takes torch's
+  fused AdamW with two parameter groups, and clears the gradients. Masking and collating are not in it.
 - **Hugging Face** is `BertForMaskedLM` with `DataCollatorForLanguageModeling`, bf16 by `torch.autocast` over fp32
   weights, as its Trainer has it. Its rows are one stream of tokens cut every S slots (run_mlm's `group_texts`), so
   that none is padded, attention goes across documents and no mask is given, for a mask costs the fastest kernels.
@@ -83,13 +96,56 @@ What else trains a BERT with masked tokens, and was looked for with pip for this
 """
 
 
+def short(result: dict[str, Any]) -> str:
+    """The most important figures of a device, for README.md."""
+    peers = {"hf-sdpa": "Hugging Face, SDPA", "hf-sdpa-compile": "the same, compiled"}
+    rows, dates = [], []
+    for case in result["cases"].values():
+        dates.append(case["stamp"]["date"][:10])
+        ours = best(case, "maskloom-")
+        assert ours is not None
+        cells = []
+        for peer in peers:
+            over = ratio(case, ours, peer)
+            cells.append(f"{_rate_and_memory(case, peer)}: {digits(over.median)} times slower" if over else "")
+        rows.append([case["case"]["title"], f"{_rate_and_memory(case, ours)} (`{ours.split('-')[1]}`)", *cells])
+    if "learning" in result:
+        rows.append(_short_learning(result["learning"], list(peers)))
+        dates.append(result["learning"]["stamp"]["date"][:10])
+    said = (
+        f"A training step in fp32 on {_machine(result)}, measured by `python benchmarks/step.py` "
+        f"({' to '.join(dict.fromkeys((min(dates), max(dates))))}; [docs/benchmarks-step.md](docs/benchmarks-step.md)). Text "
+        "tokens a second and peak memory, medians of rounds in turns:"
+    )
+    return f"{wrapped(said)}\n\n{table(['slots a row', 'maskloom', *peers.values()], rows)}"
+
+
+def _rate_and_memory(case: dict[str, Any], name: str) -> str:
+    figure = figures(case, name)
+    return f"{figure.tokens_per_s.median:,.0f} tokens/s, {figure.peak_bytes / MIB:,.0f} MiB"
+
+
+def _short_learning(learning: dict[str, Any], peers: Sequence[str]) -> list[str]:
+    """Seconds to the target, of each system the median over its seeds."""
+    cells = []
+    for name in ("maskloom-eager", *peers):
+        curves = [[tuple(point) for point in run["curve"]] for run in learning["runs"] if run["system"] == name]
+        ends = [end["seconds"] for curve in curves if (end := reached(curve, learning["target"]))]
+        cells.append(f"{Spread.of(ends).median:.1f} s" if ends else "")
+    case = learning["recipe"]["case"]
+    return [f"to a held-out loss of {learning['target']:.2f} ({case['layers']} x {case['hidden_size']})", *cells]
+
+
+def _machine(result: dict[str, Any]) -> str:
+    parts = [*result.get("cases", {}).values(), *([result["learning"]] if "learning" in result else [])]
+    newest = max((part["stamp"] for part in parts), key=lambda stamp: stamp["date"])
+    return newest["gpu"] or f"{newest['cpu']}, {newest['cores']} cores"
+
+
 def _device(result: dict[str, Any], docs: Path) -> list[str]:
     """The sections of one machine."""
     name, cases = result["device"], result.get("cases", {})
-    measured = [*cases.values(), *([result["learning"]] if "learning" in result else [])]
-    newest = max((part["stamp"] for part in measured), key=lambda stamp: stamp["date"])
-    machine = newest["gpu"] or f"{newest['cpu']}, {newest['cores']} cores"
-    parts = [f"## {machine}"]
+    parts = [f"## {_machine(result)}"]
     if cases:
         parts += [_ratios(list(cases.values())), _rate_plot(cases, name, docs)]
     for case in cases.values():
@@ -142,7 +198,7 @@ def _case(case: dict[str, Any]) -> list[str]:
 SAID = {"eager": "in eager mode", "fused": "with all chains fused", "epilogues": "with GELU and bias in epilogues too"}
 PARTS_ARE = (
     "Where the time goes, from torch.profiler (kernels on a GPU, operators on a CPU, by their names: "
-    "`benchmarks/step/parts.py` has the rules), while one process reads the batches:"
+    "`src/maskloom/train/kinds.py` has the rules), while one process reads the batches:"
 )
 
 
@@ -157,13 +213,19 @@ def _rate_plot(cases: dict[str, Any], device: str, docs: Path) -> str:
 
 
 def _parts_plot(cases: dict[str, Any], device: str, docs: Path) -> str:
-    groups = []
-    for case in cases.values():
-        profiles = {name: system["profile"] for name, system in case["systems"].items() if "profile" in system}
-        bars = [(name, [1000 * profile["parts"][part] for part in TITLES]) for name, profile in profiles.items()]
-        groups.append((case["case"]["title"], bars))
+    profiled = {
+        case["case"]["title"]: {name: s["profile"]["parts"] for name, s in case["systems"].items() if "profile" in s}
+        for case in cases.values()
+    }
+    shown_parts = [
+        part for part in TITLES if any(parts.get(part) for systems in profiled.values() for parts in systems.values())
+    ]
+    groups = [
+        (title, [(name, [1000 * parts[part] for part in shown_parts]) for name, parts in systems.items()])
+        for title, systems in profiled.items()
+    ]
     file = f"benchmarks-step-parts-{device}.svg"
-    draw_stacks(docs / file, "ms a step, by part", list(TITLES.values()), groups)
+    draw_stacks(docs / file, "ms a step, by part", [TITLES[part] for part in shown_parts], groups)
     return f"![parts]({file})"
 
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from maskloom.models.flops import Shape, training_flops
+from maskloom.train.kinds import TITLES
 from step.learning import reached
-from step.parts import TITLES
 
 MIB = 1 << 20
 RATE = 0.15
@@ -187,6 +187,7 @@ def parts_table(measured: dict[str, Any]) -> str | None:
             ),
         ]
         for part, title in TITLES.items()
+        if any(profile["parts"].get(part) for profile in profiles.values())
     ]
     rows.append(["the step, profiled", *(f"{1000 * profile['step_s']:.1f}" for profile in profiles.values())])
     rows.append(["of it, waiting for a batch", *(f"{1000 * profile['wait_s']:.1f}" for profile in profiles.values())])

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from torch.utils.data import DataLoader
 
 from maskloom.optim.schedule import learning_rate
 from maskloom.tokenizers.base import Tokenizer
+from maskloom.train.kinds import DATA, OPTIMIZER
 from step.cases import PRECISION, Device, System
 from step.jobs import RATE, Batch, Facts, Training, model_shape, run_config
 from step.text import Text, check_vocabulary, grouped_rows, line_rows
@@ -65,7 +67,7 @@ class Theirs:
         self.number += 1
         lr = learning_rate(self.number, self.config.optimizer, self.config.schedules)
         self.module.train()
-        with torch.profiler.record_function("bench: data"):
+        with torch.profiler.record_function(DATA):
             parts = [
                 {name: value.to(self.device, non_blocking=True) for name, value in p.items()} for p in batch.content
             ]
@@ -74,7 +76,7 @@ class Theirs:
                 loss = self.module(**part).loss / len(parts)
             loss.backward()
             self._losses[0] += loss.detach()
-        with torch.profiler.record_function("bench: optimizer"):
+        with torch.profiler.record_function(OPTIMIZER):
             torch.nn.utils.clip_grad_norm_(self.module.parameters(), self.clipping)
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
@@ -101,7 +103,7 @@ class Theirs:
     def mean_loss(self) -> float:
         total, steps = self._losses.tolist()
         self._losses.zero_()
-        return total / steps if steps else float("nan")
+        return total / steps if steps else math.nan
 
     def _rows(self) -> NDArray[np.int32]:
         make = grouped_rows if self.system.rows == "grouped" else line_rows

@@ -28,10 +28,10 @@ import torch._dynamo.utils
 import torch._inductor.config
 
 from maskloom.errors import UserError
+from maskloom.train.kinds import DATA, sum_up, what_ran
 from step import clock
 from step.jobs import Batch, Facts, Job, Trained
 from step.learning import learn
-from step.parts import sum_up, what_ran
 
 RESULT = "RESULT "
 KEPT_STEPS = 16  # different batches, made beforehand and taken in turn
@@ -108,7 +108,7 @@ class Worker:
             began_s = time.perf_counter()
             for _ in range(steps):
                 asked_s = time.perf_counter()
-                with torch.profiler.record_function("bench: data"):
+                with torch.profiler.record_function(DATA):
                     batch = next(reading)
                 waited_s += time.perf_counter() - asked_s
                 self.trained.step(batch)

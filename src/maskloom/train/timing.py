@@ -88,6 +88,8 @@ class Traffic:
     def __init__(self, new_event: Callable[[], Any] | None = None) -> None:
         """`new_event` makes a `torch.cuda.Event` that can be timed; None takes the time of the call."""
         self._new_event = new_event
+        self.around: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext
+        """What every call that is timed runs within: a mark of a profile."""
         self._counts = False
         self._pending: deque[tuple[Any, Any]] = deque()
         self._clear()
@@ -108,7 +110,9 @@ class Traffic:
 
     def meter(self) -> Traffic:
         """Another meter, which takes the time of calls in the same way."""
-        return Traffic(self._new_event)
+        other = Traffic(self._new_event)
+        other.around = self.around
+        return other
 
     def timed(self, call: Callable[..., Any], *args: Any) -> Any:
         """The result of a call, the time of which counts."""
@@ -141,12 +145,14 @@ class Traffic:
     def _timed(self, call: Callable[..., Any], *args: Any, **options: Any) -> Any:
         if self._new_event is None:
             began_s = time.perf_counter()
-            result = call(*args, **options)
+            with self.around():
+                result = call(*args, **options)
             self._seconds += time.perf_counter() - began_s
             return result
         began, ended = self._new_event(), self._new_event()
         began.record()
-        result = call(*args, **options)
+        with self.around():
+            result = call(*args, **options)
         ended.record()
         self._pending.append((began, ended))
         while len(self._pending) > MOST_EVENTS and self._pending[0][1].query():

@@ -1,4 +1,4 @@
-"""Where a step's time goes, from torch.profiler, by the names of what ran.
+"""What ran in a step, by kind: the events of torch.profiler, classed by their names.
 
 On a GPU the time is that of its kernels, each classed by its own name and by the operator that launched it; on a CPU it is
 the time of an operator without the operators inside it. What is left of the step is `gaps`: no kernel ran (on a CPU: Python,
@@ -6,18 +6,19 @@ and whatever is not an operator).
 
 An operator or kernel is classed by the first of these that fits:
 
-1. `data`, `optimizer`: it ran within the scope `bench: data` or `bench: optimizer` of `systems.py`, or is a copy from the host.
-2. `optimizer`: its name has adam, lamb, muon, multi_tensor, foreach, or clip in it.
-3. `head`: its name has log_softmax, nll_loss, cross_entropy or logsumexp in it; or the operator was given a tensor with a
+1. `data`, `optimizer`: it ran within the scope `DATA` or `OPTIMIZER`, or is a copy from the host.
+2. `communication`: its name has nccl, gloo or c10d in it.
+3. `optimizer`: its name has adam, lamb, muon, multi_tensor, foreach, or clip in it.
+4. `head`: its name has log_softmax, nll_loss, cross_entropy or logsumexp in it; or the operator was given a tensor with a
    dimension of the vocabulary's size (or of that, padded), look-ups of embeddings apart.
-4. `attention`: its name has attention, attn, flash, fmha, sdpa or softmax in it, or it is a batched matrix product: a BERT has
+5. `attention`: its name has attention, attn, flash, fmha, sdpa or softmax in it, or it is a batched matrix product: a BERT has
    them there only.
-5. `gemm`: the other matrix products.
-6. `elementwise`: everything of ATen and Inductor that is left: LayerNorm, GELU, dropout, additions, look-ups, copies.
-7. `other`: the rest.
+6. `gemm`: the other matrix products.
+7. `elementwise`: everything of ATen and Inductor that is left: LayerNorm, GELU, dropout, additions, look-ups, copies.
+8. `other`: the rest.
 
 The kernels that Inductor writes are named after all the operators that were fused into them (`triton_poi_fused_addmm_gelu`
-multiplies no matrices): of them only rules 3, 4 and 6 ask. Kernels inside a CUDA graph have no operator: there the head's
+multiplies no matrices): of them only rules 4, 5 and 7 ask. Kernels inside a CUDA graph have no operator: there the head's
 matrix products count as `gemm`.
 """
 
@@ -28,24 +29,27 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-PARTS = ("gemm", "attention", "elementwise", "head", "optimizer", "data", "other")
+DATA, OPTIMIZER = "maskloom: data wait", "maskloom: optimizer step"  # scopes: names of `record_function`
+PARTS = ("gemm", "attention", "elementwise", "head", "optimizer", "communication", "data", "other")
 TITLES = {
     "gemm": "matrix products",
     "attention": "attention",
     "elementwise": "elementwise, LayerNorm, dropout",
     "head": "head and cross-entropy",
     "optimizer": "optimizer",
+    "communication": "communication",
     "data": "data wait and transfer",
     "other": "other",
     "gaps": "no kernel",
 }
-SCOPES = {"bench: data": "data", "bench: optimizer": "optimizer"}
+SCOPES = {DATA: "data", OPTIMIZER: "optimizer"}
 PADDED_BY = 128  # the most that a vocabulary is padded by
 SHOWN = 15  # names that a result keeps
 
 INDUCTOR = re.compile(r"^(graph_\d+_)?(triton_(?!tem_)|cpp_fused)")
 COPY_IN = re.compile(r"memcpy htod|memcpy \(htod", re.IGNORECASE)
-OPTIMIZER = re.compile(r"adam|lamb|muon|multi_?tensor|foreach|clip", re.IGNORECASE)
+COMMUNICATION = re.compile(r"nccl|gloo|c10d", re.IGNORECASE)
+UPDATE = re.compile(r"adam|lamb|muon|multi_?tensor|foreach|clip", re.IGNORECASE)
 HEAD = re.compile(r"log_?softmax|nll_?loss|cross_?entropy|logsumexp", re.IGNORECASE)
 ATTENTION = re.compile(r"attention|attn|flash|fmha|sdpa|softmax|(^|[:_])(baddbmm|bmm)(_|$)", re.IGNORECASE)
 GEMM = re.compile(
@@ -85,11 +89,13 @@ def part_of(ran: Ran, vocab_size: int) -> str:
     names = (ran.name, ran.operator)
     if COPY_IN.search(ran.name):
         return "data"
+    if _any(COMMUNICATION, names):
+        return "communication"
     if INDUCTOR.search(ran.name):
         if HEAD.search(ran.name):
             return "head"
         return "attention" if ATTENTION.search(ran.name) else "elementwise"
-    if _any(OPTIMIZER, names):
+    if _any(UPDATE, names):
         return "optimizer"
     if _any(HEAD, names) or (_has_vocabulary(ran.shapes, vocab_size) and "embedding" not in ran.operator):
         return "head"
@@ -133,7 +139,7 @@ def what_ran(events: Sequence[Any], is_cuda: bool) -> list[Ran]:
             Ran(event.name, event.name, _shapes(event), _scopes(event), event.self_cpu_time_total / 1e6)
             for event in operators
             # A scope's own time is Python's: a gap, but for the wait for data.
-            if not event.is_user_annotation or event.name == "bench: data"
+            if not event.is_user_annotation or event.name == DATA
         ]
     on_device = [event for event in events if event.device_type.name == "CUDA" and not event.is_user_annotation]
     left: dict[str, float] = {}  # of a name: seconds of kernels whose operator is not found

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from step.parts import PARTS, TITLES, Ran, part_of, sum_up, what_ran
+
+from maskloom.train.kinds import DATA, OPTIMIZER, PARTS, TITLES, Ran, part_of, sum_up, what_ran
 
 VOCAB = 30522
 WIDE = ((1280, 768), (768, VOCAB + 6))  # a vocabulary that was padded to a multiple of 64
@@ -57,7 +58,7 @@ KERNELS = [  # part, kernel as CUDA calls it, operator that launched it, shapes
         (),
     ),
     ("data", "Memcpy HtoD (Pinned -> Device)", "aten::copy_", ()),
-    ("other", "ncclDevKernel_AllReduce_Sum_f32_RING_LL(ncclDevKernelArgsStorage<4096ul>)", "", ()),
+    ("communication", "ncclDevKernel_AllReduce_Sum_f32_RING_LL(ncclDevKernelArgsStorage<4096ul>)", "", ()),
 ]
 OPERATORS = [  # part, operator of a CPU, shapes
     ("gemm", "aten::addmm", PLAIN),
@@ -71,6 +72,7 @@ OPERATORS = [  # part, operator of a CPU, shapes
     ("elementwise", "graph_0_cpp_fused_addmm_gelu_view_3", ()),
     ("elementwise", "aten::native_layer_norm_backward", ()),
     ("optimizer", "aten::_fused_adamw_", ()),
+    ("communication", "c10d::allreduce_", ()),
     ("other", "Torch-Compiled Region: 0/0", ()),
 ]
 
@@ -86,9 +88,9 @@ def test_operators_of_a_cpu(part: str, operator: str, shapes: Any) -> None:
 
 
 def test_what_runs_within_a_scope_is_the_scopes() -> None:
-    inside = ("aten::mul_", "bench: optimizer", "ProfilerStep#3")
+    inside = ("aten::mul_", OPTIMIZER, "ProfilerStep#3")
     assert part_of(Ran("aten::mul_", "aten::mul_", (), inside, 1.0), VOCAB) == "optimizer"
-    assert part_of(Ran("aten::copy_", "aten::copy_", (), ("aten::copy_", "bench: data"), 1.0), VOCAB) == "data"
+    assert part_of(Ran("aten::copy_", "aten::copy_", (), ("aten::copy_", DATA), 1.0), VOCAB) == "data"
 
 
 def test_sums_are_seconds_a_step_and_the_rest_is_gaps() -> None:
@@ -123,18 +125,18 @@ class Event:
 
 
 def test_a_kernel_has_its_operators_shapes_and_scopes_and_counts_once() -> None:
-    scope = Event("bench: optimizer", "CPU", is_user_annotation=True)
+    scope = Event(OPTIMIZER, "CPU", is_user_annotation=True)
     product = Event(
         "aten::mm", "CPU", kernels=[SimpleNamespace(name="nvjet", duration=30.0)], input_shapes=[[8, 4], [4, VOCAB]]
     )
     update = Event("aten::mul_", "CPU", kernels=[SimpleNamespace(name="at::native::k", duration=5.0)], cpu_parent=scope)
     # The scope is drawn on the GPU's line of time too, and torch gives it to an operator as if it were a kernel.
-    scope.kernels = [SimpleNamespace(name="bench: optimizer", duration=99.0)]
+    scope.kernels = [SimpleNamespace(name=OPTIMIZER, duration=99.0)]
     device = [
         Event("nvjet", "CUDA", 0.0, 30.0),
         Event("nvjet", "CUDA", 30.0, 50.0),  # of a CUDA graph: no operator
         Event("at::native::k", "CUDA", 50.0, 55.0),
-        Event("bench: optimizer", "CUDA", 0.0, 99.0, is_user_annotation=True),
+        Event(OPTIMIZER, "CUDA", 0.0, 99.0, is_user_annotation=True),
     ]
     found = sum_up(what_ran([scope, product, update, *device], is_cuda=True), 100e-6, 1, VOCAB)
     expected = {"head": 30e-6, "gemm": 20e-6, "optimizer": 5e-6, "gaps": 45e-6}
@@ -146,14 +148,14 @@ def test_a_profile_of_a_cpu_is_split() -> None:
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], record_shapes=True) as profile:
         loss = torch.nn.functional.cross_entropy(head(layer(torch.randn(8, 64))), torch.zeros(8, dtype=torch.int64))
         loss.backward()
-        with torch.profiler.record_function("bench: optimizer"):
+        with torch.profiler.record_function(OPTIMIZER):
             layer.weight.detach().mul_(0.5)
-        with torch.profiler.record_function("bench: data"):
+        with torch.profiler.record_function(DATA):
             sum(range(1000))
     ran = what_ran(profile.events(), is_cuda=False)
     parts = {part: [one.name for one in ran if part_of(one, 300) == part] for part in PARTS}
     assert "aten::addmm" in parts["gemm"]  # the layer's
     assert {"aten::addmm", "aten::_log_softmax", "aten::nll_loss_forward"} <= set(parts["head"])
     assert "aten::mul_" in parts["optimizer"]
-    assert parts["data"] == ["bench: data"]
+    assert parts["data"] == [DATA]
     assert sum(one.seconds for one in ran) > 0
