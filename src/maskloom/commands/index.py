@@ -145,6 +145,7 @@ def _merge(options: argparse.Namespace) -> int:
     if len(options.tars) < 2:
         raise UserError(f"--merge into {options.out} needs two corpora or more")
     corpora = [load_index(given) for given in options.tars]
+    # Token shards and their text have one digest, so this finds them too.
     for place, corpus in enumerate(corpora):
         same = next((other for other in range(place) if corpora[other].digest == corpus.digest), None)
         if same is not None:

@@ -59,6 +59,7 @@ def run(options: argparse.Namespace) -> int:
         raise UserError(f"--steps {steps.start}:{steps.stop}: the run has {plan.total_steps} steps")
     if is_run:
         plan = replace(plan, jumps=jumps(known_intervals(options.target), plan.lanes, len(plan.corpora)))
+    # A run's own checkpoint saves reading from step 0; the rest of the way is skipped without masking.
     begin = resumable_cursors(options.target, steps.start, plan) if is_run else None
     first, cursors = begin or (0, first_cursors(plan.lanes, len(plan.corpora)))
     cursors = skip_steps(plan, cursors, first, steps.start)

@@ -52,7 +52,7 @@ def run(options: argparse.Namespace) -> int:
         show_path(folder)
         return 0
     status = read_status(folder)
-    if options.ended is not None:
+    if options.ended is not None:  # a killed attempt left `running`: write what became of it
         ended = Ended(options.ended, f"what ran the ranks {in_words(options.ended)}")
         status = settle(folder, os.environ.get(START, ""), ended).status
     if options.should_restart:

@@ -161,11 +161,13 @@ class DataPlan:
                 a masking rule that does not fit the tokenizer.
         """
         if tokenizing is None:
+            # Older token shards stay usable, as long as the tokenizer still gives their ids.
             is_old = tokenizer.oldest_version == 1 and any(index.tokenizing == 1 for index in corpora)
             tokenizing = 1 if is_old else tokenizer.tokenizing
         tokenizer = tokenizer.as_of(tokenizing)
         for index in corpora:
             index.check_tokenizer(tokenizer)
+        # Every batch that occurs must split evenly over the lanes.
         batches = [phase.global_batch_rows for phase in phases]
         batches += [phase.batch_warmup.from_rows for phase in phases if phase.batch_warmup]
         lanes = data.lanes or default_lanes(batches, max(len(index.train_blocks) for index in corpora))

@@ -142,8 +142,10 @@ def read_parts(
     `is_over` says so, and then another thread can close the iterator."""
     plan.check_world(world)
     mine = world.share(plan.lanes)
+    # Each reader reads at least one lane.
     workers = min(workers, len(mine))
     last_step = plan.total_steps if last_step is None else last_step
+    # The encoders of all readers on this node share its cores.
     threads = max(1, len(os.sched_getaffinity(0)) // (world.local_size * max(workers, 1)))
     reader = LaneReader(plan, {lane: cursors[lane] for lane in mine}, first_step, last_step, threads)
     loader: DataLoader[Any] = DataLoader(
@@ -156,6 +158,7 @@ def read_parts(
         multiprocessing_context=clean_forks(__name__) if workers else None,
         worker_init_fn=end_with_owner if workers else None,
     )
+    # The loader asks its workers in turn, so the next W items are the parts of one step.
     parts: list[Step] = []
     with contextlib.closing(_items(loader, is_over)) as items:
         for item in items:

@@ -29,7 +29,7 @@ from maskloom.errors import DataFault, UserError
 from maskloom.redaction import shown
 
 FORMAT, VERSION = "maskloom-index", 2
-LARGEST_HEADER_BYTES = 1 << 30  # of `index.json`: some five million shards
+LARGEST_INDEX_JSON_BYTES = 1 << 30  # some five million shards
 LARGEST_NPY_HEAD_BYTES = 16 << 10  # numpy reads no more than 10,000 bytes of it
 AGAIN = "restore it, or write the index again with `maskloom index` (a corpus of `maskloom shards`: write it again)"
 BLOCK = np.dtype(
@@ -145,7 +145,7 @@ def folder_of(path: str | Path) -> tuple[str, str]:
 def read_header(folder: str, where: str, settings: Storage) -> dict[str, Any]:
     """The header of the index in `folder`, as plain values; messages call it `where`. Raises UserError if it is not one."""
     try:
-        data = read_whole(join(folder, "index.json"), settings, LARGEST_HEADER_BYTES)
+        data = read_whole(join(folder, "index.json"), settings, LARGEST_INDEX_JSON_BYTES)
         where = shown(where)
         header = json.loads(data)
     except DataFault as fault:

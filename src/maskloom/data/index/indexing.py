@@ -221,6 +221,7 @@ def merge_indexes(parts: Sequence[Index], folder: Path) -> Index:
         for part in parts
         for shard, blocks in _tables(part)
     ]
+    # Known only for whole parts, not for their shards: the first shard carries the sums.
     totals = {key: sum(part.header[key] for part in parts) for key in ("text_bytes", "bad_documents")}
     indexed[0] = replace(indexed[0], text_bytes=totals["text_bytes"], bad_documents=totals["bad_documents"])
     return write_index(

@@ -103,6 +103,7 @@ def _request(url: str, headers: Mapping[str, str], settings: Storage) -> urllib3
     timeout = urllib3.Timeout(connect=wait_s, read=wait_s)
     host = urlsplit(target).netloc.rpartition("@")[2]
     waits = f"{host} does not answer yet: waiting for it, {wait_s:g} s at most"
+    # Redirects are followed here, not by urllib3, so that each is checked. Retries are the caller's.
     for _ in range(MOST_REDIRECTS):
         try:
             is_known = host in _have_answered

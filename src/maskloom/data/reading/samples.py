@@ -28,7 +28,7 @@ from maskloom.errors import DataFault, UserError
 from maskloom.redaction import brief, shortened
 from maskloom.tokenizers.base import Tokenized, Tokenizer
 
-FIELDS = ("txt", "jsonl", "json")  # the first that a sample has is its text; a .json beside a .txt is metadata
+TEXT_FIELDS = ("txt", "jsonl", "json")  # the first that a sample has is its text; a .json beside a .txt is metadata
 TOKENS = "tokens"
 TOKENS_HEAD = struct.Struct("<8sHHI")  # magic, version, bytes an id, documents
 TOKENS_MAGIC, TOKENS_VERSION = b"MLTOKENS", 1
@@ -73,6 +73,7 @@ def encode_block(tokenizer: Tokenizer, documents: Sequence[str], url: str, offse
     try:
         return tokenizer.encode(documents)
     except UserError as error:
+        # Encode one at a time to find the bad one. It may fail only together with others.
         which, why = f"one of the {len(documents):,} documents", error
         for number, text in enumerate(documents, start=1):
             try:
@@ -199,7 +200,7 @@ def _files(stream: IO[bytes], where: str, url: str, offset: int) -> Iterator[dic
 def _documents_of(sample: dict[str, Any], url: str, text_key: str, offset: int, on_bad: OnBad | None) -> Iterator[str]:
     where = f"shard {url}, sample '{shortened(sample['__key__'], 200)}'"
     fields = {name: data for name, data in sample.items() if not name.startswith("__")}
-    for kind in FIELDS:
+    for kind in TEXT_FIELDS:
         names = [name for name in fields if name.rpartition(".")[2] == kind]
         for name in names:
             for read in _readers(kind, fields[name], text_key, f"{where}.{name}"):

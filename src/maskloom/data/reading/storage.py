@@ -228,7 +228,7 @@ def _read_local(url: str, offset: int, length: int, crc32: int) -> bytes:
 def _read_remote(url: str, offset: int, length: int, crc32: int, settings: Storage) -> bytes:
     data, version = remote.read_range(url, offset, length, settings)
     found = zlib.crc32(data)
-    if found != crc32:
+    if found != crc32:  # perhaps a bit flipped on the way
         data, version = remote.read_range(url, offset, length, settings)
         found = zlib.crc32(data)
     first = _first_versions.setdefault(url, version)

@@ -27,6 +27,7 @@ def documentation_sources(given: str, text_key: str, number: int) -> list[Source
     """Groups of installed Python files: a sample by the hash of their names, up to `DOCUMENTATION_SOURCE_BYTES`."""
     root = Path(sysconfig.get_paths()["purelib"])
     names = [str(file.relative_to(root)) for file in root.rglob("*.py")]
+    # In the order of a hash, so that the sample is spread over all packages and is the same everywhere.
     chosen, sizes, total = [], [], 0
     for name in sorted(names, key=lambda name: (make_key(DOCUMENTATION, name), name)):
         if total >= DOCUMENTATION_SOURCE_BYTES:

@@ -185,7 +185,7 @@ def _arrow_sources(
                 sizes = [(batch.num_rows, batch.column(text_key).nbytes) for batch in stream]
         except (pyarrow.ArrowException, OSError) as error:
             raise _damaged(str(file), error) from None
-        start_row = 0
+        start_row = 0  # in this file; `first` counts through all files
         for start, end, _, size in _ranges(sizes):
             count = sum(batch_rows for batch_rows, _ in sizes[start:end])
             sources.append(
@@ -204,7 +204,7 @@ def _arrow_sources(
             )
             start_row += count
         first += start_row
-    if first != rows:
+    if first != rows:  # a selection or an order is kept beside the files, which we do not read
         raise UserError(
             f"{title}: the dataset has {rows} rows and its files hold {first}. One that was cut or reordered cannot be read "
             "as it is: save it with `save_to_disk` first"

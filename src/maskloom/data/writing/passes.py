@@ -176,6 +176,7 @@ def _write_tar(
     not kept."""
     path = work.shard(number)
     split, _, bucket = path.stem.partition("-")
+    # Token shards take over the block table of the text shard, so write that first, as a temporary.
     text_path = work.temporary(f"text-{path.name}") if tokenizer else path
     with work.writing(text_path) as file, webdataset.TarWriter(file, mtime=0) as tar:
         for member, lines in enumerate(_members(documents, min(MEMBER_BYTES, options.block_bytes))):

@@ -73,7 +73,7 @@ def write_shards(
     try:
         write_part(inputs, out, options, JobPart(), processes, tokenizer=tokenizer, on_stage=on_stage)
     except BadInput as error:
-        if not error.work.is_shared:
+        if not error.work.is_shared:  # other machines may still need what they did
             shutil.rmtree(error.work.folder)
         raise
     index, report = finish_or_open(out)
@@ -229,6 +229,7 @@ def _finish_text(work: WorkFolder) -> None:
     report = sum((Report.from_json(read_notes(work.batch(number))) for number in range(plan.batches)), Report())
     report.duplicates = sum(entry.duplicates for entry in entries)
     report.dropped = bool(plan.options["deduplicate"])
+    # Every piece that pass 1 wrote must have reached a shard in pass 2.
     found = sum(entry.records for entry in entries)
     if found != report.pieces:
         raise UserError(

@@ -52,6 +52,7 @@ def tokenize_corpus(
         raise UserError(f"{corpus.folder} holds token shards already: name the text shards")
     names = tuple(f"{shard.split.replace('_', '-')}-{number:06d}" for number, shard in enumerate(corpus.shards))
     header = corpus.header
+    # The plan holds what the index of the token shards copies from that of the text.
     kept = ("text_key", "held_out_threshold", "block_bytes", "text_bytes", "bad_documents")
     options = {name: header[name] for name in kept}
     files = (("index.json", header["table_digest"]),)

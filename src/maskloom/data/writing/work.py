@@ -216,6 +216,7 @@ def begin(out: Path, plan: WorkPlan, part: JobPart) -> WorkFolder:
     """
     folder = work_folder(out)
     refuse_existing(out)
+    # Another machine may create the folder at the same moment, so whoever did, read its plan and compare.
     if not folder.exists():
         try:
             out.parent.mkdir(parents=True, exist_ok=True)
