@@ -21,6 +21,7 @@ def as_a_rank(request: Request) -> dict[str, Any]:
     from maskloom.config_file import load_config
     from maskloom.distributed import World
     from maskloom.errors import UserError
+    from maskloom.optim import OPTIMIZERS
     from maskloom.tokenizers.loading import find_tokenizer
     from maskloom.train.engine.fused_adam import why_no_fused_adam
     from maskloom.train.engine.ops import stale_locks
@@ -39,7 +40,7 @@ def as_a_rank(request: Request) -> dict[str, Any]:
     except (UserError, OSError) as error:
         found["refusal"] = str(error)
         return found
-    if config.optimizer.name != "lamb" and look_for_cuda():
+    if OPTIMIZERS[config.optimizer.name].takes_fused_adam and look_for_cuda():
         why = why_no_fused_adam()
         found["fused_adam"] = f"torch's instead: {why}" if why else "installed, or compiled at the first start"
     return found
@@ -87,14 +88,9 @@ def chosen_blocks(index: Index, request: Request) -> list[int]:
 
 def parameters_of(config: RunConfig) -> int:
     """Parameters of the run's model, without memory for them."""
-    import torch
-
-    from maskloom.models.bert import MaskedLM, build_model, count_parameters
+    from maskloom.models import outline
     from maskloom.models.warm_start import tokenizer_of
     from maskloom.train.resume import check_model
 
     tokenizer = tokenizer_of(config.tokenizer, config.model.init)
-    described = check_model(config, tokenizer)
-    with torch.device("meta"):
-        model = MaskedLM(described) if described else build_model(config.model, tokenizer, config.seed)[0]
-    return count_parameters(model)
+    return outline.parameters_of(check_model(config, tokenizer))
