@@ -118,7 +118,7 @@ def test_an_unknown_key_is_named_with_the_right_one(config: Path, fails: Command
 
 
 @pytest.mark.parametrize("steps", ["3", "3:3", "5:2", "a:b", "-1:2"])
-def test_what_is_no_range_is_wrong_usage(steps: str, config: Path, succeeds: Command) -> None:
+def test_what_is_not_a_range_is_wrong_usage(steps: str, config: Path, succeeds: Command) -> None:
     with pytest.raises(SystemExit, match="2"):
         succeeds("peek", config, f"--steps={steps}")
 
@@ -161,7 +161,7 @@ def test_variables_that_webdataset_obeys_change_nothing(
     assert done.stdout.strip() == digest_of(steps)
 
 
-def test_blocks_that_are_passed_over_are_so_for_every_world(
+def test_skipped_blocks_are_the_same_for_every_world(
     run_config: dict,
     documents: list[str],
     tmp_path: Path,

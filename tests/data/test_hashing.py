@@ -110,7 +110,7 @@ def test_every_block_comes_first_and_last_equally_often(size: int, place: str) -
     assert chi_square(counts.tolist(), draws) < most_chi_square(size)
 
 
-def test_neighbours_are_no_neighbours_afterwards() -> None:
+def test_neighbours_are_not_neighbours_afterwards() -> None:
     """The step from a block to the next, modulo their number, takes every value but 0 equally often."""
     size, draws = 1000, 40
     counts = np.zeros(size, dtype=np.int64)

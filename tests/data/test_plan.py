@@ -328,7 +328,7 @@ def test_one_corpus_under_two_names_is_refused(tmp_path: Path) -> None:
         open_corpora(data)
 
 
-def test_a_missing_shard_is_met_at_the_start_or_passed_over_later(tmp_path: Path) -> None:
+def test_a_missing_shard_is_found_at_the_start_or_skipped_later(tmp_path: Path) -> None:
     corpus_of(tmp_path, ["one", "two"])
     (tmp_path / "0.tar").unlink()
     with pytest.raises(UserError, match="is missing"):

@@ -201,17 +201,17 @@ def test_a_fault_is_survived_exactly_or_named(table: dict[int, str], number: int
     assert outcome_of(table[number]) == row.outcome
 
 
-HEAD = f"""# Faults of the network, and what they come to
+HEAD = f"""# Faults of the network, and what happens then
 
 Made by `MASKLOOM_WRITE_DOCS=1 python -m pytest tests/integration/test_storage.py`, which reads a corpus of {SHARDS} shards
 over a server that fails as the table says, at one byte of the second shard, once or always. The first six columns are
-compared with what the tests find each time they run. The last one is what plain webdataset {webdataset.__version__} came to
+compared with what the tests find each time they run. The last one is what happened to plain webdataset {webdataset.__version__}
 with the same tars, server and fault, in {{repeats}} runs each.
 
 *Survived*: every document is read, with every byte as it was indexed. *Cannot be read*: the source is not there at the
-moment; the run ends with an error that names the URL, what the server said and what to do, and goes on from its last
-checkpoint when it is started again. A word in quotes is the kind of a fault of the data: the run ends and names it, or under
-`data.on_bad_data: skip` passes over the block, counts it and lists it. Nothing is ever left out without a word.
+moment. The run ends with an error that names the URL, what the server said and what to do. Started again, it resumes from its
+last checkpoint. A word in quotes is the kind of a fault of the data: the run ends and names it. With
+`data.on_bad_data: skip` it skips the block, counts it and lists it. Nothing is ever left out silently.
 
 | fault | how often | where | detected | survived | lost | plain webdataset |
 |---|---|---|---|---|---|---|

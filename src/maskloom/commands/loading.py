@@ -32,7 +32,7 @@ class LoadedRun:
 
 
 def load_run(run: Path, step: int | None, overrides: Sequence[str] = ()) -> LoadedRun:
-    """The model of a run in fp32 and evaluation mode, at `step` or its newest whole checkpoint."""
+    """The model of a run in fp32 and evaluation mode, from the checkpoint at `step`, or else the newest whole one."""
     folder = saved_at(run, step)
     config = load_config(run / "config.yaml", overrides)
     tokenizer = load_tokenizer(run / "model")

@@ -1,10 +1,9 @@
 """Print the batches of some steps as text, with the masks shown, or their digest.
 
-TARGET is a configuration or a run directory; a run is read from its newest checkpoint at or before the first step, as a
-resume would, without the rows that it passed over when it went back. Steps count from 0. The digest is a SHA-256 of the
-global batches: the same for every --world, every --workers, and whether the run came to the first step from 0 or was resumed
-there. In the text, [MASK]{word} is a masked token, {a>b} one replaced by a random b, {a} one that is predicted but stays;
-[MASK] is spelled as the tokenizer does.
+TARGET is a configuration or a run directory. A run is read as a resume would read it: from its newest checkpoint at or before
+the first step, without the rows that it skipped after a rollback. Steps count from 0. The digest is a SHA-256 of the global
+batches. It is the same for every --world, for every --workers, and wherever the run was resumed. In the text, [MASK]{word} is a
+masked token, {a>b} was replaced by a random b, and {a} is predicted but stays. [MASK] is spelled as the tokenizer does.
 
 example:
   maskloom peek configs/quickstart.yaml --steps 10:12 --world 2 --digest
@@ -46,7 +45,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--world", type=positive, default=1, metavar="P", help="ranks to read as (default: 1)")
     add("--workers", type=natural, default=0, metavar="W", help="reader processes a rank (default: 0)")
     add("--rows", type=positive, default=4, help="rows a step to print (default: 4)")
-    add("--digest", action="store_true", help="print one digest in place of the text")
+    add("--digest", action="store_true", help="print one digest instead of the text")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -60,6 +59,7 @@ def run(options: argparse.Namespace) -> int:
         raise UserError(f"--steps {steps.start}:{steps.stop}: the run has {plan.total_steps} steps")
     if is_run:
         plan = replace(plan, jumps=jumps(known_intervals(options.target), plan.lanes, len(plan.corpora)))
+    # A run's own checkpoint saves reading from step 0; the rest of the way is skipped without masking.
     begin = resumable_cursors(options.target, steps.start, plan) if is_run else None
     first, cursors = begin or (0, first_cursors(plan.lanes, len(plan.corpora)))
     cursors = skip_steps(plan, cursors, first, steps.start)

@@ -7,9 +7,9 @@ INPUT is
   hf:NAME:SPLIT or hf:NAME:CONFIG:SPLIT, a dataset of the Hugging Face hub (it is downloaded into the cache of `datasets`)
   documentation: the English documentation of the installed Python packages
   with --tokenizer also a folder of text shards: its blocks are tokenised
-Documents are shuffled over all shards; a share of them, chosen by the hash of their text, is held out for evaluation.
-OUT appears when it is complete. Until then the work stands in .OUT.work beside it: start the same command again after it
-was stopped, and it goes on.
+Documents are shuffled over all shards. A share of them, chosen by the hash of their text, is held out for evaluation.
+OUT appears when it is complete. Until then the work is in .OUT.work beside it. If the command was stopped, start it again to
+resume.
 
 Several machines with a shared file system write one corpus together: --part 1/3, 2/3 and 3/3, each on its machine. A
 part reads its share of the input; when all have read theirs (start a part again then, or give it --wait), it writes its
@@ -88,7 +88,7 @@ def run(options: argparse.Namespace) -> int:
     except (OSError, KeyboardInterrupt):
         folder = work_folder(options.out)
         if folder.exists():
-            warn(f"what is done stands in {folder}: the same command goes on from there")
+            warn(f"the finished part is in {folder}: start the same command again to resume")
         raise
 
 
@@ -220,5 +220,5 @@ def _named(parts: list[int], part: JobPart) -> str:
 def _part(text: str) -> JobPart:
     number, slash, of = text.partition("/")
     if not (slash and WHOLE.fullmatch(number) and WHOLE.fullmatch(of) and 1 <= int(number) <= int(of)):
-        raise argparse.ArgumentTypeError(f"'{text}' is no part I/N with I from 1 to N, such as 1/8")
+        raise argparse.ArgumentTypeError(f"'{text}' is not a part I/N with I from 1 to N, such as 1/8")
     return JobPart(int(number), int(of))

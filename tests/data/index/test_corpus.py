@@ -123,7 +123,7 @@ def test_text_that_the_tokenizer_cannot_encode_is_a_fault(
     assert fault.value.shard.endswith("0.tar")
 
 
-def test_lack_of_memory_is_no_fault_of_a_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lack_of_memory_is_not_a_fault_of_a_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = train_tokenizer([sentences(random.Random(1), 40)], 60)
 
     def lack(texts: list[str], add_special_tokens: bool) -> list[Any]:

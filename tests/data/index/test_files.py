@@ -187,7 +187,7 @@ COLUMN_FILES = {
 
 @pytest.mark.parametrize("name", ["crc32", "train", "validation"])
 @pytest.mark.parametrize("what", COLUMN_FILES)
-def test_a_column_that_is_no_array_of_numbers_is_refused_by_name(corpus: Path, what: str, name: str) -> None:
+def test_a_column_that_is_not_an_array_of_numbers_is_refused_by_name(corpus: Path, what: str, name: str) -> None:
     (corpus / "index" / f"{name}.npy").write_bytes(COLUMN_FILES[what])
     with pytest.raises(UserError, match=rf"{name}\.npy.*write the index again"):
         load_index(corpus)

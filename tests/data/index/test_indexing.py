@@ -123,7 +123,7 @@ def test_a_header_of_zeros_inside_a_tar_is_refused(tmp_path: Path) -> None:
     data = bytearray((tmp_path / "zeros.tar").read_bytes())
     data[borders[1] : borders[1] + RECORD] = bytes(RECORD)
     (tmp_path / "zeros.tar").write_bytes(data)
-    with pytest.raises(UserError, match=r"zeros\.tar goes on after its end-of-archive mark"):
+    with pytest.raises(UserError, match=r"zeros\.tar has data after its end-of-archive mark"):
         index_here([tmp_path / "zeros.tar"], tmp_path)
 
 
@@ -131,7 +131,7 @@ def test_joined_tars_are_refused(tmp_path: Path) -> None:
     """Every reader, webdataset's as well, would leave the second out."""
     three_members(tmp_path / "one.tar")
     (tmp_path / "two.tar").write_bytes((tmp_path / "one.tar").read_bytes() * 2)
-    with pytest.raises(UserError, match=r"two\.tar goes on after its end-of-archive mark"):
+    with pytest.raises(UserError, match=r"two\.tar has data after its end-of-archive mark"):
         index_here([tmp_path / "two.tar"], tmp_path)
 
 
@@ -156,7 +156,7 @@ def test_a_shard_whose_name_has_a_colon(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("content", [b"", b"text\n" * 300, b"PK\x03\x04" + bytes(2000)])
-def test_a_file_that_is_no_tar_is_refused_by_name(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_not_a_tar_is_refused_by_name(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "not.tar").write_bytes(content)
     with pytest.raises(UserError, match=r"shard .*not\.tar is"):
         index_here([tmp_path / "not.tar"], tmp_path)
@@ -243,7 +243,7 @@ def test_a_member_too_large_for_a_block_is_refused(tmp_path: Path, monkeypatch: 
         index_here([path], tmp_path)
 
 
-def test_folders_inside_a_tar_are_no_samples(tmp_path: Path) -> None:
+def test_folders_inside_a_tar_are_not_samples(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
         folder = tarfile.TarInfo("b")
         folder.type = tarfile.DIRTYPE
@@ -321,7 +321,7 @@ class TestMerge:
         again = merge_indexes([one, other], tmp_path / "again")
         assert again.digest == digests[0]
 
-    def test_parts_that_read_text_otherwise_are_refused(self, tmp_path: Path) -> None:
+    def test_parts_that_read_text_in_other_ways_are_refused(self, tmp_path: Path) -> None:
         one, other = self.parts(tmp_path)
         held_out = index_here([tmp_path / "a" / "0.tar"], tmp_path / "c", split="by_hash", fraction=0.5)
         with pytest.raises(UserError, match=r"c and .*a cannot be joined: --val-fraction 0\.5 .* --val-fraction 0 "):

@@ -57,7 +57,7 @@ def test_a_place_that_the_header_names_holds_what_was_indexed_or_is_refused(corp
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:9/0.tar", "s3://bucket/0.tar"])
-def test_remote_shards_are_met_when_they_are_read(corpus: Path, url: str) -> None:
+def test_remote_shards_are_checked_only_when_they_are_read(corpus: Path, url: str) -> None:
     header = json.loads((corpus / "index.json").read_text())
     header["shards"][0]["url"] = url
     (corpus / "index.json").write_text(json.dumps(header))
@@ -137,7 +137,7 @@ def test_lists_of_blocks_that_do_not_fit_the_table_are_refused(corpus: Path, tra
         load_index(corpus)
 
 
-def test_a_list_that_names_no_block_of_the_table_is_refused(corpus: Path) -> None:
+def test_a_list_with_a_block_that_the_table_lacks_is_refused(corpus: Path) -> None:
     def change(header: dict, columns: dict) -> None:
         columns["train"][-1] = 99
 
@@ -148,7 +148,7 @@ def test_a_list_that_names_no_block_of_the_table_is_refused(corpus: Path) -> Non
 
 @pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo, lambda file: file.symlink_to("/dev/zero")])
 @pytest.mark.parametrize("name", ["index.json", "index/crc32.npy", "0.tar"])
-def test_what_is_no_file_is_not_waited_for(corpus: Path, name: str, make: Callable[[Path], None]) -> None:
+def test_reading_never_hangs_on_what_is_not_a_file(corpus: Path, name: str, make: Callable[[Path], None]) -> None:
     """A pipe would be waited for, and a device be read without end."""
     (corpus / name).unlink()
     make(corpus / name)
@@ -166,7 +166,7 @@ def test_a_shard_at_an_impossible_place_is_refused(corpus: Path, url: str) -> No
         load_index(corpus)
 
 
-def test_a_block_that_no_memory_holds_is_refused(corpus: Path) -> None:
+def test_a_block_larger_than_any_memory_is_refused(corpus: Path) -> None:
     def change(header: dict, columns: dict) -> None:
         header["shards"][0]["bytes"] = 1 << 60
         columns["length"][0] = LARGEST_BLOCK_BYTES + 1
@@ -199,7 +199,7 @@ def test_a_remote_index_read_while_it_was_uploaded_is_fetched_again(
         assert copy.read_bytes() == good
 
 
-def test_a_remote_index_names_no_file_of_this_machine(
+def test_a_remote_index_that_names_a_file_of_this_machine_is_refused(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

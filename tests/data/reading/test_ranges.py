@@ -34,7 +34,7 @@ from .serving import CONTENT, CRC32, LENGTH, QUICK, START, block
     ],
     ids=lambda value: value.kind if isinstance(value, Fault) else "",
 )
-def test_what_cannot_be_reached_is_no_fault_of_the_data(server: FaultServer, fault: Fault, message: str) -> None:
+def test_what_cannot_be_reached_is_not_a_fault_of_the_data(server: FaultServer, fault: Fault, message: str) -> None:
     fault.at, fault.times = START + 40_000, -1
     server.reset(fault)
     with pytest.raises(UserError, match=message) as caught:
@@ -105,7 +105,7 @@ def test_a_refused_connection_and_an_unknown_host_are_named() -> None:
     ],
     ids=["503", "500", "stall", "reset", "404", "403", "flip"],
 )
-def test_another_attempt_of_the_run_may_find_a_server_that_is_down_but_no_object_that_is_not_right(
+def test_a_server_that_is_down_may_be_tried_again_but_not_a_wrong_object(
     fault: Fault, can_retry: bool, server: FaultServer
 ) -> None:
     server.reset(fault)
@@ -114,7 +114,7 @@ def test_another_attempt_of_the_run_may_find_a_server_that_is_down_but_no_object
     assert pickle.loads(pickle.dumps(caught.value)).can_retry == can_retry  # as it comes from a reader process
 
 
-def test_a_query_reaches_the_server_and_no_message(
+def test_a_query_reaches_the_server_but_no_message(
     server: FaultServer, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
@@ -157,7 +157,7 @@ def test_a_body_without_a_length_is_refused(server: FaultServer) -> None:
 
 
 @pytest.mark.parametrize("is_known", [False, True])
-def test_a_first_answer_that_takes_long_is_said(
+def test_a_slow_first_answer_is_reported(
     is_known: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.01)

@@ -79,7 +79,7 @@ def test_an_object_that_ends_before_the_range_is_truncated(server: FaultServer) 
     assert caught.value.kind == "truncated"
 
 
-def test_another_version_with_the_same_bytes_is_told_once(
+def test_another_version_with_the_same_bytes_is_reported_once(
     server: FaultServer, capfd: pytest.CaptureFixture[str]
 ) -> None:
     block(server)
@@ -185,7 +185,7 @@ def test_a_fetch_that_fails_leaves_what_was_there(server: FaultServer, tmp_path:
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("a.tar", b"before")]
 
 
-def test_an_object_has_no_more_bytes_than_it_may(server: FaultServer, tmp_path: Path) -> None:
+def test_an_object_with_more_bytes_than_it_may_have_is_refused(server: FaultServer, tmp_path: Path) -> None:
     """Whoever answers does not fill the memory or the disk; local files are held to the same."""
     copy = tmp_path / "copy"
     (tmp_path / "a.tar").write_bytes(CONTENT)
@@ -202,7 +202,7 @@ def test_an_object_has_no_more_bytes_than_it_may(server: FaultServer, tmp_path: 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.tar"]
 
 
-def test_a_wait_between_attempts_is_said_once_in_its_time(
+def test_a_wait_between_attempts_is_reported_once(
     server: FaultServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(remote, "SAID_WAIT_S", 0.0)

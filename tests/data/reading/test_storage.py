@@ -44,7 +44,7 @@ def test_a_missing_shard_is_named(tmp_path: Path) -> None:
             assert caught.value.kind == "missing"
 
 
-def test_a_file_that_cannot_be_read_is_no_fault_of_the_data(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_read_is_not_a_fault_of_the_data(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="Is a directory") as caught:
         open_range(str(tmp_path), 0, 1, 0)
     assert not isinstance(caught.value, DataFault)
@@ -130,7 +130,7 @@ def test_a_url_without_a_host_is_refused(url: str) -> None:
         is_remote(url)
 
 
-def test_a_file_url_names_no_host() -> None:
+def test_a_file_url_with_a_host_is_refused() -> None:
     assert (
         local_path("file:///data/a%20b.tar") == local_path("file://localhost/data/a%20b.tar") == Path("/data/a b.tar")
     )

@@ -27,7 +27,7 @@ def test_a_folder_is_searched_in_the_order_of_names(tmp_path: Path) -> None:
     assert len(set(numbers)) == len(numbers)
 
 
-def test_inputs_that_are_missing_or_hold_no_text_are_named(tmp_path: Path) -> None:
+def test_inputs_that_are_missing_or_without_text_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no file or folder .*none"):
         find_sources([str(tmp_path / "none")])
     (tmp_path / "picture.png").touch()
@@ -37,7 +37,7 @@ def test_inputs_that_are_missing_or_hold_no_text_are_named(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")])
-def test_what_is_no_file_is_not_waited_for(tmp_path: Path, make: Any) -> None:
+def test_reading_never_hangs_on_what_is_not_a_file(tmp_path: Path, make: Any) -> None:
     make(tmp_path / "a.txt")
     with pytest.raises(UserError, match=r"a\.txt is not a file or folder"):
         find_sources([str(tmp_path / "a.txt")])

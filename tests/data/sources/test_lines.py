@@ -105,7 +105,7 @@ def test_only_line_ends_end_a_line(tmp_path: Path, mark: str, end: str) -> None:
 
 @pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
 @pytest.mark.parametrize("layout", ["file", "blank-line"])
-def test_a_byte_order_mark_is_no_text(tmp_path: Path, suffix: str, layout: Any) -> None:
+def test_a_byte_order_mark_is_not_text(tmp_path: Path, suffix: str, layout: Any) -> None:
     """At the beginning of a file; anywhere else it is a character (a zero-width no-break space)."""
     text = tmp_path / f"a.txt{suffix}"
     text.write_bytes(packed("\ufeffone\ufeff\n\ufefftwo".encode(), suffix))
@@ -116,7 +116,7 @@ def test_a_byte_order_mark_is_no_text(tmp_path: Path, suffix: str, layout: Any) 
         assert texts(rows) == ["one", "\ufefftwo"]
 
 
-def test_a_line_or_a_document_beyond_any_measure_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_absurdly_long_line_or_document_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lines, "LONGEST_TEXT_BYTES", 100)
     (tmp_path / "a.jsonl").write_bytes(jsonl(["short", "x" * 90]))
     (tmp_path / "b.txt").write_text("x" * 101)
@@ -125,7 +125,7 @@ def test_a_line_or_a_document_beyond_any_measure_is_refused(tmp_path: Path, monk
         texts(tmp_path / "a.jsonl")
     with pytest.raises(UserError, match=r"b\.txt: one document has more than 100 bytes.*--blank-line"):
         texts(tmp_path / "b.txt")
-    with pytest.raises(UserError, match=r"c\.txt: the document that goes on at byte 68 has more than 100 bytes"):
+    with pytest.raises(UserError, match=r"c\.txt: the document around byte 68 has more than 100 bytes"):
         texts(tmp_path / "c.txt", layout="blank-line")
 
 

@@ -27,7 +27,7 @@ def test_documents_are_shuffled_over_shards(index: Index, documents: list[str]) 
     assert train != [text.strip() for text in documents if text.strip() in kept]
 
 
-def test_what_becomes_of_empty_repeated_and_long_documents(tmp_path: Path) -> None:
+def test_empty_documents_are_dropped_long_ones_split_and_copies_counted(tmp_path: Path) -> None:
     """A document of 3 MB is cut, "[MASK]" stays text, empty ones are counted, and copies are dropped if asked."""
     rng = random.Random(5)
     words = [str(rng.randrange(10**8)) for _ in range(360_000)]

@@ -40,7 +40,7 @@ def tally(texts: list[str], sampled_one_in: int = 1) -> Report:
 
 
 @pytest.mark.parametrize(("script", "text"), WORDS.items())
-def test_letters_are_told_by_their_script(script: str, text: str) -> None:
+def test_letters_are_counted_by_their_script(script: str, text: str) -> None:
     counts = dict(zip(("none", *NAMES), script_counts(text + " 123 ,.!?\n€😀").tolist(), strict=True))
     letters = sum(letter.isalpha() for letter in text)
     assert counts[script] == letters > 0

@@ -101,7 +101,7 @@ def test_a_folder_that_exists_is_never_touched(tmp_path: Path) -> None:
     assert files_of(tmp_path / "out") == {"mine": b"mine"}
 
 
-def test_after_a_failure_the_same_call_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_after_a_failure_the_same_call_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*arguments: Any, **options: Any) -> None:
         raise OSError("No space left on device")
 

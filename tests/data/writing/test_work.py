@@ -21,7 +21,7 @@ from maskloom.tokenizers.base import Tokenizer
 from .making import SMALL, files_of, write_jsonl
 
 
-def test_work_that_was_begun_otherwise_is_refused_with_what_differs(tmp_path: Path) -> None:
+def test_work_with_other_settings_is_refused_with_the_differences(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", ["text", "more"])
     two = JobPart(2, 2)
     write_part([str(path)], tmp_path / "out", Options(seed=3), two)

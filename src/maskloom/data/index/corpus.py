@@ -30,13 +30,13 @@ from maskloom.tokenizers.base import Tokenized, Tokenizer
 
 @dataclass(frozen=True)
 class Index:
-    """A corpus as its index describes it. Picklable: another process opens the files again.
+    """A corpus as its index describes it. Picklable: the other process opens the files again.
 
     Attributes:
         folder: path or URL of the folder where `index.json` stands; relative URLs start there.
         header: `index.json`.
         columns: one array a column, each [blocks].
-        train_blocks, held_out_blocks: numbers of the blocks with a document for training, and with a held-out one.
+        train_blocks, held_out_blocks: numbers of the blocks that have a document for training, and a held-out one.
         files: local folder of the columns.
         settings: how bytes are fetched.
     """
@@ -77,7 +77,7 @@ class Index:
         return shard, self.url(shard), int(self.columns["offset"][block])
 
     def read(self, block: int) -> io.BytesIO:
-        """The bytes of one block, a tar stream. Raises DataFault where they are not what was indexed."""
+        """The bytes of one block, a tar stream. Raises DataFault if they are not what was indexed."""
         shard, url, offset = self.place(block)
         length, crc32 = int(self.columns["length"][block]), int(self.columns["crc32"][block])
         return open_range(url, offset, length, crc32, shard.sha256, self.settings)
@@ -86,16 +86,16 @@ class Index:
         """The documents of one block that belong to `split`.
 
         Args:
-            stream: the block's bytes, where they were read already.
+            stream: the block's bytes, if they were read already.
 
         Raises:
             DataFault: the block's bytes or its number of documents are not what was indexed.
             UserError: token shards, which hold no text.
         """
         if self.tokenizer_fingerprint:
-            raise UserError(f"{shown(self.folder)} holds token shards: there is no text in them. Name the text shards")
+            raise UserError(f"{shown(self.folder)} holds token shards, which have no text: name the text shards")
         shard, url, offset = self.place(block)
-        # Samples that were bad when the shard was indexed were left out then, and are left out here.
+        # Indexing left out samples that were bad then, so reading must leave them out too.
         on_bad = (lambda fault: None) if self.header["bad_documents"] else None
         documents = list(
             read_documents(stream or self.read(block), shown(url), self.header["text_key"], offset, on_bad=on_bad)
@@ -117,8 +117,8 @@ class Index:
         """Token ids of the documents of one block that belong to `split`, from text or token shards alike.
 
         Raises:
-            DataFault: as `documents` and `token_block`, for text that the tokenizer cannot encode, and for ids that it does
-                not have.
+            DataFault: as `documents` and `token_block`. Also for text that the tokenizer cannot encode, and for ids that it
+                does not have.
         """
         if not self.tokenizer_fingerprint:
             documents = self.documents(block, split, stream)
@@ -139,7 +139,7 @@ class Index:
         return found.documents.select(found.held_out == (split == "validation"))
 
     def check_tokenizer(self, tokenizer: Tokenizer) -> None:
-        """Raises UserError where these are token shards of another tokenizer, or of another version of tokenizing."""
+        """Raises UserError if these are token shards of another tokenizer, or of another version of tokenizing."""
         if self.tokenizer_fingerprint not in (None, tokenizer.fingerprint):
             raise UserError(
                 f"the token shards in {shown(self.folder)} were made with another tokenizer (fingerprint "
@@ -149,7 +149,7 @@ class Index:
         if self.tokenizing not in (None, tokenizer.tokenizing):
             raise UserError(
                 f"the token shards in {shown(self.folder)} were made by version {self.tokenizing} of tokenizing, and text is "
-                f"read by version {tokenizer.tokenizing} here, which can give other ids: name the text shards, or make all token "
+                f"read by version {tokenizer.tokenizing} here. That can give other ids: name the text shards, or make all token "
                 "shards again with `maskloom shards`"
             )
 
@@ -167,12 +167,12 @@ class Index:
 
 
 def text_hash(text: str) -> int:
-    """A 32-bit hash of a document's text, white space at its ends aside."""
+    """A 32-bit hash of a document's text. White space at its ends does not count."""
     return int.from_bytes(hashlib.blake2b(text.strip().encode(), digest_size=4).digest(), "little")
 
 
 def held_out_threshold(fraction: float) -> int:
-    """Documents whose `text_hash` is below this are held out."""
+    """The bound below which a document's `text_hash` has to be for the document to be held out."""
     return int(fraction * 2**32)
 
 
@@ -189,7 +189,7 @@ def open_unverified(folder: str, header: dict[str, Any], files: Path, settings: 
 
 
 def _reopen(folder: str, files: Path, digest: str, settings: Storage) -> Index:
-    """Open an index that another process of this run has verified."""
+    """Open an index that another process of this run has verified already."""
     header = read_header(folder, folder_of(folder)[1], settings)
     if header["table_digest"] != digest:
         raise UserError(f"the index in {shown(folder)} was written anew while it was in use: start again")

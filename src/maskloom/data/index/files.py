@@ -29,20 +29,20 @@ from maskloom.errors import DataFault, UserError
 from maskloom.redaction import shown
 
 FORMAT, VERSION = "maskloom-index", 2
-LARGEST_HEADER_BYTES = 1 << 30  # of `index.json`: some five million shards
+LARGEST_INDEX_JSON_BYTES = 1 << 30  # some five million shards
 LARGEST_NPY_HEAD_BYTES = 16 << 10  # numpy reads no more than 10,000 bytes of it
 AGAIN = "restore it, or write the index again with `maskloom index` (a corpus of `maskloom shards`: write it again)"
 BLOCK = np.dtype(
     [("offset", "<i8"), ("length", "<i8"), ("documents", "<i4"), ("held_out", "<i4"), ("crc32", "<u4")]
 )  # a row of a shard's block table
 COLUMNS: dict[str, Any] = {"shard": np.dtype("<i4"), **{name: BLOCK[name] for name in BLOCK.names or ()}}
-LISTS = {"train": "documents", "validation": "held_out"}  # numbers of the blocks in which a column is not 0, int32
+LISTS = {"train": "documents", "validation": "held_out"}  # the numbers of the blocks in which a column is not 0, int32
 Split = Literal["train", "validation"]
 ShardSplit = Literal["train", "validation", "by_hash"]
 
 
 def _plain(text: str) -> str:
-    """JSON can write what is not text: half of a surrogate pair."""
+    """Refuse what JSON can write but text cannot hold: half of a surrogate pair, and the character 0."""
     text.encode()
     if "\0" in text:
         raise ValueError("it holds the character 0")
@@ -50,7 +50,7 @@ def _plain(text: str) -> str:
 
 
 Text = Annotated[str, pydantic.AfterValidator(_plain)]
-Count = Annotated[int, pydantic.Field(ge=0, lt=1 << 62)]  # all of them are counted in int64
+Count = Annotated[int, pydantic.Field(ge=0, lt=1 << 62)]  # sums of them are int64
 Size = Annotated[int, pydantic.Field(gt=0, lt=1 << 62)]
 
 
@@ -99,8 +99,8 @@ class Shard:
 
 @dataclass(frozen=True)
 class Tokens:
-    """What the ids of token shards were made with: the tokenizer's fingerprint, and the version of tokenizing, which the first
-    ones do not say."""
+    """What made the ids of token shards: the tokenizer's fingerprint and the version of tokenizing. Old shards lack the version:
+    it is 1."""
 
     tokenizer: str
     tokenizing: int = 1
@@ -116,7 +116,7 @@ class Tokens:
 
 
 def corpus_digest(header: dict[str, Any], columns: dict[str, NDArray[Any]]) -> str:
-    """What identifies a corpus of text: its shards' digests, its block table, how documents are found and held out."""
+    """The digest of a corpus of text, over its shards' digests, its block table, and how documents are found and held out."""
     identity: list[Any] = [VERSION, header["text_key"], header["held_out_threshold"]]
     identity.append([[shard["sha256"], shard["split"]] for shard in header["shards"]])
     identity += [hashlib.sha256(np.ascontiguousarray(columns[name]).data).hexdigest() for name in COLUMNS]
@@ -124,7 +124,7 @@ def corpus_digest(header: dict[str, Any], columns: dict[str, NDArray[Any]]) -> s
 
 
 def table_digest(header: dict[str, Any], columns: dict[str, NDArray[Any]]) -> str:
-    """Digest of everything that an index says, but for the URLs of its shards."""
+    """Digest of all that an index says, except the URLs of its shards."""
     kept = {key: value for key, value in header.items() if key not in ("table_digest", "shards")}
     shards = [{key: value for key, value in shard.items() if key != "url"} for shard in header["shards"]]
     return hashlib.sha256(json.dumps([kept, shards, corpus_digest(header, columns)]).encode()).hexdigest()
@@ -145,7 +145,7 @@ def folder_of(path: str | Path) -> tuple[str, str]:
 def read_header(folder: str, where: str, settings: Storage) -> dict[str, Any]:
     """The header of the index in `folder`, as plain values; messages call it `where`. Raises UserError if it is not one."""
     try:
-        data = read_whole(join(folder, "index.json"), settings, LARGEST_HEADER_BYTES)
+        data = read_whole(join(folder, "index.json"), settings, LARGEST_INDEX_JSON_BYTES)
         where = shown(where)
         header = json.loads(data)
     except DataFault as fault:
@@ -160,7 +160,7 @@ def read_header(folder: str, where: str, settings: Storage) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where} is not valid JSON: {error}") from None
     if not isinstance(header, dict) or header.get("format") != FORMAT or header.get("version") != VERSION:
-        raise UserError(f"{where} is no {FORMAT} of version {VERSION}: {AGAIN}")
+        raise UserError(f"{where} is not a {FORMAT} of version {VERSION}: {AGAIN}")
     try:
         return Header.model_validate(header).model_dump(exclude_unset=True)
     except pydantic.ValidationError as error:
@@ -174,7 +174,7 @@ def open_column(file: Path, size: int, dtype: Any, folder: str) -> NDArray[Any]:
         if file.exists() and not file.is_file():
             raise UserError(f"{file} is not a file: {AGAIN}")
         with file.open("rb") as column:
-            # `np.load` would open archives and pickles too, and make room for as many numbers as the head names.
+            # `np.load` would also open archives and pickles, and would allocate as many numbers as the head claims.
             if np.lib.format.read_magic(column) != (1, 0):
                 raise ValueError("not an array as it is written here")
             shape, _, found = np.lib.format.read_array_header_1_0(column)

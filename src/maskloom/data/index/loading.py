@@ -38,7 +38,7 @@ def load_index(path: str | Path, settings: Storage | None = None, finds_shards: 
     """Open and verify the index in a folder, local or remote (or the `index.json` itself).
 
     Args:
-        finds_shards: also see that the local shards are there, with their sizes.
+        finds_shards: also check that the local shards are there, with their sizes.
 
     Raises:
         UserError: there is none, it is of another version, its columns do not fit, or a shard is missing.
@@ -59,7 +59,7 @@ def load_index(path: str | Path, settings: Storage | None = None, finds_shards: 
 def _open_remote(folder: str, header: dict[str, Any], settings: Storage, where: str) -> Index:
     """A remote index, whose columns are fetched once a machine and user.
 
-    Copies that are not what the header says, perhaps fetched while the index was being uploaded, are fetched once more.
+    If the copies are not what the header says, they are fetched once more: perhaps someone was uploading the index.
     """
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     digest = hashlib.sha256(json.dumps(header["table_digest"]).encode()).hexdigest()  # a name, whatever the header says
@@ -75,7 +75,7 @@ def _open_remote(folder: str, header: dict[str, Any], settings: Storage, where: 
     were_there = any(copy.exists() for copy in copies.values())
     for name, copy in copies.items():
         if not copy.exists():
-            # As many numbers as there are blocks, at most; a server may send more.
+            # A column has at most one number a block, but a server may send more.
             largest = LARGEST_NPY_HEAD_BYTES + 8 * header["blocks"]
             fetch(join(folder, f"index/{name}.npy"), copy, settings, largest=largest)
     try:
@@ -90,7 +90,7 @@ def _open_remote(folder: str, header: dict[str, Any], settings: Storage, where: 
 
 def _open_verified(folder: str, header: dict[str, Any], files: Path, settings: Storage, where: str) -> Index:
     index = open_unverified(folder, header, files, settings)
-    # A count that changed would drop documents without a word, so that the whole table is checked at every start.
+    # A changed count would silently drop documents, so the whole table is checked at every start.
     if header["table_digest"] != table_digest(header, index.columns):
         raise UserError(f"{where} and its columns in {files / 'index'} are not what was written together: {AGAIN}")
     _check_table(index, where)
@@ -98,7 +98,7 @@ def _open_verified(folder: str, header: dict[str, Any], files: Path, settings: S
 
 
 def _check_table(index: Index, where: str) -> None:
-    if is_remote(index.folder):  # who wrote it does not choose files of this machine
+    if is_remote(index.folder):  # its author must not choose files of this machine
         for shard in index.shards:
             if not is_remote(index.url(shard)):
                 raise UserError(
@@ -121,17 +121,17 @@ def _check_table(index: Index, where: str) -> None:
             raise UserError(f"{where} lists blocks beyond the end of a shard, or counts below 0: {AGAIN}")
     for name, blocks in (("train", index.train_blocks), ("validation", index.held_out_blocks)):
         column = index.columns[LISTS[name]]
-        # All of them, not the ends: differences of int32 numbers far apart wrap round, and seem to ascend.
+        # Check all numbers, not just the ends: differences of distant int32 numbers wrap round and look ascending.
         is_inside = bool(((blocks >= 0) & (blocks < len(column))).all())
         is_ascending = not (np.diff(blocks) <= 0).any()
-        # So many numbers of blocks with a document, none of them twice, are the numbers of all such blocks.
+        # Same count and no duplicates: the list is complete.
         if not (is_inside and is_ascending and len(blocks) == np.count_nonzero(column) and column[blocks].all()):
             raise UserError(f"{where}: the list of {name} blocks does not fit the table: {AGAIN}")
 
 
 def _check_shards(index: Index, where: str) -> None:
-    """Local shards are there and have their sizes: all of them, or of a great many an even sample. What is remote is
-    met when it is read."""
+    """Check that local shards are there and have their sizes: all, or an even sample of a great many. Remote shards are checked
+    when they are read."""
     count = len(index.shards)
     chosen = range(count) if count <= SHARDS_CHECKED_AT_START else range(0, count, count // SHARDS_CHECKED_AT_START)
     for number in chosen:
@@ -145,7 +145,7 @@ def _check_shards(index: Index, where: str) -> None:
                 what = "is not a file" if file.exists() else "is missing"
                 raise UserError(f"shard {file}, listed in {where}, {what}: restore it, or make the corpus again")
             size = file.stat().st_size
-        except OSError as error:  # a name that no file can have, a folder that may not be read
+        except OSError as error:  # an impossible file name, or a folder without permission
             raise UserError(f"shard {file}, listed in {where}: {error.strerror}") from None
         if size != shard.bytes:
             raise UserError(

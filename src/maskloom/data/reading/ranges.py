@@ -55,7 +55,7 @@ _have_answered: set[str] = set()
 
 @dataclass(frozen=True)
 class RangeAnswer:
-    """The body that a server offers: bytes [start, stop) of an object of `total` bytes, in one version of it."""
+    """The body that a server offers: bytes [start, stop) of an object of `total` bytes, in one version."""
 
     response: urllib3.BaseHTTPResponse
     version: str
@@ -65,7 +65,12 @@ class RangeAnswer:
 
 
 class Broken(Exception):
-    """An attempt that may go better the next time; `wait_s` is what the server asked for."""
+    """An attempt that may succeed next time.
+
+    Attributes:
+        slow: bytes came, but too slowly.
+        wait_s: the pause that the server asked for.
+    """
 
     def __init__(self, reason: str, *, slow: bool = False, wait_s: float = 0.0) -> None:
         super().__init__(reason)
@@ -74,7 +79,7 @@ class Broken(Exception):
 
 @contextlib.contextmanager
 def ask_range(url: str, at: int, stop: int | None, settings: Storage, *, whole: bool) -> Iterator[RangeAnswer]:
-    """Ask for bytes [at, stop) of an object; `whole`: an answer with all of it is right too."""
+    """Ask for bytes [at, stop) of an object. With `whole`, an answer with all of the object is right too."""
     headers = {"Range": f"bytes={at}-{'' if stop is None else stop - 1}", "Accept-Encoding": "identity"}
     response = _request(url, headers, settings)
     try:
@@ -87,7 +92,7 @@ def ask_range(url: str, at: int, stop: int | None, settings: Storage, *, whole: 
         else:
             raise _refusal(url, response, at, settings)
     finally:
-        response.close()  # a connection whose body was read to its end has gone back to the pool already
+        response.close()  # does nothing if the body was read to its end: then the pool has the connection
 
 
 def _request(url: str, headers: Mapping[str, str], settings: Storage) -> urllib3.BaseHTTPResponse:
@@ -98,6 +103,7 @@ def _request(url: str, headers: Mapping[str, str], settings: Storage) -> urllib3
     timeout = urllib3.Timeout(connect=wait_s, read=wait_s)
     host = urlsplit(target).netloc.rpartition("@")[2]
     waits = f"{host} does not answer yet: waiting for it, {wait_s:g} s at most"
+    # Redirects are followed here, not by urllib3, so that each is checked. Retries are the caller's.
     for _ in range(MOST_REDIRECTS):
         try:
             is_known = host in _have_answered
@@ -128,12 +134,12 @@ def _request(url: str, headers: Mapping[str, str], settings: Storage) -> urllib3
 
 
 def _redirected(url: str, target: str, location: str) -> str:
-    """Where a redirect leads. Raises UserError for another host: who wrote the URL did not choose it."""
+    """Where a redirect leads. Raises UserError for another host, which the author of the URL did not choose."""
     try:
         there = urljoin(target, location)
         before, after = urlsplit(target), urlsplit(there)
     except ValueError:
-        raise UserError(f"{shown(url)} redirects to something that is no URL") from None
+        raise UserError(f"{shown(url)} redirects to something that is not a URL") from None
     if after.hostname != before.hostname or after.scheme not in ("https", before.scheme) or after.username:
         raise UserError(
             f"{shown(url)} redirects to {after.scheme}://{after.hostname}: redirects are followed on the same host "
@@ -184,14 +190,14 @@ def _nothing(url: str, response: urllib3.BaseHTTPResponse, at: int, stop: int | 
 
 
 def _refusal(url: str, response: urllib3.BaseHTTPResponse, at: int, settings: Storage) -> Exception:
-    """What an answer without data means: another attempt, an object that is missing, or an end."""
+    """The error for an answer without data: try again, a missing object, or a refusal."""
     said = f"status {response.status} {response.reason or ''}".rstrip()
     with contextlib.suppress(HTTPError, OSError):
         if code := S3_CODE.search(response.read1(4096, decode_content=False)):
             said += f", {code[1].decode()}"
     if response.status in TRY_AGAIN or response.status >= 500:
         wait_s = 0.0
-        with contextlib.suppress(InvalidHeader, ValueError, OverflowError):  # a number or date beyond any measure
+        with contextlib.suppress(InvalidHeader, ValueError, OverflowError):  # an absurd number or date
             wait_s = urllib3.Retry().parse_retry_after(response.headers.get("Retry-After", "0"))
         return Broken(f"the server answers {said}", wait_s=wait_s)
     if response.status in (404, 410):
@@ -225,7 +231,7 @@ def _version(response: urllib3.BaseHTTPResponse, total: int | None) -> str:
 
 
 def reason_of(error: Exception, settings: Storage) -> str:
-    """Why a request failed, in words that hold no URL."""
+    """Why a request failed, without any URL, which may hold a secret."""
     if isinstance(error, NameResolutionError):
         return "the name of its host is not known"
     if isinstance(error, ConnectTimeoutError) and not isinstance(error, NewConnectionError):
@@ -243,7 +249,7 @@ def reason_of(error: Exception, settings: Storage) -> str:
 
 
 def warn_of_host(url: str, message: str, for_s: float) -> None:
-    """Warn that a host keeps us waiting: once in that time, for all blocks that are waited for."""
+    """Warn that a host keeps us waiting: once in `for_s` seconds, however many blocks wait."""
     host, now_s = urlsplit(url).netloc, time.monotonic()
     if now_s >= _quiet_until_s.get(host, 0.0):
         _quiet_until_s[host] = now_s + for_s

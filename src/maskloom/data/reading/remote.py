@@ -51,7 +51,7 @@ def read_whole(url: str, settings: Storage, largest: int | None = None) -> bytes
 
 
 def fetch(url: str, path: Path, settings: Storage, on_bytes: Callable[[int], None], largest: int | None = None) -> None:
-    """Write all bytes of an object into the open file's `path`; `on_bytes` is told a negative count where it starts
+    """Write all bytes of an object to `path`. `on_bytes` gets the bytes as they come, and a negative count if the read starts
     again. Raises as `read_whole`."""
     with path.open("wb") as file:
 
@@ -77,7 +77,7 @@ def size_of(url: str, settings: Storage) -> int:
             with ask_range(url, 0, 1, settings, whole=True) as answer:
                 if answer.stop == 1:
                     for _ in _chunks(answer, 1, settings):
-                        pass  # a body that was read to its end leaves a connection that can be used again
+                        pass  # read the body to its end: then the connection can be used again
                 assert answer.total is not None, "asked for as a whole"
                 return answer.total
         except Broken as broken:
@@ -93,11 +93,11 @@ def _receive(
     clear: Callable[[], object],
     largest: int | None = None,
 ) -> str:
-    """Give the bytes [start, stop) of one version of an object to `write`, in order; returns the version.
+    """Give the bytes [start, stop) of one version of an object to `write`, in order. Returns the version.
 
     Args:
         stop: None: to the end.
-        clear: told when everything written so far belongs to another version.
+        clear: called when all that was written so far belongs to another version.
         largest: bytes that the whole may have; None: any number.
     """
     retries, whole = _Retries(url, settings), stop is None
@@ -111,7 +111,9 @@ def _receive(
                     clear()
                     at, stop = start, None if whole else stop
                     if answer.start != start:
-                        raise Broken("it changed while it was read")  # counted: mirrors may never agree
+                        raise Broken(
+                            "it changed while it was read"
+                        )  # a failed attempt: mirrors might alternate for ever
                 version = answer.version
                 stop = answer.total if whole else stop
                 if largest is not None and max(answer.stop, answer.total or 0) > largest:
@@ -125,13 +127,13 @@ def _receive(
         except Broken as broken:
             retries.after(broken, progress=furthest > before)
         except DataFault as fault:
-            fault.offset = start  # of the block, wherever the read had come to
+            fault.offset = start  # the block, not the byte that the read had come to
             raise
     return version
 
 
 def _chunks(answer: RangeAnswer, length: int, settings: Storage) -> Iterator[bytes]:
-    """The next `length` bytes of a body as they come. Raises Broken where it ends early, stalls or crawls."""
+    """The next `length` bytes of a body as they come. Raises Broken if it ends early, stalls or crawls."""
     since, recent = time.monotonic(), 0
     while length:
         try:
@@ -156,7 +158,7 @@ class _Retries:
         self.url, self.settings, self.failed = url, settings, 0
 
     def after(self, broken: Broken, *, progress: bool) -> None:
-        """Wait before the next attempt. Raises PassingFault when there is none left."""
+        """Wait before the next attempt. Raises PassingFault if none is left."""
         if progress and not broken.slow:
             self.failed = 0
             return
@@ -166,7 +168,7 @@ class _Retries:
                 f"{shown(self.url)} cannot be read: {broken}; {self.failed} attempt(s) in a row failed. Look at the "
                 "server and the network, or raise data.storage.attempts or data.storage.timeout_s"
             ) from None
-        # Ranks that lost one server together come back spread out, each at a time of its own.
+        # Spread the retries: all ranks lost the server at the same moment.
         wait_s = FIRST_WAIT_S * 4 ** (self.failed - 1) * (1 + os.getpid() % 256 / 512)
         wait_s = min(max(wait_s, broken.wait_s), self.settings.timeout_s)
         if wait_s >= SAID_WAIT_S:

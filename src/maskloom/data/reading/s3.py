@@ -16,10 +16,10 @@ SIGNED_FOR_S = 3600
 
 
 def list_tars(url: str, settings: Storage) -> list[str]:
-    """URLs of the tars below an S3 prefix, which is taken as a folder, in order of their names."""
+    """URLs of the tars in an S3 folder and below, in order of their names."""
     bucket, prefix = _bucket_and_key(url.rstrip("/") + "/")
     client = s3_client(os.getpid(), settings.timeout_s, settings.attempts)
-    from botocore.exceptions import BotoCoreError, ClientError  # there: the client was made
+    from botocore.exceptions import BotoCoreError, ClientError  # it is installed, or there would be no client
 
     try:
         pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
@@ -30,7 +30,7 @@ def list_tars(url: str, settings: Storage) -> list[str]:
 
 
 def signed_url(url: str, settings: Storage) -> str:
-    """The http(s) URL of an object of S3; made anew for each request, for credentials are renewed on the way."""
+    """The http(s) URL of an object of S3, signed anew for each request: credentials are renewed now and then."""
     bucket, key = _bucket_and_key(url)
     if not key:
         raise UserError(f"{url}: an S3 URL is s3://BUCKET/KEY")
@@ -40,7 +40,7 @@ def signed_url(url: str, settings: Storage) -> str:
     try:
         return str(client.generate_presigned_url("get_object", {"Bucket": bucket, "Key": key}, SIGNED_FOR_S))
     except (BotoCoreError, ValueError) as error:
-        raise UserError(f"{url}: boto3 makes no request of it: {error}") from None
+        raise UserError(f"{url}: boto3 cannot sign a request for it: {error}") from None
 
 
 def _bucket_and_key(url: str) -> tuple[str, str]:
@@ -52,7 +52,7 @@ def _bucket_and_key(url: str) -> tuple[str, str]:
 
 @functools.lru_cache(maxsize=8)
 def s3_client(pid: int, timeout_s: float, attempts: int) -> Any:
-    """The S3 client of process `pid`; anonymous where there are no credentials."""
+    """The S3 client of process `pid`. It is anonymous if there are no credentials."""
     try:
         import boto3
         from botocore import UNSIGNED
@@ -71,5 +71,5 @@ def s3_client(pid: int, timeout_s: float, attempts: int) -> Any:
         return session.client("s3", config=config)
     except (BotoCoreError, ValueError) as error:
         raise UserError(
-            f"boto3 finds no way to S3: {error}. Look at AWS_PROFILE, AWS_REGION, AWS_ENDPOINT_URL"
+            f"boto3 cannot be set up for S3: {error}. Look at AWS_PROFILE, AWS_REGION, AWS_ENDPOINT_URL"
         ) from None

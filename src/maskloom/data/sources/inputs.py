@@ -46,7 +46,7 @@ def find_sources(inputs: Sequence[str], text_key: str = "text") -> list[Source]:
 
     def take(found: list[Source]) -> None:
         for name, title in {source.name: source.title for source in found}.items():
-            path = os.path.realpath(name)
+            path = os.path.realpath(name)  # two names may be links to one file
             if path in taken:
                 also = f", also as {taken[path]}" if taken[path] != title else ""
                 raise UserError(f"{title} is given twice{also}: its documents would be taken twice. Name it once")

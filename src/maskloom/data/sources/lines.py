@@ -1,8 +1,8 @@
 """Documents in files of lines: JSON lines and plain text, compressed or not.
 
-A line of text ends with a line feed, a carriage return, or both (Python's universal newlines), and with nothing else: form
-feeds, U+0085 and U+2028 are characters of a line, though `str.splitlines` cuts there. A line of JSON ends with a line feed;
-white space around it is ignored. A byte order mark at the beginning of a file is not text.
+A line of text ends with a line feed, a carriage return, or both (Python's universal newlines), and with nothing else. Form
+feeds, U+0085 and U+2028 are characters of a line, though `str.splitlines` would cut there. A line of JSON ends with a line
+feed, and white space around it is ignored. A byte order mark at the beginning of a file is not text.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from maskloom.data.sources.compressed import DAMAGE, READ_BYTES, SUFFIXES, open_
 from maskloom.data.sources.source import LONGEST_TEXT_BYTES, RANGE_BYTES, Source, SourceKind, TextLayout, file_stamp
 from maskloom.errors import UserError
 
-COMPRESSION_RATIO = 4  # text bytes a compressed byte, as an estimate
+COMPRESSION_RATIO = 4  # text bytes a compressed byte, an estimate
 SKIP_BYTES = 1 << 20
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
@@ -49,16 +49,16 @@ def _whole_file(kind: str, file: Path, number: int, unit: str = "document") -> S
 
 
 def read_jsonl(source: Source, text_key: str, layout: TextLayout) -> Iterator[tuple[int, str]]:
-    """(byte offset of the line, text) of each line of a range; a null is an empty text.
+    """(byte offset of the line, text) of each line of a range. A null is an empty text.
 
     Raises:
-        UserError: naming file and byte, for what is no such object, a line beyond any measure, a damaged file.
+        UserError: with file and byte, if a line is not such an object or absurdly long, or the file is damaged.
     """
     with open_text(source.name) as stream:
         offset = source.start
         if offset:
-            # A line that began before this range is the previous range's; reading from one byte earlier also keeps a
-            # line that begins exactly here.
+            # A line that began earlier belongs to the previous range. Start one byte early, or we would skip a line that begins
+            # exactly here.
             stream.seek(offset - 1)
             offset += _skip_line(stream) - 1
         for start, line in _lines(stream, source, offset):
@@ -72,7 +72,7 @@ def read_text(source: Source, text_key: str, layout: TextLayout) -> Iterator[tup
     """(ordinal, text) of the documents of a `.txt` file: one, or those between blank lines.
 
     Raises:
-        UserError: naming file and byte, for what is not UTF-8, a document beyond any measure, a damaged file.
+        UserError: with file and byte, if text is not UTF-8 or absurdly long, or the file is damaged.
     """
     with open_text(source.name) as stream:
         if layout == "file":
@@ -82,7 +82,7 @@ def read_text(source: Source, text_key: str, layout: TextLayout) -> Iterator[tup
 
 
 def _whole(stream: IO[bytes], source: Source) -> bytes:
-    """All of a stream, read in parts: asked for all that a document may have, Python makes room for as much at once."""
+    """All of a stream, read in parts: Python would allocate at once whatever size we asked for."""
     data = bytearray()
     try:
         while part := stream.read(READ_BYTES):
@@ -104,7 +104,7 @@ def _split_at_blank_lines(stream: IO[bytes], source: Source) -> Iterator[str]:
                 document.append(text)
                 size += len(text)
                 if size > LONGEST_TEXT_BYTES:
-                    raise _too_long(source, f"the document that goes on at byte {offset}", "Put blank lines into it")
+                    raise _too_long(source, f"the document around byte {offset}", "Put blank lines into it")
             elif document:
                 yield "\n".join(document)
                 document, size = [], 0
@@ -113,13 +113,13 @@ def _split_at_blank_lines(stream: IO[bytes], source: Source) -> Iterator[str]:
 
 
 def _lines_of(text: str, is_first: bool) -> list[str]:
-    """The lines of a text up to a line feed, in which carriage returns may end others."""
+    """The lines of a text that ends with a line feed. Carriage returns may end more lines in it."""
     text = text.removeprefix("\ufeff") if is_first else text
     return text.replace("\r\n", "\n").replace("\r", "\n").removesuffix("\n").split("\n")
 
 
 def _lines(stream: IO[bytes], source: Source, offset: int) -> Iterator[tuple[int, bytes]]:
-    """(byte offset, line) from `offset`, where the stream stands."""
+    """(byte offset, line) from `offset` on, which is the stream's position."""
     try:
         while line := stream.readline(LONGEST_TEXT_BYTES + 1):
             if len(line) > LONGEST_TEXT_BYTES:
@@ -131,7 +131,7 @@ def _lines(stream: IO[bytes], source: Source, offset: int) -> Iterator[tuple[int
 
 
 def _skip_line(stream: IO[bytes]) -> int:
-    """Read to the end of a line and return the bytes read, in parts: the line may be longer than the memory."""
+    """Read to the end of a line, in parts, since it may be longer than the memory. Returns the number of bytes."""
     skipped = 0
     while part := stream.readline(SKIP_BYTES):
         skipped += len(part)
@@ -144,7 +144,7 @@ def _text_of(line: bytes, text_key: str, where: str) -> str:
     try:
         return document_from_json(line, text_key, where)
     except UserError:
-        # A null is a row without text, as tables have them. It is looked for here, off the path of good lines.
+        # A null is a row without text, as in tables. Look for it only here, so that good lines stay fast.
         try:
             value = json.loads(line)
         except (ValueError, RecursionError):

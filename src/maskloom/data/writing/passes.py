@@ -1,8 +1,8 @@
 """The two passes of a shuffle: documents to batch files, and batch files to shards.
 
 Pass 1 reads a batch of sources. The hash of a document's text chooses its bucket, so equal texts meet in one bucket. Pass 2 turns
-one bucket into one shard: its documents in the order of a hash of where they came from, many to a `.jsonl` member, which reads
-four times faster than one a member. So the shards depend only on the input and the options.
+one bucket into one shard. Its documents come in the order of a hash of their source and ordinal, many to a `.jsonl` member: that
+reads four times faster than one a member. So the shards depend only on the input and the options.
 
 Memory: a process holds one run of a batch (`run_bytes`), or the different texts of one bucket.
 """
@@ -40,7 +40,7 @@ QUOTE = json.JSONEncoder(ensure_ascii=False).encode
 
 @dataclass(frozen=True)
 class Options:
-    """How a corpus is written; the defaults are the command's."""
+    """How a corpus is written. The defaults are the command's."""
 
     text_key: str = "text"
     layout: TextLayout = "file"
@@ -54,11 +54,12 @@ class Options:
 
 @dataclass(frozen=True)
 class ShufflePlan:
-    """How pass 1 reads: picklable, the same for every batch.
+    """How the documents are spread over shards. Picklable, and the same for every batch.
 
     Attributes:
-        shards: number of buckets a split.
+        shards: number of buckets of each split.
         run_bytes: memory that records may take before they are written.
+        sampled_one_in: share of the documents whose scripts are counted.
     """
 
     options: Options
@@ -68,7 +69,7 @@ class ShufflePlan:
 
 
 def plan_shuffle(sources: Sequence[Source], options: Options) -> tuple[ShufflePlan, list[list[Source]]]:
-    """How many shards, and which sources are read together: from the estimated size of the text alone."""
+    """How many shards there are, and which sources are read together. Both follow from the estimated size of the text."""
     total = sum(source.bytes for source in sources)
     held_out = options.val_fraction
     shards: dict[Split, int] = {
@@ -89,12 +90,12 @@ def plan_shuffle(sources: Sequence[Source], options: Options) -> tuple[ShufflePl
 
 
 def split_document(text: str, longest_bytes: int) -> list[str]:
-    """Cut a document of more than `longest_bytes` of UTF-8 at paragraphs, lines or spaces; no text is lost but the
-    white space at the cuts."""
+    """Cut a document of more than `longest_bytes` of UTF-8 at paragraphs, lines or spaces. Only white space at the cuts is
+    lost."""
     parts: list[str] = []
     start = 0
     while True:
-        # No character is shorter than a byte. The whole rest is never encoded: that would be quadratic.
+        # A character has at least one byte, so so many characters are enough. To encode all of the rest would be quadratic.
         window = text[start : start + longest_bytes].encode()[:longest_bytes].decode("utf-8", "ignore")
         if start + len(window) == len(text):
             return [part for part in [*parts, window] if part]
@@ -131,7 +132,7 @@ def _read_into(spill: SpillWriter, counter: TextCounter, source: Source, shuffle
         hashed = text_hash(text)
         if counter.add(text, len(data), hashed):
             report.longest = source.place(ordinal)
-        # By the whole document, before it is cut: its parts must not stand on both sides.
+        # The whole document chooses, before it is cut: its parts must not stand on both sides.
         split: Split = "validation" if hashed < threshold else "train"
         parts = [data]
         if len(data) > options.longest_document_bytes:
@@ -159,7 +160,7 @@ def write_shard(number: int, work: WorkFolder, shuffle: ShufflePlan, tokenizer: 
 
 
 def _bucket_of(work: WorkFolder, number: int) -> list[Record]:
-    """A bucket's records in their order; of equal texts one is held."""
+    """A bucket's records in their order. Equal texts are held in memory once."""
     texts: dict[bytes, bytes] = {}
     records: list[Record] = []
     for batch in range(work.plan.batches):
@@ -171,9 +172,11 @@ def _bucket_of(work: WorkFolder, number: int) -> list[Record]:
 def _write_tar(
     work: WorkFolder, number: int, documents: Sequence[bytes], options: Options, tokenizer: Tokenizer | None
 ) -> tuple[IndexedShard, IndexedShard | None]:
-    """The shard's rows of the index; with a tokenizer those of the token shard, and of its text, which is not kept."""
+    """Write a shard; returns its rows of the index. With a tokenizer: those of the token shard, and of its text shard, which is
+    not kept."""
     path = work.shard(number)
     split, _, bucket = path.stem.partition("-")
+    # Token shards take over the block table of the text shard, so write that first, as a temporary.
     text_path = work.temporary(f"text-{path.name}") if tokenizer else path
     with work.writing(text_path) as file, webdataset.TarWriter(file, mtime=0) as tar:
         for member, lines in enumerate(_members(documents, min(MEMBER_BYTES, options.block_bytes))):
@@ -194,11 +197,11 @@ def _write_tar(
 
 
 def _members(documents: Iterable[bytes], member_bytes: int) -> Iterator[bytes]:
-    """Lines of JSON, in members of about so many characters: a block holds at least one."""
+    """Lines of JSON, in members of about `member_bytes` characters. A block holds at least one member."""
     lines: list[str] = []
     size = 0
     for text in documents:
-        lines.append(f'{{"text": {QUOTE(text.decode())}}}')  # as `json.dumps` writes it, twice as fast
+        lines.append(f'{{"text": {QUOTE(text.decode())}}}')  # as `json.dumps` would, but twice as fast
         size += len(lines[-1])
         if size >= member_bytes:
             yield ("\n".join(lines) + "\n").encode()

@@ -63,16 +63,17 @@ def write_shards(
 
     Args:
         tokenizer: write token shards, with the identity of the text shards that the same options give.
-        on_stage: told the name and size of each stage ("reading", bytes; "writing", shards); returns what is told progress.
+        on_stage: called with name and size of each stage ("reading", bytes; "writing", shards). Returns the function that is
+            called with the progress.
 
     Raises:
-        UserError: `out` exists, or bad input (naming file and place): nothing is left behind then. After any other error
-            the same call goes on where it ended.
+        UserError: `out` exists, or bad input (with file and place): nothing is left behind then. After any other error, the
+            same call resumes the work.
     """
     try:
         write_part(inputs, out, options, JobPart(), processes, tokenizer=tokenizer, on_stage=on_stage)
     except BadInput as error:
-        if not error.work.is_shared:
+        if not error.work.is_shared:  # other machines may still need what they did
             shutil.rmtree(error.work.folder)
         raise
     index, report = finish_or_open(out)
@@ -81,10 +82,10 @@ def write_shards(
 
 
 class BadInput(UserError):
-    """The input cannot be read: whatever was done with it is of no use.
+    """The input cannot be read, so whatever was made of it is of no use.
 
     Attributes:
-        work: what was begun.
+        work: the work that was begun.
     """
 
     def __init__(self, message: str, work: WorkFolder) -> None:
@@ -104,22 +105,21 @@ def write_part(
     on_stage: OnStage = lambda name, total: lambda amount: None,
     on_wait: Callable[[list[int]], None] = lambda parts: None,
 ) -> list[int]:
-    """Do one part's share of the work on `out`; `finish` makes the corpus when all parts are done.
+    """Do one part's share of the work on `out`. `finish` makes the corpus when all parts are done.
 
     Args:
-        wait: wait until the other parts have read, in place of returning.
-        on_wait: told the numbers of the parts that have not read yet, whenever they change.
+        wait: wait until the other parts have read, instead of returning.
+        on_wait: called with the numbers of the parts that have not read yet, whenever they change.
 
     Returns:
-        Numbers of the parts that have not read all of their input: this part's shards can be written when they have. Empty:
-        they are written, or `out` is complete already: made by the same plan, and another process finished it meanwhile
-        or was killed when it did.
+        Numbers of the parts that have not read all of their input yet. This part can write its shards when they have. Empty: the
+        shards are written, or `out` is complete already by the same plan.
 
     Raises:
         UserError: `out` exists, bad input, other work on `out` was begun, or another process works on this part.
     """
     if not work_folder(out).exists():
-        refuse_existing(out)  # before anything is downloaded
+        refuse_existing(out)  # fail before anything is downloaded
     sources = find_sources(inputs, options.text_key)
     if any(kind.holds_copies for given in inputs if (kind := input_kind(given))):
         options = replace(options, deduplicate=True)
@@ -152,7 +152,7 @@ def finish(out: Path) -> tuple[Index, Report | None]:
     """Make the index of the shards that all parts wrote, and rename them to `out`.
 
     Returns:
-        The index, and the report on the text where it was read (None: the blocks of a corpus were tokenised).
+        The index, and the report on the text. The report is None if the blocks of a corpus were tokenised.
 
     Raises:
         UserError: no work on `out`, a part that is not done (named), or no text at all.
@@ -174,36 +174,36 @@ def finish(out: Path) -> tuple[Index, Report | None]:
     except BadInput:
         shutil.rmtree(work.folder)
         raise
-    remove_finished(out)  # with the lock released: NFS keeps a file that is open, and then its folder
+    remove_finished(out)  # after the lock is released: NFS keeps an open file, and with it the folder
     return _open(out)
 
 
 def finish_or_open(out: Path) -> tuple[Index, Report | None]:
-    """As `finish`; an `out` that another process finished meanwhile is opened."""
+    """As `finish`. If another process finished `out` meanwhile, it is opened."""
     return _open(out) if out.exists() and not work_folder(out).exists() else finish(out)
 
 
 def read_report(out: Path) -> Report | None:
-    """The report on the text of a corpus, where it has one."""
+    """The report on the text of a corpus, if it has one."""
     file = out / "report.json"
     return Report.from_json(json.loads(file.read_bytes())) if file.exists() else None
 
 
 def _open(out: Path) -> tuple[Index, Report | None]:
-    return load_index(out.absolute()), read_report(out)  # absolute: a name such as "a:b" would read as a URL
+    return load_index(out.absolute()), read_report(out)  # absolute: "a:b" would look like a URL
 
 
 def _read_share(
     work: WorkFolder, shuffle: ShufflePlan, batches: list[list[Source]], pool: Pool, on_stage: OnStage
 ) -> None:
-    """Pass 1 of the batches that are this part's and were not read yet. Raises BadInput."""
+    """Pass 1 of this part's batches that were not read yet. Raises BadInput."""
     mine = [number for number in work.unread() if work.part.takes(number)]
     advance = on_stage("reading", sum(source.work_bytes for number in mine for source in batches[number]))
     job = functools.partial(read_batch, work=work, shuffle=shuffle)
     try:
         for size in pool.map(job, mine, [batches[number] for number in mine]):
             advance(size)
-        # Once more, though each was looked at when it was read: a network file system tells of a change late.
+        # Check once more, since a network file system may report a change late.
         for source in {source.name: source for number in mine for source in batches[number]}.values():
             check_unchanged(source)
     except UserError as error:
@@ -229,6 +229,7 @@ def _finish_text(work: WorkFolder) -> None:
     report = sum((Report.from_json(read_notes(work.batch(number))) for number in range(plan.batches)), Report())
     report.duplicates = sum(entry.duplicates for entry in entries)
     report.dropped = bool(plan.options["deduplicate"])
+    # Every piece that pass 1 wrote must have reached a shard in pass 2.
     found = sum(entry.records for entry in entries)
     if found != report.pieces:
         raise UserError(
