@@ -62,7 +62,7 @@ class Measured:
         import torch
 
         from maskloom.distributed import World
-        from maskloom.train.engine.building import start_distributed
+        from maskloom.train.engine.engine import start_distributed
         from maskloom.train.loop import prepare as prepared
         from maskloom.train.rank.heartbeats import Pulse
         from maskloom.train.trainer import Trainer

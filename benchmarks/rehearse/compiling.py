@@ -64,7 +64,7 @@ def variants() -> dict[str, Any]:
 
 
 def compile_whole(case: Any, layers: int, kernels: Any, pieces_a_row: tuple[int, ...]) -> Compilation:
-    """`model.compile`, as `engine.building.prepare_forward` does it for ZeRO 0 to 2."""
+    """`model.compile`, as `engine.forward.prepare_forward` does it for ZeRO 0 to 2."""
     with _recording() as (backend, compilation), _fake_tensors():
         model = _build(case, layers, kernels)
         model.compile(backend=backend, dynamic=False)
@@ -73,7 +73,7 @@ def compile_whole(case: Any, layers: int, kernels: Any, pieces_a_row: tuple[int,
 
 
 def compile_layers(case: Any, layers: int, kernels: Any, pieces_a_row: tuple[int, ...]) -> Compilation:
-    """The function of a layer alone, as `engine.building.prepare_forward` compiles it for ZeRO-3; the loss likewise."""
+    """The function of a layer alone, as `engine.forward.prepare_forward` compiles it for ZeRO-3; the loss likewise."""
     import torch
 
     from maskloom.models.layers import encoder_layer

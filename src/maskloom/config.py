@@ -7,7 +7,7 @@ checks what concerns it alone; `RunConfig` checks what several sections must agr
 from __future__ import annotations
 
 import itertools
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, cast
 
 import pydantic
 from pydantic import (
@@ -20,8 +20,10 @@ from pydantic import (
     PositiveInt,
     Tag,
 )
+from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
+from maskloom.extensions import where_names_come_from
 from maskloom.scalars import read_as
 
 BelowOne = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -281,7 +283,16 @@ class Phase(Section):
         return self
 
 
-class Muon(Section):
+class OptimizerSection(Section):
+    """Settings that one optimizer has for itself: they stand under its name in the section `optimizer`."""
+
+    @classmethod
+    def faults(cls, optimizer: Optimizer) -> list[str]:
+        """What else in the section `optimizer` does not go with this optimizer, and what to set."""
+        return []
+
+
+class Muon(OptimizerSection):
     """What Muon does with the matrices of the encoder layers (as DeepSpeed has it)."""
 
     lr: PositiveFloat | None = None
@@ -292,12 +303,33 @@ class Muon(Section):
     ns_method: Literal["gram", "standard"] = "gram"
     """Newton-Schulz iteration over the matrix (`standard`) or, cheaper where it is oblong, over its Gram matrix."""
 
+    @classmethod
+    def faults(cls, optimizer: Optimizer) -> list[str]:
+        """Gradients must not be clipped."""
+        if not optimizer.gradient_clipping:
+            return []
+        return [
+            "name muon needs gradient_clipping 0: DeepSpeed clips by a norm that is taken after the updates were "
+            "orthogonalised, and would shrink them all. Set gradient_clipping=0"
+        ]
+
+
+OPTIMIZERS: dict[str, type[OptimizerSection] | None] = {"adamw": None, "lamb": None, "muon": Muon}
+"""`optimizer.name` -> the settings that this optimizer has for itself. `maskloom.optim` knows all else of it."""
+
+
+def _is_optimizer(name: str) -> str:
+    if name not in OPTIMIZERS:
+        message = f"should be one of {', '.join(OPTIMIZERS)}; {where_names_come_from()}"
+        raise PydanticCustomError("name", "{message}", {"message": message})
+    return name
+
 
 class Optimizer(Section):
-    """AdamW (Loshchilov & Hutter, 2019), LAMB (You et al., 2019) or Muon (Jordan et al., 2024); no weight decay on biases
-    and LayerNorm. Muon moves the matrices of the encoder layers, and AdamW the rest."""
+    """AdamW (Loshchilov & Hutter, 2019), LAMB (You et al., 2019), Muon (Jordan et al., 2024), or one that `--import` added.
+    Biases and LayerNorm have no weight decay. Muon moves the matrices of the encoder layers, and AdamW the rest."""
 
-    name: Literal["adamw", "lamb", "muon"] = "adamw"
+    name: Annotated[str, pydantic.AfterValidator(_is_optimizer)] = "adamw"
     lr: PositiveFloat = 1e-4
     """Highest learning rate, reached at the end of the warm-up."""
     schedule: Literal["linear", "cosine", "wsd", "polynomial"] = "linear"
@@ -321,9 +353,11 @@ class Optimizer(Section):
 
     @pydantic.model_validator(mode="after")
     def _belong_together(self) -> Optimizer:
-        wrong = []
-        if self.muon is not None and self.name != "muon":
-            wrong.append(f"muon means nothing for name {self.name}: remove it, or set name to muon")
+        wrong = [
+            f"{other} means nothing for name {self.name}: remove it, or set name to {other}"
+            for other in OPTIMIZERS
+            if other != self.name and getattr(self, other, None) is not None
+        ]
         for schedule, (key, example) in SCHEDULE_KEYS.items():
             is_given = getattr(self, key) is not None
             if is_given and self.schedule != schedule:
@@ -332,14 +366,39 @@ class Optimizer(Section):
                 )
             if not is_given and self.schedule == schedule:
                 wrong.append(f"schedule {schedule} needs {key}: set it, for example to {example}")
-        if self.name == "muon" and self.gradient_clipping:
-            wrong.append(
-                "name muon needs gradient_clipping 0: DeepSpeed clips by a norm that is taken after the updates were "
-                "orthogonalised, and would shrink them all. Set gradient_clipping=0"
-            )
+        section = OPTIMIZERS[self.name]
+        wrong += section.faults(self) if section else []
         if wrong:
             raise ValueError("\n".join(wrong))
         return self
+
+    @pydantic.model_serializer(mode="wrap")
+    def _dump(self, dump: pydantic.SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without the sections of optimizers that were added: a run of another one is read without them too."""
+        tree: dict[str, Any] = dump(self)
+        return {key: value for key, value in tree.items() if key not in ADDED or value is not None}
+
+
+ADDED: set[str] = set()
+"""Optimizers that came with `--import`."""
+
+
+def add_optimizer(name: str, section: type[OptimizerSection] | None) -> None:
+    """Let configurations name an optimizer, and have its settings under that name.
+
+    Raises:
+        ValueError: the name is taken, or cannot be the name of a setting.
+    """
+    if name in OPTIMIZERS or name in Optimizer.model_fields or not name.isidentifier():
+        raise ValueError(f"an optimizer cannot be named {name!r}: these names are taken: {', '.join(OPTIMIZERS)}")
+    OPTIMIZERS[name] = section
+    if section is None:
+        return
+    ADDED.add(name)
+    # pydantic's own way to add a field: the classes that hold the section are made again.
+    Optimizer.model_fields[name] = FieldInfo(annotation=cast(Any, section | None), default=None)
+    Optimizer.model_rebuild(force=True)
+    RunConfig.model_rebuild(force=True)
 
 
 SCHEDULE_KEYS = {"wsd": ("decay_steps", "a tenth of the run's steps"), "polynomial": ("power", "0.5")}

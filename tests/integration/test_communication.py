@@ -17,7 +17,7 @@ from transformers import BertConfig
 
 from maskloom.config import Optimizer
 from maskloom.models.bert import MaskedLM
-from maskloom.optim.groups import parameter_groups
+from maskloom.optim import parameter_groups
 from maskloom.tokenizers.tokenizer import load_tokenizer
 
 from .conftest import final_weights, lines, train_in_ranks
@@ -200,13 +200,13 @@ def flops(line: dict, ranks: int) -> float:
 
 def test_sums_of_half_precision_are_made_in_full() -> None:
     """256 and 300 times 0.5: in bf16, whose numbers lie 2 apart there, every 0.5 would be lost."""
-    from maskloom.train.engine.stepping import _move_gradients
+    from maskloom.train.engine.engine import add_up
 
     module = torch.nn.Linear(3, 2, bias=False).to(torch.bfloat16)
     sums: dict[torch.nn.Parameter, torch.Tensor] = {}
     for number in range(301):
         module.weight.grad = torch.full_like(module.weight, 0.5 if number else 256.0)
-        _move_gradients(module, sums, is_last=number == 300)
+        add_up(module, sums, is_last=number == 300)
         assert (module.weight.grad is None) == (number < 300)
     assert module.weight.grad is not None
     assert module.weight.grad.tolist() == [[406.0] * 3] * 2

@@ -101,7 +101,7 @@ def spoil(spoils: Spoils, batches: str, kill_at: int = 0, kill_before_writing: b
 
 def snapshot(engine: Any) -> dict[str, Any]:
     """Copies of what an optimizer step changes: weights, their copies in fp32, moments, counts, the loss scale."""
-    from maskloom.train.engine.building import own_part
+    from maskloom.train.engine.reshape import own_part
 
     found: dict[str, Any] = {name: own_part(part).clone() for name, part in engine.module.named_parameters()}
     optimizer = engine.basic_optimizer

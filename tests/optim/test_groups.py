@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,7 +11,8 @@ from transformers import BertConfig
 
 from maskloom.config import Muon, Optimizer
 from maskloom.models.bert import MaskedLM
-from maskloom.optim.groups import adamw, lamb, parameter_groups
+from maskloom.optim import OPTIMIZERS, parameter_groups
+from maskloom.optim.kind import FromDeepSpeed
 
 
 def tiny_model() -> MaskedLM:
@@ -63,17 +63,21 @@ def test_left_out_settings_of_muon_are_those_of_the_configuration() -> None:
     assert (matrices["rate"], matrices["momentum"]) == (1.0, Muon().momentum)
 
 
-@pytest.mark.parametrize("build", [adamw, lamb])
-def test_the_settings_reach_the_optimizer(build: Callable[..., torch.optim.Optimizer]) -> None:
-    settings = Optimizer(lr=2e-3, beta1=0.8, beta2=0.95, eps=1e-7, weight_decay=0.2)
-    for group in build(tiny_model(), settings).param_groups:
+def built(model: MaskedLM, settings: Optimizer) -> torch.optim.Optimizer:
+    return OPTIMIZERS[settings.name].build(parameter_groups(model, settings), settings, FromDeepSpeed())
+
+
+@pytest.mark.parametrize("name", ["adamw", "lamb"])
+def test_the_settings_reach_the_optimizer(name: str) -> None:
+    settings = Optimizer(name=name, lr=2e-3, beta1=0.8, beta2=0.95, eps=1e-7, weight_decay=0.2)
+    for group in built(tiny_model(), settings).param_groups:
         assert (group["lr"], group["betas"], group["eps"], group["rate"]) == (2e-3, (0.8, 0.95), 1e-7, 1.0)
 
 
 def test_without_a_gradient_only_the_decay_moves_weights() -> None:
     model = tiny_model()
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    optimizer = adamw(model, Optimizer(lr=0.1, weight_decay=0.5))
+    optimizer = built(model, Optimizer(lr=0.1, weight_decay=0.5))
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()

@@ -121,8 +121,8 @@ class Loom:
     """maskloom, as `maskloom train` runs it on one device."""
 
     def __init__(self, system: System, training: Training, text: Text, device: Device) -> None:
-        from maskloom.train.engine.building import build_engine, start_distributed
-        from maskloom.train.engine.configuration import device_of
+        from maskloom.train.engine.device import device_of
+        from maskloom.train.engine.engine import Engine, start_distributed
 
         self.compiles_here = system.compiles
         self.config = run_config(system, training, text, device)
@@ -136,30 +136,29 @@ class Loom:
         self.layouts = phase_layouts(self.config, self.plan, self.world)
         model = first_model(training, tokenizer)
         settings = deepspeed_settings(self.config, self.plan, self.world)
-        self.engine = build_engine(self.config, model, settings, self.world)
-        self.module = self.engine.module
+        self.engine = Engine(model, self.config.engine, self.config.optimizer, settings, self.world)
+        self.module: nn.Module = self.engine.model
         if system.compiles:  # in place of how `engine.kernels` compiles; nothing has run yet
             self.module.compile(dynamic=False, mode=system.compiles)
         self.total_loss = torch.zeros((), dtype=torch.float64, device=self.device)
         self.number = 0
 
     def step(self, batch: Batch, lr: float) -> None:
-        from maskloom.train.engine.stepping import accumulate, apply_gradients
-
         self.engine.train()
         parts = micro_batches(*batch.content) if self.cuts_rows else batch.content
         with torch.profiler.record_function("bench: data"):
             buckets = [bucket.to(self.device) for bucket in parts]
-        for number, bucket in enumerate(buckets):
-            torch.manual_seed(make_key(self.config.seed, "dropout", self.number, number, 0) >> 1)
-            if self.compiles_here == "reduce-overhead":
-                torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]  # results of the micro-batch before may be overwritten
-            loss, _ = self.engine(bucket)
-            scaled = loss / batch.facts.predicted
-            accumulate(self.engine, scaled, is_last=number == len(buckets) - 1)
-            self.total_loss += scaled.detach().double()
+        with self.engine.accumulating(len(buckets)) as backward:
+            for number, bucket in enumerate(buckets):
+                torch.manual_seed(make_key(self.config.seed, "dropout", self.number, number, 0) >> 1)
+                if self.compiles_here == "reduce-overhead":
+                    torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]  # results of the micro-batch before may be overwritten
+                loss, _ = self.engine(bucket)
+                scaled = loss / batch.facts.predicted
+                backward(scaled)
+                self.total_loss += scaled.detach().double()
         with torch.profiler.record_function("bench: optimizer"):
-            apply_gradients(self.engine, lr)
+            self.engine.step(lr)
         self.number += 1
 
     def read(self, workers: int) -> Iterator[Batch]:

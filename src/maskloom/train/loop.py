@@ -26,10 +26,8 @@ from maskloom.status import EXIT_DONE, EXIT_STOPPED
 from maskloom.train.batches import ReadyStep
 from maskloom.train.checkpoint.fit import stored_tokenizing
 from maskloom.train.checkpoint.state import identity
-from maskloom.train.engine.building import start_distributed
-from maskloom.train.engine.configuration import device_of, resolve_precision
-from maskloom.train.engine.kernels import resolve_kernels
-from maskloom.train.engine.notes import notes_on_device
+from maskloom.train.engine.device import device_of, notes_on_device, resolve_kernels, resolve_precision
+from maskloom.train.engine.engine import start_distributed
 from maskloom.train.metrics import Metrics
 from maskloom.train.rank.watch import Watch
 from maskloom.train.run_dir import RunDir, check_model, reconcile

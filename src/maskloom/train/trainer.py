@@ -29,10 +29,9 @@ from maskloom.progress import say, size, warn
 from maskloom.train import checkpoint
 from maskloom.train.batches import ReadyStep, ready_steps
 from maskloom.train.divergence import collapsed, count_not_finite, diverged, first_not_finite
-from maskloom.train.engine.configuration import deepspeed_config, device_of, resolve_precision
-from maskloom.train.engine.engine import Engine
-from maskloom.train.engine.numerics import numerics_title
-from maskloom.train.engine.stepping import LossScaleCollapsed
+from maskloom.train.engine.configuration import deepspeed_config
+from maskloom.train.engine.device import device_of, numerics_title, resolve_precision
+from maskloom.train.engine.engine import Engine, LossScaleCollapsed
 from maskloom.train.evaluation import evaluate
 from maskloom.train.guard import NOT_FINITE, GuardState, after_step, highest_loss, must_go_back, objection
 from maskloom.train.metrics import Work, largest_memory_peaks
@@ -104,7 +103,8 @@ class Trainer:
         else:
             self.saver.last_good = None
             model, origin = build_model(config.model, plan.tokenizer, config.seed)
-        self.engine = Engine(config, model, deepspeed_settings(config, plan, world), world)
+        settings = deepspeed_settings(config, plan, world)
+        self.engine = Engine(model, config.engine, config.optimizer, settings, world)
         if state:
             self.engine.load(folder, same_spread, state.precision == config.engine.precision)
         self.step = self.pulse.step = state.step if state else 0
@@ -353,7 +353,8 @@ def deepspeed_settings(config: RunConfig, plan: DataPlan, world: World) -> dict[
     """The DeepSpeed configuration of this run at this world size."""
     layouts = phase_layouts(config, plan, world)
     accumulates = any(layout.micro_batches > 1 for layout in layouts)
-    return deepspeed_config(config, layouts[0].micro_batch_rows, accumulates, world.size)
+    passed = config.engine, config.optimizer, config.deepspeed
+    return deepspeed_config(*passed, layouts[0].micro_batch_rows, accumulates, world.size)
 
 
 def phase_layouts(config: RunConfig, plan: DataPlan, world: World) -> list[Layout]:

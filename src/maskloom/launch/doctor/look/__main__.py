@@ -41,7 +41,7 @@ def look(request: Request) -> Facts:
     import torch
 
     from maskloom.train.checkpoint.room import free_memory_bytes
-    from maskloom.train.engine.notes import unusable_gpus
+    from maskloom.train.engine.device import unusable_gpus
 
     gpus = look_at_gpus(torch.cuda.device_count())
     return Facts(

@@ -17,9 +17,11 @@ if TYPE_CHECKING:
 
 def as_a_rank(request: Request) -> dict[str, Any]:
     """What the first rank of this host would meet before its first step, and what of it is wrong."""
+    from maskloom import extensions
     from maskloom.config_file import load_config
     from maskloom.distributed import World
     from maskloom.errors import UserError
+    from maskloom.optim import OPTIMIZERS
     from maskloom.tokenizers.files import find_tokenizer
     from maskloom.train.engine.fused_adam import why_no_fused_adam
     from maskloom.train.engine.ops import stale_locks
@@ -27,6 +29,7 @@ def as_a_rank(request: Request) -> dict[str, Any]:
 
     found: dict[str, Any] = {"stale_locks": tuple(str(lock) for lock in stale_locks())}
     try:
+        extensions.load()
         config = load_config(request.config, request.overrides)
         found["corpora"] = tuple(look_at_corpora(config, request))
         with contextlib.suppress(UserError):  # `prepare` says it
@@ -37,7 +40,7 @@ def as_a_rank(request: Request) -> dict[str, Any]:
     except (UserError, OSError) as error:
         found["refusal"] = str(error)
         return found
-    if config.optimizer.name != "lamb" and look_for_cuda():
+    if OPTIMIZERS[config.optimizer.name].takes_fused_adam and look_for_cuda():
         why = why_no_fused_adam()
         found["fused_adam"] = f"torch's instead: {why}" if why else "installed, or compiled at the first start"
     return found

@@ -12,7 +12,7 @@ from maskloom.errors import UserError
 from maskloom.models.bert import MaskedLM
 from maskloom.models.kernels import KERNELS
 from maskloom.tokenizers.tokenizer import Tokenizer
-from maskloom.train.engine.building import prepare_forward
+from maskloom.train.engine.forward import prepare_forward
 from tests.models.test_bert import bucket, make_rows, tiny_config
 
 
