@@ -39,6 +39,7 @@ from maskloom.config_values import (
     BelowOne,
     Few,
     Folder,
+    PositiveShare,
     Section,
     Share,
     Steps,
@@ -48,9 +49,9 @@ from maskloom.config_values import (
 from maskloom.extensions import where_names_come_from
 
 __all__ = [
-    "ONE", "SEVERAL", "BatchWarmup", "Checkpoint", "Corpus", "Data", "Engine", "Evaluation", "Guard", "Logging", "Masking",
-    "Model", "Muon", "Optimizer", "OptimizerSection", "Phase", "RewarmUp", "RunConfig", "Section", "Storage", "Stretch",
-    "Timeouts",
+    "ONE", "SEVERAL", "BatchWarmup", "BelowOne", "Checkpoint", "Corpus", "Data", "Engine", "Evaluation", "Few",
+    "Guard", "Logging", "Masking", "Model", "Muon", "Optimizer", "OptimizerSection", "Phase", "PositiveShare",
+    "RewarmUp", "RunConfig", "Section", "Share", "Steps", "StepsOrNone", "Storage", "Stretch", "Timeouts", "Width",
 ]  # fmt: skip
 
 
