@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from maskloom.data.index.index import Index
 
 from maskloom import tokenizers
 from maskloom.config_file import parse_config
 from maskloom.data.batch import make_micro_batch
 from maskloom.data.cursors import first_cursors
-from maskloom.data.index.index import Index
 from maskloom.data.plan import DataPlan
 from maskloom.data.stream import read_steps
 from maskloom.distributed import World
