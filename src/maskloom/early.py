@@ -2,7 +2,7 @@
 
 Imports take seconds, and a stop may be asked for during them. Nothing has been written by then, so the program ends at once with
 the exit code of a stop. Later others handle these signals: the watch of a rank (`train/rank/stopping.py` has the whole way of a
-signal), or the process that starts the ranks (launch/). Once those are done, the exit code is settled and the signals are ignored.
+signal), or the process that starts the ranks (launch/). After those the exit code is settled, and the signals are ignored.
 
 This module imports only small modules of the standard library, so it is ready early.
 """
