@@ -14,7 +14,7 @@ from maskloom.program import EXIT_INTERRUPTED, Parser, run_program
 COMMANDS = {
     "shards": "write text as webdataset shards with an index",
     "index": "index webdataset tars that exist",
-    "tokenizer": "train a WordPiece tokenizer on shards",
+    "tokenizer": "train a tokenizer on shards",
     "doctor": "check whether a run would start, on this machine or on the hosts of a hostfile",
     "train": "train, on this machine or on the hosts of a hostfile",
     "status": "how a run stands, and what to do next",
@@ -23,7 +23,6 @@ COMMANDS = {
     "eval": "held-out loss of a run",
     "export": "write a run's model for Hugging Face",
     "fill": "fill the masks of a sentence",
-    "bench": "measure training steps beside plain Hugging Face",
 }
 
 

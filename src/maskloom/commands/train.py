@@ -66,7 +66,7 @@ def run(options: argparse.Namespace) -> int:
 
     import torch
 
-    from maskloom.train.loop import prepare
+    from maskloom.train.setup import prepare
 
     processes = options.processes or max(torch.cuda.device_count(), 1)
     if options.show_deepspeed:
@@ -98,7 +98,7 @@ def _on_hosts(options: argparse.Namespace, config: RunConfig, arguments: list[st
     from maskloom.launch.supervisor import OnHosts, supervise
     from maskloom.models.warm_start import tokenizer_of
     from maskloom.train.checkpoint.fit import stored_tokenizing
-    from maskloom.train.run_dir import check_model, reconcile
+    from maskloom.train.resume import check_model, reconcile
 
     if options.processes:
         raise UserError("--processes is for this machine: a hostfile says how many each host has, as slots=N")
@@ -117,15 +117,16 @@ def _on_hosts(options: argparse.Namespace, config: RunConfig, arguments: list[st
     check_model(known, tokenizer)
     run = Path(config.run_dir)
     begun = stored_tokenizing(run, known.from_)
-    DataPlan.of(known, open_corpora(known.data), tokenizer, begun).check_world(world)
+    DataPlan.of(
+        known.data, known.phases, known.masking, known.seed, open_corpora(known.data), tokenizer, begun
+    ).check_world(world)
     launch = OnHosts(hosts, arguments, run, _grace_s(config), ssh, options.master_addr)
     with Stop() as stop:
         return supervise(launch, run, options.max_restarts, stop)
 
 
 def _derived(config: RunConfig, world: World) -> dict[str, object]:
-    from maskloom.train.loop import prepare
-    from maskloom.train.trainer import deepspeed_settings
+    from maskloom.train.setup import deepspeed_settings, prepare
 
     prepared, plan = prepare(config, world)
     return deepspeed_settings(prepared, plan, world)
