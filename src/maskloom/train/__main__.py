@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    begin()  # before any other import, so that a stop is heard during them
+    begin()  # before the first import that takes time
     from maskloom.program import run_program
 
     run_program("maskloom.train", main)
