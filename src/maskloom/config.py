@@ -11,12 +11,7 @@ import itertools
 from typing import Annotated, Any, ClassVar, Literal, Self, cast
 
 import pydantic
-from pydantic import (
-    Field,
-    NonNegativeFloat,
-    PositiveFloat,
-    SerializeAsAny,
-)
+from pydantic import Field, NonNegativeFloat, PositiveFloat, SerializeAsAny
 from pydantic.fields import FieldInfo
 from pydantic_core import InitErrorDetails, PydanticCustomError, ValidationError
 
