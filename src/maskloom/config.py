@@ -8,12 +8,12 @@ of them from here. Each message says what to set instead.
 from __future__ import annotations
 
 import itertools
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, ClassVar, Literal, Self, cast
 
 import pydantic
-from pydantic import Field, NonNegativeFloat, PositiveFloat
+from pydantic import Field, NonNegativeFloat, PositiveFloat, SerializeAsAny
 from pydantic.fields import FieldInfo
-from pydantic_core import PydanticCustomError
+from pydantic_core import InitErrorDetails, PydanticCustomError, ValidationError
 
 from maskloom.config_sections import (
     ONE,
@@ -56,17 +56,41 @@ __all__ = [
 
 
 class Model(Section):
-    """Shape of the encoder, in the names of Hugging Face's `BertConfig`; the defaults are BERT-base's."""
+    """What all architectures have; the others' fields are in a section of each. They have Hugging Face's names."""
 
+    dropouts: ClassVar[tuple[str, ...]] = ()
+    """The fields that are probabilities of dropout: a run sets them, whatever it starts from."""
+
+    architecture: str = "bert"
+    """Kind of encoder, as `model_type` in a Hugging Face config.json. With `init` it follows from the checkpoint."""
     init: Annotated[str, pydantic.Field(min_length=1)] | None = None
     """Hugging Face checkpoint to start from (folder or name); its shape then holds, and no other may be given here."""
+    max_position_embeddings: Annotated[int, Field(ge=1, le=MOST_SEQ_LEN)] = 512
+    """Longest piece of a document, in tokens with [CLS] and [SEP]."""
+
+    @classmethod
+    def shape_fields(cls) -> set[str]:
+        """The fields that a checkpoint fixes."""
+        return set(cls.model_fields) - {"architecture", "init", "initializer_range", *cls.dropouts}
+
+    @pydantic.model_validator(mode="after")
+    def _shape_of_init(self) -> Self:
+        given = sorted(self.model_fields_set & self.shape_fields())
+        if self.init and given:
+            raise ValueError(f"init takes the shape from its checkpoint: remove {', '.join(given)}")
+        return self
+
+
+class Bert(Model):
+    """The names of Hugging Face's `BertConfig`; the defaults are BERT-base's."""
+
+    dropouts: ClassVar[tuple[str, ...]] = ("hidden_dropout_prob", "attention_probs_dropout_prob")
+
     hidden_size: Width = 768
     num_hidden_layers: Few = 12
     num_attention_heads: Few = 12
     intermediate_size: Width = 3072
     hidden_act: Literal["gelu", "gelu_new", "relu"] = "gelu"
-    max_position_embeddings: Annotated[int, Field(ge=1, le=MOST_SEQ_LEN)] = 512
-    """Longest piece of a document, in tokens with [CLS] and [SEP]."""
     hidden_dropout_prob: Share = 0.1
     attention_probs_dropout_prob: Share = 0.0
     """Dropout on attention weights. Above 0 the attention runs over padded rows with a mask, which is slower on GPUs."""
@@ -74,10 +98,7 @@ class Model(Section):
     layer_norm_eps: PositiveFloat = 1e-12
 
     @pydantic.model_validator(mode="after")
-    def _shape(self) -> Model:
-        given = sorted(self.model_fields_set & SHAPE_FIELDS)
-        if self.init and given:
-            raise ValueError(f"init takes the shape from its checkpoint: remove {', '.join(given)}")
+    def _heads(self) -> Bert:
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size {self.hidden_size} is no multiple of num_attention_heads {self.num_attention_heads}"
@@ -85,15 +106,14 @@ class Model(Section):
         return self
 
 
-SHAPE_FIELDS = {
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "intermediate_size",
-    "hidden_act",
-    "max_position_embeddings",
-    "layer_norm_eps",
-}
+MODELS: dict[str, type[Model]] = {"bert": Bert}
+"""The section of each architecture. `maskloom.models.architecture.add` adds a user's own."""
+
+
+def model_section(given: Any) -> type[Model] | None:
+    """The section that the `model` block of a tree of plain values is read by; None for an unknown architecture."""
+    name = given.get("architecture") if isinstance(given, dict) else None
+    return MODELS.get(name) if isinstance(name, str) else Bert
 
 
 class OptimizerSection(Section):
@@ -233,7 +253,7 @@ class RunConfig(Section):
     """Seed of everything random: order, packing, masks, dropout and the first weights."""
     data: Data
     masking: Masking = Masking()
-    model: Model = Model()
+    model: SerializeAsAny[Model] = Bert()
     optimizer: Optimizer = Optimizer()
     evaluation: Evaluation = Evaluation()
     checkpoint: Checkpoint = Checkpoint()
@@ -278,6 +298,22 @@ class RunConfig(Section):
             )
             stretches.append(Stretch(start, first, steps, lr, warmup_steps))
         return tuple(stretches)
+
+    @pydantic.field_validator("model", mode="wrap")
+    @classmethod
+    def _by_architecture(cls, given: Any, read: pydantic.ValidatorFunctionWrapHandler) -> Any:
+        if not isinstance(given, dict):
+            return read(given)
+        if section := model_section(given):
+            return section.model_validate(given)
+        name = given["architecture"]
+        said = PydanticCustomError(
+            "architecture",
+            "there is no such architecture; there are {known}, and one of your own comes with --import MODULE",
+            {"known": ", ".join(MODELS)},
+        )
+        fault = InitErrorDetails(type=said, loc=("architecture",), input=str(name))
+        raise ValidationError.from_exception_data("model", [fault])
 
     @pydantic.model_validator(mode="before")
     @classmethod

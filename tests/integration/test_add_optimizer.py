@@ -15,7 +15,7 @@ from maskloom import config as config_module
 from maskloom import extensions, optim
 from maskloom.config import RunConfig
 from maskloom.config_file import load_config
-from maskloom.models.bert import build_model
+from maskloom.models.build import build_model
 from maskloom.optim.schedule import learning_rate
 from maskloom.tokenizers.loading import load_tokenizer
 

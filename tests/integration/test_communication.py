@@ -16,7 +16,7 @@ import yaml
 from transformers import BertConfig
 
 from maskloom.config import Optimizer
-from maskloom.models.bert import MaskedLM
+from maskloom.models.masked_lm import MaskedLM, new_model
 from maskloom.optim import parameter_groups
 from maskloom.tokenizers.loading import load_tokenizer
 
@@ -117,7 +117,7 @@ def trained(corpus_dir: Path, tokenizer_dir: Path, tmp_path_factory: pytest.Temp
 
 @pytest.fixture(scope="module")
 def model(tokenizer_dir: Path) -> MaskedLM:
-    return MaskedLM(BertConfig(vocab_size=load_tokenizer(str(tokenizer_dir)).vocab_size, **MODEL))
+    return new_model(BertConfig(vocab_size=load_tokenizer(str(tokenizer_dir)).vocab_size, **MODEL))
 
 
 def up_to(number: int, multiple: int) -> int:

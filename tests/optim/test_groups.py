@@ -10,13 +10,13 @@ import torch
 from transformers import BertConfig
 
 from maskloom.config import Muon, Optimizer
-from maskloom.models.bert import MaskedLM
+from maskloom.models.masked_lm import MaskedLM, new_model
 from maskloom.optim import OPTIMIZERS, parameter_groups
 from maskloom.optim.kind import FromDeepSpeed
 
 
 def tiny_model() -> MaskedLM:
-    return MaskedLM(
+    return new_model(
         BertConfig(vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24)
     )
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from maskloom.early import begin
-from maskloom.program import Parser, add_overrides, run_program
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Train as one rank. Returns the exit code."""
     from maskloom import extensions
+    from maskloom.program import Parser, add_overrides
 
     parser = Parser(
         prog="maskloom.train",
@@ -43,5 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    begin()
+    begin()  # before the first import that takes time
+    from maskloom.program import run_program
+
     run_program("maskloom.train", main)

@@ -24,8 +24,9 @@ from maskloom.data.skew import notes_on_run
 from maskloom.distributed import World, gather_objects, sum_over_ranks
 from maskloom.errors import UserError
 from maskloom.models.attention import settle_attention
-from maskloom.models.bert import MaskedLM, build_defined, build_model, check_size
+from maskloom.models.build import build_defined, build_model
 from maskloom.models.flops import DTYPES, Shape, peak_of
+from maskloom.models.masked_lm import MaskedLM, attention_dropout_of, head_size_of
 from maskloom.models.warm_start import tokenizer_of
 from maskloom.processes import temporary_folder
 from maskloom.progress import say, size, warn
@@ -60,8 +61,7 @@ def prepare(config: RunConfig, world: World) -> tuple[RunConfig, DataPlan]:
     temporary_folder()
     tokenizer, corpora = tokenizer_of(config.tokenizer, config.model.init), open_corpora(config.data)
     config = reconcile(config, identity(corpora, tokenizer))
-    if check_model(config, tokenizer) is None:
-        check_size(config.model, tokenizer.vocab_size)
+    check_model(config, tokenizer)
     plan = DataPlan.of(
         config.data,
         config.phases,
@@ -147,9 +147,8 @@ def set_up(
     origin = restore(trainer, found)
 
     described, precision = trainer.engine.model.config, resolve_precision(config.engine.precision)
-    head_size = described.hidden_size // described.num_attention_heads
-    dropout = described.attention_probs_dropout_prob
-    attention = settle_attention(device, head_size, DTYPES[precision], dropout)
+    dropout = attention_dropout_of(described)
+    attention = settle_attention(device, head_size_of(described), DTYPES[precision], dropout)
     peak = peak_of(device, precision, config.logging.peak_tflops)
     own_flops = peak.flops if peak else math.nan  # which makes the sum unknown as well
     flops = float(sum_over_ranks(torch.tensor(own_flops, dtype=torch.float64, device=device)))
@@ -188,7 +187,7 @@ def restore(trainer: Trainer, found: Found | None) -> str:
     trainer.guard = state.guard_state() if state else GuardState()
     skipped, max_bad_share = state.skipped if state else 0, config.data.max_bad_share
     trainer.skipped = Skipped(trainer.run, plan, trainer.step, skipped, max_bad_share, world)
-    trainer.tally = Tally(state.tokens_seen if state else 0, trainer.device)
+    trainer.tally = Tally(state.tokens_seen if state else 0, trainer.device, len(trainer.shape.windows))
     return origin
 
 

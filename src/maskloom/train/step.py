@@ -37,7 +37,7 @@ class StepResult:
         accuracy: share of the predicted tokens that the model had right.
         lr: learning rate of the step.
         norm: of the global gradient before clipping; on a GPU still on the device: `float` waits for it.
-        counts: int64 [4] on the device, of the global batch; what `tally.counts_of` counts.
+        counts: int64 [3 + W] on the device, of the global batch; what `tally.counts_of` counts.
         refusal: why the step was not taken, None if it was. An overflow of fp16 is not a refusal.
         heard: what ranks told each other as the step began; on a GPU `read` waits for a copy made then.
     """

@@ -88,14 +88,9 @@ def chosen_blocks(index: Index, request: Request) -> list[int]:
 
 def parameters_of(config: RunConfig) -> int:
     """Parameters of the run's model, without memory for them."""
-    import torch
-
-    from maskloom.models.bert import MaskedLM, build_model, count_parameters
+    from maskloom.models import outline
     from maskloom.models.warm_start import tokenizer_of
     from maskloom.train.resume import check_model
 
     tokenizer = tokenizer_of(config.tokenizer, config.model.init)
-    described = check_model(config, tokenizer)
-    with torch.device("meta"):
-        model = MaskedLM(described) if described else build_model(config.model, tokenizer, config.seed)[0]
-    return count_parameters(model)
+    return outline.parameters_of(check_model(config, tokenizer))
