@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -30,6 +31,7 @@ def trainer(run_config: dict, write_config: Callable[[dict], Path]) -> Trainer:
     nothing: Any = None
     made = Trainer(config, World(), CPU, layouts, Pulse(), Notices(), nothing, nothing, [], plan)
     made.step, made.cursors, made.guard = 0, first_cursors(plan.lanes), GuardState()
+    made.shape = SimpleNamespace(distinct_windows=(None,))  # type: ignore[assignment]
     return made
 
 

@@ -147,7 +147,7 @@ def timed(steps: Iterator[ReadyStep], trainer: Trainer, metrics: Metrics) -> Ite
         if step is None:
             return
         waited_s = time.perf_counter() - began_s
-        if not has_begun:  # the start of the readers is no step's time
+        if not has_begun:  # the start of the readers does not belong to a step
             metrics.mark(metrics.marked_step, metrics.marked_tokens)
             has_begun, waited_s = True, 0.0
         metrics.waited(waited_s, trainer.plan.lanes * trainer.plan.lane_rows(step.number))

@@ -84,7 +84,7 @@ class Metrics:
         self.rows += rows
 
     def paused(self, seconds: float) -> None:
-        """Time spent on evaluation and checkpoints, which is no step's time."""
+        """Time spent on evaluation and checkpoints, which does not belong to a step."""
         self.idle_s += seconds
         self.time_left.paused(seconds)
 

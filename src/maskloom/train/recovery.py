@@ -1,7 +1,10 @@
 """When a run goes wrong: roll back to the last good checkpoint, and say what is not finite.
 
-steps refused in a row -> the newest checkpoint before them -> its weights, and the data after the refused steps
-rolled back to it too often, weights that are not finite, fp16 that collapsed -> an error that says what to do
+    several refused steps -> `roll_back`: the newest checkpoint before them, then the data after them
+    rolled back too often -> `diverged`: the error that ends the run, and says what to do
+    fp16 that collapsed   -> `collapsed`: the same, with the first layer that is not finite
+
+What makes the guard refuse a step stands in `refusal.py`.
 """
 
 from __future__ import annotations

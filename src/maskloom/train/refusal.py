@@ -1,13 +1,14 @@
 """Which steps are refused, and which data is skipped for it.
 
 **The guard** is a set of pure decisions on the losses of global batches. A step is refused if its loss or its gradients are not
-finite, or if its loss is a spike: more than `spike_sigma` standard deviations above the mean of the last `window_steps` losses
-that were taken (Groeneveld et al., 2024, do so in OLMo). A refused step leaves weights, moments and counts of the optimizer as
-they were. Every rank decides the same, from the same sum over ranks; so does a resumed run, from a few numbers of `data.json`.
+finite, or if its loss is a spike. A spike lies more than `spike_sigma` standard deviations above the mean of the last
+`window_steps` losses that were taken; Groeneveld et al. (2024) skip such steps in OLMo. A refused step leaves weights, moments
+and counts of the optimizer as they were. Every rank decides the same, from the same sum over ranks. So does a resumed run, from a
+few numbers of `data.json`.
 
-**Data passed over.** After several refused steps in a row the run rolls back (`recovery.py`) and skips their data. The rows of
+**Skipped data.** After several refused steps in a row the run rolls back (`recovery.py`) and skips their data. The rows of
 a run are a function of (corpus, seed, step) and of the skipped intervals: before some step the lanes jump. The intervals are
-kept in `RUN/passed_over.json`, written before the run goes on, and in `data.json` of every later checkpoint. So a run that is
+kept in `RUN/passed_over.json`, written before the run continues, and in `data.json` of every later checkpoint. So a run that is
 resumed anywhere jumps at the same step to the same place, at any world size.
 """
 

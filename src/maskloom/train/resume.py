@@ -1,7 +1,9 @@
 """Resume a run, or begin one from another: which settings may differ from those that it began with.
 
-RUN/config.yaml + the settings given -> the configuration to run with, or an error that lists every difference
-RUN/model, or the model of the run that it begins from -> whether it can be trained with these settings
+    `reconcile`    RUN/config.yaml and the settings given -> the configuration to run with, or an error that lists all differences
+    `check_model`  RUN/model, or the model of the run that it begins from -> can it be trained with these settings?
+
+Whether a checkpoint fits the data and the model, `checkpoint/fit.py` decides.
 """
 
 from __future__ import annotations
@@ -71,7 +73,7 @@ def reconcile(config: RunConfig, data: Mapping[str, Any] | None = None) -> RunCo
     if refused:
         raise UserError(
             f"the run in {folder} was started with another configuration:\n" + "\n".join(refused) + "\n"
-            "Set these back to go on with it, or set run_dir to a new folder for a new run (which from="
+            "Set these back to resume it, or set run_dir to a new folder for a new run (which from="
             f"{folder}@STEP begins with these weights)"
         )
     return config

@@ -38,7 +38,7 @@ class StepResult:
         lr: learning rate of the step.
         norm: of the global gradient before clipping; on a GPU still on the device: `float` waits for it.
         counts: int64 [3 + W] on the device, of the global batch; what `tally.counts_of` counts.
-        refusal: why the step was not taken, None if it was. fp16's own overflows are no refusal.
+        refusal: why the step was not taken, None if it was. An overflow of fp16 is not a refusal.
         heard: what ranks told each other as the step began; on a GPU `read` waits for a copy made then.
     """
 

@@ -13,14 +13,14 @@ sits at the same place, but synchronises the device after every call: what it me
 what goes into a reduce-scatter, of what comes out of a gather. A ring of P ranks sends 2 (P - 1) / P times them for an
 all-reduce and (P - 1) / P times for a reduce-scatter or a gather, from each rank. They are counted when the collective is issued.
 
-*Seconds*, on a CPU: the time for which the call blocks, and for asynchronous ones the wait for its handle. On a GPU, where
-calls return at once: the time between two events on the stream that the collective was issued from, which stands still
-until the collective is over; for asynchronous ones between two events around the wait. Both include waiting for slower ranks.
+*Seconds*, on a CPU: the time for which the call blocks, and for asynchronous ones the wait for its handle. On a GPU
+calls return at once. So it is the time between two events on the stream that the collective was issued from, which stands still
+until the collective is over. For asynchronous ones the events stand around the wait. Both include waiting for slower ranks.
 Under `engine.overlap` that stream is one of DeepSpeed's own, and its time passes beside the backward's: seconds of
 communication are then not seconds that the step takes longer. Events are read when a line is logged, long after they
 happened: nothing here waits within a step.
 
-**Own time** is what a rank spends neither sending nor waiting. Evaluations and saves are no part of a step's time.
+**Own time** is what a rank spends neither sending nor waiting. The time of evaluations and saves does not belong to a step.
 
 **Time left** leaves out the start of a process and the first step after it (or after a roll-back, or of a phase): they load,
 compile and warm up. Step time is taken per token slot and phase: phases differ in rows and slots, and a batch can grow. A phase

@@ -1,4 +1,4 @@
-"""Checkpoints: saved while training goes on, verified, found, loaded at another world size and ZeRO stage, forked.
+"""Checkpoints: saved while training continues, verified, found, loaded at another world size and ZeRO stage, forked.
 
     RUN/checkpoints/step-00001000/{DeepSpeed's files, data.json, manifest.json}   RUN/checkpoints/latest.json
 

@@ -25,7 +25,7 @@ BEAT_S = 2.0
 ANSWER_S = 10.0
 """Longest wait for an answer of the store."""
 LOOK_S = 3 * BEAT_S
-"""How long to look whether a rank's beats go on."""
+"""How long to look whether a rank's beats continue."""
 COLLECTIVES = (f"torch{os.sep}distributed{os.sep}", f"deepspeed{os.sep}comm{os.sep}")
 
 T = TypeVar("T")

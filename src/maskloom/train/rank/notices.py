@@ -20,7 +20,7 @@ or never will be."""
 class Heard:
     """How many ranks gave each notice with one step.
 
-    From a GPU the sums are copied as soon as they are there, while it goes on with the step. `read` waits for that copy alone.
+    From a GPU the sums are copied as soon as they are there, beside the rest of the step. `read` waits for that copy alone.
     """
 
     def __init__(self, sums: torch.Tensor) -> None:

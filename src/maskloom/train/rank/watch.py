@@ -171,7 +171,7 @@ class Watch:
         if is_a_peers(error) and self.board is not None:
             noticed = str(error).strip().split("\n")[0].split(". This is typically")[0]
             self._report(f"{self._culprit(is_hung=False)}. {self.me()} noticed: {noticed}", "Look at that host.", True)
-        elif isinstance(error, InUse):  # the run goes on: nothing of it failed
+        elif isinstance(error, InUse):  # another process trains: nothing of the run failed
             (complain if self.run.is_writer else self.log.write)(f"maskloom: {self.me()}: {error}")
         else:
             if not is_expected and (self.log.path is None or self.run.world.size == 1):
@@ -200,7 +200,7 @@ class Watch:
                 self.pulse.forgive(stood_still_s)
             try:
                 self._look_round()
-            except Exception as error:  # it must go on watching
+            except Exception as error:  # it must keep watching
                 if self.log is not None:
                     self.log.add_traceback(error)
 
