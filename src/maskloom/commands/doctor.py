@@ -89,7 +89,7 @@ def visit(
     if run and (holder := holder_of(run)):
         of_run.append(("lock", ("fail", f"the run is in use by {holder}", "wait for it, stop it, or set run_dir")))
     slots = {host.name: host.slots for host in hosts}
-    with left_token(run) as (token_file, token, fault):
+    with left_file(run) as (left, fault):
         if fault:
             of_run.append(("run_dir", ("fail", fault, "choose another folder, or have it made writable")))
         requests = [
@@ -101,8 +101,7 @@ def visit(
                 config=options.config,
                 overrides=tuple(options.overrides),
                 run_dir=str(run or ""),
-                token_file=token_file,
-                token=token,
+                left_file=left,
                 port=0 if number else options.port or preferred_port(run or Path(), 1),
                 needs_port=bool(options.port),
                 environment=environment,
@@ -122,21 +121,19 @@ def visit(
 
 
 @contextlib.contextmanager
-def left_token(run: Path | None) -> Iterator[tuple[str, str, str]]:
-    """A small file in the run's folder for the block: its path, its text, and why it could not be written (else empty)."""
-    token, file, fault = secrets.token_hex(16), "", ""
+def left_file(run: Path | None) -> Iterator[tuple[str, str]]:
+    """A file of a name that nobody can guess in the run's folder, for the block: its path, or why it could not be made."""
+    path, fault = nearest(run) / f".doctor-{secrets.token_hex(16)}" if run else None, ""
     try:
-        if run:
-            path = nearest(run) / f".doctor-{secrets.token_hex(8)}"
-            path.write_text(token)
-            file = str(path)
+        if path:
+            path.touch()
     except OSError as error:
-        fault = str(error)
+        path, fault = None, str(error)
     try:
-        yield file, token, fault
+        yield str(path or ""), fault
     finally:
-        if file:
-            Path(file).unlink(missing_ok=True)
+        if path:
+            path.unlink(missing_ok=True)
 
 
 def table(findings: Sequence[Finding]) -> str:

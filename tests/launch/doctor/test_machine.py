@@ -234,15 +234,13 @@ def test_gpus_are_named_by_number(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_folder_of_a_run(tmp_path: Path) -> None:
-    token = tmp_path / ".doctor-x"
-    token.write_text("word")
+    left = tmp_path / ".doctor-x"
+    left.touch()
     folder = str(tmp_path / "not" / "yet")
-    request = Request(run_dir=folder, token_file=str(token), token="word")
+    request = Request(run_dir=folder, left_file=str(left))
     well = [("ok", f"{folder} can be written", "")]
     assert list(run_dir(request)) == list(run_dir(Request(run_dir=folder))) == well
-    token.write_text("another")
-    assert [line[:2] for line in run_dir(request)] == [("fail", f"{folder} is another folder there")]
-    token.unlink()
+    left.unlink()
     assert [line[:2] for line in run_dir(request)] == [("fail", f"{folder} is another folder there")]
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "file").write_text("")

@@ -1,12 +1,12 @@
 """Would a run start here, and go on? What `maskloom doctor` finds out before GPUs are spent on it.
 
-    commands/doctor   request -> hosts -> look, on every host -> facts -> checks -> findings, and then the network's
+    commands/doctor -> hosts -> on every host: look -> machine    what a host finds out about itself, and what a rank would meet
+                    -> checks                                     what must be the same everywhere; hosts with the same finding
+                    -> network, on every host                     the run's real ranks sum: how fast, and which host is slow
 
-    hosts       starts a program on every host at once, over ssh as a run's ranks start, or here as a process
-    look        that program: what a host finds out about itself, and what a rank there would meet
-    checks      facts of all hosts -> findings: ok, warn or fail, each with hosts, value and remedy. Nothing is asked or read here
-    estimates   what a run needs of memory and disk
-    network     another program: the run's real ranks and backend sum numbers; how fast, and which host is slow
+`hosts` starts a program on every host at once, over ssh as a run's ranks start, or here as a process. `estimates` says what a run
+needs of memory and disk. A new check of a host is a function and a row of the table in `machine.look`; if its value must be the
+same everywhere, a row of `checks.SAME`. Both stand in `checks.ORDER`.
 
 A finding fails if a run would end, or would not be the same on every host. It warns if a run lives with it.
 """

@@ -36,8 +36,7 @@ class Request:
     config: str = ""  # of the run, as given
     overrides: tuple[str, ...] = ()
     run_dir: str = ""  # empty if the configuration could not be read
-    token_file: str = ""  # that the asking machine wrote into the run's folder; empty if it could not
-    token: str = ""  # what the file holds
+    left_file: str = ""  # that the asking machine made in the run's folder; empty if it could not
     blocks: int = 16  # of each corpus, to be read and verified
     port: int = 0  # that the first rank would like to listen on; 0 on other hosts
     needs_port: bool = False  # no other port will do

@@ -12,6 +12,7 @@ import hashlib
 import os
 import platform
 import random
+import socket
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -264,16 +265,11 @@ def run_dir(request: Request) -> Iterator[Line]:
     """Whether the run's folder is the asking machine's, and whether a file can be written there."""
     if not request.run_dir:
         return
-    sees, fault = True, ""
-    if request.token_file:
-        try:
-            sees = Path(request.token_file).read_text() == request.token
-        except OSError:
-            sees = False
-    own = nearest(Path(request.run_dir)) / f".doctor-{request.token[:16] or os.getpid()}-{request.number}"
+    sees, fault = not request.left_file or os.access(request.left_file, os.F_OK), ""
+    own = nearest(Path(request.run_dir)) / f".doctor-{socket.gethostname()}-{os.getpid()}"
     try:
-        own.write_text(request.token)
-        if own.read_text() != request.token:
+        own.write_text(own.name)
+        if own.read_text() != own.name:
             fault = f"{own} does not hold what was written to it"
     except OSError as error:
         fault = str(error)

@@ -154,33 +154,25 @@ def run_rank(trial: Trial, local_rank: int) -> Speed:
     small, large = torch.zeros(1, device=device), torch.zeros(trial.bytes // 4, device=device)
     latency_s = seconds(lambda: distributed.all_reduce(small), SMALL_REPEATS)
     bus = 2 * (ranks - 1) / ranks * trial.bytes / seconds(lambda: distributed.all_reduce(large), REPEATS)
+    pairs: list[Pair] = []
+    packet = torch.zeros(PAIR_BYTES // 4, device=device)
     firsts = [sum(trial.slots[:host]) for host in range(len(trial.slots))]
-    mine = measure_pairs(rank, firsts, torch.zeros(PAIR_BYTES // 4, device=device), finish)
-    gathered = gather_objects([list(pair) for pair in mine], World(rank, ranks))
-    distributed.destroy_process_group()
-    pairs = tuple((one, other, speed) for part in gathered for one, other, speed in part)
-    return Speed(backend, ranks, trial.bytes, bus, latency_s, pairs)
+    for found in ring_rounds(len(firsts)):
+        mine = [(one, other) for one, other in found if rank in (firsts[one], firsts[other])]
 
-
-def measure_pairs(rank: int, firsts: Sequence[int], tensor: Any, finish: Callable[[], None]) -> list[Pair]:
-    """Send there and back between the first ranks of neighbouring hosts. Returns the pairs that this rank begins."""
-    from torch import distributed
-
-    found = []
-    for pairs in ring_rounds(len(firsts)):
-        for one, other in pairs:
-            if rank not in (firsts[one], firsts[other]):
-                continue
-            begins, partner = rank == firsts[one], firsts[other] if rank == firsts[one] else firsts[one]
-            for counts in (False, True):  # the first opens the connection
-                began_s = time.perf_counter()
+        def there_and_back(mine: Sequence[tuple[int, int]] = mine) -> None:
+            for one, other in mine:
+                begins = rank == firsts[one]
+                partner = firsts[other if begins else one]
                 for sends in (begins, not begins):
-                    (distributed.send if sends else distributed.recv)(tensor, partner)
-                finish()
-                if counts and begins:
-                    found.append((one, other, 2 * tensor.numel() * 4 / (time.perf_counter() - began_s)))
-        distributed.barrier()
-    return found
+                    (distributed.send if sends else distributed.recv)(packet, partner)
+
+        took_s = seconds(there_and_back, 1)
+        pairs += [(one, other, 2 * PAIR_BYTES / took_s) for one, other in mine if rank == firsts[one]]
+    gathered = gather_objects([list(pair) for pair in pairs], World(rank, ranks))
+    distributed.destroy_process_group()
+    ring = tuple((one, other, speed) for part in gathered for one, other, speed in part)
+    return Speed(backend, ranks, trial.bytes, bus, latency_s, ring)
 
 
 if __name__ == "__main__":
