@@ -11,8 +11,9 @@ import json
 import sys
 from pathlib import Path
 
-from maskloom.bench.cases import BERT_VOCABULARY
-from maskloom.bench.text import Text, prepare
+from step.cases import BERT_VOCABULARY
+from step.text import Text, prepare
+
 from maskloom.data.index.index import load_index
 from maskloom.data.index.indexing import BLOCK_BYTES
 from maskloom.data.writing.shards import Options, write_shards

@@ -24,7 +24,6 @@ COMMANDS = {
     "eval": "held-out loss of a run",
     "export": "write a run's model for Hugging Face",
     "fill": "fill the masks of a sentence",
-    "bench": "measure training steps beside plain Hugging Face",
 }
 
 
@@ -55,6 +54,7 @@ def _main(arguments: list[str], is_program: bool = False) -> int:
     options = parser.parse_args(arguments)
     if options.command == "train" and is_program:  # what is called with arguments is part of another program
         begin()
+    from maskloom import extensions
     from maskloom.errors import UserError
     from maskloom.progress import complain
 
@@ -65,8 +65,11 @@ def _main(arguments: list[str], is_program: bool = False) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     module.configure(own)
+    extensions.add_import(own)
     try:
-        return int(module.run(own.parse_intermixed_args(options.arguments)))  # key=value also after --options
+        chosen = own.parse_intermixed_args(options.arguments)  # key=value also after --options
+        extensions.load(chosen.imports)
+        return int(module.run(chosen))
     except BrokenPipeError:  # `maskloom peek ... | head`
         return 1
     except (UserError, OSError) as error:  # OSError: a folder that may not be written, a full disk

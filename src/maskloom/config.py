@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, cast
 
 import pydantic
 from pydantic import (
@@ -14,10 +14,13 @@ from pydantic import (
     NonNegativeFloat,
     PositiveFloat,
     PositiveInt,
+    SerializeAsAny,
     Tag,
 )
-from pydantic_core import PydanticCustomError
+from pydantic.fields import FieldInfo
+from pydantic_core import InitErrorDetails, PydanticCustomError, ValidationError
 
+from maskloom.extensions import where_names_come_from
 from maskloom.scalars import read_as
 
 BelowOne = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -170,17 +173,41 @@ class Masking(Section):
 
 
 class Model(Section):
-    """Shape of the encoder, in the names of Hugging Face's `BertConfig`; the defaults are BERT-base's."""
+    """What all architectures have; the others' fields are in a section of each. They have Hugging Face's names."""
 
+    dropouts: ClassVar[tuple[str, ...]] = ()
+    """The fields that are probabilities of dropout: a run sets them, whatever it starts from."""
+
+    architecture: str = "bert"
+    """Kind of encoder, as `model_type` in a Hugging Face config.json. With `init` it follows from the checkpoint."""
     init: Annotated[str, pydantic.Field(min_length=1)] | None = None
     """Hugging Face checkpoint to start from (folder or name); its shape then holds, and no other may be given here."""
+    max_position_embeddings: Annotated[int, Field(ge=1, le=MOST_SEQ_LEN)] = 512
+    """Longest piece of a document, in tokens with [CLS] and [SEP]."""
+
+    @classmethod
+    def shape_fields(cls) -> set[str]:
+        """The fields that a checkpoint fixes."""
+        return set(cls.model_fields) - {"architecture", "init", "initializer_range", *cls.dropouts}
+
+    @pydantic.model_validator(mode="after")
+    def _shape_of_init(self) -> Self:
+        given = sorted(self.model_fields_set & self.shape_fields())
+        if self.init and given:
+            raise ValueError(f"init takes the shape from its checkpoint: remove {', '.join(given)}")
+        return self
+
+
+class Bert(Model):
+    """The names of Hugging Face's `BertConfig`; the defaults are BERT-base's."""
+
+    dropouts: ClassVar[tuple[str, ...]] = ("hidden_dropout_prob", "attention_probs_dropout_prob")
+
     hidden_size: Width = 768
     num_hidden_layers: Few = 12
     num_attention_heads: Few = 12
     intermediate_size: Width = 3072
     hidden_act: Literal["gelu", "gelu_new", "relu"] = "gelu"
-    max_position_embeddings: Annotated[int, Field(ge=1, le=MOST_SEQ_LEN)] = 512
-    """Longest piece of a document, in tokens with [CLS] and [SEP]."""
     hidden_dropout_prob: Share = 0.1
     attention_probs_dropout_prob: Share = 0.0
     """Dropout on attention weights. Above 0 the attention runs over padded rows with a mask, which is slower on GPUs."""
@@ -188,10 +215,7 @@ class Model(Section):
     layer_norm_eps: PositiveFloat = 1e-12
 
     @pydantic.model_validator(mode="after")
-    def _shape(self) -> Model:
-        given = sorted(self.model_fields_set & SHAPE_FIELDS)
-        if self.init and given:
-            raise ValueError(f"init takes the shape from its checkpoint: remove {', '.join(given)}")
+    def _heads(self) -> Bert:
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size {self.hidden_size} is no multiple of num_attention_heads {self.num_attention_heads}"
@@ -199,15 +223,14 @@ class Model(Section):
         return self
 
 
-SHAPE_FIELDS = {
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "intermediate_size",
-    "hidden_act",
-    "max_position_embeddings",
-    "layer_norm_eps",
-}
+MODELS: dict[str, type[Model]] = {"bert": Bert}
+"""The section of each architecture. `maskloom.models.architecture.add` adds a user's own."""
+
+
+def model_section(given: Any) -> type[Model] | None:
+    """The section that the `model` block of a tree of plain values is read by; None for an unknown architecture."""
+    name = given.get("architecture") if isinstance(given, dict) else None
+    return MODELS.get(name) if isinstance(name, str) else Bert
 
 
 class BatchWarmup(Section):
@@ -269,7 +292,16 @@ class Phase(Section):
         return self
 
 
-class Muon(Section):
+class OptimizerSection(Section):
+    """Settings that one optimizer has for itself: they stand under its name in the section `optimizer`."""
+
+    @classmethod
+    def faults(cls, optimizer: Optimizer) -> list[str]:
+        """What else in the section `optimizer` does not go with this optimizer, and what to set."""
+        return []
+
+
+class Muon(OptimizerSection):
     """What Muon does with the matrices of the encoder layers (as DeepSpeed has it)."""
 
     lr: PositiveFloat | None = None
@@ -280,12 +312,33 @@ class Muon(Section):
     ns_method: Literal["gram", "standard"] = "gram"
     """Newton-Schulz iteration over the matrix (`standard`) or, cheaper where it is oblong, over its Gram matrix."""
 
+    @classmethod
+    def faults(cls, optimizer: Optimizer) -> list[str]:
+        """Gradients must not be clipped."""
+        if not optimizer.gradient_clipping:
+            return []
+        return [
+            "name muon needs gradient_clipping 0: DeepSpeed clips by a norm that is taken after the updates were "
+            "orthogonalised, and would shrink them all. Set gradient_clipping=0"
+        ]
+
+
+OPTIMIZERS: dict[str, type[OptimizerSection] | None] = {"adamw": None, "lamb": None, "muon": Muon}
+"""`optimizer.name` -> the settings that this optimizer has for itself. `maskloom.optim` knows all else of it."""
+
+
+def _is_optimizer(name: str) -> str:
+    if name not in OPTIMIZERS:
+        message = f"should be one of {', '.join(OPTIMIZERS)}; {where_names_come_from()}"
+        raise PydanticCustomError("name", "{message}", {"message": message})
+    return name
+
 
 class Optimizer(Section):
-    """AdamW (Loshchilov & Hutter, 2019), LAMB (You et al., 2019) or Muon (Jordan et al., 2024); no weight decay on biases
-    and LayerNorm. Muon moves the matrices of the encoder layers, and AdamW the rest."""
+    """AdamW (Loshchilov & Hutter, 2019), LAMB (You et al., 2019), Muon (Jordan et al., 2024), or one that `--import` added.
+    Biases and LayerNorm have no weight decay. Muon moves the matrices of the encoder layers, and AdamW the rest."""
 
-    name: Literal["adamw", "lamb", "muon"] = "adamw"
+    name: Annotated[str, pydantic.AfterValidator(_is_optimizer)] = "adamw"
     lr: PositiveFloat = 1e-4
     """Highest learning rate, reached at the end of the warm-up."""
     schedule: Literal["linear", "cosine", "wsd", "polynomial"] = "linear"
@@ -309,9 +362,11 @@ class Optimizer(Section):
 
     @pydantic.model_validator(mode="after")
     def _belong_together(self) -> Optimizer:
-        wrong = []
-        if self.muon is not None and self.name != "muon":
-            wrong.append(f"muon means nothing for name {self.name}: remove it, or set name to muon")
+        wrong = [
+            f"{other} means nothing for name {self.name}: remove it, or set name to {other}"
+            for other in OPTIMIZERS
+            if other != self.name and getattr(self, other, None) is not None
+        ]
         for schedule, (key, example) in SCHEDULE_KEYS.items():
             is_given = getattr(self, key) is not None
             if is_given and self.schedule != schedule:
@@ -320,14 +375,39 @@ class Optimizer(Section):
                 )
             if not is_given and self.schedule == schedule:
                 wrong.append(f"schedule {schedule} needs {key}: set it, for example to {example}")
-        if self.name == "muon" and self.gradient_clipping:
-            wrong.append(
-                "name muon needs gradient_clipping 0: DeepSpeed clips by a norm that is taken after the updates were "
-                "orthogonalised, and would shrink them all. Set gradient_clipping=0"
-            )
+        section = OPTIMIZERS[self.name]
+        wrong += section.faults(self) if section else []
         if wrong:
             raise ValueError("\n".join(wrong))
         return self
+
+    @pydantic.model_serializer(mode="wrap")
+    def _dump(self, dump: pydantic.SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without the sections of optimizers that were added: a run of another one is read without them too."""
+        tree: dict[str, Any] = dump(self)
+        return {key: value for key, value in tree.items() if key not in ADDED or value is not None}
+
+
+ADDED: set[str] = set()
+"""Optimizers that came with `--import`."""
+
+
+def add_optimizer(name: str, section: type[OptimizerSection] | None) -> None:
+    """Let configurations name an optimizer, and have its settings under that name.
+
+    Raises:
+        ValueError: the name is taken, or cannot be the name of a setting.
+    """
+    if name in OPTIMIZERS or name in Optimizer.model_fields or not name.isidentifier():
+        raise ValueError(f"an optimizer cannot be named {name!r}: these names are taken: {', '.join(OPTIMIZERS)}")
+    OPTIMIZERS[name] = section
+    if section is None:
+        return
+    ADDED.add(name)
+    # pydantic's own way to add a field: the classes that hold the section are made again.
+    Optimizer.model_fields[name] = FieldInfo(annotation=cast(Any, section | None), default=None)
+    Optimizer.model_rebuild(force=True)
+    RunConfig.model_rebuild(force=True)
 
 
 SCHEDULE_KEYS = {"wsd": ("decay_steps", "a tenth of the run's steps"), "polynomial": ("power", "0.5")}
@@ -457,7 +537,7 @@ class RunConfig(Section):
     """Everything random follows from it: order, packing, masks, dropout and the first weights."""
     data: Data
     masking: Masking = Masking()
-    model: Model = Model()
+    model: SerializeAsAny[Model] = Bert()
     optimizer: Optimizer = Optimizer()
     evaluation: Evaluation = Evaluation()
     checkpoint: Checkpoint = Checkpoint()
@@ -501,6 +581,22 @@ class RunConfig(Section):
             )
             stretches.append(Stretch(start, first, steps, lr, warmup_steps))
         return tuple(stretches)
+
+    @pydantic.field_validator("model", mode="wrap")
+    @classmethod
+    def _by_architecture(cls, given: Any, read: pydantic.ValidatorFunctionWrapHandler) -> Any:
+        if not isinstance(given, dict):
+            return read(given)
+        if section := model_section(given):
+            return section.model_validate(given)
+        name = given["architecture"]
+        said = PydanticCustomError(
+            "architecture",
+            "there is no such architecture; there are {known}, and one of your own comes with --import MODULE",
+            {"known": ", ".join(MODELS)},
+        )
+        fault = InitErrorDetails(type=said, loc=("architecture",), input=str(name))
+        raise ValidationError.from_exception_data("model", [fault])
 
     @pydantic.model_validator(mode="before")
     @classmethod

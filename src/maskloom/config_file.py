@@ -19,7 +19,7 @@ from typing import Any
 
 import pydantic
 
-from maskloom.config import ONE, SEVERAL, SHAPE_FIELDS, RunConfig
+from maskloom.config import MODELS, ONE, SEVERAL, Model, RunConfig, model_section
 from maskloom.errors import UserError
 from maskloom.files import open_plain
 from maskloom.plain_yaml import MOST_CHARACTERS, read_yaml, write_yaml
@@ -69,7 +69,9 @@ def parse_config(tree: dict[str, Any], where: str) -> RunConfig:
         details = error.errors()
         # Only sound items count for pydantic: a list of one faulty phase would also be reported as too short.
         inside = {detail["loc"][:depth] for detail in details for depth in range(1, len(detail["loc"]))}
-        faults = [_fault(detail) for detail in details if detail["type"] != "too_short" or detail["loc"] not in inside]
+        faults = [
+            _fault(detail, tree) for detail in details if detail["type"] != "too_short" or detail["loc"] not in inside
+        ]
         raise _refusal(where, [line for fault in faults for line in fault.split("\n")]) from None
 
 
@@ -82,7 +84,7 @@ def dump_config(config: RunConfig) -> str:
     """The whole configuration as YAML; `load_config` reads it back to an equal one."""
     tree = config.model_dump(mode="json", by_alias=True)
     if config.model.init:  # the shape is the checkpoint's and may not be given beside it
-        tree["model"] = {key: value for key, value in tree["model"].items() if key not in SHAPE_FIELDS}
+        tree["model"] = {key: value for key, value in tree["model"].items() if key not in config.model.shape_fields()}
     return write_yaml(tree)
 
 
@@ -181,12 +183,17 @@ def _position(items: list[Any], name: str, where: str) -> int:
     return int(name)
 
 
-def _fault(detail: Any) -> str:
+def _fault(detail: Any, tree: dict[str, Any]) -> str:
     key = ".".join(str(part) for part in detail["loc"] if part not in (ONE, SEVERAL))
     match detail["type"]:
         case "extra_forbidden":
-            near = difflib.get_close_matches(str(detail["loc"][-1]), _keys_beside(detail["loc"]), n=1, cutoff=0.5)
-            hint = f"did you mean '{near[0]}'?" if near else f"known here: {', '.join(_keys_beside(detail['loc']))}"
+            beside, last = _keys_beside(detail["loc"], tree), str(detail["loc"][-1])
+            if key == f"model.{last}" and (
+                owners := [name for name, each in MODELS.items() if last in each.model_fields]
+            ):
+                return f"unknown key '{key}': it belongs to architecture {' and '.join(owners)}"
+            near = difflib.get_close_matches(last, beside, n=1, cutoff=0.5)
+            hint = f"did you mean '{near[0]}'?" if near else f"known here: {', '.join(beside)}"
             return f"unknown key '{key}': {hint}"
         case "missing":
             return f"'{key}' is missing"
@@ -208,12 +215,14 @@ def _shown(value: Any) -> str:
     return short.repr(value)
 
 
-def _keys_beside(loc: tuple[int | str, ...]) -> list[str]:
+def _keys_beside(loc: tuple[int | str, ...], tree: dict[str, Any]) -> list[str]:
     """The fields of the section in which the last part of `loc` stands."""
     section: type[pydantic.BaseModel] = RunConfig
     for part in loc[:-1]:
         if isinstance(part, str) and part in section.model_fields:
             section = _section_in(section.model_fields[part].annotation) or section
+    if section is Model:
+        section = model_section(tree["model"]) or section
     return [field.alias or name for name, field in section.model_fields.items()]
 
 

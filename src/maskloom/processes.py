@@ -21,6 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from maskloom import extensions
 from maskloom.errors import UserError
 
 JOB_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
@@ -39,7 +40,8 @@ IMPORTED_IN = os.getpid()  # of a process that was forked from a server: the ser
 
 
 def clean_forks(module: str) -> ForkServerContext:
-    """A context whose processes fork from a server that has imported `module` and nothing else has happened in.
+    """A context whose processes fork from a server that has imported `module` and the user's modules (`--import`); nothing else
+    has happened in it.
 
     A fork of this process, which may hold CUDA, NCCL and gloo threads, could deadlock; a fresh interpreter for every
     process would import for seconds.
@@ -49,7 +51,7 @@ def clean_forks(module: str) -> ForkServerContext:
     """
     _place_sockets()
     context = get_context("forkserver")
-    context.set_forkserver_preload([module])
+    context.set_forkserver_preload([module, *extensions.named()])
     return context
 
 

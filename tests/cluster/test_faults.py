@@ -24,7 +24,7 @@ import pytest
 
 from maskloom.launch.probe import preferred_port
 from maskloom.status import EXIT_DONE, EXIT_FAILED, EXIT_HUNG, EXIT_STOPPED, attempt_steps
-from maskloom.train.passed_over import read_intervals
+from maskloom.train.refusal import read_intervals
 from tests.integration.conftest import train_in_ranks
 
 from .cluster import HEAD, Cluster

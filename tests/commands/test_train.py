@@ -12,7 +12,7 @@ from transformers import BertForMaskedLM
 from maskloom.config_file import load_config
 from maskloom.launch.doctor.look import Request
 from maskloom.launch.doctor.machine import as_a_rank
-from maskloom.models.bert import count_parameters
+from maskloom.models.masked_lm import count_parameters
 from maskloom.tokenizers.tokenizer import Tokenizer
 from maskloom.train.run_dir import check_model
 from tests.models.test_bert import tiny_config

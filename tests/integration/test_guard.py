@@ -43,14 +43,13 @@ SPOILED: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 def spoil(spoils: Spoils, batches: str, kill_at: int = 0, kill_before_writing: bool = False) -> None:
     """Patch this process: what `spoils` says becomes of the steps that leave LANE there. Each rank lists the rows that it was
     given in files that begin with `batches`, and kills itself at step `kill_at` once the run has gone back."""
-    from maskloom.models.bert import MaskedLM, PackedBertLayer
-    from maskloom.train import rollback
-    from maskloom.train.trainer import Trainer
+    from maskloom.models.masked_lm import MaskedLM, PackedLayer
+    from maskloom.train import loop, recovery
 
     now: dict[str, Any] = {"kind": ""}
-    old_forward, old_step, old_back = MaskedLM.forward, Trainer.train_step, Trainer.go_back
+    old_forward, old_step, old_back = MaskedLM.forward, loop.train_step, loop.roll_back
 
-    old_layer = PackedBertLayer.forward
+    old_layer = PackedLayer.forward
 
     def forward(self: Any, *arguments: Any) -> Any:
         now["first layer"] = self.bert.encoder.layer[0]
@@ -63,45 +62,46 @@ def spoil(spoils: Spoils, batches: str, kill_at: int = 0, kill_before_writing: b
         is_spoiled = now["kind"] == "gradient" and self.training and self is now.pop("first layer", None)
         return InfiniteGradient.apply(output) if is_spoiled else output
 
-    def train_step(self: Any, batch: Any) -> Any:
-        if kill_at and batch.number + 1 == kill_at and self.passed_over:
+    def train_step(batch: Any, trainer: Any, engine: Any) -> Any:
+        if kill_at and batch.number + 1 == kill_at and trainer.passed_over:
             os.kill(os.getpid(), signal.SIGKILL)
         now["kind"] = spoils.get(batch.cursors.get(LANE), "")
-        with Path(f"{batches}.{Path(self.config.run_dir).name}.{self.world.rank}").open("a") as file:
+        with Path(f"{batches}.{trainer.run.name}.{trainer.world.rank}").open("a") as file:
             for lane, rows in zip(
                 batch.cursors, torch.from_numpy(batch.rows.input_ids).chunk(len(batch.cursors)), strict=True
             ):
                 digest = hashlib.sha256(rows.numpy().tobytes()).hexdigest()
                 file.write(json.dumps([batch.number + 1, lane, digest]) + "\n")
-        before, bad_steps = snapshot(self.engine.deepspeed), self.guard.bad_steps
-        values = old_step(self, batch)
-        if self.guard.bad_steps > bad_steps or not self.engine.deepspeed.was_step_applied():
-            after = snapshot(self.engine.deepspeed)
-            if self.guard.bad_steps == bad_steps:  # fp16's own overflow
+        before, bad_steps = snapshot(engine.deepspeed), trainer.guard.bad_steps
+        result = old_step(batch, trainer, engine)
+        assert (result.refusal is not None) == (trainer.guard.bad_steps > bad_steps)
+        if result.refusal or not engine.deepspeed.was_step_applied():
+            after = snapshot(engine.deepspeed)
+            if not result.refusal:  # fp16's own overflow
                 before.pop("scaler"), after.pop("scaler")
             assert before.keys() == after.keys(), before.keys() ^ after.keys()
             for name, value in before.items():
                 same = torch.equal(value, after[name]) if isinstance(value, torch.Tensor) else value == after[name]
                 assert same, f"{name} changed in a step that was not taken"
-        return values
+        return result
 
-    def go_back(self: Any) -> None:
+    def roll_back(*arguments: Any) -> None:
         before_bytes = tensor_bytes()
-        old_back(self)
+        old_back(*arguments)
         assert tensor_bytes() < 1.5 * before_bytes, "the engine that was left holds its memory"
 
     def write_intervals(*arguments: Any) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
-    PackedBertLayer.forward = layer
-    MaskedLM.forward, Trainer.train_step, Trainer.go_back = forward, train_step, go_back
+    PackedLayer.forward = layer
+    MaskedLM.forward, loop.train_step, loop.roll_back = forward, train_step, roll_back
     if kill_before_writing:
-        rollback.write_intervals = write_intervals
+        recovery.write_intervals = write_intervals
 
 
 def snapshot(engine: Any) -> dict[str, Any]:
     """Copies of what an optimizer step changes: weights, their copies in fp32, moments, counts, the loss scale."""
-    from maskloom.train.engine.building import own_part
+    from maskloom.train.engine.reshape import own_part
 
     found: dict[str, Any] = {name: own_part(part).clone() for name, part in engine.module.named_parameters()}
     optimizer = engine.basic_optimizer

@@ -19,8 +19,8 @@ from maskloom.data.stream import read_steps
 from maskloom.distributed import World
 from maskloom.tokenizers.tokenizer import load_tokenizer
 from maskloom.train.batches import ready_steps
+from maskloom.train.setup import phase_layouts
 from maskloom.train.tally import counts_of
-from maskloom.train.trainer import phase_layouts
 from tests.waiting import wait_until
 
 CPU = torch.device("cpu")
@@ -34,7 +34,7 @@ def planned(run_config: dict, write_config: Callable[[dict], Path]) -> tuple[Dat
     phases += [{"steps": 2, "seq_len": 64, "global_batch_rows": 12, "micro_batch_rows": 4}]
     config = load_config(write_config({**run_config, "phases": phases}))
     plan = DataPlan.of(config, (load_index(config.data.train),), load_tokenizer(config.tokenizer))
-    return plan, phase_layouts(config, plan, World(1, 2))
+    return plan, phase_layouts(config.phases, plan, World(1, 2))
 
 
 @pytest.mark.parametrize("in_thread", [False, True])

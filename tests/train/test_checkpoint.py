@@ -39,8 +39,8 @@ from maskloom.train.checkpoint.room import UNLIMITED, free_memory_bytes
 from maskloom.train.checkpoint.state import folder_of
 from maskloom.train.checkpoint.writing import publish, write_parts
 from maskloom.train.engine.writing import EngineFile, copied, tensor_bytes
-from maskloom.train.passed_over import PassedOver, write_intervals
 from maskloom.train.rank.notices import Notices
+from maskloom.train.refusal import PassedOver, write_intervals
 from tests.conftest import missing, sentences
 from tests.data.corpora import corpus_of
 

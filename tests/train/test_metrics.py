@@ -14,9 +14,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from maskloom.data.plan import PhasePlan
 from maskloom.distributed import World
 from maskloom.train import metrics as metrics_module
-from maskloom.train import time_left
+from maskloom.train import timing
 from maskloom.train.metrics import Metrics, Work, memory_peaks, read_metrics
-from maskloom.train.time_left import TimeLeft
+from maskloom.train.timing import TimeLeft
 from tests.conftest import files_of_at_most
 
 VALUES = {"loss": 3.5, "loss_mean": 3.75, "lr": 1e-3, "grad_norm": 0.7, "accuracy": 0.25}
@@ -84,7 +84,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    for module in (metrics_module, time_left):
+    for module in (metrics_module, timing):
         monkeypatch.setattr(module, "time", clock)
     return clock
 

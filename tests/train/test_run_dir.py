@@ -17,13 +17,13 @@ from maskloom.config_file import load_config, parse_config
 from maskloom.distributed import World
 from maskloom.errors import UserError
 from maskloom.files import write_atomically
-from maskloom.models.bert import build_model
+from maskloom.models.build import build_model
 from maskloom.status import attempt_steps, note_attempt, read_status
 from maskloom.tokenizers.files import read_definition
 from maskloom.tokenizers.tokenizer import Tokenizer
 from maskloom.train.checkpoint.state import read_state
 from maskloom.train.metrics import read_metrics
-from maskloom.train.passed_over import read_intervals
+from maskloom.train.refusal import read_intervals
 from maskloom.train.run_dir import PACKAGES, RunDir, newest_named, reconcile, recorded_threads
 from tests.conftest import files_of_at_most
 

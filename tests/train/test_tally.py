@@ -11,7 +11,7 @@ from maskloom.train.metrics import Work
 from maskloom.train.tally import Tally, counts_of
 from tests.models.test_bert import make_rows
 
-SHAPE = Shape(2, 32, 64, 400)
+SHAPE = Shape(2 * 8192, 32, 32**2 + 32 * 400, ((None, 2),))
 
 
 def test_what_is_counted_of_rows(tokenizer: Tokenizer) -> None:
@@ -35,7 +35,7 @@ def test_the_mean_is_of_the_predicted_tokens_of_steps_that_were_taken() -> None:
     add(tally, 70, None)
     mean, work = tally.take(SHAPE)
     assert mean == pytest.approx((10 * 2.0 + 20 * 5.0) / 30)
-    assert work == Work(330, 384, training_flops(SHAPE, 330, 6000, 100))  # the steps that were not taken are work too
+    assert work == Work(330, 384, training_flops(SHAPE, 330, [6000], 100))  # the steps that were not taken are work too
     assert tally.tokens_seen() == 1300
 
 

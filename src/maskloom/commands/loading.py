@@ -11,7 +11,8 @@ import torch
 from maskloom.config import RunConfig
 from maskloom.config_file import load_config
 from maskloom.errors import UserError
-from maskloom.models.bert import MaskedLM, build_defined
+from maskloom.models.build import build_defined
+from maskloom.models.masked_lm import MaskedLM
 from maskloom.tokenizers.tokenizer import Tokenizer, load_tokenizer
 from maskloom.train.checkpoint import read_state, saved_at, tokenizing_of
 from maskloom.train.engine.files import full_precision_weights

@@ -34,7 +34,7 @@ from maskloom.redaction import one_line
 from maskloom.tokenizers.tokenizer import Tokenizer, load_tokenizer
 from maskloom.train.checkpoint import known_intervals, resumable_cursors
 from maskloom.train.checkpoint.fit import stored_tokenizing
-from maskloom.train.passed_over import jumps
+from maskloom.train.refusal import jumps
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

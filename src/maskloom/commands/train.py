@@ -66,7 +66,7 @@ def run(options: argparse.Namespace) -> int:
 
     import torch
 
-    from maskloom.train.loop import prepare
+    from maskloom.train.setup import prepare
 
     processes = options.processes or max(torch.cuda.device_count(), 1)
     if options.show_deepspeed:
@@ -124,8 +124,7 @@ def _on_hosts(options: argparse.Namespace, config: RunConfig, arguments: list[st
 
 
 def _derived(config: RunConfig, world: World) -> dict[str, object]:
-    from maskloom.train.loop import prepare
-    from maskloom.train.trainer import deepspeed_settings
+    from maskloom.train.setup import deepspeed_settings, prepare
 
     prepared, plan = prepare(config, world)
     return deepspeed_settings(prepared, plan, world)

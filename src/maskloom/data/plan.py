@@ -127,7 +127,7 @@ class DataPlan:
     Attributes:
         skips_bad: pass over data that is not what was indexed, in place of raising.
         jumps: step, which counts from 0 -> where all lanes stand before it, in place of behind the step before it: the data
-            between is passed over (`maskloom.train.passed_over`).
+            between is passed over (`maskloom.train.refusal`).
     """
 
     corpora: tuple[Index, ...]

@@ -8,6 +8,7 @@ from maskloom.program import run_program
 
 def main(arguments: list[str] | None = None) -> int:
     """Train as one rank. Returns the exit code."""
+    from maskloom import extensions
     from maskloom.command_line import Parser, add_overrides
 
     parser = Parser(
@@ -19,6 +20,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("config", metavar="CONFIG", help="YAML file of the run")
     add_overrides(parser)
+    extensions.add_import(parser)
     options = parser.parse_args(arguments)
     # Reader processes import this module again: what is heavy comes after that point.
     from maskloom.train.rank.watch import Watch
@@ -33,6 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
 
         try:
             world = World.discover()
+            extensions.load(options.imports)
             config = load_config(options.config, options.overrides)
         except (UserError, OSError) as error:
             complain(f"maskloom: {watch.me()}: {error}")

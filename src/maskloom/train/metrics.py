@@ -29,7 +29,7 @@ from maskloom.errors import UserError
 from maskloom.files import open_plain, parse_json, read_plain, write_atomically
 from maskloom.progress import duration, say, warn
 from maskloom.scalars import is_count
-from maskloom.train.time_left import TimeLeft
+from maskloom.train.timing import TimeLeft
 
 
 class Work(NamedTuple):

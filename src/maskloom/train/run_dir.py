@@ -20,15 +20,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import BertConfig
 
 from maskloom.config import RunConfig
 from maskloom.config_file import differences, dump_config, load_config, rechecked, saved_form
 from maskloom.distributed import World, gather_objects
 from maskloom.errors import UserError
 from maskloom.files import LOCK, parse_json, read_plain, whole_folder, write_atomically
-from maskloom.models.bert import MaskedLM, read_definition, save_definition
-from maskloom.models.warm_start import check_init, check_positions
+from maskloom.models.build import read_definition, save_definition
+from maskloom.models.masked_lm import MaskedLM
+from maskloom.models.warm_start import check_init, check_positions, settle_architecture
 from maskloom.progress import say, warn
 from maskloom.redaction import brief, sayable
 from maskloom.status import CHECKPOINT, START, State, Status, note_attempt, parse_status, read_status
@@ -66,10 +66,16 @@ def reconcile(config: RunConfig, data: Mapping[str, Any] | None = None) -> RunCo
     saved_file = folder / "config.yaml"
     if not saved_file.exists():
         refuse_foreign(folder)
+        if config.model.init is not None:
+            config = config.model_copy(update={"model": settle_architecture(config.model)})
         return fit_origin(config, data) if config.from_ and data else config
     saved = load_config(saved_file)
     if config.data.lanes is None:
         config = config.model_copy(update={"data": config.data.model_copy(update={"lanes": saved.data.lanes})})
+    if config.model.init and "architecture" not in config.model.model_fields_set:
+        given = config.model.model_dump(exclude_unset=True)
+        model = type(saved.model).model_validate({**given, "architecture": saved.model.architecture})
+        config = config.model_copy(update={"model": model})
     if config.engine.precision == "auto":
         engine = config.engine.model_copy(update={"precision": saved.engine.precision})
         config = config.model_copy(update={"engine": engine})
@@ -92,11 +98,11 @@ def reconcile(config: RunConfig, data: Mapping[str, Any] | None = None) -> RunCo
     return config
 
 
-def check_model(config: RunConfig, tokenizer: Tokenizer) -> BertConfig | None:
+def check_model(config: RunConfig, tokenizer: Tokenizer) -> Any:
     """Check the model that a rank would begin with, without its weights: the run's own, its origin's, or `model.init`.
 
     Returns:
-        what it is; None for one that is built from the run's settings, which were checked already.
+        its Hugging Face configuration; None for one that is built from the run's settings, which were checked already.
 
     Raises:
         UserError: it cannot be trained so.

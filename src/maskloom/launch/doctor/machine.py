@@ -23,6 +23,7 @@ import torch
 import transformers
 
 import maskloom
+from maskloom import extensions
 from maskloom.config import RunConfig
 from maskloom.config_file import load_config
 from maskloom.data.index.index import load_index
@@ -31,18 +32,20 @@ from maskloom.errors import DataFault, UserError
 from maskloom.launch.doctor.estimates import checkpoint_bytes, checkpoints_at_most, rank_bytes
 from maskloom.launch.doctor.look import Facts, Line, Request, nearest
 from maskloom.launch.probe import free_port, spare_port
-from maskloom.models.bert import MaskedLM, build_model, count_parameters
+from maskloom.models import outline
+from maskloom.models.build import configuration_of
 from maskloom.models.warm_start import tokenizer_of
 from maskloom.nvidia_smi import ask_nvidia_smi
+from maskloom.optim import OPTIMIZERS
 from maskloom.progress import size
 from maskloom.redaction import shown
 from maskloom.tokenizers.files import find_tokenizer
 from maskloom.train.checkpoint.room import free_memory_bytes
+from maskloom.train.engine.device import unusable_gpus
 from maskloom.train.engine.fused_adam import why_no_fused_adam
-from maskloom.train.engine.notes import unusable_gpus
 from maskloom.train.engine.ops import stale_locks
-from maskloom.train.loop import prepare
 from maskloom.train.run_dir import check_model
+from maskloom.train.setup import prepare
 
 ERRORS, REASONS = "ecc.errors.uncorrected.volatile.total", "clocks_throttle_reasons.active"
 COLUMNS = ("uuid", "memory.free", "memory.total", ERRORS, REASONS)
@@ -106,6 +109,7 @@ def as_a_rank(request: Request) -> Rank:
     """Do what a rank does before its first step, as far as that goes well."""
     rank = Rank()
     try:
+        extensions.load()
         rank.config = config = load_config(request.config, request.overrides)
         rank.corpora += look_at_corpora(config, request)
         with contextlib.suppress(UserError):  # `prepare` says it
@@ -122,9 +126,7 @@ def parameters_of(config: RunConfig) -> int:
     """Number of parameters of the run's model. Takes no memory for them."""
     tokenizer = tokenizer_of(config.tokenizer, config.model.init)
     described = check_model(config, tokenizer)
-    with torch.device("meta"):
-        model = MaskedLM(described) if described else build_model(config.model, tokenizer, config.seed)[0]
-    return count_parameters(model)
+    return outline.parameters_of(described or configuration_of(config.model, tokenizer))
 
 
 def look_at_corpora(config: RunConfig, request: Request) -> Iterator[tuple[str, str | None, Line]]:
@@ -322,7 +324,7 @@ def port(request: Request) -> Iterator[Line]:
 
 def fused_adam(config: RunConfig | None) -> Iterator[Line]:
     """Whether DeepSpeed's FusedAdam can be had on GPUs, if the run would use it."""
-    if config and config.optimizer.name != "lamb" and torch.cuda.is_available():
+    if config and OPTIMIZERS[config.optimizer.name].takes_fused_adam and torch.cuda.is_available():
         if why := why_no_fused_adam():
             remedy = "install nvcc and ninja for DeepSpeed's; a run goes on with torch's"
             yield "warn", f"torch's instead: {why}", remedy

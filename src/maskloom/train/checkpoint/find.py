@@ -25,7 +25,7 @@ from maskloom.train.checkpoint.digests import DATA, Damaged, Digest, damage, fau
 from maskloom.train.checkpoint.fit import check_fits, split_origin
 from maskloom.train.checkpoint.state import State, folder_of, parse_state, read_state, saved_folders, step_of
 from maskloom.train.checkpoint.writing import point_at, remove
-from maskloom.train.passed_over import PassedOver, known, read_intervals
+from maskloom.train.refusal import PassedOver, known, read_intervals
 
 T = TypeVar("T")
 READERS = 4  # files that a rank reads at once: a digest is a core's work, and the wait for a disk nobody's

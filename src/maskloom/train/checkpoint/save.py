@@ -74,7 +74,7 @@ class Saver:
         if self._state is None or self._part is None:
             return
         # What was said with the step before the save began is of another save.
-        heard = self.notices.heard() if self._has_heard else {"saved": 0, "not_saved": 0}
+        heard = self.notices.heard.read() if self._has_heard else {"saved": 0, "not_saved": 0}
         self._has_heard = True
         said = heard["saved"] + heard["not_saved"]
         if said == self.world.size:

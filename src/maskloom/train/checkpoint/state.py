@@ -16,8 +16,7 @@ from maskloom.files import parse_json, read_plain
 from maskloom.redaction import brief
 from maskloom.scalars import is_count
 from maskloom.tokenizers.tokenizer import Tokenizer
-from maskloom.train.guard import GuardState
-from maskloom.train.passed_over import PassedOver
+from maskloom.train.refusal import GuardState, PassedOver
 
 TOKENIZING = "version of tokenizing"
 NAME = re.compile(r"step-([0-9]{8}|[1-9][0-9]{8,15})")
