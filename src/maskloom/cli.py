@@ -7,15 +7,14 @@ import importlib
 import sys
 
 from maskloom import __version__
-from maskloom.command_line import Parser
 from maskloom.early import begin
-from maskloom.program import EXIT_INTERRUPTED, run_program
+from maskloom.program import EXIT_INTERRUPTED, Parser, run_program
 
 # Modules are imported when they are asked for: reader processes import this one again, and `--help` should be quick.
 COMMANDS = {
     "shards": "write text as webdataset shards with an index",
     "index": "index webdataset tars that exist",
-    "tokenizer": "train a WordPiece tokenizer on shards",
+    "tokenizer": "train a tokenizer on shards",
     "doctor": "check whether a run would start, on this machine or on the hosts of a hostfile",
     "train": "train, on this machine or on the hosts of a hostfile",
     "status": "how a run stands, and what to do next",

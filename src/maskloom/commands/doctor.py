@@ -17,7 +17,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from maskloom.command_line import add_overrides
 from maskloom.commands.arguments import positive
 from maskloom.config_file import load_config
 from maskloom.errors import UserError
@@ -30,6 +29,7 @@ from maskloom.launch.hostfile import Host, read_hostfile
 from maskloom.launch.local import LOOPBACK
 from maskloom.launch.probe import preferred_port
 from maskloom.launch.ssh import Ssh
+from maskloom.program import add_overrides
 from maskloom.progress import complain, show
 from maskloom.train.run_lock import holder_of
 

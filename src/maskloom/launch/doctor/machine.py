@@ -26,25 +26,24 @@ import maskloom
 from maskloom import extensions
 from maskloom.config import RunConfig
 from maskloom.config_file import load_config
-from maskloom.data.index.index import load_index
+from maskloom.data.index.loading import load_index
 from maskloom.distributed import World
 from maskloom.errors import DataFault, UserError
 from maskloom.launch.doctor.estimates import checkpoint_bytes, checkpoints_at_most, rank_bytes
 from maskloom.launch.doctor.look import Facts, Line, Request, nearest
 from maskloom.launch.probe import free_port, spare_port
 from maskloom.models import outline
-from maskloom.models.build import configuration_of
 from maskloom.models.warm_start import tokenizer_of
 from maskloom.nvidia_smi import ask_nvidia_smi
 from maskloom.optim import OPTIMIZERS
 from maskloom.progress import size
 from maskloom.redaction import shown
-from maskloom.tokenizers.files import find_tokenizer
+from maskloom.tokenizers.loading import find_tokenizer
 from maskloom.train.checkpoint.room import free_memory_bytes
 from maskloom.train.engine.device import unusable_gpus
 from maskloom.train.engine.fused_adam import why_no_fused_adam
 from maskloom.train.engine.ops import stale_locks
-from maskloom.train.run_dir import check_model
+from maskloom.train.resume import check_model
 from maskloom.train.setup import prepare
 
 ERRORS, REASONS = "ecc.errors.uncorrected.volatile.total", "clocks_throttle_reasons.active"
@@ -125,8 +124,7 @@ def as_a_rank(request: Request) -> Rank:
 def parameters_of(config: RunConfig) -> int:
     """Number of parameters of the run's model. Takes no memory for them."""
     tokenizer = tokenizer_of(config.tokenizer, config.model.init)
-    described = check_model(config, tokenizer)
-    return outline.parameters_of(described or configuration_of(config.model, tokenizer))
+    return outline.parameters_of(check_model(config, tokenizer))
 
 
 def look_at_corpora(config: RunConfig, request: Request) -> Iterator[tuple[str, str | None, Line]]:

@@ -1,27 +1,26 @@
-"""Tokenizers as they come: Hugging Face reads a folder, and we read the same ids; what cannot be read says what to do."""
+"""WordPiece: `vocab.txt` as Hugging Face's `BertTokenizer` reads it, words by `##`, and stretches of text looked up."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoTokenizer, BertTokenizer
+from tokenizers import Tokenizer as HFTokenizer
+from transformers import BertTokenizer
 
-from maskloom.config_file import parse_config
 from maskloom.errors import UserError
-from maskloom.tokenizers.files import SETTINGS, find_tokenizer, write_for_others
-from maskloom.tokenizers.tokenizer import SPECIAL_TOKENS, Tokenizer, load_tokenizer
+from maskloom.tokenizers.base import Tokenizer
+from maskloom.tokenizers.loading import load_tokenizer, tokenizer_of_definition
+from maskloom.tokenizers.roles import SETTINGS
+from maskloom.tokenizers.wordpiece import SPECIAL_TOKENS
 from tests.conftest import WORDS
 
-LETTERS = "abcdefghijklmnopqrstuvwxyzABIéÉßσΣ中文。,.'[]#-123"
-TOKENS = list(
-    dict.fromkeys(
-        [*SPECIAL_TOKENS, "[unused1]", *LETTERS, *("##" + mark for mark in LETTERS), *WORDS, "##er", "##ing", "River"]
-    )
-)
+from .vocabularies import LETTERS, TOKENS, write
+
 texts = st.lists(
     st.sampled_from(
         [*WORDS, "River", "RIVERS", "é", "É", "中文", "it's", "##er", "\x85", "\u2028", "\x0c", "\n", " ", "[unused1]"]
@@ -30,15 +29,6 @@ texts = st.lists(
     | st.characters(exclude_categories=["Cs"]),
     max_size=20,
 ).map(" ".join)
-
-
-def write(folder: Path, tokens: list[str] | bytes, **settings_: object) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    content = tokens if isinstance(tokens, bytes) else "".join(token + "\n" for token in tokens).encode()
-    (folder / "vocab.txt").write_bytes(content)
-    if settings_:
-        (folder / SETTINGS).write_text(json.dumps(settings_))
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -124,8 +114,8 @@ def test_a_vocabulary_has_hugging_faces_numbers(name: str, pairs: dict[str, tupl
     for role in ("pad", "unk", "cls", "sep", "mask"):
         assert getattr(ours, f"{role}_id") == getattr(theirs, f"{role}_token_id")
     assert {token: number for token, number in theirs.get_vocab().items() if token} == ours.vocabulary
-    assert ours.is_plain is (name != "an added token")
-    assert ours.marks_words
+    assert ours.oldest_version == (2 if name == "an added token" else 1)
+    assert ours.knows_words
 
 
 def test_an_added_token_is_one_token_and_never_masked(pairs: dict[str, tuple[Tokenizer, BertTokenizer]]) -> None:
@@ -200,130 +190,57 @@ def test_a_vocabulary_that_is_not_text_is_refused(content: bytes, tmp_path: Path
         load_tokenizer(write(tmp_path, content))
 
 
-def test_tokenizer_json_goes_before_the_vocabulary(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    write(tmp_path, TOKENS)
-    tokenizer.save(tmp_path / "tokenizer.json")
-    assert load_tokenizer(tmp_path).fingerprint == tokenizer.fingerprint
+def test_words_that_go_on_are_known(tokenizer: Tokenizer) -> None:
+    every = np.arange(tokenizer.vocab_size, dtype=np.int32)
+    begins = tokenizer.starts_word(every[None], np.zeros((1, len(every)), bool))[0]
+    for number in every.tolist():
+        assert begins[number] != tokenizer.token(number).startswith("##")
+    assert not begins.all()
+
+
+def variant(tokenizer: Tokenizer, **normalizer: object) -> Tokenizer:
+    tree = json.loads(tokenizer.definition)
+    tree["normalizer"].update(normalizer)
+    return tokenizer_of_definition(json.dumps(tree), "a variant")
+
+
+NASTY = (
+    "\x00\x1c\x1f\x85\xa0\xad\u0300\u0301\u0316\u03a3\u0130\u1680\u180e\u200b\u200d\u2028\u3000\u4e2d\uac00\ufeff\ufffd"
+)
+
+
+nasty_texts = st.lists(
+    st.sampled_from([*NASTY, " ", "\n", "\t", "\r", "\r\n", "[MASK]", "[SEP]", "##a", "ΑΣ", "river", "Stone."])
+    | st.characters(exclude_categories=["Cs"]),
+    max_size=25,
+).map("".join)
 
 
 @pytest.mark.parametrize(
-    ("names", "said", "not_said"),
+    "changes",
     [
-        (
-            ["vocab.json", "merges.txt"],
-            "it has vocab.json, of a byte-level BPE tokenizer. Convert it",
-            "maskloom tokenizer",
-        ),
-        (["sentencepiece.bpe.model"], "of a SentencePiece tokenizer. Convert it", "maskloom tokenizer"),
-        (["spiece.model", "config.json"], "of a SentencePiece tokenizer. Convert it", "maskloom tokenizer"),
-        (["config.json", "model.safetensors"], "copy that of the model there", "maskloom tokenizer"),
-        ([], "train one with `maskloom tokenizer CORPUS", "Convert"),
+        {},
+        {"lowercase": False, "strip_accents": False},
+        {"clean_text": False, "handle_chinese_chars": False, "lowercase": False},
     ],
 )
-def test_a_folder_without_a_tokenizer_says_what_to_do(
-    names: list[str], said: str, not_said: str, tmp_path: Path
+@settings(max_examples=150, deadline=None)
+@given(texts=st.lists(nasty_texts, max_size=5))
+def test_looking_stretches_up_gives_what_encoding_the_whole_text_gives(
+    tokenizer: Tokenizer, changes: dict[str, object], texts: list[str]
 ) -> None:
-    for name in names:
-        (tmp_path / name).write_text("{}")
-    with pytest.raises(UserError) as error:
-        load_tokenizer(tmp_path)
-    assert "tokenizer.json or BERT's vocab.txt is needed" in str(error.value)
-    assert said in str(error.value)
-    assert not_said not in str(error.value)
+    """Also for every other kind of white space, for controls, combining marks and literal special tokens."""
+    tested = variant(tokenizer, **changes)
+    assert tested._stretches
+    whole = [encoding.ids for encoding in tested._encoder.encode_batch(texts, add_special_tokens=False)]
+    for _ in range(2):  # unknown, and known
+        assert [ids.tolist() for ids in tested.encode(texts)] == whole
 
 
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The Hub's copies on this machine, and no way to the Hub."""
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("transformers.utils.hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    return tmp_path / "hub"
-
-
-def cached(hub: Path, name: str) -> Path:
-    """Where the files of a model are in the Hub's cache, as huggingface_hub lays it out."""
-    folder = hub / f"models--{name.replace('/', '--')}"
-    (folder / "refs").mkdir(parents=True)
-    (folder / "refs" / "main").write_text("0" * 40)
-    (folder / "snapshots" / ("0" * 40)).mkdir(parents=True)
-    return folder / "snapshots" / ("0" * 40)
-
-
-@pytest.mark.parametrize("name", ["bert-tiny-of-ours", "our-group/bert-tiny"])
-def test_a_name_on_the_hub_is_a_tokenizer(name: str, hub: Path, tokenizer: Tokenizer) -> None:
-    tokenizer.save(cached(hub, name) / "tokenizer.json")
-    assert load_tokenizer(name).fingerprint == tokenizer.fingerprint
-
-
-def test_a_vocabulary_on_the_hub_comes_with_its_settings(hub: Path) -> None:
-    write(cached(hub, "our-group/cased"), TOKENS, do_lower_case=False)
-    tokenizer = load_tokenizer("our-group/cased")
-    assert tokenizer.encode(["River"])[0].tolist() == [TOKENS.index("River")]
-
-
-def test_a_name_that_is_nowhere_says_so(hub: Path) -> None:
-    with pytest.raises(UserError) as error:
-        load_tokenizer("bert-base-uncased")
-    assert "no file or folder here has this name, and from the Hub neither" in str(error.value)
-    assert "maskloom tokenizer" not in str(error.value)  # which would make another one, under the name of this
-
-
-def test_a_path_is_not_looked_for_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("maskloom.tokenizers.files._from_hub", lambda name: pytest.fail(name))
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "data").mkdir()
-    with pytest.raises(UserError, match="train one with `maskloom tokenizer CORPUS data/tok`"):
-        find_tokenizer("data/tok")
-    for path in (tmp_path / "none", tmp_path / "none" / "vocab.txt", Path("a/b/c"), Path("./a")):
-        with pytest.raises(UserError, match=f"no tokenizer at .*{path.name}.*name a folder that holds"):
-            find_tokenizer(str(path) if path.name != "a" else "./a")
-
-
-def config(**more: object) -> dict:
-    return {"run_dir": "run", "data": {"train": "corpus"}, "phases": [{"steps": 2}]} | more
-
-
-def test_a_run_takes_the_tokenizer_of_the_model_it_starts_from() -> None:
-    assert parse_config(config(model={"init": "my_model"}), "here").tokenizer == "my_model"
-    assert parse_config(config(model={"init": "my_model"}, tokenizer="own"), "here").tokenizer == "own"
-    assert parse_config(config(model={"init": "my_model"}, tokenizer=None), "here").tokenizer == "my_model"
-    for tree in (
-        config(),
-        config(model={}),
-        config(model={"init": None}),
-        config(tokenizer=" "),
-        config(tokenizer=None),
-    ):
-        with pytest.raises(UserError, match=r"tokenizer: it is missing: .*or model\.init"):
-            parse_config(tree, "here")
-
-
-@pytest.mark.parametrize("lowercase", [True, False])
-def test_hugging_face_takes_what_we_write_as_it_is(lowercase: bool, tmp_path: Path) -> None:
-    ours = load_tokenizer(write(tmp_path / "vocabulary", TOKENS, do_lower_case=lowercase))
-    out = tmp_path / "out"
-    out.mkdir()
-    write_for_others(out, ours.definition, 77)
-    assert load_tokenizer(out).fingerprint == ours.fingerprint
-    text = "The RIVER learns, É [MASK] 中文"
-    for theirs in (AutoTokenizer.from_pretrained(out), BertTokenizer.from_pretrained(out)):
-        plain, masked = theirs(text.replace("[MASK]", "x"))["input_ids"], theirs(text)
-        assert plain[1:-1] == ours.encode([text.replace("[MASK]", "x")])[0].tolist()
-        assert masked["input_ids"].count(ours.mask_id) == 1
-        assert set(masked) == {"input_ids", "token_type_ids", "attention_mask"}
-        assert (theirs.model_max_length, theirs.mask_token_id, theirs.pad_token_id) == (77, ours.mask_id, ours.pad_id)
-
-
-@pytest.mark.parametrize(
-    "given", [None, {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}]
-)
-def test_a_text_gets_the_ends_that_the_model_was_trained_with(
-    given: object, tokenizer: Tokenizer, tmp_path: Path
-) -> None:
-    bare = Tokenizer(json.dumps(json.loads(tokenizer.definition) | {"post_processor": given}), "bare")
-    write_for_others(tmp_path, bare.definition)
-    theirs = AutoTokenizer.from_pretrained(tmp_path)
-    expected = [bare.cls_id, *bare.encode(["the river"])[0].tolist(), bare.sep_id]
-    assert theirs("the river")["input_ids"] == expected
-    assert theirs("the river", "x")["token_type_ids"] == [0] * len(expected) + [1, 1]
+def test_a_token_that_can_hold_white_space_is_found_across_it(tokenizer: Tokenizer) -> None:
+    encoder = HFTokenizer.from_str(tokenizer.definition)
+    encoder.add_tokens(["river stone"])
+    tested = tokenizer_of_definition(encoder.to_str(), "with a token of two words")
+    assert tested._stretches is None
+    (ids,) = tested.encode(["the river stone"])
+    assert ids.tolist()[-1] == encoder.token_to_id("river stone")
