@@ -213,7 +213,7 @@ _sockets: Finalize | None = None
 def _place_sockets() -> None:
     """Give multiprocessing a folder for its sockets. Its own choice, below TMPDIR, may be too long for the path of a socket.
 
-    A socket without a path (Linux' abstract ones) is no way out: every user of the machine could connect, and run code as us.
+    A socket without a path (Linux' abstract ones) does not help: every user of the machine could connect, and run code as us.
     """
     global _sockets
     settings = getattr(current_process(), "_config")  # noqa: B009  # as multiprocessing.util.get_temp_dir keeps it

@@ -1,4 +1,4 @@
-"""Check, before GPUs are spent on it, whether a run would start and go on: on this machine, or on the hosts of a hostfile.
+"""Check whether a run would start and keep running, before GPUs are spent on it: here, or on the hosts of a hostfile.
 
 A line a check, with the hosts it is about. FAIL is what would end a run (exit code 1); warn is what a run lives with (0).
 
@@ -48,13 +48,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_overrides(parser)
     where = parser.add_mutually_exclusive_group().add_argument
     where("--hostfile", metavar="FILE", help="hosts with their slots, as deepspeed reads it")
-    where("--processes", type=positive, help="ranks on this machine; default: one a GPU; 1 where there is none")
-    add("--ssh-config", metavar="FILE", help="with --hostfile: configuration of ssh in place of your own")
+    where("--processes", type=positive, help="ranks on this machine; default: one a GPU; 1 without GPUs")
+    add("--ssh-config", metavar="FILE", help="with --hostfile: an ssh_config file to use instead of your own")
     add("--master-addr", help="with --hostfile: address of the first host as the others reach it")
     add(
         "--port",
         type=positive,
-        help="where you choose it for deepspeed or torchrun; default: one that belongs to the run",
+        help="if you choose it for deepspeed or torchrun; default: one that belongs to the run",
     )
 
 

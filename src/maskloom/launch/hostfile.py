@@ -87,9 +87,12 @@ def _read_line(line: str) -> tuple[str | None, Host | None]:
     if ":" in address:
         return f"{address!r}: pdsh takes no port; set it in ~/.ssh/config", None
     if not NAME.fullmatch(address):
-        return f"{address!r} is no name of a machine (letters, digits, '.', '_', '-'; a letter or digit first)", None
+        return (
+            f"{address!r} is not the name of a machine (letters, digits, '.', '_', '-'; a letter or digit first)",
+            None,
+        )
     if at and not USER.fullmatch(user):
-        return f"{user!r} is no name of a user (letters, digits, '.', '_', '-'; not '-' first)", None
+        return f"{user!r} is not the name of a user (letters, digits, '.', '_', '-'; not '-' first)", None
     if slots < 1:
         return f"{name} has slots={slots}: at least 1, or leave the line out", None
     return None, Host(name, slots)

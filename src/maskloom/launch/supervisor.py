@@ -104,7 +104,7 @@ class OnHosts:
         if unfit and (attempt == 1 or len(unfit) == len(self.hosts)):
             raise UserError("hosts that cannot take ranks:\n" + "\n".join(unfit))
         if unfit:
-            warn("going on without the hosts that cannot take ranks:\n" + "\n".join(unfit))
+            warn("starting without the hosts that cannot take ranks:\n" + "\n".join(unfit))
         fit = [(host, look.port) for host, look in zip(self.hosts, found, strict=True) if not look.fault]
         first, port = fit[0]
         given = self.master_addr if first is self.hosts[0] else None

@@ -1,4 +1,4 @@
-"""Would a run start here, and go on? What `maskloom doctor` finds out before GPUs are spent on it.
+"""Would a run start here, and keep running? What `maskloom doctor` finds out before GPUs are spent on it.
 
     commands/doctor -> hosts -> on every host: look -> machine    what a host finds out about itself, and what a rank would meet
                     -> checks                                     what must be the same everywhere; hosts with the same finding

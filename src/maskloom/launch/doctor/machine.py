@@ -50,7 +50,7 @@ ERRORS, REASONS = "ecc.errors.uncorrected.volatile.total", "clocks_throttle_reas
 COLUMNS = ("uuid", "memory.free", "memory.total", ERRORS, REASONS)
 """Of nvidia-smi's table of GPUs; memory in MiB."""
 SLOWED_BY_FAULT = {0x8: "hardware slowdown", 0x20: "software thermal", 0x40: "hardware thermal", 0x80: "power brake"}
-"""NVML's reasons for a lower clock, but for those that are work as usual."""
+"""NVML's reasons for a lower clock that mean trouble."""
 LOW_MEMORY_SHARE = 0.9
 MATRIX = 256
 FILES_A_RANK, SPARE_INODES = 2, 1000
@@ -324,7 +324,7 @@ def fused_adam(config: RunConfig | None) -> Iterator[Line]:
     """Whether DeepSpeed's FusedAdam can be had on GPUs, if the run would use it."""
     if config and OPTIMIZERS[config.optimizer.name].takes_fused_adam and torch.cuda.is_available():
         if why := why_no_fused_adam():
-            remedy = "install nvcc and ninja for DeepSpeed's; a run goes on with torch's"
+            remedy = "install nvcc and ninja for DeepSpeed's; without, a run takes torch's"
             yield "warn", f"torch's instead: {why}", remedy
         else:
             yield "ok", "installed, or compiled at the first start", ""
@@ -333,7 +333,5 @@ def fused_adam(config: RunConfig | None) -> Iterator[Line]:
 def operator_builds() -> Iterator[Line]:
     """What killed builds of operators left."""
     if paths := ", ".join(map(str, stale_locks())):
-        remedy = (
-            "remove it: programs that build this extension wait for it for ever (a run of maskloom removes its own)"
-        )
+        remedy = "remove it: programs that build this extension wait for ever (a run of maskloom removes its own)"
         yield "warn", f"killed build left {paths}", remedy
