@@ -41,8 +41,9 @@ from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerFas
 
 from maskloom.data.hashing import hash64
 from maskloom.data.masking import MaskRule, mask_rows
-from maskloom.data.sources.corpus import find_sources, read_source
-from maskloom.tokenizers.tokenizer import Tokenizer, load_tokenizer
+from maskloom.data.sources.inputs import find_sources, read_source
+from maskloom.tokenizers.base import Tokenizer
+from maskloom.tokenizers.loading import load_tokenizer
 
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 ROWS_OF = {128: 256, 512: 64}  # sequence length -> rows a call: 32,768 slots, about what one block of text holds

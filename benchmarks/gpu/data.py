@@ -14,10 +14,11 @@ from pathlib import Path
 from step.cases import BERT_VOCABULARY
 from step.text import Text, prepare
 
-from maskloom.data.index.index import load_index
 from maskloom.data.index.indexing import BLOCK_BYTES
-from maskloom.data.writing.shards import Options, write_shards
-from maskloom.tokenizers.tokenizer import train_tokenizer
+from maskloom.data.index.loading import load_index
+from maskloom.data.writing.passes import Options
+from maskloom.data.writing.shards import write_shards
+from maskloom.tokenizers.training import train_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL_BLOCK_BYTES, SMALL_VOCABULARY = 4 << 10, 1024

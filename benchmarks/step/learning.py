@@ -18,12 +18,12 @@ from typing import Any
 import torch
 
 from maskloom.config import Evaluation
-from maskloom.data.index.index import Index
+from maskloom.data.index.corpus import Index
 from maskloom.data.masking import MaskRule
 from maskloom.distributed import World
 from maskloom.errors import UserError
 from maskloom.models.masked_lm import MaskedLM
-from maskloom.tokenizers.tokenizer import Tokenizer
+from maskloom.tokenizers.base import Tokenizer
 from maskloom.train.evaluation import evaluate
 from step import clock
 from step.cases import MINI, Case, Device

@@ -25,7 +25,7 @@ from maskloom.data.rows import Rows, count_text_tokens
 from maskloom.distributed import World
 from maskloom.models.build import build_model
 from maskloom.models.masked_lm import MaskedLM
-from maskloom.tokenizers.tokenizer import Tokenizer
+from maskloom.tokenizers.base import Tokenizer
 from maskloom.train.batches import ready_steps
 from maskloom.train.engine.engine import start_distributed
 from maskloom.train.rank.heartbeats import Pulse
@@ -42,7 +42,9 @@ class Ours:
         config = run_config(system, training, text, device)
         index, tokenizer = text.open()
         check_vocabulary(tokenizer, training.vocab_size)
-        self.plan = DataPlan.of(config, (index,), widened(tokenizer, training.vocab_size))
+        self.plan = DataPlan.of(
+            config.data, config.phases, config.masking, config.seed, (index,), widened(tokenizer, training.vocab_size)
+        )
         self.world = World.discover()
         traffic = start_distributed(self.world)
         self.trainer = Trainer(config, self.plan, self.world, traffic, Pulse())

@@ -21,13 +21,17 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from maskloom.data.index.index import Index, load_index
+from maskloom.data.index.corpus import Index
+from maskloom.data.index.loading import load_index
 from maskloom.data.order import block_at
-from maskloom.data.writing.shards import Options, finish_or_open, write_shards
+from maskloom.data.writing.passes import Options
+from maskloom.data.writing.shards import finish_or_open, write_shards
 from maskloom.data.writing.token_shards import tokenize_corpus
-from maskloom.data.writing.work import Part
+from maskloom.data.writing.work import JobPart
 from maskloom.errors import UserError
-from maskloom.tokenizers.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+from maskloom.tokenizers.base import Tokenizer
+from maskloom.tokenizers.loading import load_tokenizer
+from maskloom.tokenizers.training import train_tokenizer
 
 QUICKSTART_BLOCK_BYTES = 32 << 10  # lanes enough to mix a corpus of 13 MB well
 SEED = 1
@@ -71,7 +75,7 @@ def prepare(cache: Path, vocab_size: int, block_bytes: int, processes: int) -> T
         _make_tokenizer(tokenizer, text, vocab_size)
     if not tokens.exists():
         source, chosen = load_index(text.absolute()), load_tokenizer(tokenizer)
-        tokenize_corpus(source, tokens, chosen, Part(), processes, lambda name, total: lambda done: None)
+        tokenize_corpus(source, tokens, chosen, JobPart(), processes, lambda name, total: lambda done: None)
         finish_or_open(tokens)
     return Text(str(tokens), str(tokenizer))
 

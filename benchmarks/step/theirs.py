@@ -21,7 +21,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from maskloom.optim.schedule import learning_rate
-from maskloom.tokenizers.tokenizer import Tokenizer
+from maskloom.tokenizers.base import Tokenizer
 from step.cases import PRECISION, Device, System
 from step.jobs import RATE, Batch, Facts, Training, model_shape, run_config
 from step.text import Text, check_vocabulary, grouped_rows, line_rows

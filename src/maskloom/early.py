@@ -1,9 +1,8 @@
-"""What programs do first: the standard streams are fit for use, and a request to stop a program that trains has a clear end, also
-while it imports for seconds.
+"""What programs do first: they make the standard streams fit for use, and hear requests to stop while they import for seconds.
 
-Nothing has been written by then, so that it ends at once, with the exit code of a stop. What leads the run takes over when it is
-there: the watch of a rank (train/stopping.py), or what starts ranks (launch/ending.py). After them a request comes too late, and
-changes no exit code any more.
+Nothing has been written by then. So a request ends the program at once, with the exit code of a stop. Then others take over: the
+watch of a rank (`train/rank/stopping.py` has the whole way of a signal), or what starts ranks (`launch/ending.py`). After those a
+request comes too late, and changes no exit code.
 
 This module imports next to nothing.
 """

@@ -388,7 +388,7 @@ CASES = [
         wait,
         EXIT_DONE,
         "done",
-        says="3 steps in a row were not taken: going back to step 10",
+        says="3 steps in a row were not taken: rolling back to step 10",
         plain="steps that go wrong",
         settings={"guard": {"spike_sigma": 6.0, "window_steps": 8}},
         undisturbed=spoil,
@@ -400,7 +400,7 @@ CASES = [
         spoil_tensorboard,
         EXIT_DONE,
         "done",
-        says="TensorBoard cannot be written any more",
+        says="TensorBoard can no longer be written",
     ),
     Case(
         "second run in the folder",

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from maskloom.data.index.index import load_index
+from maskloom.data.index.loading import load_index
 from maskloom.data.masking import MaskRule
-from maskloom.tokenizers.tokenizer import Tokenizer
+from maskloom.tokenizers.base import Tokenizer
 from maskloom.train.evaluation import unigram_entropy
 from maskloom.train.metrics import read_metrics
 

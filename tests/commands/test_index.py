@@ -20,7 +20,8 @@ import webdataset
 
 from maskloom.cli import main
 from maskloom.commands import index as command
-from maskloom.data.index.index import load_index, text_hash
+from maskloom.data.index.corpus import text_hash
+from maskloom.data.index.loading import load_index
 
 from .conftest import Command
 

@@ -12,10 +12,12 @@ import pytest
 
 from maskloom.config_file import parse_config
 from maskloom.data.cursors import first_cursors
-from maskloom.data.plan import DataPlan, open_corpora
+from maskloom.data.plan import open_corpora
 from maskloom.data.stream import Step, read_steps
 from maskloom.distributed import World
-from maskloom.tokenizers.tokenizer import Tokenizer, load_tokenizer
+from maskloom.tokenizers.base import Tokenizer
+from maskloom.tokenizers.loading import load_tokenizer
+from tests.conftest import plan_for
 from tests.data.corpora import corpus_of, flip
 
 from .conftest import Command
@@ -30,7 +32,7 @@ def config(run_config: dict, write_config: Callable[[dict], Path]) -> Path:
 def steps(run_config: dict) -> list[Step]:
     """The first three steps, read by one rank."""
     config = parse_config(run_config, "run.yaml")
-    plan = DataPlan.of(config, open_corpora(config.data), load_tokenizer(config.tokenizer))
+    plan = plan_for(config, open_corpora(config.data), load_tokenizer(config.tokenizer))
     return list(read_steps(plan, World(), first_cursors(plan.lanes), 0, 3))
 
 

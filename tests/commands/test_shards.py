@@ -10,7 +10,7 @@ import datasets
 import pytest
 
 from maskloom.cli import main
-from maskloom.data.index.index import load_index
+from maskloom.data.index.loading import load_index
 from maskloom.data.writing import shards
 
 from .conftest import Command

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from maskloom.data.index.index import text_hash
-from maskloom.tokenizers.tokenizer import SPECIAL_TOKENS, load_tokenizer
+from maskloom.data.index.corpus import text_hash
+from maskloom.tokenizers.loading import load_tokenizer
+from maskloom.tokenizers.wordpiece import SPECIAL_TOKENS
 
 from .conftest import Command
 

@@ -13,7 +13,7 @@ import webdataset
 
 from maskloom.config import Masking
 from maskloom.data.cursors import LaneCursors
-from maskloom.data.index.index import Index
+from maskloom.data.index.corpus import Index
 from maskloom.data.index.indexing import index_shard, write_index
 from maskloom.data.lane import Skip
 from maskloom.data.masking import MaskRule
@@ -22,7 +22,7 @@ from maskloom.data.plan import DataPlan, PhasePlan
 from maskloom.data.rows import Rows
 from maskloom.data.stream import read_steps
 from maskloom.distributed import World
-from maskloom.tokenizers.tokenizer import Tokenizer
+from maskloom.tokenizers.base import Tokenizer
 
 
 def corpus_of(folder: Path, documents: Sequence[str], shards: int = 1) -> Index:

@@ -20,15 +20,16 @@ from hypothesis import strategies as st
 
 from maskloom.config import Masking
 from maskloom.data.cursors import Cursor, first_cursors
-from maskloom.data.index.index import Index, load_index
+from maskloom.data.index.corpus import Index
+from maskloom.data.index.loading import load_index
 from maskloom.data.lane import Lane, Track, rows_of_step
 from maskloom.data.masking import MaskRule
 from maskloom.data.mixing import corpus_of_rows, rows_of_corpora
 from maskloom.data.order import block_at
 from maskloom.data.plan import DataPlan, PhasePlan
-from maskloom.data.rows import Part, Rows
+from maskloom.data.rows import RowRange, Rows
 from maskloom.errors import DataFault, UserError
-from maskloom.tokenizers.tokenizer import Tokenizer
+from maskloom.tokenizers.base import Tokenizer
 from tests.conftest import sentences
 
 from .corpora import block_of, corpus_of, digest_of, flip, plan_of, text_tokens, tokens_of
@@ -56,7 +57,7 @@ def damaged(small: Index, tmp_path: Path) -> Index:
 
 
 def take(track: Track, count: int, seq_len: int, rule: MaskRule = RULE, is_constant: bool = True) -> Rows:
-    parts = [Part(Rows.none(seq_len), 0, 0), *track.take(count, seq_len, rule, is_constant)]
+    parts = [RowRange(Rows.none(seq_len), 0, 0), *track.take(count, seq_len, rule, is_constant)]
     return Rows.gather(parts)
 
 
@@ -323,7 +324,8 @@ def test_mixed_lanes_read_each_corpus_in_its_own_order_and_by_its_own_epochs(
         for corpus, index in enumerate(three):
             blocks = [block for of, block in read if of == corpus]
             counted = sum(
-                rows_of_corpora(weights, lanes, number, steps * rows)[corpus] for steps, rows, weights in phases
+                int(rows_of_corpora(weights, lanes, number, np.asarray([steps * rows]))[corpus, 0])
+                for steps, rows, weights in phases
             )
             assert len(blocks) == counted
             numbers = [number + turn * lanes for turn in range(counted)]
@@ -349,7 +351,7 @@ def test_a_lane_goes_on_from_its_cursors_over_epochs_lengths_and_weights(
     whole, skipped = (Lane(plan, number, first_cursors(3, 3)[number]) for _ in range(2))
     for before in range(step):
         rows_of_step([whole], before)
-        skipped.skip(plan.reading(before))
+        skipped.skip(plan.step_at(before))
     assert skipped.cursors == whole.cursors
     stored = json.loads(json.dumps([cursor.to_json() for cursor in whole.cursors]))
     resumed = Lane(plan, number, tuple(map(Cursor.from_json, stored)))

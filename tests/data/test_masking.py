@@ -17,9 +17,13 @@ from tokenizers.implementations import BertWordPieceTokenizer
 from maskloom.config import Masking
 from maskloom.data import masking
 from maskloom.data.hashing import hash64
-from maskloom.data.masking import MaskRule, fill, length_shares, mask_rows, rate_at, rest_shares, span_leads
+from maskloom.data.masking import MaskRule, fill, mask_rows, rate_at
+from maskloom.data.spans import length_shares, span_leads
 from maskloom.errors import UserError
-from maskloom.tokenizers.tokenizer import SPECIAL_TOKENS, Tokenizer
+from maskloom.tokenizers.base import Tokenizer
+from maskloom.tokenizers.loading import tokenizer_of_definition
+from maskloom.tokenizers.wordpiece import SPECIAL_TOKENS
+from tests.data.statistics import chi_square_sigmas, sigmas
 
 UNITS = ("token", "whole_word", "span")
 shares = st.floats(0, 1)
@@ -32,7 +36,7 @@ def with_unused(tokenizer: Tokenizer) -> Tokenizer:
     tree = json.loads(tokenizer.definition)
     first = len(tree["model"]["vocab"])
     tree["model"]["vocab"] |= {f"[unused{number}]": first + number for number in range(20)}
-    return Tokenizer(json.dumps(tree), "with unused tokens")
+    return tokenizer_of_definition(json.dumps(tree), "with unused tokens")
 
 
 @pytest.fixture(scope="module")
@@ -57,15 +61,17 @@ def cased() -> Tokenizer:
     ]
     vocabulary = {token: number for number, token in enumerate(tokens)}
     built = BertWordPieceTokenizer(vocabulary, lowercase=False, strip_accents=False)
-    return Tokenizer(built.to_str(), "the cased vocabulary")
+    return tokenizer_of_definition(built.to_str(), "the cased vocabulary")
 
 
 def plain(size: int, continuations: int = 0) -> Any:
     """A vocabulary of `size` maskable ids from 10 on, of which the last `continuations` go on with a word; [MASK] is 4."""
     ids = np.arange(10 + size)
+    is_continuation = ids >= 10 + size - continuations
     return SimpleNamespace(
         is_maskable=ids >= 10,
-        is_continuation=ids >= 10 + size - continuations,
+        is_continuation=is_continuation,
+        starts_word=lambda tokens, starts: ~is_continuation[tokens],
         random_ids=ids[10:].astype(np.int32),
         mask_id=4,
     )
@@ -123,17 +129,6 @@ def words_of(tokens: np.ndarray, starts: np.ndarray, is_maskable: np.ndarray, go
         else:
             words.append([slot])
     return words
-
-
-def sigmas(seen: Any, trials: int, probability: Any) -> Any:
-    """How many standard deviations binomial counts lie from their mean."""
-    return np.max(np.abs(seen - trials * probability) / np.sqrt(trials * probability * (1 - probability)))
-
-
-def chi_square_sigmas(seen: np.ndarray, expected: np.ndarray) -> float:
-    """How many standard deviations a chi-square statistic lies above its mean."""
-    degrees = len(seen) - 1
-    return float((((seen - expected) ** 2 / expected).sum() - degrees) / math.sqrt(2 * degrees))
 
 
 # What holds for every rule.
@@ -297,30 +292,6 @@ def test_a_word_larger_than_the_budget_is_passed_over(rest: int) -> None:
 
 
 # Spans.
-
-
-def test_spans_have_the_lengths_of_the_cut_geometric_distribution() -> None:
-    words = 300_000
-    leads = span_leads(np.arange(words) == 0, hash64(5, np.arange(words, dtype=np.uint64)), 0.2, 10)
-    lengths = np.diff(np.unique(leads))[1:]  # the first is the rest of a span, and the last is cut
-    weights = 0.2 * 0.8 ** np.arange(10)
-    expected = weights / weights.sum()
-    assert np.allclose(length_shares(0.2, 10), expected, rtol=1e-12)
-    assert abs(chi_square_sigmas(np.bincount(lengths, minlength=11)[1:], len(lengths) * expected)) < 5
-    assert (expected * np.arange(1, 11)).sum() == pytest.approx(3.8, abs=0.01)  # the mean that SpanBERT's authors give
-
-
-def test_every_word_begins_a_span_equally_often() -> None:
-    runs, words = 20_000, 15
-    starts = np.tile(np.arange(words) == 0, runs)
-    leads = span_leads(starts, hash64(6, np.arange(runs * words, dtype=np.uint64)), 0.2, 10).reshape(runs, words)
-    begins = leads == np.arange(runs * words).reshape(runs, words)
-    assert begins[:, 0].all()
-    mean = (np.array(length_shares(0.2, 10)) * np.arange(1, 11)).sum()
-    assert sigmas(begins[:, 1:].sum(axis=0), runs, 1 / mean) < 5
-    first = np.where(begins[:, 1:].any(axis=1), begins[:, 1:].argmax(axis=1) + 1, 15)
-    expected = runs * np.array(rest_shares(length_shares(0.2, 10)))
-    assert abs(chi_square_sigmas(np.bincount(first, minlength=11)[1:11], expected)) < 5
 
 
 @pytest.mark.parametrize(("p", "most"), [(0.2, 10), (1.0, 4), (0.5, 1)])
@@ -561,16 +532,6 @@ def test_protection_of_everything_is_refused(cased: Tokenizer) -> None:
         MaskRule.of(Masking(protected=every), cased)
 
 
-@settings(max_examples=40, deadline=None)
-@given(st.floats(1e-9, 1), st.integers(1, 60))
-def test_the_tables_of_lengths_are_exact_sums(p: float, most: int) -> None:
-    shares = length_shares(p, most)
-    longer = [math.fsum(shares[n:]) for n in range(most)]
-    assert rest_shares(shares) == tuple(share / math.fsum(longer) for share in longer)
-    limits = [math.fsum(shares[:n]) for n in range(1, most)]
-    assert masking._thresholds(shares).tolist() == [int(masking._threshold(limit)) for limit in limits]
-
-
 @pytest.mark.parametrize("draw", ["exact", "bernoulli"])
 def test_spans_without_end_are_as_long_as_a_row_can_tell(tokenizer: Tokenizer, draw: Any) -> None:
     """What is longer than the longest table is that table: it makes the same rows at no more work."""
@@ -617,10 +578,10 @@ def test_masking_is_the_one_of_this_data_version() -> None:
 @pytest.mark.parametrize("unit", ["whole_word", "span"])
 def test_words_of_a_tokenizer_that_does_not_mark_them_are_refused(unit: Any) -> None:
     made = HFTokenizer(models.BPE(vocab={token: n for n, token in enumerate([*SPECIAL_TOKENS, "a"])}, merges=[]))
-    bytes_ = Tokenizer(made.to_str(), "my bytes")
+    bytes_ = tokenizer_of_definition(made.to_str(), "my bytes")
     assert MaskRule.of(Masking(), bytes_) == MaskRule(0.15)
     for make in (MaskRule.of, lambda masking, ids: MaskRule.held_out(masking, 0.15, ids)):
         with pytest.raises(
-            UserError, match=f"masking.unit {unit} needs a WordPiece tokenizer.*my bytes is of another kind"
+            UserError, match=f"masking.unit {unit} needs a tokenizer whose tokens say.*my bytes is of kind other"
         ):
             make(Masking(unit=unit), bytes_)

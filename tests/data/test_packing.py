@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from maskloom.data.packing import ADDED, PackedRows, best_fit_decreasing, pack, pack_after
 from maskloom.data.plan import VERSIONS
-from maskloom.tokenizers.tokenizer import Tokenized
+from maskloom.tokenizers.base import Tokenized
 
 IDS: Any = SimpleNamespace(pad_id=0, cls_id=1, sep_id=2)  # all that packing asks of a tokenizer
 FIRST = 10  # text tokens count from here, each one once, so that a lost or repeated one shows

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from maskloom.data.index.index import Index
+from maskloom.data.index.corpus import Index
 from maskloom.data.packing import pack
-from maskloom.data.rows import FIELDS, Part, Rows, count_slots, count_text_tokens
-from maskloom.tokenizers.tokenizer import Tokenizer
+from maskloom.data.rows import FIELDS, RowRange, Rows, count_pairs, count_slots, count_text_tokens
+from maskloom.tokenizers.base import Tokenizer
 
 from .corpora import digest_of
 
@@ -36,7 +36,7 @@ def test_rows_are_cut_and_joined_without_loss(count: int, cuts: list[int]) -> No
     joined = Rows.concatenate(parts)
     assert len(joined) == count == sum(map(len, parts))
     assert digest_of(joined) == digest_of(rows)
-    gathered = Rows.gather([Part(rows, first, last) for first, last in itertools.pairwise(bounds)])
+    gathered = Rows.gather([RowRange(rows, first, last) for first, last in itertools.pairwise(bounds)])
     assert digest_of(gathered) == digest_of(rows)
 
 
@@ -97,3 +97,14 @@ def test_slots_are_counted_by_piece(index: Index, tokenizer: Tokenizer) -> None:
     assert slots == sum(lengths) == np.count_nonzero(rows.tokens != tokenizer.pad_id) < rows.tokens.size
     assert squares == sum(length**2 for length in lengths)
     assert count_slots(Rows.none(32), tokenizer) == (0, [0])
+
+
+@pytest.mark.parametrize("window", [None, 1, 3, 16, 100])
+def test_pairs_are_those_that_a_window_lets_see_each_other(window: int | None) -> None:
+    """By counting them one by one."""
+    lengths = np.arange(1, 40)
+    expected = [
+        sum(window is None or abs(one - other) <= window for one in range(length) for other in range(length))
+        for length in lengths
+    ]
+    assert count_pairs(lengths, window).tolist() == expected

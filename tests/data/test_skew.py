@@ -12,11 +12,11 @@ import yaml
 from numpy.typing import NDArray
 
 from maskloom.cli import main
-from maskloom.data.index.index import Index
+from maskloom.data.index.corpus import Index
 from maskloom.data.order import block_at
 from maskloom.data.plan import PhasePlan
 from maskloom.data.skew import TEXT_BYTES_A_TOKEN, TOLERATED, note_on_sizes, notes_on_run, sizes_of
-from maskloom.tokenizers.tokenizer import Tokenizer
+from maskloom.tokenizers.base import Tokenizer
 from tests.conftest import sentences
 
 from .corpora import corpus_of, plan_of

@@ -20,18 +20,19 @@ from hypothesis import strategies as st
 from maskloom.config import Masking
 from maskloom.data import stream
 from maskloom.data.cursors import Cursor, LaneCursors, first_cursors
-from maskloom.data.index.index import Index, load_index
+from maskloom.data.index.corpus import Index
 from maskloom.data.index.indexing import index_tars
+from maskloom.data.index.loading import load_index
 from maskloom.data.masking import MaskRule
 from maskloom.data.plan import DataPlan, Growth, PhasePlan
 from maskloom.data.rows import Rows
 from maskloom.data.stream import held_out_rows, read_steps, skip_steps
 from maskloom.data.writing.shards import finish
 from maskloom.data.writing.token_shards import tokenize_corpus
-from maskloom.data.writing.work import Part
+from maskloom.data.writing.work import JobPart
 from maskloom.distributed import World
 from maskloom.errors import DataFault, UserError
-from maskloom.tokenizers.tokenizer import Tokenizer
+from maskloom.tokenizers.base import Tokenizer
 from tests.conftest import sentences
 
 from .corpora import (
@@ -343,7 +344,7 @@ def test_a_bad_held_out_block_is_refused_or_left_out_with_a_warning(
 
 def tokenized(index: Index, tokenizer: Tokenizer, out: Path) -> Index:
     """The token shards of a corpus."""
-    tokenize_corpus(index, out, tokenizer, Part(), 1, lambda name, total: lambda amount: None)
+    tokenize_corpus(index, out, tokenizer, JobPart(), 1, lambda name, total: lambda amount: None)
     return finish(out)[0]
 
 

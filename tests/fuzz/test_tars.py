@@ -14,7 +14,7 @@ from maskloom.data.index.indexing import index_shard
 from maskloom.data.reading.samples import TOKENS_MAGIC, read_documents, read_tokens, tokens_member
 from maskloom.data.writing.token_shards import _first_key
 from maskloom.errors import UserError
-from maskloom.tokenizers.tokenizer import Tokenized
+from maskloom.tokenizers.base import Tokenized
 from tests.data.reading.test_tars import HOSTILE
 
 from .harness import fuzz

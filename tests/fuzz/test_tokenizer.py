@@ -18,8 +18,10 @@ from tokenizers import models, normalizers, pre_tokenizers
 from tokenizers.implementations.bert_wordpiece import BertWordPieceTokenizer
 
 from maskloom.errors import UserError
-from maskloom.tokenizers.files import LARGEST_BYTES, SETTINGS, write_for_others
-from maskloom.tokenizers.tokenizer import SPECIAL_TOKENS, load_tokenizer
+from maskloom.tokenizers.loading import load_tokenizer
+from maskloom.tokenizers.roles import LARGEST_BYTES, SETTINGS
+from maskloom.tokenizers.wordpiece import SPECIAL_TOKENS
+from maskloom.tokenizers.writing import write_for_others
 from tests.fuzz.harness import INPUTS, Report, fuzz, guarded
 
 TEXTS = ["the river [MASK] [PATIENT]", "a" * 200 + "!", "", " \u0301中\x00é,b", "[UNK]" * 3]
@@ -111,7 +113,7 @@ def use(folder: Path) -> None:
         assert all(0 <= number < tokenizer.vocab_size for number in ids.tolist())
         assert not {tokenizer.mask_id, tokenizer.pad_id, tokenizer.cls_id, tokenizer.sep_id} & set(ids.tolist())
     assert tokenizer.token(tokenizer.mask_id) == "[MASK]"
-    write_for_others(folder / "out", tokenizer.definition)
+    write_for_others(folder / "out", tokenizer)
 
 
 def test_tokenizer_json(tmp_path: Path) -> None:

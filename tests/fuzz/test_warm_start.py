@@ -21,7 +21,7 @@ from maskloom.models.build import build_model
 from maskloom.models.description import COMPUTED, HARMLESS, check_description, parse_description
 from maskloom.models.stored import stored_table, weight_files
 from maskloom.models.warm_start import open_checkpoint
-from maskloom.tokenizers.tokenizer import Tokenizer
+from maskloom.tokenizers.base import Tokenizer
 from tests.fuzz.harness import fuzz
 from tests.models.test_bert import tiny_config
 

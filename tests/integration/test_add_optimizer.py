@@ -18,7 +18,7 @@ from maskloom.config import RunConfig
 from maskloom.config_file import load_config
 from maskloom.models.build import build_model
 from maskloom.optim.schedule import learning_rate
-from maskloom.tokenizers.tokenizer import load_tokenizer
+from maskloom.tokenizers.loading import load_tokenizer
 
 from .conftest import environment, final_weights, train_in_ranks
 from .test_optimizers import Weights, reference_weights

@@ -18,7 +18,7 @@ from transformers import BertConfig
 from maskloom.config import Optimizer
 from maskloom.models.masked_lm import MaskedLM, new_model
 from maskloom.optim import parameter_groups
-from maskloom.tokenizers.tokenizer import load_tokenizer
+from maskloom.tokenizers.loading import load_tokenizer
 
 from .conftest import final_weights, lines, train_in_ranks
 

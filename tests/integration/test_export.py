@@ -24,7 +24,8 @@ from maskloom.cli import main
 from maskloom.commands.export import plain_model
 from maskloom.commands.loading import load_run
 from maskloom.files import whole_folder
-from maskloom.tokenizers.tokenizer import Tokenizer, load_tokenizer
+from maskloom.tokenizers.base import Tokenizer
+from maskloom.tokenizers.loading import load_tokenizer
 from tests.conftest import missing
 
 from .conftest import environment

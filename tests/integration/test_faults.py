@@ -196,7 +196,7 @@ def test_a_signal_stops_all_ranks_and_the_run_goes_on_bit_for_bit(
     assert 5 <= status.step < STEPS
     assert status.last_good_checkpoint == f"step-{status.step:08d}"
     assert status.reason == f"{number.name} on {'all ranks' if len(ranks) == 2 else 'rank 1'}"
-    assert f"stopped after step {status.step} of {STEPS}: {status.reason}. The same command goes on" in job.text()
+    assert f"stopped after step {status.step} of {STEPS}: {status.reason}. The same command resumes" in job.text()
     assert_as_undisturbed(job, undisturbed, start)
 
 
@@ -398,7 +398,7 @@ def test_a_dead_tensorboard_folder_ends_no_run(start: Callable[..., Job]) -> Non
     job.wait_for(5)
     shutil.rmtree(job.run / "tensorboard")
     assert job.codes() == [0], job.text()
-    assert job.text().count("TensorBoard cannot be written any more") == 1
+    assert job.text().count("TensorBoard can no longer be written") == 1
     assert sorted(losses(job.run)) == list(range(1, STEPS + 1))
 
 
@@ -446,7 +446,7 @@ def test_a_second_start_names_the_holder_at_once_and_harms_nothing(
         assert second.returncode == EXIT_FAILED, (way, said)
         assert said.count(holder) == 1, (way, said)
         assert f"ask it to stop with `touch {job.run}/stop`, or choose another run_dir" in said, (way, said)
-        for wrong in ("Correct that", "failed after", "The same command goes on", "Traceback"):
+        for wrong in ("Correct that", "failed after", "The same command resumes", "Traceback"):
             assert wrong not in said, (way, said)
     ranks = start(2)  # as a launcher of somebody's starts them
     assert ranks.codes() == [EXIT_FAILED] * 2

@@ -24,9 +24,10 @@ from maskloom.config_file import load_config
 from maskloom.data.cursors import LaneCursors, first_cursors
 from maskloom.data.plan import DataPlan, open_corpora
 from maskloom.data.stream import skip_steps
-from maskloom.tokenizers.tokenizer import load_tokenizer
+from maskloom.tokenizers.loading import load_tokenizer
 from maskloom.train.checkpoint import read_state, saved_at
 from tests.cluster.spoiled import InfiniteGradient
+from tests.conftest import plan_for
 
 from .conftest import final_weights, lines, losses, train_in_ranks
 
@@ -124,7 +125,7 @@ def tensor_bytes() -> int:
 
 def plan_of(config: Path) -> DataPlan:
     loaded = load_config(config)
-    return DataPlan.of(loaded, open_corpora(loaded.data), load_tokenizer(loaded.tokenizer))
+    return plan_for(loaded, open_corpora(loaded.data), load_tokenizer(loaded.tokenizer))
 
 
 def spoils_of(config: Path, kinds: dict[int, str]) -> Spoils:
@@ -228,7 +229,7 @@ def test_a_run_goes_back_and_on_behind_the_data_also_when_it_is_killed(
     spoils = spoils_of(config("whole", 0), dict.fromkeys((6, 7, 8), "loss"))
     patch = functools.partial(spoil, spoils, str(batches))
     output = train_in_ranks([config("whole", number) for number in numbers], 2, log, patch=patch)
-    assert "going back to step 4, and on behind the rows of steps 5 to 8 (48 rows are passed over)" in output
+    assert "rolling back to step 4, and skipping the rows of steps 5 to 8 (48 rows)" in output
 
     for number in numbers:
         assert -signal.SIGKILL in expect_a_death(config("killed", number), log, functools.partial(patch, kill_at=6))
@@ -325,9 +326,9 @@ def test_a_run_that_keeps_diverging_ends_and_never_saves_what_is_not_finite(
         expect=1,
         patch=functools.partial(spoil, spoils, str(tmp_path / "batches")),
     )
-    assert output.count("going back to step 2") == 1
+    assert output.count("rolling back to step 2") == 1
     assert "the run diverged: step 5 was not taken, as its loss is nan" in output
-    assert "went back to step 2 1 time(s) already (guard.rollbacks)" in output
+    assert "was rolled back to step 2 1 time(s) already (guard.rollbacks)" in output
     assert "Traceback" not in output
     run = Path(run_config["run_dir"])
     assert json.loads((run / "status.json").read_text())["state"] == "failed"

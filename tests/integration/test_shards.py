@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from maskloom.data.index.index import load_index
+from maskloom.data.index.loading import load_index
 from tests.conftest import sentences
 from tests.waiting import PATIENCE_S, parent_of, session_of, wait_for_end
 

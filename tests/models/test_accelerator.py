@@ -13,7 +13,7 @@ from torch._dynamo.testing import CompileCounter
 from maskloom.data.batch import MicroBatch
 from maskloom.models.kernels import KERNELS
 from maskloom.models.masked_lm import MaskedLM, new_model
-from maskloom.tokenizers.tokenizer import Tokenizer
+from maskloom.tokenizers.base import Tokenizer
 
 from .test_bert import bucket, make_rows, tiny_config
 

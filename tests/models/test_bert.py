@@ -21,7 +21,8 @@ from maskloom.data.masking import MaskRule
 from maskloom.data.rows import Rows
 from maskloom.models.kernels import KERNELS
 from maskloom.models.masked_lm import MaskedLM, new_model, packed
-from maskloom.tokenizers.tokenizer import Tokenizer, load_tokenizer
+from maskloom.tokenizers.base import Tokenizer
+from maskloom.tokenizers.loading import load_tokenizer
 
 RULE = MaskRule(0.15)
 S = 32

@@ -7,9 +7,9 @@ import torch
 
 from maskloom.config import Bert
 from maskloom.errors import UserError
-from maskloom.models.build import build_model, check_size
+from maskloom.models.build import build_model, check_size, configuration_of
 from maskloom.models.masked_lm import count_parameters
-from maskloom.tokenizers.tokenizer import Tokenizer
+from maskloom.tokenizers.base import Tokenizer
 
 
 class TestBuildModel:
@@ -25,17 +25,20 @@ class TestBuildModel:
 
     def test_a_model_that_no_memory_holds_is_refused(self, tokenizer: Tokenizer) -> None:
         """BERT-base is let through on any machine that runs these tests."""
-        check_size(Bert(), tokenizer)
+        check_size(configuration_of(Bert(), tokenizer))
         width, layers = 1 << 15, 1 << 12
+        shape = {
+            "hidden_size": width,
+            "num_hidden_layers": layers,
+            "num_attention_heads": 64,
+            "intermediate_size": width,
+        }
         layer = 6 * width**2 + 10 * width  # with a feed-forward as wide as the layer: six biases, two LayerNorms
         embeddings = (tokenizer.vocab_size + 512 + 2 + 2) * width
         head = width**2 + 3 * width + tokenizer.vocab_size
         parameters = layers * layer + embeddings + head
         with pytest.raises(UserError, match=rf"the model has {parameters:,} parameters.*: make it smaller"):
-            check_size(
-                Bert(num_hidden_layers=layers, hidden_size=width, num_attention_heads=64, intermediate_size=width),
-                tokenizer,
-            )
+            check_size(configuration_of(Bert(**shape), tokenizer))
 
     def test_parameters_are_counted_once_each(self, tokenizer: Tokenizer) -> None:
         model, line = build_model(

@@ -15,8 +15,6 @@ from maskloom.errors import UserError
 from maskloom.models.bert import BERT
 from maskloom.models.build import build_defined
 from maskloom.models.description import (
-    COMPUTED,
-    HARMLESS,
     _known_keys,
     check_description,
     parse_description,
@@ -24,7 +22,7 @@ from maskloom.models.description import (
 )
 from maskloom.models.layers import ACTIVATIONS
 from maskloom.models.masked_lm import new_model
-from maskloom.tokenizers.tokenizer import Tokenizer
+from maskloom.tokenizers.base import Tokenizer
 from tests.models.test_bert import bucket, hugging_face_inputs, make_rows, pair, tiny_config
 
 SIZES = (*BERT.description.sizes, *BERT.description.more_sizes)
@@ -77,12 +75,6 @@ def test_our_forward_computes_what_is_taken(tied: bool, types: int, chunk: int, 
     with torch.no_grad():
         expected = theirs(**hugging_face_inputs(rows, tokenizer)).logits[torch.from_numpy(rows.chosen)]
         torch.testing.assert_close(ours.masked_logits(batch)[batch.weights > 0], expected, atol=1e-5, rtol=0)
-
-
-def test_every_key_of_the_installed_bert_config_is_judged() -> None:
-    """A key that a release of transformers adds is refused until it is put into one of the lists."""
-    judged = {*BERT.description.kept, *BERT.description.computed, *BERT.description.harmless, *BERT.dropouts}
-    assert set(_known_keys(BertConfig)) <= {*judged, *COMPUTED, *HARMLESS}
 
 
 def test_a_key_that_a_later_bert_config_knows_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

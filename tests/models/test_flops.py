@@ -38,6 +38,13 @@ def small_config(intermediate: int) -> BertConfig:
     )
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_shape_is_that_of_the_weights(tied: bool) -> None:
+    config = small_config(96)
+    config.tie_word_embeddings = tied
+    assert Shape.of(config) == bert(3, 64, 96, 512)
+
+
 def counted(step) -> int:
     """FLOPs of a forward and backward as torch counts them; attention in plain products, which it can count on a CPU."""
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):

@@ -7,7 +7,7 @@ import torch
 
 from maskloom.models.masked_lm import MaskedLM, new_model
 from maskloom.models.overflow import find_overflow
-from maskloom.tokenizers.tokenizer import Tokenizer
+from maskloom.tokenizers.base import Tokenizer
 
 from .test_bert import bucket, make_rows, tiny_config
 

@@ -33,7 +33,8 @@ from maskloom.models.build import build_defined, build_model, save_definition
 from maskloom.models.flops import Shape
 from maskloom.models.masked_lm import MaskedLM
 from maskloom.models.warm_start import MOST_SPARE_ROWS, check_init
-from maskloom.tokenizers.tokenizer import Tokenizer, load_tokenizer
+from maskloom.tokenizers.base import Tokenizer
+from maskloom.tokenizers.loading import load_tokenizer
 from tests.models.test_bert import bucket, hugging_face_inputs, make_rows, tiny_config
 
 Weights = dict[str, torch.Tensor]

@@ -13,9 +13,11 @@ from tokenizers import AddedToken, Regex, models, normalizers, pre_tokenizers, t
 from tokenizers import Tokenizer as HFTokenizer
 
 from maskloom.errors import UserError
+from maskloom.tokenizers import base as module
 from maskloom.tokenizers import pipeline
-from maskloom.tokenizers import tokenizer as module
-from maskloom.tokenizers.tokenizer import SPECIAL_TOKENS, Tokenizer
+from maskloom.tokenizers.base import Tokenizer
+from maskloom.tokenizers.loading import tokenizer_of_definition
+from maskloom.tokenizers.wordpiece import SPECIAL_TOKENS
 from tests.conftest import WORDS, same_tokenizer
 
 TEXTS = [
@@ -187,7 +189,7 @@ def tokenizers_of(kind: str, added: str) -> tuple[Tokenizer, HFTokenizer]:
     if (kind, added) not in _made:
         made = KINDS[kind]()
         ADDED[added](made)
-        _made[kind, added] = Tokenizer(made.to_str(), kind), HFTokenizer.from_str(made.to_str())
+        _made[kind, added] = tokenizer_of_definition(made.to_str(), kind), HFTokenizer.from_str(made.to_str())
     return _made[kind, added]
 
 
@@ -237,7 +239,7 @@ def test_literal_roles_stay_text_however_the_file_lists_them(kind: str, where: s
         tree["added_tokens"] = [token | {"special": False} for token in tree["added_tokens"]]
     else:
         tree["added_tokens"] = []
-    ours = Tokenizer(json.dumps(tree), kind)
+    ours = tokenizer_of_definition(json.dumps(tree), kind)
     for role in SPECIAL_TOKENS:
         ids = ours.encode([f"the {role} of {role.lower()}{role}"])[0].tolist()
         assert not {ours.pad_id, ours.cls_id, ours.sep_id, ours.mask_id} & set(ids)
@@ -250,7 +252,7 @@ def test_a_merge_that_makes_a_role_is_not_applied() -> None:
     merges = [("A", "S"), ("AS", "K"), ("[", "M"), ("[M", "ASK"), ("[MASK", "]"), ("[MASK]", "b")]
     made = HFTokenizer(models.BPE(vocab=vocabulary, merges=merges, unk_token="[UNK]"))
     assert made.encode("a[MASK]b").tokens == ["a", "[MASK]b"]
-    ours = Tokenizer(made.to_str(), "merged")
+    ours = tokenizer_of_definition(made.to_str(), "merged")
     assert [ours.token(number) for number in ours.encode(["a[MASK]b"])[0]] == ["a", "[MASK", "]", "b"]
 
 
@@ -264,11 +266,11 @@ def test_only_plain_tokenizers_keep_the_first_version_of_tokenizing(kind: str, a
     assert ours.tokenizing == module.TOKENIZING
     assert ours.as_of(module.TOKENIZING) is ours
     if kind in PLAIN and added == "nothing":
-        assert ours.is_plain
+        assert ours.oldest_version == 1
         assert ours.as_of(1).tokenizing == 1
         assert ours.as_of(1).as_of(1).fingerprint == ours.fingerprint
     else:
-        assert not ours.is_plain
+        assert ours.oldest_version == module.TOKENIZING
         with pytest.raises(UserError, match=f"version 1 of tokenizing gave other ids for {kind}"):
             ours.as_of(1)
     for never in (0, 3):
@@ -309,7 +311,7 @@ def test_the_first_version_cuts_long_stretches_as_it_did() -> None:
 )
 def test_long_texts_are_cut_where_that_is_known_to_change_nothing(kind: str, added: str, expected: str | None) -> None:
     ours, _ = tokenizers_of(kind, added)
-    points = pipeline.cut_points(json.loads(ours.definition))
+    points = ours._cut_points
     found = None if points is None else "blanks" if points is pipeline.AT_BLANKS else "marks"
     assert found == expected
 
@@ -322,21 +324,21 @@ def test_no_mark_of_an_added_token_is_cut_at() -> None:
 
 @pytest.mark.parametrize(("kind", "expected"), [(kind, kind.startswith(("BERT", "WordPiece"))) for kind in KINDS])
 def test_only_word_pieces_say_where_a_word_goes_on(kind: str, expected: bool) -> None:
-    assert tokenizers_of(kind, "nothing")[0].marks_words is expected
+    assert tokenizers_of(kind, "nothing")[0].knows_words is expected
 
 
 def test_a_tokenizer_that_draws_is_refused() -> None:
     tree = json.loads(byte_level().to_str())
     tree["model"]["dropout"] = 0.1
     with pytest.raises(UserError, match=r"model\.dropout 0\.1 draws the tokens of a text at random"):
-        Tokenizer(json.dumps(tree), "drawing")
+        tokenizer_of_definition(json.dumps(tree), "drawing")
 
 
 def test_a_pattern_without_an_end_is_a_fault_and_no_traceback() -> None:
     tree = json.loads(byte_level().to_str())
     tree["pre_tokenizer"] = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False}
     with pytest.raises(UserError, match="endless cannot encode a text"):
-        Tokenizer(json.dumps(tree), "endless").encode(["a" * 60 + "!"])
+        tokenizer_of_definition(json.dumps(tree), "endless").encode(["a" * 60 + "!"])
 
 
 @pytest.mark.parametrize("role", ["[PAD]", "[CLS]", "[SEP]", "[MASK]"])
@@ -345,4 +347,4 @@ def test_what_is_unknown_is_no_other_role(kind: str, role: str) -> None:
     tree = json.loads(KINDS[kind]().to_str())
     tree["model"] |= {"unk_id": SPECIAL_TOKENS.index(role)} if kind == "Unigram" else {"unk_token": role}
     with pytest.raises(UserError, match=rf"has \{role} for what its vocabulary does not hold"):
-        Tokenizer(json.dumps(tree), kind)
+        tokenizer_of_definition(json.dumps(tree), kind)

@@ -22,14 +22,15 @@ from hypothesis import strategies as st
 
 from maskloom.config import Checkpoint, Masking
 from maskloom.data.cursors import Cursor, first_cursors
-from maskloom.data.index.index import Index
+from maskloom.data.index.corpus import Index
 from maskloom.data.masking import MaskRule
 from maskloom.data.plan import VERSIONS, DataPlan, PhasePlan
 from maskloom.distributed import World
 from maskloom.errors import SaveFailed, UserError
 from maskloom.files import write_atomically
 from maskloom.status import Status
-from maskloom.tokenizers.tokenizer import Tokenizer, train_tokenizer
+from maskloom.tokenizers.base import Tokenizer
+from maskloom.tokenizers.training import train_tokenizer
 from maskloom.train import checkpoint
 from maskloom.train.checkpoint import Saver, State, check_fits, damage, fingerprint
 from maskloom.train.checkpoint import save as saving
@@ -230,16 +231,19 @@ def test_any_byte_that_changed_is_damage(plan: DataPlan, tmp_path: Path) -> None
         (lambda folder: (folder / "data.json").unlink(), "data.json is missing|data.json cannot be read"),
         (lambda folder: flip(folder / "rank1.pt"), "the content of rank1.pt is not what was written"),
         (lambda folder: flip(folder / "data.json"), "the content of data.json is not what was written"),
-        (lambda folder: renamed_in_manifest(folder, "rank1.pt", "../../config.yaml"), "which is no file of it"),
-        (lambda folder: renamed_in_manifest(folder, "rank1.pt", ".."), "which is no file of it"),
-        (lambda folder: renamed_in_manifest(folder, "rank1.pt", "a\\u0000b"), "which is no file of it"),
-        (lambda folder: renamed_in_manifest(folder, "rank1.pt", "\\ud800"), "which is no file of it"),
+        (lambda folder: renamed_in_manifest(folder, "rank1.pt", "../../config.yaml"), "which is not a file name"),
+        (lambda folder: renamed_in_manifest(folder, "rank1.pt", ".."), "which is not a file name"),
+        (lambda folder: renamed_in_manifest(folder, "rank1.pt", "a\\u0000b"), "which is not a file name"),
+        (lambda folder: renamed_in_manifest(folder, "rank1.pt", "\\ud800"), "which is not a file name"),
         (lambda folder: pipe_in_place_of(folder / "rank1.pt"), "rank1.pt is not a file"),
         (lambda folder: (folder / "manifest.json").write_bytes(b"\xff"), "its manifest cannot be read"),
         (lambda folder: (folder / "manifest.json").write_text(SIZES_AS_TEXT), "has no size and digest for 'data.json'"),
         (lambda folder: (folder / "manifest.json").write_text('{"step": Infinity, "files": {}}'), "that of step inf"),
         (lambda folder: (folder / "manifest.json").write_text("[" * 99_999), "its manifest cannot be read"),
-        (lambda folder: shutil.copy(folder / "rank1.pt", folder / "rank2.pt"), "does not list: who put that there"),
+        (
+            lambda folder: shutil.copy(folder / "rank1.pt", folder / "rank2.pt"),
+            "an unexpected file that is not in its manifest",
+        ),
     ],
 )
 def test_a_damaged_newest_one_is_said_and_the_one_before_it_taken(

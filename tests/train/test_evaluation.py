@@ -16,16 +16,19 @@ from tokenizers.implementations import BertWordPieceTokenizer
 
 from maskloom.config import Bert, Evaluation, Masking
 from maskloom.data.batch import MicroBatch
-from maskloom.data.index.index import Index
+from maskloom.data.index.corpus import Index
 from maskloom.data.index.indexing import index_tars
 from maskloom.data.masking import MaskRule
 from maskloom.data.rows import Rows, count_text_tokens
 from maskloom.data.stream import held_out_rows
-from maskloom.data.writing.shards import Options, write_shards
+from maskloom.data.writing.passes import Options
+from maskloom.data.writing.shards import write_shards
 from maskloom.distributed import World
 from maskloom.models.build import build_model
 from maskloom.models.masked_lm import MaskedLM
-from maskloom.tokenizers.tokenizer import SPECIAL_TOKENS, Tokenizer, load_tokenizer
+from maskloom.tokenizers.base import Tokenizer
+from maskloom.tokenizers.loading import load_tokenizer
+from maskloom.tokenizers.wordpiece import SPECIAL_TOKENS
 from maskloom.train.evaluation import evaluate, unigram_entropy
 
 CPU = torch.device("cpu")

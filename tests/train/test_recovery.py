@@ -11,12 +11,12 @@ import torch
 
 from maskloom.config import Masking
 from maskloom.data.cursors import Cursor
-from maskloom.data.index.index import Index
+from maskloom.data.index.corpus import Index
 from maskloom.data.masking import MaskRule
 from maskloom.data.plan import DataPlan, Growth, PhasePlan
 from maskloom.distributed import World
 from maskloom.models.masked_lm import new_model
-from maskloom.tokenizers.tokenizer import Tokenizer
+from maskloom.tokenizers.base import Tokenizer
 from maskloom.train.recovery import Rollback, collapsed, count_not_finite, diverged, first_not_finite
 from maskloom.train.refusal import PassedOver, read_intervals
 from tests.models.test_bert import bucket, make_rows, tiny_config
@@ -50,7 +50,7 @@ def test_a_refusal_says_what_happened(place: str, said: str) -> None:
     assert said in message
     assert message.startswith("step 23 was not taken")
     assert message.endswith(
-        "nor were the 2 before it, and the run went back to step 20 2 time(s) already (guard.rollbacks)"
+        "nor were the 2 before it, and the run was rolled back to step 20 2 time(s) already (guard.rollbacks)"
     )
 
 
@@ -75,7 +75,7 @@ def test_what_is_passed_over_is_left_in_the_folder(tmp_path: Path, capsys: pytes
     WAY.carry_out(tmp_path, intervals, World())
     assert read_intervals(tmp_path) == intervals
     said = capsys.readouterr().err
-    assert said.count("going back to step 20, and on behind the rows of steps 21 to 23 (12 rows are passed over)") == 1
+    assert said.count("rolling back to step 20, and skipping the rows of steps 21 to 23 (12 rows)") == 1
 
 
 @pytest.fixture
@@ -108,7 +108,7 @@ def test_the_first_micro_batch_that_overflows_tells_where(engine: Any, tokenizer
 @pytest.mark.parametrize(("precision", "advises_bf16"), [("fp16", True), ("bf16", False)])
 def test_what_to_do_about_a_run_that_diverged(precision: str, advises_bf16: bool) -> None:
     said = str(diverged("3 weights are not finite", 0.25, precision))
-    assert "the run diverged: 3 weights are not finite. Start anew" in said
+    assert "the run diverged: 3 weights are not finite. Start again" in said
     assert "optimizer.lr (now 0.25)" in said
     assert ("or engine.precision=bf16" in said) == advises_bf16
 

@@ -11,13 +11,13 @@ import pytest
 
 from maskloom.config import Masking
 from maskloom.data.cursors import Cursor, LaneCursors
-from maskloom.data.index.index import Index
+from maskloom.data.index.corpus import Index
 from maskloom.data.lane import Skip
 from maskloom.data.masking import MaskRule
 from maskloom.data.plan import DataPlan, PhasePlan
 from maskloom.distributed import World
 from maskloom.errors import UserError
-from maskloom.tokenizers.tokenizer import Tokenizer
+from maskloom.tokenizers.base import Tokenizer
 from maskloom.train.metrics import read_lines
 from maskloom.train.skipped import Skipped
 from tests.conftest import sentences

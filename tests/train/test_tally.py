@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from maskloom.models.flops import Shape, training_flops
-from maskloom.tokenizers.tokenizer import Tokenizer
+from maskloom.tokenizers.base import Tokenizer
 from maskloom.train.metrics import Work
 from maskloom.train.tally import Tally, counts_of
 from tests.models.test_bert import make_rows
@@ -47,3 +47,14 @@ def test_what_was_taken_is_counted_no_more_but_for_the_tokens_seen() -> None:
     add(tally, 10, None)
     assert tally.take(SHAPE)[0] is None
     assert tally.tokens_seen() == 200
+
+
+def test_each_window_has_its_pairs(tokenizer: Tokenizer) -> None:
+    """Of layers that see their piece, and of one that sees a neighbour to either side."""
+    shape = Shape(0, 32, 0, ((None, 2), (1, 1)))
+    counts = counts_of(make_rows([[32], [10, 20]], tokenizer), tokenizer, shape.distinct_windows)
+    whole, near = 32**2 + 10**2 + 20**2, 3 * (32 + 10 + 20) - 2 * 3
+    assert counts[3:].tolist() == [whole, near]
+    tally = Tally(0, torch.device("cpu"), len(shape.windows))
+    tally.add(counts, 64, None)
+    assert tally.take(shape)[1].flops == 12 * 32 * (2 * whole + near)

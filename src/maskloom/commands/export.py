@@ -22,7 +22,7 @@ from maskloom.errors import UserError
 from maskloom.files import whole_folder
 from maskloom.models.architecture import architecture_of, longest_piece_of
 from maskloom.progress import say
-from maskloom.tokenizers.files import write_for_others
+from maskloom.tokenizers.writing import write_for_others
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -40,7 +40,7 @@ def run(options: argparse.Namespace) -> int:
             plain_model(loaded).save_pretrained(partial)
         except SafetensorError as error:
             raise UserError(f"the weights cannot be written into {options.out.parent}: {error}") from None
-        write_for_others(partial, loaded.tokenizer.definition, longest_piece_of(loaded.model.config))
+        write_for_others(partial, loaded.tokenizer, longest_piece_of(loaded.model.config))
     say(
         f"{options.out}: the model of step {loaded.step:,}; load it with "
         f"AutoModelForMaskedLM.from_pretrained('{options.out}')"

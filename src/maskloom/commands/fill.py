@@ -22,9 +22,8 @@ from maskloom.models.architecture import longest_piece_of
 from maskloom.models.warm_start import load_checkpoint, open_checkpoint
 from maskloom.progress import show
 from maskloom.redaction import one_line
-from maskloom.tokenizers.tokenizer import Tokenizer, load_tokenizer
-
-MASK = "[MASK]"
+from maskloom.tokenizers.base import MASK, Tokenizer
+from maskloom.tokenizers.loading import load_tokenizer
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -42,7 +41,7 @@ def run(options: argparse.Namespace) -> int:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     model, tokenizer = _load(Path(options.model))
-    ids = _with_masks(options.text, tokenizer)
+    ids = tokenizer.encode_with_masks(options.text)
     most = longest_piece_of(model.config)
     if len(ids) > most:
         raise UserError(f"the text has {len(ids)} tokens, the model reads at most {most}: shorten it")
@@ -61,15 +60,6 @@ def run(options: argparse.Namespace) -> int:
     best = dict(zip(places, tokens[:, 0].tolist(), strict=True))
     show(one_line(tokenizer.decode([best.get(place, token) for place, token in enumerate(ids)][1:-1])))
     return 0
-
-
-def _with_masks(text: str, tokenizer: Tokenizer) -> list[int]:
-    """Token ids with [CLS] and [SEP], each [MASK] of the text as the mask token; the rest is read as in training."""
-    parts = [part.tolist() for part in tokenizer.encode(text.split(MASK))]
-    ids = [tokenizer.cls_id, *parts[0]]
-    for part in parts[1:]:
-        ids += [tokenizer.mask_id, *part]
-    return [*ids, tokenizer.sep_id]
 
 
 def _load(source: Path) -> tuple[Any, Tokenizer]:

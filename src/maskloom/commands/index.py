@@ -29,8 +29,9 @@ import numpy as np
 from maskloom.commands.arguments import byte_count, cores, fraction, positive
 from maskloom.commands.shards import describe, local_folder
 from maskloom.config import Storage
-from maskloom.data.index.index import Index, load_index
+from maskloom.data.index.corpus import Index
 from maskloom.data.index.indexing import BLOCK_BYTES, check_shard, index_tars, merge_indexes
+from maskloom.data.index.loading import load_index
 from maskloom.data.reading.samples import read_documents
 from maskloom.data.reading.storage import is_remote, list_tars, local_path
 from maskloom.data.writing.shards import finish

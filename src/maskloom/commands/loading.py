@@ -13,7 +13,8 @@ from maskloom.config_file import load_config
 from maskloom.errors import UserError
 from maskloom.models.build import build_defined
 from maskloom.models.masked_lm import MaskedLM
-from maskloom.tokenizers.tokenizer import Tokenizer, load_tokenizer
+from maskloom.tokenizers.base import Tokenizer
+from maskloom.tokenizers.loading import load_tokenizer
 from maskloom.train.checkpoint import read_state, saved_at, tokenizing_of
 from maskloom.train.engine.files import full_precision_weights
 

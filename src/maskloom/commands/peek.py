@@ -3,7 +3,8 @@
 TARGET is a configuration or a run directory; a run is read from its newest checkpoint at or before the first step, as a
 resume would, without the rows that it passed over when it went back. Steps count from 0. The digest is a SHA-256 of the
 global batches: the same for every --world, every --workers, and whether the run came to the first step from 0 or was resumed
-there. In the text, [MASK]{word} is a masked token, {a>b} one replaced by a random b, {a} one that is predicted but stays.
+there. In the text, [MASK]{word} is a masked token, {a>b} one replaced by a random b, {a} one that is predicted but stays;
+[MASK] is spelled as the tokenizer does.
 
 example:
   maskloom peek configs/quickstart.yaml --steps 10:12 --world 2 --digest
@@ -21,7 +22,6 @@ import numpy as np
 
 from maskloom.command_line import add_overrides
 from maskloom.commands.arguments import natural, positive, step_range
-from maskloom.config import RunConfig
 from maskloom.config_file import load_config
 from maskloom.data.cursors import first_cursors
 from maskloom.data.plan import DataPlan, open_corpora
@@ -31,7 +31,8 @@ from maskloom.distributed import World
 from maskloom.errors import UserError
 from maskloom.progress import show
 from maskloom.redaction import one_line
-from maskloom.tokenizers.tokenizer import Tokenizer, load_tokenizer
+from maskloom.tokenizers.base import Tokenizer
+from maskloom.tokenizers.loading import load_tokenizer
 from maskloom.train.checkpoint import known_intervals, resumable_cursors
 from maskloom.train.checkpoint.fit import stored_tokenizing
 from maskloom.train.refusal import jumps
@@ -53,7 +54,8 @@ def run(options: argparse.Namespace) -> int:
     is_run = options.target.is_dir()
     config = load_config(options.target / "config.yaml" if is_run else options.target, options.overrides)
     begun = stored_tokenizing(options.target if is_run else Path(config.run_dir), config.from_)
-    plan = DataPlan.of(config, open_corpora(config.data), _tokenizer(config), begun)
+    tokenizer, corpora = _tokenizer(config.tokenizer, config.model.init), open_corpora(config.data)
+    plan = DataPlan.of(config.data, config.phases, config.masking, config.seed, corpora, tokenizer, begun)
     if steps.stop > plan.total_steps:
         raise UserError(f"--steps {steps.start}:{steps.stop}: the run has {plan.total_steps} steps")
     if is_run:
@@ -82,12 +84,13 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _tokenizer(config: RunConfig) -> Tokenizer:
-    if config.model.init is None:
-        return load_tokenizer(config.tokenizer)
+def _tokenizer(source: str, init: str | None) -> Tokenizer:
+    """The tokenizer of a run, which may come from the model that it begins with (`init`)."""
+    if init is None:
+        return load_tokenizer(source)
     from maskloom.models.warm_start import tokenizer_of  # heavy: it knows models
 
-    return tokenizer_of(config.tokenizer, config.model.init)
+    return tokenizer_of(source, init)
 
 
 def _shown(rows: Rows, number: int, tokenizer: Tokenizer) -> str:
@@ -101,8 +104,8 @@ def _shown(rows: Rows, number: int, tokenizer: Tokenizer) -> str:
         if not is_chosen:
             words.append(name)
         elif given == tokenizer.mask_id:
-            words.append(f"[MASK]{{{name}}}")
+            words.append(f"{tokenizer.roles.mask}{{{name}}}")
         else:
             words.append(f"{{{name}}}" if given == token else f"{{{name}>{tokenizer.token(int(given))}}}")
     padding = int(np.sum(rows.tokens[number] == tokenizer.pad_id))
-    return " ".join(words) + (f" [PAD]*{padding}" if padding else "")
+    return " ".join(words) + (f" {tokenizer.roles.pad}*{padding}" if padding else "")

@@ -1,4 +1,4 @@
-"""Train a WordPiece tokenizer on the training documents of a corpus, and write OUT/tokenizer.json.
+"""Train a tokenizer on the training documents of a corpus, and write OUT/tokenizer.json.
 
 Beside it stands tokenizer_config.json, with which AutoTokenizer of Hugging Face takes it as it is.
 
@@ -13,12 +13,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from maskloom.commands.arguments import byte_count, positive
-from maskloom.data.index.index import Index, load_index
+from maskloom.data.index.corpus import Index
+from maskloom.data.index.loading import load_index
 from maskloom.data.order import block_at
-from maskloom.errors import UserError
 from maskloom.progress import Progress, say
-from maskloom.tokenizers.files import write_for_others
-from maskloom.tokenizers.tokenizer import SPECIAL_TOKENS, train_tokenizer
+from maskloom.tokenizers.training import train_tokenizer, trainable_kinds
+from maskloom.tokenizers.writing import write_for_others
 
 MIB = 1 << 20
 
@@ -28,7 +28,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("corpus", metavar="CORPUS", help="folder of an index")
     add("out", type=Path, metavar="OUT", help="folder to write tokenizer.json into")
     add("--vocab-size", type=positive, default=30522, help="at most this many ids (default: 30522, as BERT)")
-    add("--cased", action="store_true", help="keep case and accents (default: lower-case, as bert-base-uncased)")
+    add("--kind", choices=trainable_kinds(), default="wordpiece", help="kind of tokenizer (default: wordpiece)")
+    add(
+        "--cased",
+        action="store_true",
+        help="keep case and accents (default: as the kind does; wordpiece lower-cases, as bert-base-uncased)",
+    )
     add(
         "--max-bytes",
         type=byte_count,
@@ -38,15 +43,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    if options.vocab_size <= len(SPECIAL_TOKENS):
-        raise UserError(
-            f"--vocab-size {options.vocab_size} leaves no id beside the {len(SPECIAL_TOKENS)} special tokens"
-        )
     index = load_index(options.corpus)
     with Progress("reading", min(index.header["text_bytes"], options.max_bytes), "MiB", MIB) as progress:
-        tokenizer = train_tokenizer(_texts(index, options.max_bytes, progress), options.vocab_size, not options.cased)
+        texts = _texts(index, options.max_bytes, progress)
+        tokenizer = train_tokenizer(texts, options.vocab_size, False if options.cased else None, options.kind)
     options.out.mkdir(parents=True, exist_ok=True)
-    write_for_others(options.out, tokenizer.definition)
+    write_for_others(options.out, tokenizer)
     say(f"{options.out / 'tokenizer.json'}: {tokenizer.vocab_size:,} ids")
     return 0
 

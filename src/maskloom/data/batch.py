@@ -14,7 +14,7 @@ import torch
 
 from maskloom.data.rows import Rows
 from maskloom.distributed import World
-from maskloom.tokenizers.tokenizer import Tokenizer
+from maskloom.tokenizers.base import Tokenizer
 
 
 @dataclass(frozen=True)

@@ -23,10 +23,10 @@ from maskloom.data.masking import MaskRule, mask_rows
 from maskloom.data.mixing import corpus_of_rows
 from maskloom.data.order import block_at
 from maskloom.data.packing import PackedRows, pack_after
-from maskloom.data.plan import DataPlan, Reading
-from maskloom.data.rows import Part, Rows
+from maskloom.data.plan import DataPlan, StepPlan
+from maskloom.data.rows import RowRange, Rows
 from maskloom.errors import DataFault, UserError
-from maskloom.tokenizers.tokenizer import Tokenized
+from maskloom.tokenizers.base import Tokenized
 
 MOST_EMPTY_BLOCKS = 4096  # blocks in a row without a row: so many, or all of a smaller corpus, and there is no text
 
@@ -68,7 +68,7 @@ class Track:
         for _ in self._runs(count, seq_len):
             pass
 
-    def take(self, count: int, seq_len: int, rule: MaskRule, is_constant: bool) -> list[Part]:
+    def take(self, count: int, seq_len: int, rule: MaskRule, is_constant: bool) -> list[RowRange]:
         """The next `count` rows of `seq_len` slots, masked.
 
         Args:
@@ -79,7 +79,7 @@ class Track:
             return [part]
         return [self._masked_part(packed, run, rule, is_constant) for packed, run in self._runs(count, seq_len)]
 
-    def _take_masked(self, count: int, seq_len: int, rule: MaskRule) -> Part | None:
+    def _take_masked(self, count: int, seq_len: int, rule: MaskRule) -> RowRange | None:
         """The next rows where they lie in the open block and are masked: nearly every time, so that it has to be quick."""
         if self._masked is None or self._masked[0] is not rule:
             return None
@@ -91,14 +91,14 @@ class Track:
         if not count or end > len(self._masked[1]):
             return None
         self.cursor = Cursor(number, (*reads[:-1], (seq_len, end)))
-        return Part(self._masked[1], taken, end)
+        return RowRange(self._masked[1], taken, end)
 
-    def _masked_part(self, packed: PackedRows, run: slice, rule: MaskRule, is_constant: bool) -> Part:
+    def _masked_part(self, packed: PackedRows, run: slice, rule: MaskRule, is_constant: bool) -> RowRange:
         if not is_constant:
-            return Part(self._mask(packed, run, rule), 0, run.stop - run.start)
+            return RowRange(self._mask(packed, run, rule), 0, run.stop - run.start)
         if self._masked is None or (self._masked[0] is not rule and self._masked[0] != rule):
             self._masked = rule, self._mask(packed, slice(None), rule)
-        return Part(self._masked[1], run.start, run.stop)
+        return RowRange(self._masked[1], run.start, run.stop)
 
     def _mask(self, packed: PackedRows, run: slice, rule: MaskRule) -> Rows:
         tokens, starts = packed.tokens[run], packed.starts[run]
@@ -181,25 +181,25 @@ class Lane:
     def cursors(self) -> LaneCursors:
         return tuple(track.cursor for track in self.tracks)
 
-    def take(self, reading: Reading) -> list[Part]:
+    def take(self, step_plan: StepPlan) -> list[RowRange]:
         """This lane's rows of a step, masked."""
-        phase, _, rule, is_constant = reading
+        phase, _, rule, is_constant = step_plan
         if len(self.tracks) == 1:
-            return self.tracks[0].take(reading.rows, phase.seq_len, rule, is_constant)
-        sources = self._sources(reading)
+            return self.tracks[0].take(step_plan.rows, phase.seq_len, rule, is_constant)
+        sources = self._sources(step_plan)
         parts = [
             part
             for corpus, track in enumerate(self.tracks)
             for part in track.take(int((sources == corpus).sum()), phase.seq_len, rule, is_constant)
         ]
         place = np.argsort(np.argsort(sources, kind="stable"), kind="stable")
-        return [Part(Rows.gather(parts).take(place), 0, reading.rows)]
+        return [RowRange(Rows.gather(parts).take(place), 0, step_plan.rows)]
 
-    def skip(self, reading: Reading) -> None:
+    def skip(self, step_plan: StepPlan) -> None:
         """Go past this lane's rows of a step without masking them."""
-        sources = self._sources(reading)
+        sources = self._sources(step_plan)
         for corpus, track in enumerate(self.tracks):
-            track.skip(int((sources == corpus).sum()), reading.phase.seq_len)
+            track.skip(int((sources == corpus).sum()), step_plan.phase.seq_len)
 
     def skipped(self) -> list[Skip]:
         """What was passed over since the last call."""
@@ -208,10 +208,10 @@ class Lane:
             track.skips.clear()
         return skips
 
-    def _sources(self, reading: Reading) -> NDArray[np.int64]:
+    def _sources(self, step_plan: StepPlan) -> NDArray[np.int64]:
         """The corpus of each of this lane's rows in a step."""
-        phase, done, *_ = reading
-        return corpus_of_rows(phase.weights, self.plan.lanes, self.number, phase.rows_before(done), reading.rows)
+        phase, done, *_ = step_plan
+        return corpus_of_rows(phase.weights, self.plan.lanes, self.number, phase.rows_before(done), step_plan.rows)
 
 
 def row_keys(key: int, rows: int) -> UInt64s:
@@ -221,5 +221,5 @@ def row_keys(key: int, rows: int) -> UInt64s:
 
 def rows_of_step(lanes: Sequence[Lane], step: int) -> Rows:
     """The rows of a step of several lanes, in their order."""
-    reading = lanes[0].plan.reading(step)
-    return Rows.gather([part for lane in lanes for part in lane.take(reading)])
+    step_plan = lanes[0].plan.step_at(step)
+    return Rows.gather([part for lane in lanes for part in lane.take(step_plan)])

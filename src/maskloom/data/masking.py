@@ -29,10 +29,7 @@ Shapes: R rows, S slots a row, M maskable slots, U words (of all rows), W words 
 from __future__ import annotations
 
 import difflib
-import functools
-import itertools
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -41,8 +38,9 @@ from numpy.typing import NDArray
 
 from maskloom.config import Masking
 from maskloom.data.hashing import UInt64s, hash64
+from maskloom.data.spans import length_shares, span_leads, threshold
 from maskloom.errors import UserError
-from maskloom.tokenizers.tokenizer import Tokenizer
+from maskloom.tokenizers.base import Tokenizer
 
 Int32s = NDArray[np.int32]
 Int64s = NDArray[np.int64]
@@ -50,12 +48,10 @@ Bools = NDArray[np.bool_]
 
 CHOICE, ACTION, TOKEN, LENGTH = np.arange(4, dtype=np.uint64)  # a slot's draws
 DRAWS = np.uint64(4)
-LAST = np.uint64(0xFFFFFFFFFFFFFFFF)
 KEY_BITS = 63
 NO_UNIT = np.uint64(1 << KEY_BITS)  # above every unit's key
 CLIPPED_EXPONENT = 20.0  # e^-20: about one row in 5 * 10^8 reaches its cap
 LONGEST_SPAN_WORDS = 4096  # longer spans are cut there, but where a row has more slots
-EXACT = 1 << 1074  # every float is an integer in units of its inverse
 WORD_TOKENS = (
     2.0  # tokens of the word that a token belongs to, on average, for the cap: 1.4 in English by BERT's vocabulary
 )
@@ -83,10 +79,10 @@ class MaskRule:
             UserError: protected tokens that do not exist, or so many that no token of the vocabulary can be predicted; whole
                 words or spans of a tokenizer whose tokens do not say where a word goes on.
         """
-        if masking.unit != "token" and not tokenizer.marks_words:
+        if masking.unit != "token" and not tokenizer.knows_words:
             raise UserError(
-                f"masking.unit {masking.unit} needs a WordPiece tokenizer, whose tokens say by ## that they go on with a word; "
-                f"{tokenizer.source} is of another kind, and every token would count as a word: set masking.unit to token"
+                f"masking.unit {masking.unit} needs a tokenizer whose tokens say where a word begins; {tokenizer.source} is of "
+                f"kind {tokenizer.kind}, which does not, and every token would count as a word: set masking.unit to token"
             )
         protected = _ids_of(masking.protected, tokenizer)
         if protected and not np.delete(tokenizer.is_maskable, protected).any():
@@ -192,12 +188,12 @@ def mask_rows(
         chosen = _choose_tokens(maskable, row_keys, rule)
         slots = leads = np.flatnonzero(chosen)
     else:
-        slots, leads = _choose_words(maskable, tokenizer.is_continuation.take(tokens), starts, row_keys, rule)
+        slots, leads = _choose_words(maskable, tokenizer.starts_word(tokens, starts), starts, row_keys, rule)
         chosen = np.zeros(tokens.shape, dtype=bool)
         chosen.reshape(-1)[slots] = True
     action = _hash_at(row_keys, slots if rule.replace_unit == "token" else leads, tokens.shape[1], ACTION)
-    masked = action < _threshold(rule.mask_share)
-    randomised = slots[(action < _threshold(rule.mask_share + rule.random_share)) & ~masked]
+    masked = action < threshold(rule.mask_share)
+    randomised = slots[(action < threshold(rule.mask_share + rule.random_share)) & ~masked]
     # The high half of the draw, scaled: no modulo bias that matters and no float.
     draw = _hash_at(row_keys, randomised, tokens.shape[1], TOKEN) >> np.uint64(32)
     number = (draw * np.uint64(len(random_ids))) >> np.uint64(32)
@@ -224,7 +220,7 @@ def _choose_tokens(maskable: Bools, row_keys: UInt64s, rule: MaskRule) -> Bools:
 
 
 def _choose_words(
-    maskable: Bools, continuation: Bools, starts: Bools, row_keys: UInt64s, rule: MaskRule
+    maskable: Bools, starts_word: Bools, starts: Bools, row_keys: UInt64s, rule: MaskRule
 ) -> tuple[Int64s, Int64s]:
     """Which slots are predicted where units are words or spans of words.
 
@@ -235,7 +231,7 @@ def _choose_words(
     goes_on = np.zeros_like(maskable)  # text stands before it in its piece: it may belong to the same word and span
     goes_on[:, 1:] = maskable[:, :-1]
     goes_on &= ~starts
-    is_unit = maskable & ~(goes_on & continuation)
+    is_unit = maskable & (starts_word | ~goes_on)
     words = np.flatnonzero(is_unit)
     sizes = np.diff(np.cumsum(maskable, dtype=np.int64)[words], append=np.count_nonzero(maskable) + 1)
     leads = words
@@ -314,68 +310,6 @@ def fill(sizes: Int64s, budget: Int64s) -> Bools:
         room[rows] -= np.where(now, here, 0).sum(axis=1)
         rows = rows[((here > 0) & ~now).any(axis=1) & (room[rows] > 0)]
     return taken
-
-
-def span_leads(run_starts: Bools, draws: UInt64s, p: float, most: int) -> Int64s:
-    """Cut runs of words into spans.
-
-    Args:
-        run_starts: bool [U]; True for the first word of every run.
-        draws: uint64 [U]; the n-th of a run is for its n-th span.
-        p: of the geometric distribution of a span's length in words.
-        most: longest span.
-
-    Returns:
-        int64 [U]: number of the first word of each word's span.
-    """
-    words = np.arange(len(run_starts))
-    begins = np.flatnonzero(run_starts)
-    ends = np.append(begins, len(run_starts))[1:]
-    shares = length_shares(p, most)
-    lengths = 1 + np.searchsorted(_thresholds(shares), draws, side="right")
-    # The first span of a run is the rest of one that began before it: P(rest = r) is proportional to P(length >= r).
-    lengths[begins] = 1 + np.searchsorted(_thresholds(rest_shares(shares)), draws[begins], side="right")
-    before = np.cumsum(lengths) - lengths
-    place = before + np.repeat(begins - before[begins], ends - begins)
-    leads = np.zeros(len(words), dtype=np.int64)
-    inside = place[place < np.repeat(ends, ends - begins)]
-    leads[inside] = inside
-    return np.maximum.accumulate(leads)
-
-
-@functools.lru_cache(maxsize=8)
-def length_shares(p: float, most: int) -> tuple[float, ...]:
-    """Probability of a span of 1, 2, ... `most` words: geometric, cut and renormalised."""
-    weights = [p]
-    for _ in range(most - 1):
-        # A product, not a power, which differs between C libraries; nor `sum`, which differs between versions of Python.
-        weights.append(weights[-1] * (1.0 - p))
-    total = math.fsum(weights)
-    return tuple(weight / total for weight in weights)
-
-
-def rest_shares(shares: tuple[float, ...]) -> tuple[float, ...]:
-    """Probability that 1, 2, ... words of a span are left at a word that is chosen at random."""
-    longer = _sums(shares[::-1])[::-1]
-    total = math.fsum(longer)
-    return tuple(share / total for share in longer)
-
-
-@functools.lru_cache(maxsize=16)
-def _thresholds(shares: tuple[float, ...]) -> UInt64s:
-    """Integers between which a uniform 64-bit draw falls with these probabilities, uint64 [len(shares) - 1]."""
-    return np.asarray([_threshold(total) for total in _sums(shares)[:-1]], dtype=np.uint64)
-
-
-def _sums(values: Sequence[float]) -> list[float]:
-    """The sum of the first 1, 2, ... values, each rounded once, as `math.fsum` does it."""
-    ratios = (value.as_integer_ratio() for value in values)
-    return [total / EXACT for total in itertools.accumulate(above * (EXACT // below) for above, below in ratios)]
-
-
-def _threshold(share: float) -> np.uint64:
-    """The integer below which a uniform 64-bit draw falls with probability `share`: floats differ across machines."""
-    return LAST if share >= 1.0 else np.uint64(int(share * 2.0**64))
 
 
 def _candidate_limit(rule: MaskRule, keys: UInt64s) -> np.uint64:

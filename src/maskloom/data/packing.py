@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maskloom.data.hashing import make_key, permutation
-from maskloom.tokenizers.tokenizer import Tokenized, Tokenizer
+from maskloom.tokenizers.base import Tokenized, Tokenizer
 
 Int32s = NDArray[np.int32]
 Int64s = NDArray[np.int64]

@@ -7,16 +7,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from maskloom.config import Data, Masking, RunConfig
+from maskloom.config import Data, Masking, Phase
 from maskloom.config_file import QUERY_LEFT_OUT
 from maskloom.data.cursors import LaneCursors
-from maskloom.data.index.index import Index, load_index
+from maskloom.data.index.corpus import Index
+from maskloom.data.index.loading import load_index
 from maskloom.data.masking import MaskRule, rate_at
 from maskloom.data.order import default_lanes
 from maskloom.distributed import World
 from maskloom.errors import UserError
 from maskloom.redaction import shown
-from maskloom.tokenizers.tokenizer import TOKENIZING, Tokenizer
+from maskloom.tokenizers.base import TOKENIZING, Tokenizer
 
 VERSIONS = {"order": 2, "packing": 2, "masking": 2, "mixing": 1, "tokenizing": TOKENIZING}
 """One is raised when its part gives another result for the same input: runs that began with an older one are refused with the
@@ -99,7 +100,7 @@ def _grown_rows(phase: PhasePlan, steps: int) -> int:
     return sum(phase.rows_at(done) for done in range(steps))
 
 
-class Reading(NamedTuple):
+class StepPlan(NamedTuple):
     """How one step is read.
 
     Attributes:
@@ -142,7 +143,13 @@ class DataPlan:
 
     @staticmethod
     def of(
-        config: RunConfig, corpora: tuple[Index, ...], tokenizer: Tokenizer, tokenizing: int | None = None
+        data: Data,
+        phases: Sequence[Phase],
+        masking: Masking,
+        seed: int,
+        corpora: tuple[Index, ...],
+        tokenizer: Tokenizer,
+        tokenizing: int | None = None,
     ) -> DataPlan:
         """The plan of a run.
 
@@ -155,16 +162,16 @@ class DataPlan:
                 a masking rule that does not fit it.
         """
         if tokenizing is None:
-            is_old = tokenizer.is_plain and any(index.tokenizing == 1 for index in corpora)
+            is_old = tokenizer.oldest_version == 1 and any(index.tokenizing == 1 for index in corpora)
             tokenizing = 1 if is_old else tokenizer.tokenizing
         tokenizer = tokenizer.as_of(tokenizing)
         for index in corpora:
             index.check_tokenizer(tokenizer)
-        batches = [phase.global_batch_rows for phase in config.phases]
-        batches += [phase.batch_warmup.from_rows for phase in config.phases if phase.batch_warmup]
-        lanes = config.data.lanes or default_lanes(batches, max(len(index.train_blocks) for index in corpora))
-        weights = tuple(corpus.weight for corpus in config.data.corpora)
-        phases = tuple(
+        batches = [phase.global_batch_rows for phase in phases]
+        batches += [phase.batch_warmup.from_rows for phase in phases if phase.batch_warmup]
+        lanes = data.lanes or default_lanes(batches, max(len(index.train_blocks) for index in corpora))
+        weights = tuple(corpus.weight for corpus in data.corpora)
+        plans = tuple(
             PhasePlan(
                 phase.steps,
                 phase.seq_len,
@@ -173,11 +180,11 @@ class DataPlan:
                 phase.mask_rate,
                 Growth(phase.batch_warmup.from_rows // lanes, phase.batch_warmup.steps) if phase.batch_warmup else None,
             )
-            for phase in config.phases
+            for phase in phases
         )
-        rule = MaskRule.of(config.masking, tokenizer)
-        skips_bad = config.data.on_bad_data == "skip"
-        return DataPlan(corpora, tokenizer, config.seed, lanes, phases, config.masking, rule, skips_bad)
+        rule = MaskRule.of(masking, tokenizer)
+        skips_bad = data.on_bad_data == "skip"
+        return DataPlan(corpora, tokenizer, seed, lanes, plans, masking, rule, skips_bad)
 
     @property
     def total_steps(self) -> int:
@@ -198,15 +205,15 @@ class DataPlan:
 
     def rule_at(self, step: int) -> MaskRule:
         """The masks of a step."""
-        return self.reading(step).rule
+        return self.step_at(step).rule
 
-    def reading(self, step: int) -> Reading:
+    def step_at(self, step: int) -> StepPlan:
         """How a step is read."""
         number, done = self.place(step)
         phase = self.phases[number]
         is_constant = phase.mask_rate is not None or self.masking.final_rate is None
         rate = rate_at(self.masking, phase.mask_rate, step, self.total_steps)
-        return Reading(phase, done, _at_rate(self.rule, rate), is_constant)
+        return StepPlan(phase, done, _at_rate(self.rule, rate), is_constant)
 
     def capacity(self, phase: int) -> int:
         """The most predicted tokens of a row in any step of a phase: the shape of the head follows from it."""

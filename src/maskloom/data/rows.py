@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from maskloom.tokenizers.tokenizer import Tokenizer
+from maskloom.tokenizers.base import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Rows:
         return Rows(*(np.concatenate([getattr(part, name) for part in parts]) for name in FIELDS))
 
     @staticmethod
-    def gather(parts: Sequence[Part]) -> Rows:
+    def gather(parts: Sequence[RowRange]) -> Rows:
         """The rows of the parts, one after the other."""
         return Rows(
             *(np.concatenate([getattr(rows, name)[begin:end] for rows, begin, end in parts]) for name in FIELDS)
@@ -63,7 +63,7 @@ class Rows:
             digest.update(array.astype(array.dtype.newbyteorder("<")).tobytes())
 
 
-class Part(NamedTuple):
+class RowRange(NamedTuple):
     """The rows begin, ..., end - 1 of `rows`: many are made a step, so that none is cut out alone."""
 
     rows: Rows

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from maskloom.data.index.index import Index
+from maskloom.data.index.corpus import Index
 from maskloom.data.order import MOST_DEFAULT_LANES
 from maskloom.data.plan import DataPlan
 from maskloom.redaction import shown

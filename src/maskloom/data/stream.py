@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from maskloom.data.cursors import LaneCursors
 from maskloom.data.hashing import make_key
-from maskloom.data.index.index import Index
+from maskloom.data.index.corpus import Index
 from maskloom.data.lane import Lane, Skip, row_keys, rows_of_step
 from maskloom.data.masking import MaskRule, mask_rows
 from maskloom.data.packing import pack
@@ -36,7 +36,7 @@ from maskloom.distributed import World
 from maskloom.errors import DataFault, UserError
 from maskloom.processes import WANT_OF_MEMORY, Deaf, clean_forks, end_with_owner
 from maskloom.progress import warn
-from maskloom.tokenizers.tokenizer import Tokenizer
+from maskloom.tokenizers.base import Tokenizer
 
 FETCHES_AT_ONCE = 16  # block requests that a reader process has open at a store
 POLL_S = 0.25  # how often a wait for reader processes looks whether it is over
@@ -200,9 +200,9 @@ def skip_steps(plan: DataPlan, cursors: Sequence[LaneCursors], first_step: int, 
     for step in range(first_step, last_step):
         if jump := plan.jumps.get(step):
             lanes = [Lane(plan, number, lane_cursors) for number, lane_cursors in enumerate(jump)]
-        reading = plan.reading(step)
+        step_plan = plan.step_at(step)
         for lane in lanes:
-            lane.skip(reading)
+            lane.skip(step_plan)
     return [lane.cursors for lane in lanes]
 
 

@@ -25,7 +25,7 @@ from torch import nn
 from maskloom.config import Model
 from maskloom.data.batch import MicroBatch
 from maskloom.models.kernels import Kernels
-from maskloom.tokenizers.tokenizer import Tokenizer
+from maskloom.tokenizers.base import Tokenizer
 
 
 class LayerSettings(Protocol):

@@ -13,7 +13,14 @@ from maskloom.config import Bert
 from maskloom.data.batch import MicroBatch
 from maskloom.models.base import Architecture, Description
 from maskloom.models.kernels import Kernels
-from maskloom.models.layers import ACTIVATIONS, Dense, PostNorm, PostNormWeights, activation, post_norm
+from maskloom.models.layers import (
+    ACTIVATIONS,
+    Dense,
+    PostNorm,
+    PostNormWeights,
+    activation,
+    post_norm,
+)
 
 
 def _build(config: Any) -> BertForMaskedLM:
@@ -65,7 +72,7 @@ BERT = Architecture(
         ranges={"layer_norm_eps": (0.0, 1.0), "initializer_range": (0.0, 10.0)},
         choices={"hidden_act": ACTIVATIONS},
         computed={"position_embedding_type": ("absolute",)},
-        harmless=frozenset({"classifier_dropout", "chunk_size_feed_forward"}),  # the latter: the same function in parts
+        harmless=frozenset({"classifier_dropout"}),
     ),
     token_ids=lambda tokenizer: {"pad_token_id": tokenizer.pad_id},
     longest_piece=lambda config: int(config.max_position_embeddings),

@@ -15,7 +15,7 @@ from maskloom.models.description import read_description
 from maskloom.models.masked_lm import MaskedLM, count_parameters, new_model
 from maskloom.models.outline import parameters_of
 from maskloom.models.warm_start import settle_architecture, warm_start
-from maskloom.tokenizers.tokenizer import Tokenizer
+from maskloom.tokenizers.base import Tokenizer
 
 
 def build_model(settings: Model, tokenizer: Tokenizer, seed: int) -> tuple[MaskedLM, str]:
@@ -39,10 +39,12 @@ def configuration_of(settings: Model, tokenizer: Tokenizer) -> Any:
     return ARCHITECTURES[settings.architecture].config(settings, tokenizer)
 
 
-def check_size(settings: Model, tokenizer: Tokenizer) -> None:
-    """Raises UserError if the weights of a model from scratch are more than this machine's memory: each rank builds them whole,
-    in fp32, and would find out after minutes."""
-    parameters = parameters_of(configuration_of(settings, tokenizer))
+def check_size(config: Any) -> None:
+    """Raises UserError if the weights of a configuration's model are more than this machine's memory.
+
+    Each rank builds a new model whole, in fp32, and would find out after minutes.
+    """
+    parameters = parameters_of(config)
     memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if 4 * parameters > memory_bytes:
         raise UserError(

@@ -42,6 +42,7 @@ COMPUTED: dict[str, tuple[Any, ...]] = {
 HARMLESS = {
     *("architectures", "transformers_version", "dtype", "output_hidden_states", "return_dict", "use_cache"),
     *("id2label", "label2id", "problem_type"),
+    "chunk_size_feed_forward",  # the same function in parts
     *("pad_token_id", "bos_token_id", "eos_token_id"),  # the tokenizer's are taken
 }
 """Keys that change nothing about what is computed; dropouts are among them, for the run's are taken."""

@@ -35,7 +35,8 @@ from maskloom.models.stored import (
     unpickled,
     why_no_weights,
 )
-from maskloom.tokenizers.tokenizer import Tokenizer, load_tokenizer
+from maskloom.tokenizers.base import Tokenizer
+from maskloom.tokenizers.loading import load_tokenizer
 
 MOST_SPARE_ROWS = 1 << 10
 """Rows of the embeddings beyond the tokenizer's ids that pass for padding (128 for each of 8 tensor-parallel ranks is the most

@@ -1,9 +1,9 @@
-"""Steps to what a rank's device is given: made ready before, for a GPU by a thread, so that the training thread only copies.
+"""Steps to micro-batches. For a GPU a thread makes them ready, one step ahead: the training thread only copies.
 
     readers' parts of a step -> rows in lane order -> micro-batches, counts -> pinned memory | train_step: copies to the device
     \\____________________ for a GPU in a thread, one step ahead ______________________/
 
-A step that was made ready and is not taken leaves no trace: where the run stands is known from the cursors of the steps taken.
+A step that was made ready and is not taken leaves no trace: the state of the data is the cursors of the steps that were taken.
 """
 
 from __future__ import annotations
@@ -46,8 +46,9 @@ def ready_steps(
     prefetch_steps: int,
     windows: Sequence[int | None] = (None,),
 ) -> Generator[ReadyStep]:
-    """This rank's part of every step from `first_step` on; readers and thread end with the iterator: where it is not used up,
-    close it (`contextlib.closing`).
+    """This rank's part of every step from `first_step` on.
+
+    Readers and thread end with the iterator. If it is not used up, close it (`contextlib.closing`).
 
     Args:
         layouts: of each phase, once its batch has grown.

@@ -13,12 +13,12 @@ import torch
 from maskloom.config import Evaluation
 from maskloom.data.ahead import ahead
 from maskloom.data.batch import MicroBatch, make_micro_batch, to_device
-from maskloom.data.index.index import Index
+from maskloom.data.index.corpus import Index
 from maskloom.data.masking import MaskRule
 from maskloom.data.rows import Rows
 from maskloom.data.stream import held_out_rows
 from maskloom.distributed import World, max_over_ranks, sum_over_ranks
-from maskloom.tokenizers.tokenizer import Tokenizer
+from maskloom.tokenizers.base import Tokenizer
 
 Forward = Callable[[MicroBatch], tuple[torch.Tensor, torch.Tensor]]
 BATCHES_HELD = 16  # micro-batches after which ranks agree on their number again: memory stays bounded

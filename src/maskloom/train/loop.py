@@ -133,7 +133,7 @@ def stopped(why: str, step: int, run: RunDir) -> int:
     run.stop(why, step)
     barrier()
     if run.is_writer:
-        say(f"stopped after step {step:,} of {run.total_steps:,}: {why}. The same command goes on from there")
+        say(f"stopped after step {step:,} of {run.total_steps:,}: {why}. The same command resumes from there")
     return EXIT_STOPPED
 
 

@@ -91,7 +91,7 @@ class Rollback:
         found = f" ({place} is not finite)" if place else ""
         return (
             f"step {self.step} was not taken, as {self.reason}{found}, nor were the {self.in_a_row - 1} before it, and the "
-            f"run went back to step {self.to_step} {times} time(s) already (guard.rollbacks)"
+            f"run was rolled back to step {self.to_step} {times} time(s) already (guard.rollbacks)"
         )
 
     def interval(
@@ -130,8 +130,8 @@ class Rollback:
         if world.is_first:
             write_intervals(run, intervals)
             warn(
-                f"step {self.step:,}: {self.in_a_row} steps in a row were not taken: going back to step {self.to_step:,}, and on "
-                f"behind the rows of steps {self.to_step + 1:,} to {self.step:,} ({intervals[-1].rows:,} rows are passed over)"
+                f"step {self.step:,}: {self.in_a_row} steps in a row were not taken: rolling back to step {self.to_step:,}, and "
+                f"skipping the rows of steps {self.to_step + 1:,} to {self.step:,} ({intervals[-1].rows:,} rows)"
             )
         barrier()
 
@@ -176,7 +176,7 @@ def diverged(what: str, lr: float, precision: str) -> UserError:
     """
     fp16 = ", or engine.precision=bf16" if precision == "fp16" else ""
     return UserError(
-        f"the run diverged: {what}. Start anew in another run_dir with a lower optimizer.lr (now {lr}) "
+        f"the run diverged: {what}. Start again in another run_dir with a lower optimizer.lr (now {lr}) "
         f"or a longer optimizer.warmup_steps{fp16}"
     )
 

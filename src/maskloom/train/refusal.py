@@ -58,7 +58,7 @@ class GuardState:
         if not all(map(is_count, counts)) or not all(
             type(loss) in (int, float) and math.isfinite(loss) for loss in state.losses
         ):
-            raise ValueError(f"{values!r} is no state of the guard")
+            raise ValueError(f"{values!r} is not a state of the guard")
         return state
 
 
@@ -127,9 +127,9 @@ class PassedOver:
         interval = PassedOver(**{**values, "rows_of_steps": (first, last)})
         for number in (interval.after_step, first, last, interval.rows, interval.bad_steps):
             if not is_count(number):
-                raise ValueError(f"{number!r} is no count of steps or rows")
+                raise ValueError(f"{number!r} is not a count of steps or rows")
         if not isinstance(interval.reason, str):
-            raise ValueError(f"{interval.reason!r} is no reason")
+            raise ValueError(f"{interval.reason!r} is not a reason")
         interval.lane_cursors()
         return interval
 

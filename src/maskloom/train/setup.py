@@ -14,16 +14,17 @@ from typing import Any
 
 import torch
 
-from maskloom.config import Phase, RunConfig
+from maskloom.config import Evaluation, Phase, RunConfig
 from maskloom.config_file import rechecked
 from maskloom.data.batch import Layout
 from maskloom.data.cursors import first_cursors
+from maskloom.data.index.corpus import Index
 from maskloom.data.plan import DataPlan, open_corpora
 from maskloom.data.skew import notes_on_run
 from maskloom.distributed import World, gather_objects, sum_over_ranks
 from maskloom.errors import UserError
 from maskloom.models.attention import settle_attention
-from maskloom.models.build import build_defined, build_model, check_size
+from maskloom.models.build import build_defined, build_model
 from maskloom.models.flops import DTYPES, Shape, peak_of
 from maskloom.models.masked_lm import MaskedLM, attention_dropout_of, head_size_of
 from maskloom.models.warm_start import tokenizer_of
@@ -38,7 +39,7 @@ from maskloom.train.engine.engine import Engine
 from maskloom.train.rank.heartbeats import Pulse
 from maskloom.train.rank.notices import Notices
 from maskloom.train.refusal import GuardState, PassedOver, jumps, known, read_intervals
-from maskloom.train.run_dir import check_model, reconcile
+from maskloom.train.resume import check_model, reconcile
 from maskloom.train.skipped import Skipped
 from maskloom.train.tally import Tally
 from maskloom.train.timing import OwnTime, Traffic
@@ -60,14 +61,21 @@ def prepare(config: RunConfig, world: World) -> tuple[RunConfig, DataPlan]:
     temporary_folder()
     tokenizer, corpora = tokenizer_of(config.tokenizer, config.model.init), open_corpora(config.data)
     config = reconcile(config, identity(corpora, tokenizer))
-    if check_model(config, tokenizer) is None:
-        check_size(config.model, tokenizer)
-    plan = DataPlan.of(config, corpora, tokenizer, stored_tokenizing(Path(config.run_dir), config.from_))
+    check_model(config, tokenizer)
+    plan = DataPlan.of(
+        config.data,
+        config.phases,
+        config.masking,
+        config.seed,
+        corpora,
+        tokenizer,
+        stored_tokenizing(Path(config.run_dir), config.from_),
+    )
     plan.check_world(world)
     for note in notes_on_run(plan) if world.is_first else ():
         warn(note)
     if config.evaluation.every_steps:
-        config = _without_idle_evaluation(config, plan, world)
+        config = config.model_copy(update={"evaluation": checked_evaluation(config.evaluation, plan.corpora, world)})
     device_of(world)
     data = config.data.model_copy(update={"lanes": plan.lanes})
     engine = {
@@ -80,17 +88,17 @@ def prepare(config: RunConfig, world: World) -> tuple[RunConfig, DataPlan]:
     return config, plan
 
 
-def _without_idle_evaluation(config: RunConfig, plan: DataPlan, world: World) -> RunConfig:
-    """Switch the evaluation off if no corpus has a held-out document; warn of each that has none."""
-    empty = [index.folder for index in plan.corpora if not len(index.held_out_blocks)]
-    if world.is_first and len(plan.corpora) > 1:
+def checked_evaluation(evaluation: Evaluation, corpora: Sequence[Index], world: World) -> Evaluation:
+    """The evaluation, switched off if no corpus has a held-out document. Warns of each corpus that has none."""
+    empty = [index.folder for index in corpora if not len(index.held_out_blocks)]
+    if world.is_first and len(corpora) > 1:
         for folder in empty:
             warn(f"no held-out documents in {folder}: the evaluation says nothing about it")
-    if len(empty) < len(plan.corpora):
-        return config
+    if len(empty) < len(corpora):
+        return evaluation
     if world.is_first:
         warn(f"no held-out documents in {', '.join(empty)}: no evaluation (see --val-fraction)")
-    return config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"every_steps": 0})})
+    return evaluation.model_copy(update={"every_steps": 0})
 
 
 def deepspeed_settings(config: RunConfig, plan: DataPlan, world: World) -> dict[str, Any]:
@@ -243,4 +251,4 @@ def announce(trainer: Trainer, origin: str, attention: str) -> None:
     if trainer.step == plan.total_steps:
         say(f"all {trainer.step:,} steps are done: raise phases.N.steps of the last phase, or add a phase, to train on")
     elif trainer.step:
-        say(f"going on after step {trainer.step:,} of {plan.total_steps:,}")
+        say(f"resuming after step {trainer.step:,} of {plan.total_steps:,}")

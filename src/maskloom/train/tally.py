@@ -12,7 +12,7 @@ import torch
 
 from maskloom.data.rows import Rows, count_slots, count_text_tokens
 from maskloom.models.flops import Shape, training_flops
-from maskloom.tokenizers.tokenizer import Tokenizer
+from maskloom.tokenizers.base import Tokenizer
 from maskloom.train.metrics import Work
 
 

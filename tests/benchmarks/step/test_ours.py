@@ -13,7 +13,7 @@ from step.ours import Ours, packed_facts
 from step.text import Text
 
 from maskloom.data.rows import Rows
-from maskloom.tokenizers.tokenizer import Tokenizer
+from maskloom.tokenizers.base import Tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -10,10 +10,11 @@ import pytest
 from step import text
 from step.text import check_vocabulary, grouped_rows, line_rows, token_documents
 
-from maskloom.data.index.index import Index
-from maskloom.data.writing.shards import Options, write_shards
+from maskloom.data.index.corpus import Index
+from maskloom.data.writing.passes import Options
+from maskloom.data.writing.shards import write_shards
 from maskloom.errors import UserError
-from maskloom.tokenizers.tokenizer import Tokenizer
+from maskloom.tokenizers.base import Tokenizer
 from tests.conftest import same_tokenizer
 
 SEQ_LEN = 32

@@ -14,7 +14,7 @@ from step.text import Text
 from step.theirs import RowDataset, Theirs, collated_facts, make_collator
 
 from maskloom.optim.schedule import learning_rate
-from maskloom.tokenizers.tokenizer import Tokenizer
+from maskloom.tokenizers.base import Tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ from maskloom.data.reading.samples import (
     tokens_member,
 )
 from maskloom.errors import DataFault, UserError
-from maskloom.tokenizers.tokenizer import Tokenized
+from maskloom.tokenizers.base import Tokenized
 
 texts = st.lists(st.text(max_size=40), max_size=6)  # any Unicode but surrogates
 

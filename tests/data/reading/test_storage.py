@@ -11,8 +11,11 @@ from hypothesis import strategies as st
 
 from maskloom.config import Storage
 from maskloom.data.reading import remote, storage
-from maskloom.data.reading.storage import fetch, is_remote, list_tars, local_path, open_range, read_whole, size_of
+from maskloom.data.reading.storage import fetch, is_remote, join, list_tars, local_path, open_range, read_whole, size_of
 from maskloom.errors import DataFault, PassingFault, UserError
+from tests.fault_server import FaultServer
+
+from .serving import QUICK
 
 CONTENT = bytes(range(256)) * 3
 
@@ -194,3 +197,22 @@ def test_a_damaged_block_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(DataFault):
         open_range("http://a/a.tar", 0, 100, zlib.crc32(CONTENT[:100]), "d1", kept)
     assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize(
+    ("base", "relative", "expected"),
+    [
+        ("http://h/c", "000.tar", "http://h/c/000.tar"),
+        ("http://h/c/", "./10:00 #1?.tar", "http://h/c/10%3A00%20%231%3F.tar"),
+        ("https://h/c?sas=1%2F2", "train/000.tar", "https://h/c/train/000.tar?sas=1%2F2"),
+        ("s3://b/c d/", "./x #1.tar", "s3://b/c d/x #1.tar"),
+        ("/data/c", "./10:00.tar", "/data/c/10:00.tar"),
+    ],
+)
+def test_names_of_an_index_become_urls(base: str, relative: str, expected: str) -> None:
+    assert join(base, relative) == expected
+
+
+def test_http_has_no_listing(server: FaultServer) -> None:
+    with pytest.raises(UserError, match="name the tars, each with its URL"):
+        list_tars(f"{server.url}/?SECRET", QUICK)

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from maskloom.data.sources import tables
-from maskloom.data.sources.corpus import find_sources, read_source
+from maskloom.data.sources.inputs import find_sources, read_source
 from maskloom.errors import UserError
 
 ROWS = [f"row {number} é " + "word " * (number % 7) for number in range(50)]

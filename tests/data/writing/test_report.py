@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from maskloom.data.index.index import text_hash
+from maskloom.data.index.corpus import text_hash
 from maskloom.data.writing import report as module
-from maskloom.data.writing.report import NAMES, SCRIPTS, Report, Tally, script_counts
+from maskloom.data.writing.report import NAMES, SCRIPTS, Report, TextCounter, script_counts
 
 WORDS = {
     "Latin": "the quick brown fox jumps, fünf große Äpfel; Việt",
@@ -32,7 +32,7 @@ WORDS = {
 
 
 def tally(texts: list[str], sampled_one_in: int = 1) -> Report:
-    counted = Tally(sampled_one_in)
+    counted = TextCounter(sampled_one_in)
     for place, text in enumerate(texts):
         if counted.add(text, len(text.encode()), text_hash(text)):
             counted.report.longest = f"document {place}"

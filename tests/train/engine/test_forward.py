@@ -11,7 +11,7 @@ from maskloom.config import Engine
 from maskloom.errors import UserError
 from maskloom.models.kernels import KERNELS
 from maskloom.models.masked_lm import new_model
-from maskloom.tokenizers.tokenizer import Tokenizer
+from maskloom.tokenizers.base import Tokenizer
 from maskloom.train.engine.forward import prepare_forward
 from tests.models.test_bert import bucket, make_rows, tiny_config
 

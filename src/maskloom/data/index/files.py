@@ -1,12 +1,21 @@
-"""What the files of an index hold, as anyone may have written them: `index.json`, and the columns beside it.
+"""What the files of an index hold: `index.json`, the columns beside it, and the digests over both.
 
-Values have the kinds and bounds that an index has; a column is opened by its head alone. All else is refused by name.
+`index.json` is the header. Beside it, `index/NAME.npy` are columns with one entry a block.
+
+Anyone may have written these files. So every value of a header has to have the kind and the bounds that an index gives it,
+and a column is opened by its head alone, without pickle. Everything else is refused by name.
+
+There are two digests. `digest` identifies the text: order, packing and masks follow from it. It knows shards by their own
+digests, never by their URLs, so a corpus that moved is the same corpus. Token shards carry the digest of the text that they
+were made from, so both give the same rows. `table_digest` covers this index's own header and columns.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shlex
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,7 +24,7 @@ import pydantic
 from numpy.typing import NDArray
 
 from maskloom.config import Storage
-from maskloom.data.reading.storage import is_remote, join, read_whole
+from maskloom.data.reading.storage import is_remote, join, local_path, read_whole
 from maskloom.errors import DataFault, UserError
 from maskloom.redaction import shown
 
@@ -23,6 +32,12 @@ FORMAT, VERSION = "maskloom-index", 2
 LARGEST_HEADER_BYTES = 1 << 30  # of `index.json`: some five million shards
 LARGEST_NPY_HEAD_BYTES = 16 << 10  # numpy reads no more than 10,000 bytes of it
 AGAIN = "restore it, or write the index again with `maskloom index` (a corpus of `maskloom shards`: write it again)"
+BLOCK = np.dtype(
+    [("offset", "<i8"), ("length", "<i8"), ("documents", "<i4"), ("held_out", "<i4"), ("crc32", "<u4")]
+)  # a row of a shard's block table
+COLUMNS: dict[str, Any] = {"shard": np.dtype("<i4"), **{name: BLOCK[name] for name in BLOCK.names or ()}}
+LISTS = {"train": "documents", "validation": "held_out"}  # numbers of the blocks in which a column is not 0, int32
+Split = Literal["train", "validation"]
 ShardSplit = Literal["train", "validation", "by_hash"]
 
 
@@ -72,6 +87,59 @@ class Header(pydantic.BaseModel):
     held_out_threshold: Count
     tokens: TokensEntry | None
     shards: list[ShardEntry] = pydantic.Field(min_length=1)
+
+
+@dataclass(frozen=True)
+class Shard:
+    url: str
+    bytes: int
+    sha256: str
+    split: ShardSplit
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """What the ids of token shards were made with: the tokenizer's fingerprint, and the version of tokenizing, which the first
+    ones do not say."""
+
+    tokenizer: str
+    tokenizing: int = 1
+
+    @staticmethod
+    def of(mark: str) -> Tokens:
+        """From `Tokenizer.tokens_mark`."""
+        fingerprint, _, version = mark.partition(":")
+        return Tokens(fingerprint, int(version or 1))
+
+    def to_json(self) -> dict[str, Any]:
+        return {"tokenizer": self.tokenizer, **({"tokenizing": self.tokenizing} if self.tokenizing != 1 else {})}
+
+
+def corpus_digest(header: dict[str, Any], columns: dict[str, NDArray[Any]]) -> str:
+    """What identifies a corpus of text: its shards' digests, its block table, how documents are found and held out."""
+    identity: list[Any] = [VERSION, header["text_key"], header["held_out_threshold"]]
+    identity.append([[shard["sha256"], shard["split"]] for shard in header["shards"]])
+    identity += [hashlib.sha256(np.ascontiguousarray(columns[name]).data).hexdigest() for name in COLUMNS]
+    return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
+
+
+def table_digest(header: dict[str, Any], columns: dict[str, NDArray[Any]]) -> str:
+    """Digest of everything that an index says, but for the URLs of its shards."""
+    kept = {key: value for key, value in header.items() if key not in ("table_digest", "shards")}
+    shards = [{key: value for key, value in shard.items() if key != "url"} for shard in header["shards"]]
+    return hashlib.sha256(json.dumps([kept, shards, corpus_digest(header, columns)]).encode()).hexdigest()
+
+
+def folder_of(path: str | Path) -> tuple[str, str]:
+    """(folder, `index.json` in it) as text: absolute for local paths."""
+    text = str(path)
+    if is_remote(text):
+        address, mark, query = text.partition("?")
+        folder = address.removesuffix("/index.json").rstrip("/") + mark + query
+        return folder, join(folder, "index.json")
+    file = local_path(text) if "://" in text else Path(text)
+    file = file if file.name == "index.json" and not file.is_dir() else file / "index.json"
+    return str(file.parent.absolute()), str(file)
 
 
 def read_header(folder: str, where: str, settings: Storage) -> dict[str, Any]:

@@ -21,20 +21,21 @@ from numpy.typing import NDArray
 from webdataset.tariterators import base_plus_ext
 
 from maskloom.config import Storage
-from maskloom.data.index.files import AGAIN, FORMAT, VERSION, ShardSplit
-from maskloom.data.index.index import (
+from maskloom.data.index.corpus import Index, held_out_threshold, text_hash
+from maskloom.data.index.files import (
+    AGAIN,
     BLOCK,
     COLUMNS,
+    FORMAT,
     LISTS,
-    Index,
+    VERSION,
     Shard,
+    ShardSplit,
     Tokens,
     corpus_digest,
-    held_out_threshold,
-    load_index,
     table_digest,
-    text_hash,
 )
+from maskloom.data.index.loading import load_index
 from maskloom.data.reading.samples import read_documents
 from maskloom.data.reading.storage import fetch, is_remote, local_path, size_of
 from maskloom.data.reading.tars import LARGEST_BLOCK_BYTES, NO_END, RECORD_BYTES, members, tar_fault

@@ -25,7 +25,7 @@ from webdataset.tariterators import group_by_keys
 from maskloom.data.reading.tars import members, tar_fault
 from maskloom.errors import DataFault, UserError
 from maskloom.redaction import brief, shortened
-from maskloom.tokenizers.tokenizer import Tokenized, Tokenizer
+from maskloom.tokenizers.base import Tokenized, Tokenizer
 
 KINDS = ("txt", "jsonl", "json")  # the first kind that a sample has is its text; a .json beside a .txt is metadata
 TOKENS = "tokens"

@@ -21,7 +21,7 @@ from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from maskloom.config import Storage
-from maskloom.data.reading import remote
+from maskloom.data.reading import remote, s3
 from maskloom.data.reading.cache import entry_name, open_cache
 from maskloom.errors import DataFault, PassingFault, UserError
 from maskloom.progress import warn
@@ -198,7 +198,7 @@ def list_tars(url: str, settings: Storage) -> list[str]:
     if not url.startswith("s3:"):
         raise UserError(f"{shown(url)}: http has no listing of a folder: name the tars, each with its URL")
     is_remote(url)
-    found = remote.list_tars(url, settings)
+    found = s3.list_tars(url, settings)
     if not found:
         raise UserError(f"no .tar object below {url}")
     return found

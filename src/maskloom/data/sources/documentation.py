@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from maskloom.data.hashing import make_key
-from maskloom.data.sources.source import Source, group_stamp
+from maskloom.data.sources.source import Source, SourceKind, TextLayout, group_stamp
 from maskloom.errors import UserError
 
 DOCUMENTATION = "documentation:"
@@ -23,7 +23,7 @@ SHORTEST_DOCSTRING = 200  # characters; shorter ones are mostly one-line remarks
 COMMON_WORDS = frozenset("the of to a is in and for this be that with are if or as it by on an".split())
 
 
-def documentation_sources(number: int) -> list[Source]:
+def documentation_sources(given: str, text_key: str, number: int) -> list[Source]:
     """Groups of installed Python files: a sample by the hash of their names, up to `DOCUMENTATION_SOURCE_BYTES`."""
     root = Path(sysconfig.get_paths()["purelib"])
     names = [str(file.relative_to(root)) for file in root.rglob("*.py")]
@@ -57,7 +57,7 @@ def documentation_sources(number: int) -> list[Source]:
     return sources
 
 
-def read_documentation(source: Source) -> Iterator[tuple[int, str]]:
+def read_documentation(source: Source, text_key: str, layout: TextLayout) -> Iterator[tuple[int, str]]:
     """(ordinal, text) of the English docstrings of some length in a group of files."""
     ordinal = 0
     for file in source.files:
@@ -85,3 +85,17 @@ def _is_english(text: str) -> bool:
         and len(text.encode()) < 1.02 * len(text)
         and (15 * sum(word in COMMON_WORDS for word in words) >= len(words))
     )
+
+
+def is_documentation(given: str) -> bool:
+    return given == DOCUMENTATION
+
+
+DOCUMENTATION_KIND = SourceKind(
+    "documentation",
+    "the documentation of the installed packages",
+    documentation_sources,
+    read_documentation,
+    takes=is_documentation,
+    holds_copies=True,  # many packages carry copies of others
+)

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import IO
 
 from maskloom.data.reading.samples import decode_text, document_from_json
 from maskloom.data.sources.compressed import DAMAGE, READ_BYTES, SUFFIXES, open_text
-from maskloom.data.sources.source import LONGEST_TEXT_BYTES, RANGE_BYTES, Kind, Source, TextLayout, file_stamp, place_of
+from maskloom.data.sources.source import LONGEST_TEXT_BYTES, RANGE_BYTES, Source, SourceKind, TextLayout, file_stamp
 from maskloom.errors import UserError
 
 COMPRESSION_RATIO = 4  # text bytes a compressed byte, as an estimate
@@ -22,21 +23,32 @@ SKIP_BYTES = 1 << 20
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
-def line_sources(file: Path, kind: Kind, number: int) -> list[Source]:
-    """The sources of one `.jsonl` or `.txt` file; only a plain `.jsonl` is read in several parts."""
-    size, stamp = file.stat().st_size, file_stamp(file)
+def text_sources(given: str, text_key: str, number: int) -> list[Source]:
+    """The source of one `.txt` file."""
+    return [_whole_file("txt", Path(given), number)]
+
+
+def jsonl_sources(given: str, text_key: str, number: int) -> list[Source]:
+    """The sources of one `.jsonl` file. A big file is read in several parts, but not if it is compressed."""
+    file = Path(given)
+    whole = _whole_file("jsonl", file, number, "the line at byte")
     if file.name.lower().endswith(SUFFIXES):
-        return [Source(kind, str(file), number, size * COMPRESSION_RATIO, stamp, input_bytes=size)]
-    if kind == "txt":
-        return [Source(kind, str(file), number, size, stamp)]
+        return [whole]
     # Every range keeps the file's number: a line's ordinal is its byte offset, whichever range it is read in.
     return [
-        Source(kind, str(file), number, min(RANGE_BYTES, size - start), stamp, start, start + RANGE_BYTES)
-        for start in range(0, max(size, 1), RANGE_BYTES)
+        replace(whole, bytes=min(RANGE_BYTES, whole.bytes - start), start=start, end=start + RANGE_BYTES)
+        for start in range(0, max(whole.bytes, 1), RANGE_BYTES)
     ]
 
 
-def read_jsonl(source: Source, text_key: str) -> Iterator[tuple[int, str]]:
+def _whole_file(kind: str, file: Path, number: int, unit: str = "document") -> Source:
+    size, stamp = file.stat().st_size, file_stamp(file)
+    if file.name.lower().endswith(SUFFIXES):
+        return Source(kind, str(file), number, size * COMPRESSION_RATIO, stamp, unit=unit, input_bytes=size)
+    return Source(kind, str(file), number, size, stamp, unit=unit)
+
+
+def read_jsonl(source: Source, text_key: str, layout: TextLayout) -> Iterator[tuple[int, str]]:
     """(byte offset of the line, text) of each line of a range; a null is an empty text.
 
     Raises:
@@ -53,10 +65,10 @@ def read_jsonl(source: Source, text_key: str) -> Iterator[tuple[int, str]]:
             if 0 <= source.end <= start:
                 return
             if line.strip() not in (b"", BYTE_ORDER_MARK):
-                yield start, _text_of(line, text_key, place_of(source, start))
+                yield start, _text_of(line, text_key, source.place(start))
 
 
-def read_text(source: Source, layout: TextLayout) -> Iterator[tuple[int, str]]:
+def read_text(source: Source, text_key: str, layout: TextLayout) -> Iterator[tuple[int, str]]:
     """(ordinal, text) of the documents of a `.txt` file: one, or those between blank lines.
 
     Raises:
@@ -148,3 +160,7 @@ def _damaged(source: Source, offset: int, error: Exception) -> UserError:
 
 def _too_long(source: Source, what: str, advice: str) -> UserError:
     return UserError(f"{source.name}: {what} has more than {LONGEST_TEXT_BYTES} bytes. {advice}")
+
+
+TEXT_KIND = SourceKind("txt", "a text file", text_sources, read_text, (".txt",), may_be_compressed=True)
+JSONL_KIND = SourceKind("jsonl", "a file of JSON lines", jsonl_sources, read_jsonl, (".jsonl",), may_be_compressed=True)

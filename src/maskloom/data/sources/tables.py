@@ -22,8 +22,9 @@ from maskloom.data.sources.source import (
     LONGEST_TEXT_BYTES,
     RANGE_BYTES,
     Source,
+    SourceKind,
+    TextLayout,
     file_stamp,
-    place_of,
 )
 from maskloom.errors import UserError
 
@@ -34,31 +35,31 @@ PART_OF_SPLIT = re.compile(r":[^:/\[\]]+\[[^/\[\]]*\]")  # ":train[:10]"
 PATTERN = re.compile(r"[\[\]*?]")
 
 
-def parquet_sources(file: Path, text_key: str, number: int) -> list[Source]:
+def parquet_sources(given: str, text_key: str, number: int) -> list[Source]:
     """Groups of row groups of about `RANGE_BYTES` of text.
 
     Raises:
         UserError: no Parquet file, or no column of text under `text_key`.
     """
     try:
-        with pyarrow.parquet.ParquetFile(file) as table:
+        with pyarrow.parquet.ParquetFile(given) as table:
             metadata, schema = table.metadata, table.schema_arrow
     except (pyarrow.ArrowException, OSError) as error:
-        raise _damaged(str(file), error) from None
-    _check_column(schema, text_key, str(file))
+        raise _damaged(given, error) from None
+    _check_column(schema, text_key, given)
     leaves = [metadata.schema.column(place) for place in range(metadata.num_columns)]
     # By both: of a struct `a` with a field `b` the path is "a.b", as of a column of that name.
     column = next(place for place, leaf in enumerate(leaves) if leaf.name == leaf.path == text_key)
     groups = [metadata.row_group(place) for place in range(metadata.num_row_groups)]
     sizes = [(group.num_rows, group.column(column).total_uncompressed_size) for group in groups]
-    stamp = file_stamp(file)
+    stamp = file_stamp(Path(given))
     return [
-        Source("parquet", str(file), number, size, stamp, start, end, first)
+        Source("parquet", given, number, size, stamp, start, end, first, unit="row")
         for start, end, first, size in _ranges(sizes)
     ]
 
 
-def read_parquet(source: Source, text_key: str) -> Iterator[tuple[int, str]]:
+def read_parquet(source: Source, text_key: str, layout: TextLayout) -> Iterator[tuple[int, str]]:
     """(row, text) of some row groups. Raises UserError naming file and row for bad text, or a damaged file."""
     try:
         with pyarrow.parquet.ParquetFile(source.name, page_checksum_verification=True) as table:
@@ -74,6 +75,18 @@ def is_saved_dataset(folder: Path) -> bool:
     return (folder / "dataset_dict.json").is_file() or (
         (folder / "state.json").is_file() and (folder / "dataset_info.json").is_file()
     )
+
+
+def is_dataset(given: str) -> bool:
+    """Whether an INPUT is a dataset of Hugging Face: a folder that was saved, or `hf:NAME[:CONFIG]:SPLIT`."""
+    return given.startswith(HUB) or is_saved_dataset(Path(given))
+
+
+def dataset_sources(given: str, text_key: str, number: int) -> list[Source]:
+    """The rows of a dataset of Hugging Face. Raises as `saved_sources` and `hub_sources`."""
+    if given.startswith(HUB):
+        return hub_sources(given, text_key, number)
+    return saved_sources(Path(given), text_key, number)
 
 
 def saved_sources(folder: Path, text_key: str, number: int) -> list[Source]:
@@ -151,7 +164,7 @@ def _hub_parts(given: str) -> tuple[str, list[str]]:
     return name, parts
 
 
-def read_arrow(source: Source, text_key: str) -> Iterator[tuple[int, str]]:
+def read_arrow(source: Source, text_key: str, layout: TextLayout) -> Iterator[tuple[int, str]]:
     """(row, text) of some rows of an Arrow file. Raises UserError naming file and row for bad text."""
     try:
         yield from _texts(_arrow_columns(source, text_key), source, text_key)
@@ -176,7 +189,18 @@ def _arrow_sources(
         for start, end, _, size in _ranges(sizes):
             count = sum(batch_rows for batch_rows, _ in sizes[start:end])
             sources.append(
-                Source("arrow", str(file), number, size, stamp, start_row, start_row + count, first + start_row, label)
+                Source(
+                    "arrow",
+                    str(file),
+                    number,
+                    size,
+                    stamp,
+                    start_row,
+                    start_row + count,
+                    first + start_row,
+                    "row",
+                    label,
+                )
             )
             start_row += count
         first += start_row
@@ -214,7 +238,7 @@ def _texts(columns: Iterable[Any], source: Source, text_key: str) -> Iterator[tu
         try:
             values = column.to_pylist()
         except UnicodeDecodeError:
-            values = [_decode(value, place_of(source, row + place)) for place, value in enumerate(column)]
+            values = [_decode(value, source.place(row + place)) for place, value in enumerate(column)]
         for value in values:
             yield row, value or ""
             row += 1
@@ -268,3 +292,7 @@ def _damaged(name: str, error: Exception) -> Exception:
 
 def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+PARQUET_KIND = SourceKind("parquet", "a Parquet file", parquet_sources, read_parquet, (".parquet",))
+DATASET_KIND = SourceKind("arrow", "a dataset that `datasets` saved", dataset_sources, read_arrow, takes=is_dataset)

@@ -132,7 +132,7 @@ class Report:
             yield f"letters by script{which}: {listed}"
 
 
-class Tally:
+class TextCounter:
     """Counts documents one by one into a `Report`.
 
     Args:

@@ -20,15 +20,16 @@ import numpy as np
 from numpy.typing import NDArray
 from webdataset.tariterators import base_plus_ext
 
-from maskloom.data.index.index import BLOCK, COLUMNS, Index, Shard, Tokens, corpus_digest, text_hash
+from maskloom.data.index.corpus import Index, text_hash
+from maskloom.data.index.files import BLOCK, COLUMNS, Shard, Tokens, corpus_digest
 from maskloom.data.index.indexing import IndexedShard, write_index
 from maskloom.data.reading.samples import TOKENS, OnBad, encode_block, read_documents, tokens_member
 from maskloom.data.reading.tars import members
-from maskloom.data.writing.work import Entry, Part, Plan, Work, begin, is_finished
+from maskloom.data.writing.work import Entry, JobPart, WorkFolder, WorkPlan, begin, is_finished
 from maskloom.errors import DataFault, UserError
 from maskloom.processes import Pool
 from maskloom.redaction import shown
-from maskloom.tokenizers.tokenizer import Tokenizer
+from maskloom.tokenizers.base import Tokenizer
 
 ReadBlock = Callable[[int], io.BytesIO]
 
@@ -37,7 +38,7 @@ def tokenize_corpus(
     corpus: Index,
     out: Path,
     tokenizer: Tokenizer,
-    part: Part,
+    part: JobPart,
     processes: int,
     on_stage: Callable[[str, float], Callable[[float], None]],
 ) -> None:
@@ -54,7 +55,7 @@ def tokenize_corpus(
     kept = ("text_key", "held_out_threshold", "block_bytes", "text_bytes", "bad_documents")
     options = {name: header[name] for name in kept}
     files = (("index.json", header["table_digest"]),)
-    plan = Plan((corpus.folder,), options, tokenizer.tokens_mark, corpus.digest, 0, names, files)
+    plan = WorkPlan((corpus.folder,), options, tokenizer.tokens_mark, corpus.digest, 0, names, files)
     if is_finished(out, plan):
         return
     work = begin(out, plan, part)
@@ -65,7 +66,7 @@ def tokenize_corpus(
             advance(1)
 
 
-def index_of_tokens(work: Work) -> Index:
+def index_of_tokens(work: WorkFolder) -> Index:
     """Write the index of the token shards of a corpus that exists."""
     plan, options = work.plan, work.plan.options
     indexed = [entry.indexed for number in range(len(plan.names)) if (entry := work.read_entry(number)).indexed]
@@ -83,7 +84,7 @@ def index_of_tokens(work: Work) -> Index:
 
 
 def write_token_shard(
-    work: Work,
+    work: WorkFolder,
     path: Path,
     text: IndexedShard,
     read_block: ReadBlock,
@@ -137,7 +138,7 @@ def text_digest_of(texts: Sequence[IndexedShard], text_key: str, threshold: int)
     return corpus_digest(header, columns)
 
 
-def _tokenize_shard(number: int, work: Work, corpus: Index, tokenizer: Tokenizer) -> None:
+def _tokenize_shard(number: int, work: WorkFolder, corpus: Index, tokenizer: Tokenizer) -> None:
     shard = corpus.shards[number]
     blocks = np.flatnonzero(corpus.columns["shard"] == number)
     table = np.empty(len(blocks), BLOCK)

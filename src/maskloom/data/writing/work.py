@@ -31,7 +31,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from maskloom.data.index.index import BLOCK, Shard, Split
+from maskloom.data.index.files import BLOCK, Shard, Split
 from maskloom.data.index.indexing import IndexedShard
 from maskloom.errors import UserError
 from maskloom.files import only_one, refuse_existing, sync_folder, whole_file
@@ -42,7 +42,7 @@ FOLDERS = ("batches", "corpus", "entries", "temporary", "locks")
 
 
 @dataclass(frozen=True)
-class Part:
+class JobPart:
     """One of the machines that write a corpus together: number 1 to `of`. Every `of`-th piece of work is its own."""
 
     number: int = 1
@@ -61,7 +61,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Plan:
+class WorkPlan:
     """What is made of what; the same for all parts and every start.
 
     Attributes:
@@ -87,7 +87,7 @@ class Plan:
         values = {key: value for key, value in asdict(self).items() if key != "files"}
         return {"version": VERSION, **values, "inputs": list(self.inputs), "names": list(self.names)}
 
-    def differences(self, other: Plan) -> list[str]:
+    def differences(self, other: WorkPlan) -> list[str]:
         """What another plan says otherwise, as lines of text."""
         mine, its = ({**plan.options, "inputs": plan.inputs, "tokenizer": plan.tokenizer} for plan in (self, other))
         found = [f"{key}: {mine[key]!r} then, {its[key]!r} here" for key in mine if mine[key] != its.get(key)]
@@ -119,12 +119,12 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Work:
+class WorkFolder:
     """A corpus in the making, as one part sees it."""
 
     folder: Path
-    plan: Plan
-    part: Part = Part()
+    plan: WorkPlan
+    part: JobPart = JobPart()
 
     def batch(self, number: int) -> Path:
         return self.folder / "batches" / f"{number:06d}"
@@ -183,7 +183,7 @@ class Work:
     @property
     def is_shared(self) -> bool:
         """Whether it was begun in parts, as other machines may have done."""
-        return any(file.name != Part().tag for file in (self.folder / "locks").iterdir())
+        return any(file.name != JobPart().tag for file in (self.folder / "locks").iterdir())
 
     def parts(self) -> int | None:
         """Of how many parts there are, as far as they were started; None where they do not agree."""
@@ -207,7 +207,7 @@ def work_folder(out: Path) -> Path:
     return out.absolute().parent / f".{out.name}.work"
 
 
-def begin(out: Path, plan: Plan, part: Part) -> Work:
+def begin(out: Path, plan: WorkPlan, part: JobPart) -> WorkFolder:
     """Make the work folder, or go on with one that has the same plan.
 
     Raises:
@@ -233,7 +233,7 @@ def begin(out: Path, plan: Plan, part: Part) -> Work:
     return replace(work, part=part)
 
 
-def open_work(out: Path) -> Work:
+def open_work(out: Path) -> WorkFolder:
     """The work on `out` that was begun. Raises UserError where there is none."""
     folder = work_folder(out)
     try:
@@ -249,8 +249,9 @@ def open_work(out: Path) -> Work:
     if header.pop("version") != VERSION:
         raise UserError(f"{folder} was begun by another version of maskloom: finish it with that one, or remove it")
     files = tuple((json.loads(name), stamp) for stamp, name in (row.split("\t") for row in rows))
-    return Work(
-        folder, Plan(**header | {"inputs": tuple(header["inputs"]), "names": tuple(header["names"]), "files": files})
+    return WorkFolder(
+        folder,
+        WorkPlan(**header | {"inputs": tuple(header["inputs"]), "names": tuple(header["names"]), "files": files}),
     )
 
 
@@ -272,7 +273,7 @@ def remove_finished(out: Path) -> bool:
     return True
 
 
-def is_finished(out: Path, plan: Plan) -> bool:
+def is_finished(out: Path, plan: WorkPlan) -> bool:
     """Whether `out` is what this plan makes, and only a kill at the very end left its work folder."""
     folder = work_folder(out)
     if not out.exists() or not (folder / "plan.json").exists() or (folder / "corpus").exists():
@@ -285,7 +286,7 @@ def shard_names(counts: Sequence[tuple[Split, int]]) -> tuple[str, ...]:
     return tuple(f"{split}-{number:06d}" for split, count in counts for number in range(count))
 
 
-def _create(folder: Path, plan: Plan) -> None:
+def _create(folder: Path, plan: WorkPlan) -> None:
     """All at once, by rename: of several machines that begin together, one is the first, and the others find its plan."""
     made = folder.with_name(f"{folder.name}.{socket.gethostname()}.{os.getpid()}")
     try:

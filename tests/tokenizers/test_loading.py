@@ -12,8 +12,11 @@ from transformers import AutoTokenizer, BertTokenizer
 
 from maskloom.config_file import parse_config
 from maskloom.errors import UserError
-from maskloom.tokenizers.files import SETTINGS, find_tokenizer, write_for_others
-from maskloom.tokenizers.tokenizer import SPECIAL_TOKENS, Tokenizer, load_tokenizer
+from maskloom.tokenizers.base import Tokenizer
+from maskloom.tokenizers.loading import find_tokenizer, load_tokenizer, tokenizer_of_definition
+from maskloom.tokenizers.roles import SETTINGS
+from maskloom.tokenizers.wordpiece import SPECIAL_TOKENS
+from maskloom.tokenizers.writing import write_for_others
 from tests.conftest import WORDS
 
 LETTERS = "abcdefghijklmnopqrstuvwxyzABIéÉßσΣ中文。,.'[]#-123"
@@ -124,8 +127,8 @@ def test_a_vocabulary_has_hugging_faces_numbers(name: str, pairs: dict[str, tupl
     for role in ("pad", "unk", "cls", "sep", "mask"):
         assert getattr(ours, f"{role}_id") == getattr(theirs, f"{role}_token_id")
     assert {token: number for token, number in theirs.get_vocab().items() if token} == ours.vocabulary
-    assert ours.is_plain is (name != "an added token")
-    assert ours.marks_words
+    assert ours.oldest_version == (2 if name == "an added token" else 1)
+    assert ours.knows_words
 
 
 def test_an_added_token_is_one_token_and_never_masked(pairs: dict[str, tuple[Tokenizer, BertTokenizer]]) -> None:
@@ -227,7 +230,7 @@ def test_a_folder_without_a_tokenizer_says_what_to_do(
         (tmp_path / name).write_text("{}")
     with pytest.raises(UserError) as error:
         load_tokenizer(tmp_path)
-    assert "tokenizer.json or BERT's vocab.txt is needed" in str(error.value)
+    assert "tokenizer.json or vocab.txt is needed" in str(error.value)
     assert said in str(error.value)
     assert not_said not in str(error.value)
 
@@ -270,7 +273,7 @@ def test_a_name_that_is_nowhere_says_so(hub: Path) -> None:
 
 
 def test_a_path_is_not_looked_for_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("maskloom.tokenizers.files._from_hub", lambda name: pytest.fail(name))
+    monkeypatch.setattr("maskloom.tokenizers.loading._from_hub", lambda name: pytest.fail(name))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").mkdir()
     with pytest.raises(UserError, match="train one with `maskloom tokenizer CORPUS data/tok`"):
@@ -304,7 +307,7 @@ def test_hugging_face_takes_what_we_write_as_it_is(lowercase: bool, tmp_path: Pa
     ours = load_tokenizer(write(tmp_path / "vocabulary", TOKENS, do_lower_case=lowercase))
     out = tmp_path / "out"
     out.mkdir()
-    write_for_others(out, ours.definition, 77)
+    write_for_others(out, ours, 77)
     assert load_tokenizer(out).fingerprint == ours.fingerprint
     text = "The RIVER learns, É [MASK] 中文"
     for theirs in (AutoTokenizer.from_pretrained(out), BertTokenizer.from_pretrained(out)):
@@ -321,8 +324,8 @@ def test_hugging_face_takes_what_we_write_as_it_is(lowercase: bool, tmp_path: Pa
 def test_a_text_gets_the_ends_that_the_model_was_trained_with(
     given: object, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
-    bare = Tokenizer(json.dumps(json.loads(tokenizer.definition) | {"post_processor": given}), "bare")
-    write_for_others(tmp_path, bare.definition)
+    bare = tokenizer_of_definition(json.dumps(json.loads(tokenizer.definition) | {"post_processor": given}), "bare")
+    write_for_others(tmp_path, bare)
     theirs = AutoTokenizer.from_pretrained(tmp_path)
     expected = [bare.cls_id, *bare.encode(["the river"])[0].tolist(), bare.sep_id]
     assert theirs("the river")["input_ids"] == expected

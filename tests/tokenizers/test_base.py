@@ -14,23 +14,19 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as HFTokenizer
 
 from maskloom.errors import UserError
-from maskloom.tokenizers import tokenizer as module
+from maskloom.tokenizers import base as module
+from maskloom.tokenizers.base import Tokenized, Tokenizer, parts_of
+from maskloom.tokenizers.loading import load_tokenizer, tokenizer_of_definition
 from maskloom.tokenizers.pipeline import AT_BLANKS
-from maskloom.tokenizers.tokenizer import (
-    SPECIAL_TOKENS,
-    Tokenized,
-    Tokenizer,
-    load_tokenizer,
-    parts_of,
-    train_tokenizer,
-)
+from maskloom.tokenizers.training import train_tokenizer
+from maskloom.tokenizers.wordpiece import SPECIAL_TOKENS
 from tests.conftest import WORDS
 
 words = st.lists(st.sampled_from(WORDS), max_size=30).map(" ".join)
 
 
 def changed(tokenizer: Tokenizer, **settings_: object) -> Tokenizer:
-    return Tokenizer(json.dumps(json.loads(tokenizer.definition) | settings_), "changed")
+    return tokenizer_of_definition(json.dumps(json.loads(tokenizer.definition) | settings_), "changed")
 
 
 def special_ids(tokenizer: Tokenizer) -> set[int]:
@@ -114,7 +110,7 @@ def test_specials_and_unused_are_never_maskable(tokenizer: Tokenizer) -> None:
     first = len(tree["model"]["vocab"])
     unused = {f"[unused{number}]": first + number for number in range(3)}
     tree["model"]["vocab"] |= unused
-    extended = Tokenizer(json.dumps(tree), "extended")
+    extended = tokenizer_of_definition(json.dumps(tree), "extended")
     assert extended.vocab_size == first + len(unused)
     forbidden = special_ids(extended) | set(unused.values())
     assert set(np.flatnonzero(~extended.is_maskable)) == forbidden
@@ -164,7 +160,7 @@ def test_a_vocabulary_without_a_special_token_is_refused_by_its_name(tokenizer: 
     tree["model"]["vocab"]["other"] = tree["model"]["vocab"].pop(absent)
     tree["post_processor"] = None
     with pytest.raises(UserError) as error:
-        Tokenizer(json.dumps(tree), "my/tokenizer.json")
+        tokenizer_of_definition(json.dumps(tree), "my/tokenizer.json")
     assert f"my/tokenizer.json has no {absent}" in str(error.value)
 
 
@@ -220,15 +216,17 @@ def test_no_text_at_all_is_encoded_as_nothing(tokenizer: Tokenizer) -> None:
 
 
 def test_words_that_go_on_are_known(tokenizer: Tokenizer) -> None:
-    for number in range(tokenizer.vocab_size):
-        assert tokenizer.is_continuation[number] == tokenizer.token(number).startswith("##")
-    assert tokenizer.is_continuation.any()
+    every = np.arange(tokenizer.vocab_size, dtype=np.int32)
+    begins = tokenizer.starts_word(every[None], np.zeros((1, len(every)), bool))[0]
+    for number in every.tolist():
+        assert begins[number] != tokenizer.token(number).startswith("##")
+    assert not begins.all()
 
 
 def variant(tokenizer: Tokenizer, **normalizer: object) -> Tokenizer:
     tree = json.loads(tokenizer.definition)
     tree["normalizer"].update(normalizer)
-    return Tokenizer(json.dumps(tree), "a variant")
+    return tokenizer_of_definition(json.dumps(tree), "a variant")
 
 
 NASTY = (
@@ -256,7 +254,7 @@ def test_looking_stretches_up_gives_what_encoding_the_whole_text_gives(
 ) -> None:
     """Also for every other kind of white space, for controls, combining marks and literal special tokens."""
     tested = variant(tokenizer, **changes)
-    assert tested._is_local
+    assert tested._stretches
     whole = [encoding.ids for encoding in tested._encoder.encode_batch(texts, add_special_tokens=False)]
     for _ in range(2):  # unknown, and known
         assert [ids.tolist() for ids in tested.encode(texts)] == whole
@@ -265,8 +263,8 @@ def test_looking_stretches_up_gives_what_encoding_the_whole_text_gives(
 def test_a_token_that_can_hold_white_space_is_found_across_it(tokenizer: Tokenizer) -> None:
     encoder = HFTokenizer.from_str(tokenizer.definition)
     encoder.add_tokens(["river stone"])
-    tested = Tokenizer(encoder.to_str(), "with a token of two words")
-    assert not tested._is_local
+    tested = tokenizer_of_definition(encoder.to_str(), "with a token of two words")
+    assert tested._stretches is None
     (ids,) = tested.encode(["the river stone"])
     assert ids.tolist()[-1] == encoder.token_to_id("river stone")
 
