@@ -19,12 +19,12 @@ import os
 import sys
 from pathlib import Path
 
-from maskloom.command_line import add_overrides
 from maskloom.commands.arguments import cores, natural, positive
 from maskloom.config import RunConfig
 from maskloom.config_file import load_config
 from maskloom.distributed import World
 from maskloom.errors import UserError
+from maskloom.program import add_overrides
 from maskloom.progress import show
 
 PROFILE = Path("profile")

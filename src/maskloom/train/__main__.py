@@ -6,13 +6,12 @@ from argparse import Namespace
 from pathlib import Path
 
 from maskloom.early import begin
-from maskloom.program import run_program
+from maskloom.program import Parser, add_overrides, run_program
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Train as one rank. Returns the exit code."""
     from maskloom import extensions
-    from maskloom.command_line import Parser, add_overrides
 
     parser = Parser(
         prog="maskloom.train",
