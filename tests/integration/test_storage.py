@@ -545,10 +545,3 @@ def test_a_bucket_of_another_region_is_named(s3: Any, tmp_path: Path, monkeypatc
         s3_client.cache_clear()
         with pytest.raises(UserError, match="the bucket is in eu-north-1: is AWS_REGION"):
             read_whole("s3://texts/a.tar", QUICK)
-
-
-def test_s3_without_boto3_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    s3_client.cache_clear()
-    monkeypatch.setitem(sys.modules, "boto3", None)
-    with pytest.raises(UserError, match=r"pip install 'maskloom\[s3\]'"):
-        read_whole("s3://texts/a.tar", QUICK)

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from maskloom.data.index.index import Index
 
 from maskloom import tokenizers
 from maskloom.config_file import parse_config
