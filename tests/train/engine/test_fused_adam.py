@@ -34,7 +34,7 @@ from maskloom.train.engine.fused_adam import (
     why_no_fused_adam,
     why_refused,
 )
-from tests.optim.test_groups import tiny_model
+from tests.optim.test_kind import tiny_model
 
 
 @pytest.fixture(autouse=True)
