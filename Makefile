@@ -64,6 +64,7 @@ lint: .venv/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python tools/reading_ease.py --check
 
 format: .venv/.installed-dev
 	$(BIN)/ruff check --fix .

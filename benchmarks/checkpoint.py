@@ -27,18 +27,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from maskloom.bench.cases import SYSTEMS, Case
-from maskloom.bench.machine import stamp
-from maskloom.bench.systems import Training, run_config
-from maskloom.bench.text import Text, prepare
+from machine import stamp
+from step.cases import SYSTEMS, Case
+from step.jobs import Training, run_config
+from step.text import Text, prepare
+
 from maskloom.config import RunConfig
 
 HERE = Path(__file__).resolve().parent
 STEPS = {"base": 2, "two-ranks": 12, "tiny": 4}  # after a save: about as long as it is written
 CASES = {
-    "base": (Case("base", "BERT-base", 768, 12, 12, 128, 16, 16, 1, 1), 1),
-    "two-ranks": (Case("two-ranks", "BERT-small (4 layers of 512)", 512, 4, 8, 128, 16, 8, 1, 1), 2),
-    "tiny": (Case("tiny", "two layers of 64", 64, 2, 2, 32, 8, 4, 1, 1), 2),
+    "base": (Case("base", "BERT-base", 768, 12, 12, 128, 16, 16, 0, 1, 1), 1),
+    "two-ranks": (Case("two-ranks", "BERT-small (4 layers of 512)", 512, 4, 8, 128, 16, 8, 0, 1, 1), 2),
+    "tiny": (Case("tiny", "two layers of 64", 64, 2, 2, 32, 8, 4, 0, 1, 1), 2),
 }
 """Shape and number of ranks; `tiny` shows that everything runs."""
 
@@ -63,16 +64,16 @@ class Measured:
 
         from maskloom.distributed import World
         from maskloom.train.engine.engine import start_distributed
-        from maskloom.train.loop import prepare as prepared
         from maskloom.train.rank.heartbeats import Pulse
-        from maskloom.train.trainer import Trainer
+        from maskloom.train.setup import prepare as prepared
+        from maskloom.train.setup import set_up
 
         world = World.discover()
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // world.local_size))
         traffic = start_distributed(world, 600.0)
         config, plan = prepared(config, world)
         self.world, self.run, self.steps = world, Path(config.run_dir), steps
-        self.trainer = Trainer(config, plan, world, traffic, Pulse())
+        self.trainer, _ = set_up(config, plan, world, traffic, Pulse())
         self.batches: Iterator[Any] = self.trainer.steps()
         self.theirs = self.trainer.engine.deepspeed.checkpoint_engine
 
@@ -88,10 +89,15 @@ class Measured:
         return float(max_over_ranks(torch.tensor(time.perf_counter() - began_s, dtype=torch.float64)))
 
     def train(self) -> None:
+        from maskloom.train.step import train_step
+
         for _ in range(self.steps):
-            self.trainer.train_step(next(self.batches))
+            self.trainer.saver.follow()
+            train_step(next(self.batches), self.trainer, self.trainer.engine)
 
     def save_ours(self) -> dict[str, float]:
+        from maskloom.train.due import save
+
         began_s, durable = time.perf_counter(), []
         target = self.run / "checkpoints" / f"step-{self.trainer.step:08d}"
 
@@ -102,7 +108,7 @@ class Measured:
 
         watching = threading.Thread(target=watch, daemon=True)
         watching.start()
-        call_s = self.seconds(self.trainer.save)
+        call_s = self.seconds(lambda: save(self.trainer))
         after_s = self.seconds(self.train)
         self.trainer.saver.finish(must_succeed=True)
         watching.join()

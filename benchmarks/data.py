@@ -31,10 +31,9 @@ from pathlib import Path
 from typing import Any
 
 import data_report
+import machine
 import numpy as np
 from numpy.typing import NDArray
-
-from maskloom.bench import machine
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent

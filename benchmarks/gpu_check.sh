@@ -34,7 +34,7 @@ chmod 700 "$work"  # compiled code is loaded from below it: it fails if somebody
 
 wheels=${WHEELS:-}
 if [[ -z $wheels && $device == cuda && -d $root/.whl ]]; then wheels=$root/.whl; fi
-path=$root/src
+path=$root/src:$root/benchmarks
 if [[ -n $wheels ]]; then
   if ! compgen -G "$wheels/*.whl" > /dev/null; then
     echo "WHEELS=$wheels has no wheels: benchmarks/gpu_wheels.sh collects them" >&2

@@ -41,7 +41,7 @@ from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerFas
 
 from maskloom.data.hashing import hash64
 from maskloom.data.masking import MaskRule, mask_rows
-from maskloom.data.sources.corpus import find_sources, read_source
+from maskloom.data.sources.inputs import find_sources, read_source
 from maskloom.tokenizers.base import Tokenizer
 from maskloom.tokenizers.loading import load_tokenizer
 

@@ -22,8 +22,12 @@ import torch
 import yaml
 from tokenizers.implementations.bert_wordpiece import BertWordPieceTokenizer
 
-from maskloom.data.index.index import Index, load_index
-from maskloom.data.writing.shards import Options, write_shards
+from maskloom.config import RunConfig
+from maskloom.data.index.corpus import Index
+from maskloom.data.index.loading import load_index
+from maskloom.data.plan import DataPlan
+from maskloom.data.writing.passes import Options
+from maskloom.data.writing.shards import write_shards
 from maskloom.tokenizers.base import Tokenizer
 from maskloom.tokenizers.loading import load_tokenizer, tokenizer_of_definition
 from maskloom.tokenizers.wordpiece import SPECIAL_TOKENS
@@ -79,6 +83,13 @@ def same_tokenizer(documents: list[str], vocab_size: int) -> Tokenizer:
     tokens += sorted(pieces.keys() - set(tokens), key=lambda piece: (-pieces[piece], piece))
     vocabulary = {token: number for number, token in enumerate(tokens[:vocab_size])}
     return tokenizer_of_definition(BertWordPieceTokenizer(vocabulary).to_str(), "the tests' tokenizer")
+
+
+def plan_for(
+    config: RunConfig, corpora: tuple[Index, ...], tokenizer: Tokenizer, tokenizing: int | None = None
+) -> DataPlan:
+    """What a run with this configuration reads."""
+    return DataPlan.of(config.data, config.phases, config.masking, config.seed, corpora, tokenizer, tokenizing)
 
 
 @pytest.fixture(scope="session")

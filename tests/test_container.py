@@ -90,7 +90,7 @@ def test_there_are_no_secrets_and_no_servers(instructions: list[tuple[str, str]]
     for argument in arguments(instructions, "ENV") + arguments(instructions, "ARG"):
         assert not is_secret_name(argument.partition("=")[0])
     copied = {word for argument in arguments(instructions, "COPY") for word in argument.split()[:-1]}
-    assert copied == {"pyproject.toml", "constraints.txt", "README.md", "src"}
+    assert copied == {"pyproject.toml", "constraints.txt", "README.md", "LICENSE", "src"}
     ignored = (DOCKER.parent / ".dockerignore").read_text().splitlines()
     assert "*" in ignored
     assert {line.removeprefix("!") for line in ignored if line.startswith("!")} == copied

@@ -11,11 +11,13 @@ import json
 import sys
 from pathlib import Path
 
-from maskloom.bench.cases import BERT_VOCABULARY
-from maskloom.bench.text import Text, prepare
-from maskloom.data.index.index import load_index
+from step.cases import BERT_VOCABULARY
+from step.text import Text, prepare
+
 from maskloom.data.index.indexing import BLOCK_BYTES
-from maskloom.data.writing.shards import Options, write_shards
+from maskloom.data.index.loading import load_index
+from maskloom.data.writing.passes import Options
+from maskloom.data.writing.shards import write_shards
 from maskloom.tokenizers.training import train_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]

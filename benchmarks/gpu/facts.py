@@ -48,9 +48,8 @@ def main() -> int:
     for fault, modules in faults.items():
         print(f"{len(modules)} module(s) cannot be imported, {modules[0]} for one: {fault}")
     if not faults:
+        from machine import name_of, stamp
         from torch.utils.cpp_extension import CUDA_HOME
-
-        from maskloom.bench.machine import name_of, stamp
 
         facts = {"device": name_of(options.device), "stamp": stamp("benchmarks/gpu_check.sh", options.device)}
         print(json.dumps(facts, indent=1), f"\nCUDA_HOME {CUDA_HOME}")

@@ -18,10 +18,10 @@ from statistics import median
 from typing import Any
 
 import torch
+from step.cases import Device
+from step.clock import Clock
 from torch.nn.functional import dropout, gelu
 
-from maskloom.bench.cases import Device
-from maskloom.bench.clock import Clock
 from maskloom.models.attention import attend, piece_mask
 
 SLOTS: dict[Device, dict[int, int]] = {"cuda": {768: 73728, 1024: 36864}, "cpu": {64: 512}}

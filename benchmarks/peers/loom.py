@@ -19,8 +19,9 @@ from maskloom.config import Data, RunConfig
 from maskloom.data.batch import Layout, micro_batches
 from maskloom.data.cursors import Cursor, LaneCursors, first_cursors
 from maskloom.data.hashing import make_key, permutation, permuted
-from maskloom.data.index.index import BLOCK, Tokens, load_index
+from maskloom.data.index.files import BLOCK, Tokens
 from maskloom.data.index.indexing import IndexedShard, write_index
+from maskloom.data.index.loading import load_index
 from maskloom.data.order import block_at
 from maskloom.data.plan import DataPlan
 from maskloom.data.stream import Step, read_steps
@@ -46,7 +47,14 @@ def open_plan(job: dict[str, Any], step_rows: int) -> DataPlan:
             "phases": [{"steps": MOST_STEPS, "seq_len": harness.SEQ_LEN, "global_batch_rows": step_rows}],
         }
     )
-    return DataPlan.of(config, (load_index(job["folder"]),), load_tokenizer(job["corpus"]))
+    return DataPlan.of(
+        config.data,
+        config.phases,
+        config.masking,
+        config.seed,
+        (load_index(job["folder"]),),
+        load_tokenizer(job["corpus"]),
+    )
 
 
 def cursors_amid(plan: DataPlan, job: dict[str, Any], step: int) -> list[LaneCursors]:

@@ -1,6 +1,6 @@
 """The GPU path rehearsed on a machine without a GPU: what a compiler can tell is asked of the compiler.
 
-    cases of maskloom.bench -> fake CUDA tensors -> dynamo, autograd, Inductor -> Triton -> ptxas -> machine code
+    cases of benchmarks/step -> fake CUDA tensors -> dynamo, autograd, Inductor -> Triton -> ptxas -> machine code
     (compiling.py)             (fake_gpu.py, nvidia.c)     |                                            |
                                                      generated.py: launches, bytes         machine_code.py: instructions,
                                                            |                               registers, spills

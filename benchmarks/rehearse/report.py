@@ -61,7 +61,7 @@ def _checks(results: dict[str, Any]) -> str:
     before = flowing(f"""
 ## What was compiled
 
-Two layers with embeddings, head and loss in bf16, in the micro-batches of `maskloom bench step`, forward and backward, over
+Two layers with embeddings, head and loss in bf16, in the micro-batches of `benchmarks/step.py`, forward and backward, over
 three numbers of pieces; `zero3` is what ZeRO-3 compiles, the function of a layer and that of the loss. All as
 `engine.kernels: compile` has it. {_origin(_ours(results, WHOLE[0]))}
 """)
@@ -186,7 +186,7 @@ again, with products and attention at our shapes.
     after = flowing("""
 What this cannot tell: whether a kernel is right (nothing runs), how fast products and attention are at these shapes, which
 of several configurations of a kernel is fastest (the one with the fewest instructions is taken), clocks under load, and
-anything of several GPUs. `maskloom bench step` on a GPU answers that.
+anything of several GPUs. `benchmarks/step.py` on a GPU answers that.
 """)
     return f"{before}\n\n{_table(['', 'cautious', 'hopeful', 'of'], rows)}\n\n{after}"
 

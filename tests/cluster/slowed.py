@@ -22,7 +22,7 @@ MOST_S = 120.0
 def slow() -> None:
     """Patch this process: where a line is logged the second rank learns the first one's own time, and takes more."""
     from maskloom.distributed import sum_over_ranks
-    from maskloom.train.own_time import OwnTime, Spent
+    from maskloom.train.timing import OwnTime, Spent
 
     old_take = OwnTime.take
 

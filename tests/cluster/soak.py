@@ -30,7 +30,7 @@ from typing import Any
 import torch
 import yaml
 
-from maskloom.data.writing.shards import Options
+from maskloom.data.writing.passes import Options
 from maskloom.errors import UserError
 from maskloom.status import EXIT_HUNG, EXIT_STOPPED
 from maskloom.train.checkpoint import saved_at

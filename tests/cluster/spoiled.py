@@ -29,23 +29,23 @@ SPOILS = [lambda loss: loss * torch.nan, InfiniteGradient.apply, lambda loss: lo
 
 def spoil() -> None:
     """Patch this process. Once the run has gone back, the same steps have other rows, and go well."""
-    from maskloom.models.bert import MaskedLM
-    from maskloom.train.trainer import Trainer
+    from maskloom.models.masked_lm import MaskedLM
+    from maskloom.train import loop
 
-    old_forward, old_step = MaskedLM.forward, Trainer.train_step
+    old_forward, old_step = MaskedLM.forward, loop.train_step
     kind: int | None = None
 
-    def train_step(self: Any, batch: Any) -> Any:
+    def train_step(batch: Any, trainer: Any, engine: Any) -> Any:
         nonlocal kind
-        is_struck = self.world.rank == 1 and FIRST <= batch.number + 1 <= LAST and not self.passed_over
+        is_struck = trainer.world.rank == 1 and FIRST <= batch.number + 1 <= LAST and not trainer.passed_over
         kind = batch.number + 1 - FIRST if is_struck else None
-        return old_step(self, batch)
+        return old_step(batch, trainer, engine)
 
     def forward(self: Any, *arguments: Any) -> Any:
         loss, hits = old_forward(self, *arguments)
         return (loss if kind is None or not self.training else SPOILS[kind](loss)), hits
 
-    MaskedLM.forward, Trainer.train_step = forward, train_step  # type: ignore[method-assign]
+    MaskedLM.forward, loop.train_step = forward, train_step  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

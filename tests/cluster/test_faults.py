@@ -24,7 +24,7 @@ import pytest
 
 from maskloom.launch.ports import preferred_port
 from maskloom.status import EXIT_DONE, EXIT_FAILED, EXIT_HUNG, EXIT_STOPPED, attempt_steps
-from maskloom.train.passed_over import read_intervals
+from maskloom.train.refusal import read_intervals
 from tests.integration.conftest import train_in_ranks
 
 from .cluster import HEAD, Cluster
@@ -388,7 +388,7 @@ CASES = [
         wait,
         EXIT_DONE,
         "done",
-        says="3 steps in a row were not taken: going back to step 10",
+        says="3 steps in a row were not taken: rolling back to step 10",
         plain="steps that go wrong",
         settings={"guard": {"spike_sigma": 6.0, "window_steps": 8}},
         undisturbed=spoil,
@@ -400,7 +400,7 @@ CASES = [
         spoil_tensorboard,
         EXIT_DONE,
         "done",
-        says="TensorBoard cannot be written any more",
+        says="TensorBoard can no longer be written",
     ),
     Case(
         "second run in the folder",

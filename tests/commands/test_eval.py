@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from maskloom.data.index.index import load_index
+from maskloom.data.index.loading import load_index
 from maskloom.data.masking import MaskRule
 from maskloom.tokenizers.base import Tokenizer
 from maskloom.train.evaluation import unigram_entropy

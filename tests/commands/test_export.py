@@ -12,7 +12,7 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer, BertForMaskedLM
 from maskloom.cli import main
 from maskloom.commands.loading import load_run
 from maskloom.data.batch import make_micro_batch
-from maskloom.data.index.index import load_index
+from maskloom.data.index.loading import load_index
 from maskloom.data.masking import MaskRule
 from maskloom.data.stream import held_out_rows
 from maskloom.distributed import World

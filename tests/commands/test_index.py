@@ -20,7 +20,8 @@ import webdataset
 
 from maskloom.cli import main
 from maskloom.commands import index as command
-from maskloom.data.index.index import load_index, text_hash
+from maskloom.data.index.corpus import text_hash
+from maskloom.data.index.loading import load_index
 
 from .conftest import Command
 
@@ -73,7 +74,7 @@ def test_a_key_that_is_not_there_is_named(tars: Path, fails: Command) -> None:
     assert not (tars / "index.json").exists()
 
 
-def test_what_is_no_tar_is_refused(tmp_path: Path, fails: Command) -> None:
+def test_what_is_not_a_tar_is_refused(tmp_path: Path, fails: Command) -> None:
     assert "no .tar file" in fails("index", tmp_path)
     assert "no file or folder" in fails("index", tmp_path / "absent")
     (tmp_path / "notes.tar").write_text("a text\n" * 200)
@@ -105,7 +106,7 @@ def test_compressed_tars_are_refused_with_what_to_do(tars: Path, tmp_path: Path,
         ("a.txt", tarfile.FIFOTYPE, "is a link, a device or a sparse file"),
     ],
 )
-def test_members_that_are_no_plain_text_files_are_named(
+def test_members_that_are_not_plain_text_files_are_named(
     name: str, kind: bytes, said: str, tmp_path: Path, fails: Command
 ) -> None:
     member = tarfile.TarInfo(name)
@@ -202,7 +203,9 @@ def test_corpora_are_joined_where_they_are(tars: Path, documents: list[str], suc
     assert "hold the same documents" in fails("index", "--merge", moved / "0", moved / "0", "--out", tars / "new")
     assert "needs --out" in fails("index", "--merge", moved / "0", moved / "1")
     assert "needs two corpora" in fails("index", "--merge", moved / "0", "--out", tars / "new")
-    assert "leave out --text-key" in fails("index", "--merge", moved / "0", "--text-key", "content")
+    assert "--merge cannot be combined with --text-key: leave it out" in fails(
+        "index", "--merge", moved / "0", "--text-key", "content"
+    )
     succeeds("index", moved / "1", *options, "--val-fraction", 0.5)
     message = fails("index", "--merge", moved / "0", moved / "1", "--out", tars / "new")
     assert "cannot be joined: --val-fraction 0.5 in the one and --val-fraction 0" in message
@@ -255,7 +258,7 @@ def test_a_check_names_every_fault(
     assert "and 2 more" in captured.out
 
 
-def test_a_check_goes_on_after_shards_that_are_missing_or_cut_off(
+def test_a_check_continues_after_shards_that_are_missing_or_cut_off(
     tars: Path, succeeds: Command, capsys: pytest.CaptureFixture[str]
 ) -> None:
     succeeds("index", tars, "--text-key", "content", "--block-bytes", "8K", "--processes", 1)
@@ -312,7 +315,7 @@ def test_held_out_text_does_not_become_training_text(
     for given in (folder, folder / "train-000000.tar", folder / "validation-000000.tar"):
         message = fails("index", given, "--processes", 1)
         assert f"{folder / 'index.json'} was written by `maskloom shards`" in message
-        assert "write the corpus again, remove index.json first, or use --out elsewhere" in message
+        assert "write the corpus again, remove index.json first, or give another --out" in message
     assert (folder / "index.json").read_bytes() == before
     succeeds("index", folder, "--out", tmp_path / "elsewhere", "--processes", 1)
     header = json.loads(before)
@@ -330,7 +333,7 @@ def test_a_link_that_leads_nowhere_is_refused(tars: Path, tmp_path: Path, fails:
     assert "out is a link that leads nowhere" in message
 
 
-def test_a_full_disk_is_told_with_the_folder(tars: Path, monkeypatch: pytest.MonkeyPatch, fails: Command) -> None:
+def test_a_full_disk_is_reported_with_the_folder(tars: Path, monkeypatch: pytest.MonkeyPatch, fails: Command) -> None:
     def full(*arguments: object, **options: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 

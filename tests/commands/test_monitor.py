@@ -55,10 +55,10 @@ def test_an_address_that_others_reach_is_refused(
     assert "--allow-remote" in message
 
 
-def test_what_is_no_folder_is_refused(tmp_path: Path, fails: Command) -> None:
+def test_what_is_not_a_folder_is_refused(tmp_path: Path, fails: Command) -> None:
     assert "no run directory" in fails("monitor", tmp_path / "none")
 
 
-def test_loopback_is_an_address_and_no_name_that_looks_like_one() -> None:
+def test_loopback_is_an_address_not_a_name_that_looks_like_one() -> None:
     assert all(map(is_loopback, ("127.0.0.1", "127.1.2.3", "::1", "localhost")))
     assert not any(map(is_loopback, ("127.0.0.1.example.org", "localhost.example.org", "")))

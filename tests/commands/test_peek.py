@@ -12,11 +12,12 @@ import pytest
 
 from maskloom.config_file import parse_config
 from maskloom.data.cursors import first_cursors
-from maskloom.data.plan import DataPlan, open_corpora
+from maskloom.data.plan import open_corpora
 from maskloom.data.stream import Step, read_steps
 from maskloom.distributed import World
 from maskloom.tokenizers.base import Tokenizer
 from maskloom.tokenizers.loading import load_tokenizer
+from tests.conftest import plan_for
 from tests.data.corpora import corpus_of, flip
 
 from .conftest import Command
@@ -31,7 +32,7 @@ def config(run_config: dict, write_config: Callable[[dict], Path]) -> Path:
 def steps(run_config: dict) -> list[Step]:
     """The first three steps, read by one rank."""
     config = parse_config(run_config, "run.yaml")
-    plan = DataPlan.of(config, open_corpora(config.data), load_tokenizer(config.tokenizer))
+    plan = plan_for(config, open_corpora(config.data), load_tokenizer(config.tokenizer))
     return list(read_steps(plan, World(), first_cursors(plan.lanes), 0, 3))
 
 
@@ -117,7 +118,7 @@ def test_an_unknown_key_is_named_with_the_right_one(config: Path, fails: Command
 
 
 @pytest.mark.parametrize("steps", ["3", "3:3", "5:2", "a:b", "-1:2"])
-def test_what_is_no_range_is_wrong_usage(steps: str, config: Path, succeeds: Command) -> None:
+def test_what_is_not_a_range_is_wrong_usage(steps: str, config: Path, succeeds: Command) -> None:
     with pytest.raises(SystemExit, match="2"):
         succeeds("peek", config, f"--steps={steps}")
 
@@ -160,7 +161,7 @@ def test_variables_that_webdataset_obeys_change_nothing(
     assert done.stdout.strip() == digest_of(steps)
 
 
-def test_blocks_that_are_passed_over_are_so_for_every_world(
+def test_skipped_blocks_are_the_same_for_every_world(
     run_config: dict,
     documents: list[str],
     tmp_path: Path,

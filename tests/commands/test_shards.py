@@ -10,7 +10,7 @@ import datasets
 import pytest
 
 from maskloom.cli import main
-from maskloom.data.index.index import load_index
+from maskloom.data.index.loading import load_index
 from maskloom.data.writing import shards
 
 from .conftest import Command
@@ -148,7 +148,7 @@ def test_datasets_are_inputs(documents: list[str], tmp_path: Path, succeeds: Com
         assert written(tmp_path / f"from_{name}") == sorted(text.strip() for text in documents)
 
 
-def test_a_failure_says_that_the_work_can_go_on(
+def test_a_failure_says_that_the_work_can_be_resumed(
     source: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -164,7 +164,7 @@ def test_a_failure_says_that_the_work_can_go_on(
         broken.setattr(shards, "write_index", full)
         assert main(["shards", str(source), str(out), "--text-key", "body", "--processes", "1"]) == 1
     said = capsys.readouterr().err
-    assert f"what is done stands in {tmp_path / '.out.work'}: the same command goes on from there" in said
+    assert f"the finished part is in {tmp_path / '.out.work'}: start the same command again to resume" in said
     assert "maskloom shards: No space left on device" in said
     assert "seed: 0 then, 5 here" in fails("shards", source, out, "--text-key", "body", "--seed", 5)
     succeeds("shards", source, out, "--text-key", "body", "--processes", 1)

@@ -40,11 +40,11 @@ def test_it_says_how_a_run_stands_and_what_to_do(run: Path, succeeds: Command) -
         "step-00000004",
     ):
         assert expected in shown
-    assert shown.splitlines()[-1] == "what to do next: start the same command again to go on from step-00000004"
+    assert shown.splitlines()[-1] == "what to do next: start the same command again to resume from step-00000004"
 
 
 @pytest.mark.parametrize(("age_s", "is_gone"), [(20.0, False), (70.0, True)])
-def test_a_run_that_writes_no_more_is_said_to_be_silent(age_s: float, is_gone: bool, run: Path) -> None:
+def test_a_run_that_stopped_writing_is_called_silent(age_s: float, is_gone: bool, run: Path) -> None:
     running = replace(STATUS, state="running", reason="")
     assert running.advice == ""
     lines = described(run, replace(running, updated_unix_s=1000.0), 1000.0 + age_s)
@@ -173,7 +173,7 @@ def test_a_status_of_an_earlier_version_is_read(run: Path) -> None:
 
 @pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir])
 @pytest.mark.parametrize("name", ["status.json", ".lock", "attempts.jsonl"])
-def test_what_is_no_plain_file_in_a_run_is_named(
+def test_what_is_not_a_plain_file_in_a_run_is_named(
     name: str, make: Callable[[Path], None], run: Path, fails: Command
 ) -> None:
     (run / name).unlink(missing_ok=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from maskloom.data.index.index import text_hash
+from maskloom.data.index.corpus import text_hash
 from maskloom.tokenizers.loading import load_tokenizer
 from maskloom.tokenizers.wordpiece import SPECIAL_TOKENS
 

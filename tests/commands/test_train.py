@@ -12,9 +12,9 @@ from transformers import BertForMaskedLM
 from maskloom.config_file import load_config
 from maskloom.launch.doctor.facts import Request
 from maskloom.launch.doctor.look.rank import as_a_rank
-from maskloom.models.bert import count_parameters
+from maskloom.models.masked_lm import count_parameters
 from maskloom.tokenizers.base import Tokenizer
-from maskloom.train.run_dir import check_model
+from maskloom.train.resume import check_model
 from tests.models.test_bert import tiny_config
 
 from .conftest import Command

@@ -13,7 +13,7 @@ import webdataset
 
 from maskloom.config import Masking
 from maskloom.data.cursors import LaneCursors
-from maskloom.data.index.index import Index
+from maskloom.data.index.corpus import Index
 from maskloom.data.index.indexing import index_shard, write_index
 from maskloom.data.lane import Skip
 from maskloom.data.masking import MaskRule

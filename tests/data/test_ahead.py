@@ -81,7 +81,7 @@ def test_work_is_done_in_a_thread_and_the_first_item_read_in_this_one() -> None:
 
 @pytest.mark.parametrize("fails_at", [0, 1, 4])
 @pytest.mark.parametrize("in_work", [False, True])
-def test_an_error_is_raised_in_place_of_its_item(fails_at: int, in_work: bool) -> None:
+def test_an_error_is_raised_instead_of_its_item(fails_at: int, in_work: bool) -> None:
     def fail(number: int) -> int:
         if number == fails_at:
             raise UserError(f"number {number}")
@@ -102,7 +102,7 @@ def test_an_error_is_raised_in_place_of_its_item(fails_at: int, in_work: bool) -
         next(reading)
 
 
-def test_who_closes_it_ends_a_wait_for_items_and_what_reads_them() -> None:
+def test_closing_it_ends_a_wait_for_items_and_their_reader() -> None:
     waits, ended = threading.Event(), threading.Event()
 
     def read(is_over: Callable[[], bool]) -> Generator[int]:
@@ -121,7 +121,7 @@ def test_who_closes_it_ends_a_wait_for_items_and_what_reads_them() -> None:
     assert ended.is_set()
 
 
-def test_one_that_is_dropped_ends_too() -> None:
+def test_an_iterator_that_is_dropped_ends_too() -> None:
     results = ahead(numbers(50), abs, CPU)
     next(results)
     del results

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from maskloom.config import Masking
 from maskloom.data.batch import Layout, MicroBatch, make_micro_batch, micro_batches
 from maskloom.data.cursors import first_cursors
-from maskloom.data.index.index import Index
+from maskloom.data.index.corpus import Index
 from maskloom.data.masking import MaskRule
 from maskloom.data.plan import DataPlan, PhasePlan
 from maskloom.data.rows import Rows

@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 
 from maskloom.config import Masking
 from maskloom.data.cursors import Cursor, first_cursors
-from maskloom.data.index.index import Index, load_index
+from maskloom.data.index.corpus import Index
+from maskloom.data.index.loading import load_index
 from maskloom.data.lane import Lane, Track, rows_of_step
 from maskloom.data.masking import MaskRule
 from maskloom.data.mixing import corpus_of_rows, rows_of_corpora
@@ -192,7 +193,7 @@ def test_blocks_that_are_fetched_ahead_are_the_same(plan: DataPlan) -> None:
             assert ahead.cursor == plain.cursor
 
 
-def test_damage_is_met_alike_by_blocks_that_are_fetched_ahead(plan: DataPlan, damaged: Index) -> None:
+def test_blocks_that_are_fetched_ahead_report_damage_in_the_same_way(plan: DataPlan, damaged: Index) -> None:
     for block in (3, 4, 11, 24):
         flip(damaged, block)
     bad = replace(plan, corpora=(damaged,), skips_bad=True)
@@ -204,7 +205,7 @@ def test_damage_is_met_alike_by_blocks_that_are_fetched_ahead(plan: DataPlan, da
     assert ahead.cursor == plain.cursor
 
 
-def test_a_block_that_is_damaged_while_it_is_open_is_passed_over_from_there(plan: DataPlan, damaged: Index) -> None:
+def test_a_block_that_is_damaged_while_it_is_open_is_skipped_from_there(plan: DataPlan, damaged: Index) -> None:
     """Its rows until then stand; at the next sequence length it is read again, and found bad."""
     bad = replace(plan, corpora=(damaged,), skips_bad=True)
     number = next(n for n in range(25) if len(damaged.documents(block_of(bad, 0, n), "train")[0].split()) > 30)
@@ -253,7 +254,7 @@ def test_a_corpus_without_a_token_is_refused(tokenizer: Tokenizer, tmp_path: Pat
         rows_of_step([Lane(plan, 0, first_cursors(1)[0])], 0)
 
 
-def test_blocks_without_a_token_are_passed_over(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_blocks_without_a_token_are_skipped(tokenizer: Tokenizer, tmp_path: Path) -> None:
     plan = plan_of([corpus_of(tmp_path, [" ", "text", "\n"])], tokenizer, [PhasePlan(5, 16, 2)], 2)
     lanes = [Lane(plan, number, cursors) for number, cursors in enumerate(first_cursors(2))]
     for step in range(5):
@@ -323,7 +324,8 @@ def test_mixed_lanes_read_each_corpus_in_its_own_order_and_by_its_own_epochs(
         for corpus, index in enumerate(three):
             blocks = [block for of, block in read if of == corpus]
             counted = sum(
-                rows_of_corpora(weights, lanes, number, steps * rows)[corpus] for steps, rows, weights in phases
+                int(rows_of_corpora(weights, lanes, number, np.asarray([steps * rows]))[corpus, 0])
+                for steps, rows, weights in phases
             )
             assert len(blocks) == counted
             numbers = [number + turn * lanes for turn in range(counted)]
@@ -337,7 +339,7 @@ def all_rows(lane: Lane) -> Rows:
 
 @settings(max_examples=6, deadline=None)
 @given(st.integers(0, 23), st.integers(0, 2))
-def test_a_lane_goes_on_from_its_cursors_over_epochs_lengths_and_weights(
+def test_a_lane_resumes_from_its_cursors_over_epochs_lengths_and_weights(
     three: tuple[Index, ...], tokenizer: Tokenizer, step: int, number: int
 ) -> None:
     phases = [
@@ -349,7 +351,7 @@ def test_a_lane_goes_on_from_its_cursors_over_epochs_lengths_and_weights(
     whole, skipped = (Lane(plan, number, first_cursors(3, 3)[number]) for _ in range(2))
     for before in range(step):
         rows_of_step([whole], before)
-        skipped.skip(plan.reading(before))
+        skipped.skip(plan.step_at(before))
     assert skipped.cursors == whole.cursors
     stored = json.loads(json.dumps([cursor.to_json() for cursor in whole.cursors]))
     resumed = Lane(plan, number, tuple(map(Cursor.from_json, stored)))
@@ -358,7 +360,7 @@ def test_a_lane_goes_on_from_its_cursors_over_epochs_lengths_and_weights(
         assert resumed.cursors == whole.cursors
 
 
-def test_skips_of_a_mixed_lane_name_their_corpus_and_are_told_once(
+def test_skips_of_a_mixed_lane_name_their_corpus_and_are_reported_once(
     three: tuple[Index, ...], tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
     copies = [load_index(shutil.copytree(index.folder, tmp_path / str(n))) for n, index in enumerate(three)]

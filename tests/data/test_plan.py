@@ -24,17 +24,19 @@ from maskloom.config import Corpus, Data, Masking
 from maskloom.config_file import parse_config
 from maskloom.data.cursors import first_cursors
 from maskloom.data.hashing import hash64
-from maskloom.data.index.index import Index, load_index
+from maskloom.data.index.corpus import Index
+from maskloom.data.index.loading import load_index
 from maskloom.data.masking import MaskRule, mask_rows
-from maskloom.data.plan import VERSIONS, DataPlan, Growth, PhasePlan, open_corpora
+from maskloom.data.plan import VERSIONS, Growth, PhasePlan, open_corpora
 from maskloom.data.stream import read_steps
-from maskloom.data.writing.shards import Options, write_shards
+from maskloom.data.writing.passes import Options
+from maskloom.data.writing.shards import write_shards
 from maskloom.distributed import World
 from maskloom.errors import UserError
 from maskloom.tokenizers.base import Tokenizer
 from maskloom.tokenizers.loading import tokenizer_of_definition
 from maskloom.tokenizers.wordpiece import SPECIAL_TOKENS
-from tests.conftest import sentences
+from tests.conftest import plan_for, sentences
 
 from .corpora import corpus_of, plan_of
 
@@ -63,7 +65,7 @@ def config_of(**more: Any) -> Any:
 def test_a_plan_follows_the_configuration(small: Index, tokenizer: Tokenizer, lanes: int | None) -> None:
     masking = {"rate": 0.3, "mask_share": 0.5, "random_share": 0.2}
     config = config_of(data={"train": "corpus", "lanes": lanes}, masking=masking)
-    plan = DataPlan.of(config, (small,), tokenizer)
+    plan = plan_for(config, (small,), tokenizer)
     expected = lanes or 1  # 25 blocks allow one lane by default: a lane has at least sixteen
     assert (plan.lanes, plan.seed, plan.rule) == (expected, 9, MaskRule(0.3, 0.5, 0.2))
     assert plan.phases == (PhasePlan(2, 32, 6 // expected), PhasePlan(3, 128, 9 // expected))
@@ -74,7 +76,7 @@ def test_the_growth_of_a_batch_follows_the_configuration(small: Index, tokenizer
     grows = {"batch_warmup": {"from_rows": 4, "steps": 3}}
     phases = [{"steps": 9, "global_batch_rows": 12, **grows}, {"steps": 1, "global_batch_rows": 8}]
     config = config_of(data={"train": "corpus", "lanes": 2}, phases=phases)
-    plan = DataPlan.of(config, (small,), tokenizer)
+    plan = plan_for(config, (small,), tokenizer)
     assert [phase.growth for phase in plan.phases] == [Growth(2, 3), None]
     # 2, then 4 more in three equal parts, rounded down to whole rows a lane.
     assert [plan.lane_rows(step) for step in range(10)] == [2, 3, 4, 6, 6, 6, 6, 6, 6, 4]
@@ -85,7 +87,7 @@ def test_the_default_lanes_divide_every_batch_that_occurs(from_rows: int, lanes:
     """Of batches of 64 rows that grow from fewer, where the blocks would allow 64 lanes."""
     phases = [{"steps": 9, "global_batch_rows": 64, "batch_warmup": {"from_rows": from_rows, "steps": 8}}]
     plenty: Any = SimpleNamespace(train_blocks=range(64 * 16), check_tokenizer=lambda tokenizer: None, tokenizing=None)
-    plan = DataPlan.of(config_of(phases=phases), (plenty,), tokenizer)
+    plan = plan_for(config_of(phases=phases), (plenty,), tokenizer)
     assert plan.lanes == lanes
     batches = [plan.lanes * plan.lane_rows(step) for step in range(9)]
     assert (batches[0], batches[-1]) == (from_rows, 64)
@@ -109,7 +111,7 @@ def test_weights_rates_and_skipping_follow_the_configuration(small: Index, token
         {"steps": 3, "global_batch_rows": 6, "weights": [0.0, 1.0], "mask_rate": 0.4},
     ]
     config = config_of(data={"train": corpora, "lanes": 2, "on_bad_data": "skip"}, phases=phases)
-    plan = DataPlan.of(config, (small, small), tokenizer)
+    plan = plan_for(config, (small, small), tokenizer)
     assert [phase.weights for phase in plan.phases] == [(3.0, 1.0), (0.0, 1.0)]
     assert [phase.mask_rate for phase in plan.phases] == [None, 0.4]
     assert plan.skips_bad is True
@@ -124,7 +126,7 @@ def test_corpora_are_opened_in_the_order_given(corpus_dir: Path, small: Index) -
 
 def test_unknown_protected_tokens_are_refused(small: Index, tokenizer: Tokenizer) -> None:
     with pytest.raises(UserError, match=r"masking\.protected: .*'rivver' \(near: 'river'\)"):
-        DataPlan.of(config_of(masking={"protected": ["rivver"]}), (small,), tokenizer)
+        plan_for(config_of(masking={"protected": ["rivver"]}), (small,), tokenizer)
 
 
 def test_a_plan_says_phase_and_place_of_every_step(small: Index, tokenizer: Tokenizer) -> None:
@@ -133,8 +135,8 @@ def test_a_plan_says_phase_and_place_of_every_step(small: Index, tokenizer: Toke
     assert places == [(number, done) for number, phase in enumerate(PHASES) for done in range(phase.steps)]
     assert [plan.phase_of(step) for step in range(STEPS)] == [number for number, _ in places]
     for step, (number, done) in enumerate(places):
-        reading = plan.reading(step)
-        assert (reading.phase, reading.done, reading.rule) == (PHASES[number], done, plan.rule_at(step))
+        step_plan = plan.step_at(step)
+        assert (step_plan.phase, step_plan.done, step_plan.rule) == (PHASES[number], done, plan.rule_at(step))
     with pytest.raises(IndexError):
         plan.place(plan.total_steps)
 
@@ -149,10 +151,10 @@ def test_the_rate_goes_from_the_first_step_to_the_last_but_for_phases_with_their
     assert rates[6:11] == [0.5] * 5
     assert rates[11:] == pytest.approx(line[11:])
     assert (rates[0], rates[-1]) == (0.4, pytest.approx(0.1, rel=1e-15))
-    assert [plan.reading(step).is_constant for step in range(STEPS)] == [False] * 6 + [True] * 5 + [False] * 7
+    assert [plan.step_at(step).is_constant for step in range(STEPS)] == [False] * 6 + [True] * 5 + [False] * 7
     steady = plan_of([small], tokenizer, PHASES, 1)
     assert [steady.rule_at(step).rate for step in range(STEPS)] == [0.15] * 6 + [0.5] * 5 + [0.15] * 7
-    assert all(steady.reading(step).is_constant for step in range(STEPS))
+    assert all(steady.step_at(step).is_constant for step in range(STEPS))
 
 
 @settings(max_examples=60, deadline=None)
@@ -221,7 +223,7 @@ def test_token_shards_of_another_tokenizer_are_refused(small: Index, tokenizer: 
     small.header["tokens"] = {"tokenizer": "f" * 64}
     try:
         with pytest.raises(UserError, match=re.escape(small.folder) + " were made with another tokenizer .*ffffffff"):
-            DataPlan.of(config_of(), (small,), tokenizer)
+            plan_for(config_of(), (small,), tokenizer)
     finally:
         small.header["tokens"] = None
 
@@ -258,12 +260,12 @@ def test_a_run_reads_text_as_its_token_shards_and_its_checkpoints_do(
 ) -> None:
     text, first, second = token_shards.values()
     for corpus, begun, expected in ((text, None, 2), (second, None, 2), (first, None, 1), (text, 1, 1), (first, 1, 1)):
-        assert DataPlan.of(config_of(), (corpus,), tokenizer, begun).tokenizer.tokenizing == expected
+        assert plan_for(config_of(), (corpus,), tokenizer, begun).tokenizer.tokenizing == expected
     for corpus, begun in ((second, 1), (first, 2)):
         with pytest.raises(UserError, match=f"were made by version {3 - begun} of tokenizing, .*by version {begun}"):
-            DataPlan.of(config_of(), (corpus,), tokenizer, begun)
+            plan_for(config_of(), (corpus,), tokenizer, begun)
     with pytest.raises(UserError, match="were made by version 2 of tokenizing"):
-        DataPlan.of(config_of(), (first, second), tokenizer)
+        plan_for(config_of(), (first, second), tokenizer)
 
 
 def test_a_tokenizer_that_gave_other_ids_refuses_old_runs_and_old_token_shards(
@@ -273,13 +275,13 @@ def test_a_tokenizer_that_gave_other_ids_refuses_old_runs_and_old_token_shards(
     made.add_special_tokens(["[PATIENT]"])
     own = tokenizer_of_definition(made.to_str(), "with a token of their own")
     text, first, _ = token_shards.values()
-    assert DataPlan.of(config_of(), (text,), own).tokenizer.tokenizing == 2
+    assert plan_for(config_of(), (text,), own).tokenizer.tokenizing == 2
     with pytest.raises(UserError, match="gave other ids for with a token of their own"):
-        DataPlan.of(config_of(), (text,), own, 1)
+        plan_for(config_of(), (text,), own, 1)
     first.header["tokens"]["tokenizer"] = own.fingerprint
     try:
         with pytest.raises(UserError, match="were made by version 1 of tokenizing"):
-            DataPlan.of(config_of(), (first,), own)
+            plan_for(config_of(), (first,), own)
     finally:
         first.header["tokens"]["tokenizer"] = tokenizer.fingerprint
 
@@ -288,7 +290,7 @@ def test_a_tokenizer_that_gave_other_ids_refuses_old_runs_and_old_token_shards(
 def test_words_that_nothing_marks_are_refused_before_anything_is_read(unit: str, small: Index) -> None:
     made = HFTokenizer(models.BPE(vocab={token: n for n, token in enumerate([*SPECIAL_TOKENS, "a"])}, merges=[]))
     with pytest.raises(UserError, match=f"masking.unit {unit} needs a tokenizer whose tokens say where a word begins"):
-        DataPlan.of(config_of(masking={"unit": unit}), (small,), tokenizer_of_definition(made.to_str(), "bytes"))
+        plan_for(config_of(masking={"unit": unit}), (small,), tokenizer_of_definition(made.to_str(), "bytes"))
 
 
 def test_masking_is_the_one_of_its_version() -> None:
@@ -326,7 +328,7 @@ def test_one_corpus_under_two_names_is_refused(tmp_path: Path) -> None:
         open_corpora(data)
 
 
-def test_a_missing_shard_is_met_at_the_start_or_passed_over_later(tmp_path: Path) -> None:
+def test_a_missing_shard_is_found_at_the_start_or_skipped_later(tmp_path: Path) -> None:
     corpus_of(tmp_path, ["one", "two"])
     (tmp_path / "0.tar").unlink()
     with pytest.raises(UserError, match="is missing"):

@@ -12,7 +12,7 @@ import yaml
 from numpy.typing import NDArray
 
 from maskloom.cli import main
-from maskloom.data.index.index import Index
+from maskloom.data.index.corpus import Index
 from maskloom.data.order import block_at
 from maskloom.data.plan import PhasePlan
 from maskloom.data.skew import TEXT_BYTES_A_TOKEN, TOLERATED, note_on_sizes, notes_on_run, sizes_of
@@ -89,7 +89,7 @@ def test_the_estimate_is_what_is_read(case: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_run_is_warned_of_a_skew_and_of_no_other(case: str, tmp_path: Path, tokenizer: Tokenizer) -> None:
+def test_a_run_is_warned_only_of_a_real_skew(case: str, tmp_path: Path, tokenizer: Tokenizer) -> None:
     sizes, lanes, epochs = CASES[case]
     index = corpus(tmp_path, sizes)
     steps = round(TEXT * epochs / lanes / TEXT_BYTES_A_TOKEN / SEQ_LEN)  # of a row from each lane
@@ -144,7 +144,9 @@ def test_the_weights_of_corpora_say_how_much_of_each_is_read(tmp_path: Path, tok
         (np.random.default_rng(1).uniform(2000, 4000, 300), None),
     ],
 )
-def test_an_uneven_corpus_is_told_when_it_is_indexed(sizes: NDArray[Any], lanes: int | None, tmp_path: Path) -> None:
+def test_an_uneven_corpus_is_reported_when_it_is_indexed(
+    sizes: NDArray[Any], lanes: int | None, tmp_path: Path
+) -> None:
     """And the smallest number of lanes from which on one epoch would be skewed."""
     note = note_on_sizes(corpus(tmp_path, sizes))
     if lanes is None:
@@ -154,7 +156,7 @@ def test_an_uneven_corpus_is_told_when_it_is_indexed(sizes: NDArray[Any], lanes:
         assert f"with more than {lanes} lane(s)" in note
 
 
-def test_the_command_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_warns_of_skew(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     corpus(tmp_path / "a", uneven(0.92, 7))
     assert main(["index", str(tmp_path / "a" / "0.tar"), "--block-bytes", "1", "--processes", "1"]) == 0
     assert "the largest of 7, at offset 0 of 0.tar, holds 92% of the text" in capsys.readouterr().err
@@ -163,7 +165,7 @@ def test_the_command_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "uneven" not in capsys.readouterr().err
 
 
-def test_the_start_of_a_run_says_so(
+def test_the_start_of_a_run_warns_of_skew(
     tmp_path: Path, run_config: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     corpus(tmp_path / "a", uneven(0.92, 7))

@@ -20,15 +20,16 @@ from hypothesis import strategies as st
 from maskloom.config import Masking
 from maskloom.data import stream
 from maskloom.data.cursors import Cursor, LaneCursors, first_cursors
-from maskloom.data.index.index import Index, load_index
+from maskloom.data.index.corpus import Index
 from maskloom.data.index.indexing import index_tars
+from maskloom.data.index.loading import load_index
 from maskloom.data.masking import MaskRule
 from maskloom.data.plan import DataPlan, Growth, PhasePlan
 from maskloom.data.rows import Rows
 from maskloom.data.stream import held_out_rows, read_steps, skip_steps
 from maskloom.data.writing.shards import finish
 from maskloom.data.writing.token_shards import tokenize_corpus
-from maskloom.data.writing.work import Part
+from maskloom.data.writing.work import JobPart
 from maskloom.distributed import World
 from maskloom.errors import DataFault, UserError
 from maskloom.tokenizers.base import Tokenizer
@@ -172,7 +173,7 @@ def test_more_readers_than_lanes_are_as_many_as_lanes(one_corpus: DataPlan) -> N
 
 @settings(max_examples=12, deadline=None)
 @given(st.integers(0, STEPS), st.integers(1, LANES))
-def test_a_run_resumed_anywhere_at_any_world_size_goes_on_exactly(
+def test_a_run_resumed_anywhere_at_any_world_size_continues_exactly(
     plan: DataPlan, alone: list[GlobalStep], step: int, size: int
 ) -> None:
     """Over the borders of epochs and phases, after skipped blocks, from what JSON holds."""
@@ -193,7 +194,7 @@ def test_steps_are_skipped_without_being_read(plan: DataPlan, alone: list[Global
 
 @settings(max_examples=8, deadline=None)
 @given(st.integers(0, STEPS - 1), st.integers(1, STEPS), st.integers(1, LANES), st.sampled_from([0, 2]))
-def test_lanes_jump_before_a_step_whoever_reads_them_and_from_wherever(
+def test_lanes_jump_before_a_step_for_any_reader_and_any_start(
     plan: DataPlan, alone: list[GlobalStep], step: int, behind: int, size: int, workers: int
 ) -> None:
     """Behind any step of the run, over borders of phases too: the steps before are as ever."""
@@ -213,7 +214,7 @@ def test_lanes_jump_before_a_step_whoever_reads_them_and_from_wherever(
 
 
 @pytest.mark.parametrize("plan", ["bad blocks"], indirect=True)
-def test_every_bad_occurrence_that_a_lane_came_past_is_reported_in_its_step(
+def test_every_bad_occurrence_that_a_lane_skips_is_reported_in_its_step(
     plan: DataPlan, alone: list[GlobalStep], damaged: tuple[Index, ...]
 ) -> None:
     skips = [skip for step in alone for skip in step.skips]
@@ -265,7 +266,7 @@ def test_a_corpus_of_which_every_block_is_bad_ends_with_a_reason(
         list(global_steps(plan, 2, start_of(plan), workers=workers))
 
 
-def test_a_corpus_that_a_phase_gives_no_weight_is_not_opened(
+def test_a_corpus_with_weight_0_in_a_phase_is_not_opened(
     small: tuple[Index, ...], tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
     copy = load_index(shutil.copytree(small[1].folder, tmp_path / "bad"))
@@ -295,7 +296,7 @@ def test_another_seed_rate_or_number_of_lanes_gives_other_batches(
     assert digests[0] != digests[1]
 
 
-def test_a_corpus_of_three_documents_goes_on_for_ever(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_a_corpus_of_three_documents_gives_rows_without_end(tokenizer: Tokenizer, tmp_path: Path) -> None:
     """More lanes than blocks: every rank has its batches all the same, and each document comes round equally often."""
     documents = ["one river", "two mountains and a stone", "three"]
     plan = plan_of([corpus_of(tmp_path, documents)], tokenizer, [PhasePlan(30, 16, 1)], 4, masking=Masking(rate=0.5))
@@ -343,7 +344,7 @@ def test_a_bad_held_out_block_is_refused_or_left_out_with_a_warning(
 
 def tokenized(index: Index, tokenizer: Tokenizer, out: Path) -> Index:
     """The token shards of a corpus."""
-    tokenize_corpus(index, out, tokenizer, Part(), 1, lambda name, total: lambda amount: None)
+    tokenize_corpus(index, out, tokenizer, JobPart(), 1, lambda name, total: lambda amount: None)
     return finish(out)[0]
 
 
@@ -399,7 +400,7 @@ def test_a_run_changes_from_text_to_token_shards_and_back(
     assert found == whole
 
 
-def test_a_damaged_token_block_is_passed_over_where_its_text_would_be(
+def test_a_damaged_token_block_is_skipped_as_its_text_would_be(
     small: tuple[Index, ...], tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
     text = load_index(shutil.copytree(small[0].folder, tmp_path / "text"))
@@ -419,5 +420,5 @@ def test_a_damaged_token_block_is_passed_over_where_its_text_would_be(
 
 def test_token_shards_give_no_text(small: tuple[Index, ...], tokenizer: Tokenizer, tmp_path: Path) -> None:
     tokens = tokenized(small[0], tokenizer, tmp_path / "tokens")
-    with pytest.raises(UserError, match="holds token shards: there is no text in them"):
+    with pytest.raises(UserError, match="holds token shards, which have no text"):
         tokens.documents(0, "train")

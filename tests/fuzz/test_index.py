@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from maskloom.data.index.index import COLUMNS, Index, corpus_digest, load_index, table_digest
+from maskloom.data.index.corpus import Index
+from maskloom.data.index.files import COLUMNS, corpus_digest, table_digest
 from maskloom.data.index.indexing import check_shard, index_tars
+from maskloom.data.index.loading import load_index
 from maskloom.data.skew import note_on_sizes
 from maskloom.errors import UserError
 

@@ -20,9 +20,8 @@ from maskloom.status import Status, attempt_steps, note_attempt, parse_status, r
 from maskloom.train import checkpoint
 from maskloom.train.checkpoint.digests import digest
 from maskloom.train.checkpoint.fit import unlike_data
-from maskloom.train.guard import GuardState
 from maskloom.train.metrics import read_lines
-from maskloom.train.passed_over import PassedOver, jumps, read_intervals
+from maskloom.train.refusal import GuardState, PassedOver, jumps, read_intervals
 from maskloom.train.run_dir import newest_named, recorded_threads
 from maskloom.train.run_lock import Holder, in_use, named_holder
 

@@ -9,7 +9,7 @@ import pytest
 import zstandard
 
 from maskloom.data.reading.samples import document_from_json
-from maskloom.data.sources.corpus import find_sources, read_source
+from maskloom.data.sources.inputs import find_sources, read_source
 from maskloom.data.sources.source import TextLayout
 
 from .harness import fuzz

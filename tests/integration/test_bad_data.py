@@ -13,13 +13,15 @@ import pytest
 from maskloom.cli import main
 from maskloom.config_file import parse_config
 from maskloom.data.cursors import first_cursors
-from maskloom.data.index.index import Index, load_index
+from maskloom.data.index.corpus import Index
+from maskloom.data.index.loading import load_index
 from maskloom.data.lane import Skip
 from maskloom.data.plan import DataPlan, open_corpora
 from maskloom.data.stream import read_steps
 from maskloom.distributed import World
 from maskloom.tokenizers.loading import load_tokenizer
 from maskloom.train.checkpoint import read_state
+from tests.conftest import plan_for
 from tests.data.corpora import block_of, corpus_of, flip
 
 from .conftest import lines, losses
@@ -52,7 +54,7 @@ def damage(tree: dict[str, Any], numbers: tuple[int, ...]) -> None:
 
 def plan_of(tree: dict[str, Any]) -> DataPlan:
     config = parse_config(tree, "run.yaml")
-    return DataPlan.of(config, open_corpora(config.data), load_tokenizer(config.tokenizer))
+    return plan_for(config, open_corpora(config.data), load_tokenizer(config.tokenizer))
 
 
 def expected_skips(tree: dict[str, Any]) -> list[tuple[int, Skip]]:
@@ -168,7 +170,7 @@ def test_a_run_may_change_from_text_to_token_shards(
     run_ranks(write_config(settings), 2)
     copy = back_to(settings["run_dir"], 4, tmp_path / "copy")
     moved = {**settings, "run_dir": str(copy), "data": {**settings["data"], "train": tokens.folder}}
-    assert "going on after step 4 of 12" in run_ranks(write_config(moved), 2)
+    assert "resuming after step 4 of 12" in run_ranks(write_config(moved), 2)
     assert losses(copy) == losses(settings["run_dir"])
     assert evaluations(copy) == evaluations(settings["run_dir"])
 

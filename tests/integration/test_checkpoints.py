@@ -78,7 +78,7 @@ def test_a_run_goes_on_at_another_stage_and_number_of_ranks(
         if number == 0:
             whole, weights = losses(run), final_weights(run)
         else:
-            assert f"going on after step {number * EVERY} of {STEPS}" in output
+            assert f"resuming after step {number * EVERY} of {STEPS}" in output
         forget_after(run, (number + 1) * EVERY)
     for step, loss in losses(run).items():
         assert loss == pytest.approx(whole[step], abs=bound), step
@@ -172,7 +172,7 @@ def test_a_third_failure_ends_the_run_and_names_the_last_good_checkpoint(
     assert checkpoints(run) == ["step-00000003"]
     assert json.loads((run / "status.json").read_text())["state"] == "failed"
     output = train_in_ranks([write_config(longer)], 2, log)
-    assert "going on after step 3 of 20" in output
+    assert "resuming after step 3 of 20" in output
 
 
 def test_a_fork_goes_on_from_a_step_of_another_run(
@@ -206,7 +206,7 @@ def test_a_fork_goes_on_from_a_step_of_another_run(
     }
     config = write_config({**settings, **changes}, "other.yaml")
     output = run_ranks(config, 3)
-    assert "going on after step 9 of 13" in output
+    assert "resuming after step 9 of 13" in output
     assert list(losses(other)) == [10, 11, 12, 13]
     assert losses(other)[10] < losses(origin)[1] - 0.1
     assert load_config(other / "config.yaml").from_ == f"{origin}@9"
@@ -224,7 +224,8 @@ def test_a_fork_goes_on_from_a_step_of_another_run(
 def test_what_a_fork_may_not_change_is_listed(
     settings: dict, write_config: Write, run_ranks: Run, tmp_path: Path, documents: list[str]
 ) -> None:
-    from maskloom.data.writing.shards import Options, write_shards
+    from maskloom.data.writing.passes import Options
+    from maskloom.data.writing.shards import write_shards
     from maskloom.tokenizers.training import train_tokenizer
 
     origin = Path(settings["run_dir"])

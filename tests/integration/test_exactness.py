@@ -98,7 +98,7 @@ def test_resume_at_another_world_size(
         for step in ("08", "12"):
             subprocess.run(["rm", "-r", str(copy / f"checkpoints/step-000000{step}")], check=True)
         output = run_ranks(write_config({**tree, "run_dir": str(copy)}), size)
-        assert "going on after step 4 of 12" in output
+        assert "resuming after step 4 of 12" in output
         for step, loss in losses(copy).items():
             assert loss == pytest.approx(whole[step], abs=2e-5), f"step {step} at {size} ranks"
 
@@ -116,7 +116,7 @@ def test_damaged_newest_checkpoint_falls_back_loudly(
     output = run_ranks(config)
     assert "WARNING" in output
     assert "step-00000012 is damaged" in output
-    assert "going on after step 8 of 12" in output
+    assert "resuming after step 8 of 12" in output
     assert losses(run_config["run_dir"]) == whole
     for name, weight in final_weights(run_config["run_dir"]).items():
         assert torch.equal(weight, weights[name]), name
@@ -138,7 +138,8 @@ def test_finished_run_does_nothing_more_and_more_steps_go_on(
 def test_resume_with_another_corpus_is_refused(
     run_config: dict, write_config: Callable[..., Path], run_ranks: Callable[..., str], tmp_path: Path
 ) -> None:
-    from maskloom.data.writing.shards import Options, write_shards
+    from maskloom.data.writing.passes import Options
+    from maskloom.data.writing.shards import write_shards
 
     run_ranks(write_config(run_config))
     (tmp_path / "other.txt").write_text("another text " * 200)
@@ -173,7 +174,7 @@ def test_a_save_never_removes_the_last_good_checkpoint(
     for step in ("08", "12"):
         (checkpoints / f"step-000000{step}" / "data.json").write_text("{}")
     output = run_ranks(write_config({**run_config, "checkpoint": {"every_steps": 7}}))
-    assert "going on after step 4 of 12" in output
+    assert "resuming after step 4 of 12" in output
     assert sorted(path.name for path in checkpoints.glob("step-*")) == ["step-00000007", "step-00000012"]
     for path in checkpoints.glob("step-*"):
         assert damage(path) is None

@@ -20,10 +20,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from maskloom.data.stream import Step
 from maskloom.status import EXIT_DONE, EXIT_FAILED, EXIT_HUNG, EXIT_STOPPED, Status, read_status
+from maskloom.train import loop
+from maskloom.train.batches import ReadyStep
+from maskloom.train.engine.engine import Engine
 from maskloom.train.metrics import read_metrics
 from maskloom.train.rank.stopping import Requests
+from maskloom.train.step import StepResult
 from maskloom.train.trainer import Trainer
 
 from .conftest import LAUNCHER_VARIABLES, environment, final_weights, forked_ranks, free_port, losses
@@ -193,7 +196,7 @@ def test_a_signal_stops_all_ranks_and_the_run_goes_on_bit_for_bit(
     assert 5 <= status.step < STEPS
     assert status.last_good_checkpoint == f"step-{status.step:08d}"
     assert status.reason == f"{number.name} on {'all ranks' if len(ranks) == 2 else 'rank 1'}"
-    assert f"stopped after step {status.step} of {STEPS}: {status.reason}. The same command goes on" in job.text()
+    assert f"stopped after step {status.step} of {STEPS}: {status.reason}. The same command resumes" in job.text()
     assert_as_undisturbed(job, undisturbed, start)
 
 
@@ -228,16 +231,16 @@ def test_a_stop_file_stops_the_run_and_is_removed(start: Callable[..., Job]) -> 
 
 def stop_at(step: int) -> None:
     """Have the rank asked to stop while it does the step before; it hears of it in this one."""
-    heard, train_step, ask = threading.Event(), Trainer.train_step, Requests.ask
+    heard, train_step, ask = threading.Event(), loop.train_step, Requests.ask
 
-    def stopping(trainer: Trainer, batch: Step) -> object:
+    def stopping(batch: ReadyStep, trainer: Trainer, engine: Engine) -> StepResult:
         if batch.number == step - 2:
             os.kill(os.getpid(), signal.SIGTERM)
             heard.wait()
-        return train_step(trainer, batch)
+        return train_step(batch, trainer, engine)
 
     Requests.ask = lambda requests, reason: (ask(requests, reason), heard.set())  # type: ignore[method-assign]
-    Trainer.train_step = stopping  # type: ignore[method-assign]
+    loop.train_step = stopping
 
 
 def test_an_evaluation_that_a_stop_leaves_out_is_done_when_the_run_goes_on(start: Callable[..., Job]) -> None:
@@ -316,14 +319,14 @@ def test_a_hung_rank_is_named_and_the_others_end(stopped: int, start: Callable[.
 
 
 def at_step_7(act: Callable[[], None]) -> None:
-    step = Trainer.train_step
+    step = loop.train_step
 
-    def train_step(self: Trainer, batch: Step) -> object:
+    def train_step(batch: ReadyStep, trainer: Trainer, engine: Engine) -> StepResult:
         if batch.number == 7:
             act()
-        return step(self, batch)
+        return step(batch, trainer, engine)
 
-    Trainer.train_step = train_step
+    loop.train_step = train_step
 
 
 def hang() -> None:
@@ -395,7 +398,7 @@ def test_a_dead_tensorboard_folder_ends_no_run(start: Callable[..., Job]) -> Non
     job.wait_for(5)
     shutil.rmtree(job.run / "tensorboard")
     assert job.codes() == [0], job.text()
-    assert job.text().count("TensorBoard cannot be written any more") == 1
+    assert job.text().count("TensorBoard can no longer be written") == 1
     assert sorted(losses(job.run)) == list(range(1, STEPS + 1))
 
 
@@ -404,14 +407,14 @@ def train_until_told() -> None:
     from maskloom.train.rank import watch
 
     watch.REFRESH_S = 0.2
-    old_step = Trainer.train_step
+    old_step = loop.train_step
 
-    def train_step(self: Trainer, batch: Step) -> object:
-        while batch.number == 5 and not (self.run.parent / "go").exists():
+    def train_step(batch: ReadyStep, trainer: Trainer, engine: Engine) -> StepResult:
+        while batch.number == 5 and not (trainer.run.parent / "go").exists():
             time.sleep(0.05)
-        return old_step(self, batch)
+        return old_step(batch, trainer, engine)
 
-    Trainer.train_step = train_step  # type: ignore[method-assign]
+    loop.train_step = train_step
 
 
 SECOND_STARTS = {
@@ -443,7 +446,7 @@ def test_a_second_start_names_the_holder_at_once_and_harms_nothing(
         assert second.returncode == EXIT_FAILED, (way, said)
         assert said.count(holder) == 1, (way, said)
         assert f"ask it to stop with `touch {job.run}/stop`, or choose another run_dir" in said, (way, said)
-        for wrong in ("Correct that", "failed after", "The same command goes on", "Traceback"):
+        for wrong in ("Correct that", "failed after", "The same command resumes", "Traceback"):
             assert wrong not in said, (way, said)
     ranks = start(2)  # as a launcher of somebody's starts them
     assert ranks.codes() == [EXIT_FAILED] * 2

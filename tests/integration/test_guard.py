@@ -27,6 +27,7 @@ from maskloom.data.stream import skip_steps
 from maskloom.tokenizers.loading import load_tokenizer
 from maskloom.train.checkpoint import read_state, saved_at
 from tests.cluster.spoiled import InfiniteGradient
+from tests.conftest import plan_for
 
 from .conftest import final_weights, lines, losses, train_in_ranks
 
@@ -43,14 +44,13 @@ SPOILED: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 def spoil(spoils: Spoils, batches: str, kill_at: int = 0, kill_before_writing: bool = False) -> None:
     """Patch this process: what `spoils` says becomes of the steps that leave LANE there. Each rank lists the rows that it was
     given in files that begin with `batches`, and kills itself at step `kill_at` once the run has gone back."""
-    from maskloom.models.bert import MaskedLM, PackedBertLayer
-    from maskloom.train import rollback
-    from maskloom.train.trainer import Trainer
+    from maskloom.models.masked_lm import MaskedLM, PackedLayer
+    from maskloom.train import loop, recovery
 
     now: dict[str, Any] = {"kind": ""}
-    old_forward, old_step, old_back = MaskedLM.forward, Trainer.train_step, Trainer.go_back
+    old_forward, old_step, old_back = MaskedLM.forward, loop.train_step, loop.roll_back
 
-    old_layer = PackedBertLayer.forward
+    old_layer = PackedLayer.forward
 
     def forward(self: Any, *arguments: Any) -> Any:
         now["first layer"] = self.bert.encoder.layer[0]
@@ -63,40 +63,41 @@ def spoil(spoils: Spoils, batches: str, kill_at: int = 0, kill_before_writing: b
         is_spoiled = now["kind"] == "gradient" and self.training and self is now.pop("first layer", None)
         return InfiniteGradient.apply(output) if is_spoiled else output
 
-    def train_step(self: Any, batch: Any) -> Any:
-        if kill_at and batch.number + 1 == kill_at and self.passed_over:
+    def train_step(batch: Any, trainer: Any, engine: Any) -> Any:
+        if kill_at and batch.number + 1 == kill_at and trainer.passed_over:
             os.kill(os.getpid(), signal.SIGKILL)
         now["kind"] = spoils.get(batch.cursors.get(LANE), "")
-        with Path(f"{batches}.{Path(self.config.run_dir).name}.{self.world.rank}").open("a") as file:
+        with Path(f"{batches}.{trainer.run.name}.{trainer.world.rank}").open("a") as file:
             for lane, rows in zip(
                 batch.cursors, torch.from_numpy(batch.rows.input_ids).chunk(len(batch.cursors)), strict=True
             ):
                 digest = hashlib.sha256(rows.numpy().tobytes()).hexdigest()
                 file.write(json.dumps([batch.number + 1, lane, digest]) + "\n")
-        before, bad_steps = snapshot(self.engine.deepspeed), self.guard.bad_steps
-        values = old_step(self, batch)
-        if self.guard.bad_steps > bad_steps or not self.engine.deepspeed.was_step_applied():
-            after = snapshot(self.engine.deepspeed)
-            if self.guard.bad_steps == bad_steps:  # fp16's own overflow
+        before, bad_steps = snapshot(engine.deepspeed), trainer.guard.bad_steps
+        result = old_step(batch, trainer, engine)
+        assert (result.refusal is not None) == (trainer.guard.bad_steps > bad_steps)
+        if result.refusal or not engine.deepspeed.was_step_applied():
+            after = snapshot(engine.deepspeed)
+            if not result.refusal:  # fp16's own overflow
                 before.pop("scaler"), after.pop("scaler")
             assert before.keys() == after.keys(), before.keys() ^ after.keys()
             for name, value in before.items():
                 same = torch.equal(value, after[name]) if isinstance(value, torch.Tensor) else value == after[name]
                 assert same, f"{name} changed in a step that was not taken"
-        return values
+        return result
 
-    def go_back(self: Any) -> None:
+    def roll_back(*arguments: Any) -> None:
         before_bytes = tensor_bytes()
-        old_back(self)
+        old_back(*arguments)
         assert tensor_bytes() < 1.5 * before_bytes, "the engine that was left holds its memory"
 
     def write_intervals(*arguments: Any) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
-    PackedBertLayer.forward = layer
-    MaskedLM.forward, Trainer.train_step, Trainer.go_back = forward, train_step, go_back
+    PackedLayer.forward = layer
+    MaskedLM.forward, loop.train_step, loop.roll_back = forward, train_step, roll_back
     if kill_before_writing:
-        rollback.write_intervals = write_intervals
+        recovery.write_intervals = write_intervals
 
 
 def snapshot(engine: Any) -> dict[str, Any]:
@@ -124,7 +125,7 @@ def tensor_bytes() -> int:
 
 def plan_of(config: Path) -> DataPlan:
     loaded = load_config(config)
-    return DataPlan.of(loaded, open_corpora(loaded.data), load_tokenizer(loaded.tokenizer))
+    return plan_for(loaded, open_corpora(loaded.data), load_tokenizer(loaded.tokenizer))
 
 
 def spoils_of(config: Path, kinds: dict[int, str]) -> Spoils:
@@ -228,7 +229,7 @@ def test_a_run_goes_back_and_on_behind_the_data_also_when_it_is_killed(
     spoils = spoils_of(config("whole", 0), dict.fromkeys((6, 7, 8), "loss"))
     patch = functools.partial(spoil, spoils, str(batches))
     output = train_in_ranks([config("whole", number) for number in numbers], 2, log, patch=patch)
-    assert "going back to step 4, and on behind the rows of steps 5 to 8 (48 rows are passed over)" in output
+    assert "rolling back to step 4, and skipping the rows of steps 5 to 8 (48 rows)" in output
 
     for number in numbers:
         assert -signal.SIGKILL in expect_a_death(config("killed", number), log, functools.partial(patch, kill_at=6))
@@ -325,9 +326,9 @@ def test_a_run_that_keeps_diverging_ends_and_never_saves_what_is_not_finite(
         expect=1,
         patch=functools.partial(spoil, spoils, str(tmp_path / "batches")),
     )
-    assert output.count("going back to step 2") == 1
+    assert output.count("rolling back to step 2") == 1
     assert "the run diverged: step 5 was not taken, as its loss is nan" in output
-    assert "went back to step 2 1 time(s) already (guard.rollbacks)" in output
+    assert "was rolled back to step 2 1 time(s) already (guard.rollbacks)" in output
     assert "Traceback" not in output
     run = Path(run_config["run_dir"])
     assert json.loads((run / "status.json").read_text())["state"] == "failed"

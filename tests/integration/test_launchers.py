@@ -134,7 +134,7 @@ def test_a_stopped_run_says_so_and_its_command_goes_on(
     assert launcher.returncode == 75, output
     assert status.state == "stopped"
     assert output.splitlines()[-1] == (
-        f"{run}: stopped at step {status.step} of 5,000. The same command goes on from step-{status.step:08d}"
+        f"{run}: stopped at step {status.step} of 5,000. The same command resumes from step-{status.step:08d}"
     )
 
 

@@ -19,11 +19,13 @@ from maskloom.data.cursors import first_cursors
 from maskloom.data.plan import DataPlan, open_corpora
 from maskloom.data.stream import read_steps
 from maskloom.distributed import World
-from maskloom.models.bert import MaskedLM, build_model
+from maskloom.models.build import build_model
+from maskloom.models.masked_lm import MaskedLM
 from maskloom.optim import parameter_groups
 from maskloom.optim.schedule import learning_rate
 from maskloom.tokenizers.loading import load_tokenizer
 from maskloom.train.checkpoint import saved_at
+from tests.conftest import plan_for
 
 from .conftest import final_weights
 
@@ -46,7 +48,7 @@ def settings(run_config: dict) -> dict:
 def reference_weights(path: Path, step: Callable[[Weights, Weights, dict, int, RunConfig], None]) -> Weights:
     """The weights after the run of a configuration file, with `step` as the optimizer: it changes the weights in place."""
     config = load_config(path)
-    plan = DataPlan.of(config, open_corpora(config.data), load_tokenizer(config.tokenizer))
+    plan = plan_for(config, open_corpora(config.data), load_tokenizer(config.tokenizer))
     model, _ = build_model(config.model, plan.tokenizer, config.seed)
     weights = {name: parameter.data for name, parameter in model.named_parameters()}
     state: dict[str, torch.Tensor] = {}
@@ -267,7 +269,7 @@ def test_a_resumed_run_is_the_undisturbed_one(
     whole = final_weights(settings["run_dir"])
     shutil.rmtree(Path(settings["run_dir"], "checkpoints/step-00000006"))
     output = run_ranks(config, then, compiles=False)
-    assert "going on after step 3 of 6" in output
+    assert "resuming after step 3 of 6" in output
     resumed = final_weights(settings["run_dir"])
     if precision == "fp32":
         assert max(errors(config, name).values()) < 1e-3

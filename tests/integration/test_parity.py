@@ -16,10 +16,10 @@ from maskloom.data.cursors import first_cursors
 from maskloom.data.rows import Rows
 from maskloom.data.stream import read_steps
 from maskloom.distributed import World
-from maskloom.models.bert import build_model
+from maskloom.models.build import build_model
 from maskloom.optim import parameter_groups
 from maskloom.optim.schedule import learning_rate
-from maskloom.train.loop import prepare
+from maskloom.train.setup import prepare
 
 from .conftest import losses
 

@@ -28,9 +28,11 @@ import pytest
 import webdataset
 
 from maskloom.config import Storage
-from maskloom.data.index.index import Index, load_index
+from maskloom.data.index.corpus import Index
 from maskloom.data.index.indexing import index_tars
+from maskloom.data.index.loading import load_index
 from maskloom.data.reading import remote, storage
+from maskloom.data.reading.s3 import s3_client, signed_url
 from maskloom.data.reading.storage import fetch, list_tars, open_range, read_whole, size_of
 from maskloom.errors import DataFault, UserError
 from tests.conftest import missing, sentences
@@ -199,17 +201,17 @@ def test_a_fault_is_survived_exactly_or_named(table: dict[int, str], number: int
     assert outcome_of(table[number]) == row.outcome
 
 
-HEAD = f"""# Faults of the network, and what they come to
+HEAD = f"""# Faults of the network, and what happens then
 
 Made by `MASKLOOM_WRITE_DOCS=1 python -m pytest tests/integration/test_storage.py`, which reads a corpus of {SHARDS} shards
 over a server that fails as the table says, at one byte of the second shard, once or always. The first six columns are
-compared with what the tests find each time they run. The last one is what plain webdataset {webdataset.__version__} came to
+compared with what the tests find each time they run. The last one is what happened to plain webdataset {webdataset.__version__}
 with the same tars, server and fault, in {{repeats}} runs each.
 
 *Survived*: every document is read, with every byte as it was indexed. *Cannot be read*: the source is not there at the
-moment; the run ends with an error that names the URL, what the server said and what to do, and goes on from its last
-checkpoint when it is started again. A word in quotes is the kind of a fault of the data: the run ends and names it, or under
-`data.on_bad_data: skip` passes over the block, counts it and lists it. Nothing is ever left out without a word.
+moment. The run ends with an error that names the URL, what the server said and what to do. Started again, it resumes from its
+last checkpoint. A word in quotes is the kind of a fault of the data: the run ends and names it. With
+`data.on_bad_data: skip` it skips the block, counts it and lists it. Nothing is ever left out silently.
 
 | fault | how often | where | detected | survived | lost | plain webdataset |
 |---|---|---|---|---|---|---|
@@ -304,7 +306,7 @@ def test_a_corpus_in_the_cache_needs_no_server(corpus: Path, expected: list[list
 READ = """
 import hashlib, sys
 from maskloom.config import Storage
-from maskloom.data.index.index import load_index
+from maskloom.data.index.loading import load_index
 for where in sys.argv[1:]:
     index = load_index(where, Storage(timeout_s=5))
     texts = [text for block in range(index.header["blocks"]) for text in index.documents(block, "train")]
@@ -440,7 +442,7 @@ def s3(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     }
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    remote._s3_client.cache_clear()
+    s3_client.cache_clear()
     client = boto3.client("s3")
     client.create_bucket(Bucket="texts")
     yield client
@@ -448,7 +450,7 @@ def s3(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     for entry in objects:
         client.delete_object(Bucket="texts", Key=entry["Key"])
     client.delete_bucket(Bucket="texts")
-    remote._s3_client.cache_clear()
+    s3_client.cache_clear()
 
 
 def upload(s3: Any, folder: Path, prefix: str) -> str:
@@ -509,8 +511,8 @@ def test_s3_without_credentials_is_asked_anonymously(s3: Any, monkeypatch: pytes
         if not signed:
             monkeypatch.delenv("AWS_ACCESS_KEY_ID")
             monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
-            remote._s3_client.cache_clear()
-        assert ("Signature=" in remote._signed("s3://texts/a.tar", QUICK)) == signed
+            s3_client.cache_clear()
+        assert ("Signature=" in signed_url("s3://texts/a.tar", QUICK)) == signed
         assert read_whole("s3://texts/a.tar", QUICK) == b"0123456789"
         assert list_tars("s3://texts", QUICK) == ["s3://texts/a.tar"]
 
@@ -519,7 +521,7 @@ def test_a_signature_is_in_no_message(s3: Any, corpus: Path, monkeypatch: pytest
     """S3 over a server that fails: the same loop, and the S3 name of the object in every message."""
     with FaultServer(corpus) as server:
         monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
-        remote._s3_client.cache_clear()
+        s3_client.cache_clear()
         url = f"s3://texts/{STRUCK}"
         (corpus / "texts").mkdir(exist_ok=True)
         shutil.copy(corpus / STRUCK, corpus / "texts" / STRUCK)
@@ -540,13 +542,13 @@ def test_a_bucket_of_another_region_is_named(s3: Any, tmp_path: Path, monkeypatc
     moved = Fault("status", 0, -1, status=301, headers=(("x-amz-bucket-region", "eu-north-1"),))
     with FaultServer(tmp_path, moved) as server:
         monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
-        remote._s3_client.cache_clear()
+        s3_client.cache_clear()
         with pytest.raises(UserError, match="the bucket is in eu-north-1: is AWS_REGION"):
             read_whole("s3://texts/a.tar", QUICK)
 
 
 def test_s3_without_boto3_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    remote._s3_client.cache_clear()
+    s3_client.cache_clear()
     monkeypatch.setitem(sys.modules, "boto3", None)
     with pytest.raises(UserError, match=r"pip install 'maskloom\[s3\]'"):
         read_whole("s3://texts/a.tar", QUICK)

@@ -108,18 +108,18 @@ def record(folder: str) -> None:
     """Patch this process: rank 0 writes what the steps FIRST to LAST of every run read, a step, to a file of the run's name."""
     from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
 
-    from maskloom.train.trainer import Trainer
+    from maskloom.train import loop
 
     found: Counter[tuple[str, str]] = Counter()
     modes = (Operators(found), Functions(found))
-    old_step = Trainer.train_step
+    old_step = loop.train_step
 
     def synchronize(self: Any, device_index: Any = None) -> None:
         found[place(), "synchronize"] += 1
 
-    def train_step(self: Any, batch: Any) -> Any:
+    def train_step(batch: Any, trainer: Any, engine: Any) -> Any:
         # The embedding's sparse gradient, which only CPUs have: what reads its indices is no wait of a GPU.
-        self.engine.model.bert.embeddings.word_embeddings.sparse = False
+        engine.model.bert.embeddings.word_embeddings.sparse = False
         if batch.number == FIRST:
             found.clear()
             for mode in modes:
@@ -128,12 +128,12 @@ def record(folder: str) -> None:
             for mode in reversed(modes):
                 mode.__exit__(None, None, None)
             lines = [[where, name, count / (LAST - FIRST)] for (where, name), count in sorted(found.items())]
-            if self.world.is_first:
-                (Path(folder) / f"{Path(self.config.run_dir).name}.json").write_text(json.dumps(lines))
-        return old_step(self, batch)
+            if trainer.world.is_first:
+                (Path(folder) / f"{trainer.run.name}.json").write_text(json.dumps(lines))
+        return old_step(batch, trainer, engine)
 
     CPU_Accelerator.synchronize = synchronize
-    Trainer.train_step = train_step  # type: ignore[method-assign]
+    loop.train_step = train_step
 
 
 Found = dict[str, dict[tuple[str, str], float]]
@@ -202,7 +202,7 @@ def test_the_list_says_why_and_names_every_place_once() -> None:
 def test_of_ours_a_step_waits_for_the_loss_alone_from_stage_1_on() -> None:
     ours = {entry["where"]: entry["a_step"] for entry in listed() if is_ours(entry["where"])}
     assert ours.pop("maskloom/data/batch.py: read") == {"*": 1}
-    assert ours.pop("maskloom/train/notices.py: heard") == {"*": 1}, "read a step after it was copied"
+    assert ours.pop("maskloom/train/rank/notices.py: read") == {"*": 1}, "read a step after it was copied"
     assert all(pattern.startswith("zero 0,") for patterns in ours.values() for pattern in patterns)
 
 

@@ -26,7 +26,7 @@ def test_releases(version: str, is_one: bool) -> None:
 
 
 def test_every_case_is_one_of_the_benchmarks() -> None:
-    from maskloom.bench.cases import CASES as KNOWN
+    from step.cases import CASES as KNOWN
 
     assert set(WHOLE) == {*CASES} - {"zero3"}
     assert set(WHOLE) <= {case.name for case in KNOWN["cuda"]}

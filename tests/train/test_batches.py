@@ -13,14 +13,15 @@ import torch
 from maskloom.config_file import load_config
 from maskloom.data.batch import micro_batches
 from maskloom.data.cursors import first_cursors
-from maskloom.data.index.index import load_index
+from maskloom.data.index.loading import load_index
 from maskloom.data.plan import DataPlan
 from maskloom.data.stream import read_steps
 from maskloom.distributed import World
 from maskloom.tokenizers.loading import load_tokenizer
 from maskloom.train.batches import ready_steps
+from maskloom.train.setup import phase_layouts
 from maskloom.train.tally import counts_of
-from maskloom.train.trainer import phase_layouts
+from tests.conftest import plan_for
 from tests.waiting import wait_until
 
 CPU = torch.device("cpu")
@@ -33,8 +34,8 @@ def planned(run_config: dict, write_config: Callable[[dict], Path]) -> tuple[Dat
     phases = [{"steps": 5, "seq_len": 32, "global_batch_rows": 24, "micro_batch_rows": 5, **warmup}]
     phases += [{"steps": 2, "seq_len": 64, "global_batch_rows": 12, "micro_batch_rows": 4}]
     config = load_config(write_config({**run_config, "phases": phases}))
-    plan = DataPlan.of(config, (load_index(config.data.train),), load_tokenizer(config.tokenizer))
-    return plan, phase_layouts(config, plan, World(1, 2))
+    plan = plan_for(config, (load_index(config.data.train),), load_tokenizer(config.tokenizer))
+    return plan, phase_layouts(config.phases, plan, World(1, 2))
 
 
 @pytest.mark.parametrize("in_thread", [False, True])

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from maskloom.config import Checkpoint, Masking
 from maskloom.data.cursors import Cursor, first_cursors
-from maskloom.data.index.index import Index
+from maskloom.data.index.corpus import Index
 from maskloom.data.masking import MaskRule
 from maskloom.data.plan import VERSIONS, DataPlan, PhasePlan
 from maskloom.distributed import World
@@ -40,8 +40,8 @@ from maskloom.train.checkpoint.room import UNLIMITED, free_memory_bytes
 from maskloom.train.checkpoint.state import folder_of
 from maskloom.train.checkpoint.writing import publish, write_parts
 from maskloom.train.engine.writing import EngineFile, copied, tensor_bytes
-from maskloom.train.passed_over import PassedOver, write_intervals
 from maskloom.train.rank.notices import Notices
+from maskloom.train.refusal import PassedOver, write_intervals
 from tests.conftest import missing, sentences
 from tests.data.corpora import corpus_of
 
@@ -231,16 +231,19 @@ def test_any_byte_that_changed_is_damage(plan: DataPlan, tmp_path: Path) -> None
         (lambda folder: (folder / "data.json").unlink(), "data.json is missing|data.json cannot be read"),
         (lambda folder: flip(folder / "rank1.pt"), "the content of rank1.pt is not what was written"),
         (lambda folder: flip(folder / "data.json"), "the content of data.json is not what was written"),
-        (lambda folder: renamed_in_manifest(folder, "rank1.pt", "../../config.yaml"), "which is no file of it"),
-        (lambda folder: renamed_in_manifest(folder, "rank1.pt", ".."), "which is no file of it"),
-        (lambda folder: renamed_in_manifest(folder, "rank1.pt", "a\\u0000b"), "which is no file of it"),
-        (lambda folder: renamed_in_manifest(folder, "rank1.pt", "\\ud800"), "which is no file of it"),
+        (lambda folder: renamed_in_manifest(folder, "rank1.pt", "../../config.yaml"), "which is not a file name"),
+        (lambda folder: renamed_in_manifest(folder, "rank1.pt", ".."), "which is not a file name"),
+        (lambda folder: renamed_in_manifest(folder, "rank1.pt", "a\\u0000b"), "which is not a file name"),
+        (lambda folder: renamed_in_manifest(folder, "rank1.pt", "\\ud800"), "which is not a file name"),
         (lambda folder: pipe_in_place_of(folder / "rank1.pt"), "rank1.pt is not a file"),
         (lambda folder: (folder / "manifest.json").write_bytes(b"\xff"), "its manifest cannot be read"),
         (lambda folder: (folder / "manifest.json").write_text(SIZES_AS_TEXT), "has no size and digest for 'data.json'"),
         (lambda folder: (folder / "manifest.json").write_text('{"step": Infinity, "files": {}}'), "that of step inf"),
         (lambda folder: (folder / "manifest.json").write_text("[" * 99_999), "its manifest cannot be read"),
-        (lambda folder: shutil.copy(folder / "rank1.pt", folder / "rank2.pt"), "does not list: who put that there"),
+        (
+            lambda folder: shutil.copy(folder / "rank1.pt", folder / "rank2.pt"),
+            "an unexpected file that is not in its manifest",
+        ),
     ],
 )
 def test_a_damaged_newest_one_is_said_and_the_one_before_it_taken(

@@ -14,9 +14,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from maskloom.data.plan import PhasePlan
 from maskloom.distributed import World
 from maskloom.train import metrics as metrics_module
-from maskloom.train import time_left
+from maskloom.train import timing
 from maskloom.train.metrics import Metrics, Work, memory_peaks, read_metrics
-from maskloom.train.time_left import TimeLeft
+from maskloom.train.timing import TimeLeft
 from tests.conftest import files_of_at_most
 
 VALUES = {"loss": 3.5, "loss_mean": 3.75, "lr": 1e-3, "grad_norm": 0.7, "accuracy": 0.25}
@@ -84,7 +84,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    for module in (metrics_module, time_left):
+    for module in (metrics_module, timing):
         monkeypatch.setattr(module, "time", clock)
     return clock
 
@@ -223,7 +223,7 @@ def test_a_dead_tensorboard_folder_ends_nothing(tmp_path: Path, capsys: pytest.C
         metrics.log_step(step, 100 * step, VALUES, WORK)
     metrics.close()
     assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2, 3]
-    assert capsys.readouterr().err.count("TensorBoard cannot be written any more") == 1
+    assert capsys.readouterr().err.count("TensorBoard can no longer be written") == 1
 
 
 def test_a_tensorboard_folder_that_cannot_be_made_ends_nothing(
@@ -232,7 +232,7 @@ def test_a_tensorboard_folder_that_cannot_be_made_ends_nothing(
     (tmp_path / "tensorboard").write_text("in the way")
     log(tmp_path, 1, 3)
     assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2]
-    assert "TensorBoard cannot be written any more" in capsys.readouterr().err
+    assert "TensorBoard can no longer be written" in capsys.readouterr().err
 
 
 @pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")  # would be a traceback
@@ -244,7 +244,7 @@ def test_a_disk_that_is_full_costs_tensorboard_one_line(tmp_path: Path, capsys: 
             metrics.log_step(step, 100 * step, VALUES, WORK)
     metrics.close()
     assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2, 3, 4]
-    assert capsys.readouterr().err.count("TensorBoard cannot be written any more") == 1
+    assert capsys.readouterr().err.count("TensorBoard can no longer be written") == 1
 
 
 def test_lines_that_cannot_be_written_are_written_later(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from maskloom.config import Masking
 from maskloom.data.cursors import Cursor, LaneCursors
-from maskloom.data.index.index import Index
+from maskloom.data.index.corpus import Index
 from maskloom.data.lane import Skip
 from maskloom.data.masking import MaskRule
 from maskloom.data.plan import DataPlan, PhasePlan

@@ -1,4 +1,4 @@
-"""Argument types that several commands share. Numbers are decimal, of the digits 0 to 9: Python reads more (`²`, `٣`, `1_0`)."""
+"""Argument types that several commands share. Numbers have the digits 0 to 9 only: Python alone reads `²`, `٣` and `1_0` too."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def byte_count(text: str) -> int:
     """`64M` -> 67108864."""
     match = re.fullmatch(rf"({WHOLE.pattern})([KMG]?)(i?B)?", text, flags=re.IGNORECASE)
     if not match or not int(match[1]):
-        raise argparse.ArgumentTypeError(f"'{text}' is no size in bytes, such as 131072, 128K or 64M")
+        raise argparse.ArgumentTypeError(f"'{text}' is not a size in bytes, such as 131072, 128K or 64M")
     return int(match[1]) * UNITS[match[2].upper()]
 
 
@@ -24,21 +24,21 @@ def fraction(text: str) -> float:
     """A share from 0 up to, not including, 1."""
     value = float(text) if NUMBER.fullmatch(text) else -1.0
     if not 0.0 <= value < 1.0:
-        raise argparse.ArgumentTypeError(f"'{text}' is no share of at least 0 and less than 1")
+        raise argparse.ArgumentTypeError(f"'{text}' is not a share of at least 0 and less than 1")
     return value
 
 
 def positive(text: str) -> int:
     """A whole number of at least 1."""
     if not WHOLE.fullmatch(text) or not int(text):
-        raise argparse.ArgumentTypeError(f"'{text}' is no whole number of at least 1")
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of at least 1")
     return int(text)
 
 
 def natural(text: str) -> int:
     """A whole number, 0 too."""
     if not WHOLE.fullmatch(text):
-        raise argparse.ArgumentTypeError(f"'{text}' is no whole number")
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number")
     return int(text)
 
 
@@ -46,7 +46,7 @@ def step_range(text: str) -> range:
     """`10:12` -> the steps 10 and 11, counted from 0."""
     match = re.fullmatch(rf"({WHOLE.pattern}):({WHOLE.pattern})", text)
     if not match or int(match[1]) >= int(match[2]):
-        raise argparse.ArgumentTypeError(f"'{text}' is no range of steps A:B with A < B")
+        raise argparse.ArgumentTypeError(f"'{text}' is not a range of steps A:B with A < B")
     return range(int(match[1]), int(match[2]))
 
 

@@ -14,7 +14,6 @@ import textwrap
 from collections import Counter
 from collections.abc import Sequence
 
-from maskloom.command_line import add_overrides
 from maskloom.commands.arguments import positive
 from maskloom.errors import UserError
 from maskloom.launch.doctor.asking import Way
@@ -23,6 +22,7 @@ from maskloom.launch.doctor.visit import visit
 from maskloom.launch.environment import for_hosts
 from maskloom.launch.hostfile import Host, read_hostfile
 from maskloom.launch.ssh import Ssh
+from maskloom.program import add_overrides
 from maskloom.progress import complain, show
 
 MARKS = {"ok": "ok", "warn": "warn", "fail": "FAIL"}

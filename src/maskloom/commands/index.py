@@ -1,12 +1,14 @@
 """Index webdataset tars that exist, without copying them; join corpora; check one.
 
-TAR is a tar file, a folder of them, the URL (http, https, s3) of one, or an s3:// folder, as `webdataset.ShardWriter`
-writes them, with .txt, .json or .jsonl members. The index is written into the folder of the first one, or into --out;
-data.train then names that folder.
+TAR is a tar file, a folder of tars, the URL (http, https, s3) of a tar, or an s3:// folder. The tars have .txt, .json or
+.jsonl members, as `webdataset.ShardWriter` writes them. The index is written into the folder of the first tar, or into --out.
+Then name that folder in data.train.
 
 --merge OUT completes a corpus that was written in parts by `maskloom shards --part`.
---merge A B C --out D makes one corpus of several that exist; their shards stay where they are.
---check CORPUS reads every shard and names everything in it that is not what was indexed.
+
+--merge A B C --out D makes one corpus of several. Their shards stay in their places.
+
+--check CORPUS reads every shard and names everything that differs from the index.
 
 examples:
   maskloom index /data/tars --text-key content --val-fraction 0.005
@@ -29,8 +31,9 @@ import numpy as np
 from maskloom.commands.arguments import byte_count, cores, fraction, positive
 from maskloom.commands.shards import describe, local_folder
 from maskloom.config import Storage
-from maskloom.data.index.index import Index, load_index
+from maskloom.data.index.corpus import Index
 from maskloom.data.index.indexing import BLOCK_BYTES, check_shard, index_tars, merge_indexes
+from maskloom.data.index.loading import load_index
 from maskloom.data.reading.samples import read_documents
 from maskloom.data.reading.storage import is_remote, list_tars, local_path
 from maskloom.data.writing.shards import finish
@@ -68,7 +71,9 @@ def run(options: argparse.Namespace) -> int:
     what = "--merge" if options.merge else "--check"
     for name in ("text_key", "val_fraction", "block_bytes", "on_bad_data"):
         if getattr(options, name) is not None:
-            raise UserError(f"{what} takes what was indexed as it is: leave out --{name.replace('_', '-')}")
+            raise UserError(
+                f"{what} cannot be combined with --{name.replace('_', '-')}: leave it out, the text is indexed already"
+            )
     return _merge(options) if options.merge else _check(options)
 
 
@@ -86,10 +91,10 @@ def _index(options: argparse.Namespace) -> int:
     given = local_path(first) if not options.out else options.out
     folder = given if options.out or given.is_dir() else given.parent
     if not folder.exists():
-        refuse_existing(folder)  # a link that leads nowhere: before the tars are read
+        refuse_existing(folder)  # a dangling link: fail before the tars are read
     for known in dict.fromkeys([folder, *(Path(tar).parent for tar in tars if not is_remote(tar))]):
         _respect_split(known, is_out=known.absolute() == folder.absolute())
-    # The size of what is remote is known when it was read: then shards are counted.
+    # The size of a remote tar is not known before it was read, so then progress counts shards.
     count = any(map(is_remote, tars))
     total = len(tars) if count else sum(Path(tar).stat().st_size for tar in tars)
     with naming(folder), Progress("indexing", total, *(("shards", 1) if count else ("MiB", MIB))) as progress:
@@ -111,20 +116,20 @@ def _index(options: argparse.Namespace) -> int:
 
 
 def _respect_split(folder: Path, is_out: bool) -> None:
-    """See to it that no text which `maskloom shards` held out becomes training text without a word.
+    """Make sure that text which `maskloom shards` held out does not silently become training text.
 
     Raises:
-        UserError: the index would replace one that `maskloom shards` wrote, which says what is held out, or what tokens are.
+        UserError: the index would replace one by `maskloom shards`, which says what is held out and what the tokens are.
     """
     try:
         header = json.loads(read_plain(folder / "index.json"))
         kept = bool(header["tokens"]) or any(shard["split"] == "validation" for shard in header["shards"])
     except (OSError, ValueError, TypeError, KeyError):
-        return  # none, or none that says anything
+        return  # there is none, or it says nothing of this
     if kept and is_out:
         raise UserError(
-            f"{folder / 'index.json'} was written by `maskloom shards` and says which shards are held out or tokenised; an "
-            "index of the tars alone would not: write the corpus again, remove index.json first, or use --out elsewhere"
+            f"{folder / 'index.json'} was written by `maskloom shards` and says which shards are held out or tokenised. An "
+            "index of the tars alone would lose that: write the corpus again, remove index.json first, or give another --out"
         )
     if kept:
         warn(f"{folder / 'index.json'} says which shards are held out or tokenised: this index does not follow it")
@@ -140,6 +145,7 @@ def _merge(options: argparse.Namespace) -> int:
     if len(options.tars) < 2:
         raise UserError(f"--merge into {options.out} needs two corpora or more")
     corpora = [load_index(given) for given in options.tars]
+    # Token shards and their text have one digest, so this finds them too.
     for place, corpus in enumerate(corpora):
         same = next((other for other in range(place) if corpora[other].digest == corpus.digest), None)
         if same is not None:
@@ -158,7 +164,7 @@ def _merge(options: argparse.Namespace) -> int:
 def _check(options: argparse.Namespace) -> int:
     if len(options.tars) > 1:
         raise UserError("--check reads one corpus at a time")
-    index = load_index(options.tars[0], finds_shards=False)  # what is missing is one fault among others
+    index = load_index(options.tars[0], finds_shards=False)  # a missing shard is one fault among others
     faults: list[tuple[int, DataFault]] = []
     total = sum(shard.bytes for shard in index.shards)
     with Progress("checking", total, "MiB", MIB) as progress, Pool(options.processes, __name__) as pool:
@@ -184,8 +190,8 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _describe_fault(index: Index, number: int, fault: DataFault) -> str:
-    """One line: shard, block and kind, the message, and the sample where it can be found."""
-    if f"offset {fault.offset}" not in str(fault):  # of the shard as a whole
+    """One line: shard, block, kind, message, and the sample if it can be found."""
+    if f"offset {fault.offset}" not in str(fault):  # a fault of the whole shard
         return f"shard {number}: {fault.kind}: {fault}"
     here = (index.columns["shard"] == number) & (index.columns["offset"] == fault.offset)
     block = int(np.flatnonzero(here)[0])
@@ -195,7 +201,7 @@ def _describe_fault(index: Index, number: int, fault: DataFault) -> str:
 
 
 def _first_bad_key(index: Index, block: int) -> str:
-    """The key of the first sample of a local block whose bytes changed that cannot be read, or none."""
+    """The key of the first sample that cannot be read, in a local block whose bytes changed. Empty: there is none."""
     _, url, offset = index.place(block)
     if is_remote(url) or index.tokenizer_fingerprint:
         return ""
@@ -220,7 +226,7 @@ def _tars(given: str) -> list[str]:
         raise UserError(f"no file or folder {given}")
     if not path.is_dir():
         _refuse_compressed(given)
-        return [str(path.absolute())]  # "10:00.tar" would read as a URL
+        return [str(path.absolute())]  # "10:00.tar" would look like a URL
     for file in sorted(path.iterdir()):
         _refuse_compressed(str(file))
     found = sorted(str(file.absolute()) for file in path.glob("*.tar"))
@@ -232,5 +238,5 @@ def _tars(given: str) -> list[str]:
 def _refuse_compressed(name: str) -> None:
     if COMPRESSED.search(name.lower()):
         raise UserError(
-            f"{name} is compressed, so that no part of it can be read alone: decompress it first (gunzip, unzstd, bunzip2)"
+            f"{name} is compressed, so no part of it can be read alone: decompress it first (gunzip, unzstd, bunzip2)"
         )

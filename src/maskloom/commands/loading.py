@@ -11,7 +11,8 @@ import torch
 from maskloom.config import RunConfig
 from maskloom.config_file import load_config
 from maskloom.errors import UserError
-from maskloom.models.bert import MaskedLM, build_defined
+from maskloom.models.build import build_defined
+from maskloom.models.masked_lm import MaskedLM
 from maskloom.tokenizers.base import Tokenizer
 from maskloom.tokenizers.loading import load_tokenizer
 from maskloom.train.checkpoint import read_state, saved_at, tokenizing_of
@@ -31,7 +32,7 @@ class LoadedRun:
 
 
 def load_run(run: Path, step: int | None, overrides: Sequence[str] = ()) -> LoadedRun:
-    """The model of a run in fp32 and evaluation mode, at `step` or its newest whole checkpoint."""
+    """The model of a run in fp32 and evaluation mode, from the checkpoint at `step`, or else the newest whole one."""
     folder = saved_at(run, step)
     config = load_config(run / "config.yaml", overrides)
     tokenizer = load_tokenizer(run / "model")

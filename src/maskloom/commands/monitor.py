@@ -1,7 +1,7 @@
 """TensorBoard over a run, or a folder of runs, for this machine alone.
 
-From elsewhere, look through ssh: `ssh -L 6006:127.0.0.1:6006 HOST`. TensorBoard asks nobody who they are: with
---allow-remote, everybody who reaches the port reads the curves and the configuration.
+From another machine, look through ssh: `ssh -L 6006:127.0.0.1:6006 HOST`. TensorBoard has no log-in. With --allow-remote,
+everybody who reaches the port can read the curves and the configuration.
 
 example:
   maskloom monitor runs/quickstart
@@ -32,10 +32,10 @@ def run(options: argparse.Namespace) -> int:
         raise UserError(f"no run directory {options.run}")
     if not options.allow_remote and not is_loopback(options.host):
         raise UserError(
-            f"--host {options.host} is an address that other machines reach, and TensorBoard asks nobody who they are: look "
+            f"--host {options.host} is an address that other machines reach, and TensorBoard has no log-in: look "
             f"through `ssh -L {options.port}:{LOOPBACK}:{options.port} HOST`, or add --allow-remote"
         )
     arguments = ["--logdir", str(options.run), "--host", options.host, "--port", str(options.port)]
     sys.stdout.flush()
-    # In place of this process, so that signals reach it and it ends with whatever started this.
+    # Replace this process: then signals reach TensorBoard, and it ends with whatever started us.
     os.execv(sys.executable, [sys.executable, "-m", "tensorboard.main", *arguments])

@@ -1,10 +1,9 @@
 """Print the batches of some steps as text, with the masks shown, or their digest.
 
-TARGET is a configuration or a run directory; a run is read from its newest checkpoint at or before the first step, as a
-resume would, without the rows that it passed over when it went back. Steps count from 0. The digest is a SHA-256 of the
-global batches: the same for every --world, every --workers, and whether the run came to the first step from 0 or was resumed
-there. In the text, [MASK]{word} is a masked token, {a>b} one replaced by a random b, {a} one that is predicted but stays;
-[MASK] is spelled as the tokenizer does.
+TARGET is a configuration or a run directory. A run is read as a resume would read it: from its newest checkpoint at or before
+the first step, without the rows that it skipped after a rollback. Steps count from 0. The digest is a SHA-256 of the global
+batches. It is the same for every --world, for every --workers, and wherever the run was resumed. In the text, [MASK]{word} is a
+masked token, {a>b} was replaced by a random b, and {a} is predicted but stays. [MASK] is spelled as the tokenizer does.
 
 example:
   maskloom peek configs/quickstart.yaml --steps 10:12 --world 2 --digest
@@ -20,9 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from maskloom.command_line import add_overrides
 from maskloom.commands.arguments import natural, positive, step_range
-from maskloom.config import RunConfig
 from maskloom.config_file import load_config
 from maskloom.data.cursors import first_cursors
 from maskloom.data.plan import DataPlan, open_corpora
@@ -30,13 +27,14 @@ from maskloom.data.rows import Rows
 from maskloom.data.stream import read_steps, skip_steps
 from maskloom.distributed import World
 from maskloom.errors import UserError
+from maskloom.program import add_overrides
 from maskloom.progress import show
 from maskloom.redaction import one_line
 from maskloom.tokenizers.base import Tokenizer
 from maskloom.tokenizers.loading import load_tokenizer
 from maskloom.train.checkpoint import known_intervals, resumable_cursors
 from maskloom.train.checkpoint.fit import stored_tokenizing
-from maskloom.train.passed_over import jumps
+from maskloom.train.refusal import jumps
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -47,7 +45,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--world", type=positive, default=1, metavar="P", help="ranks to read as (default: 1)")
     add("--workers", type=natural, default=0, metavar="W", help="reader processes a rank (default: 0)")
     add("--rows", type=positive, default=4, help="rows a step to print (default: 4)")
-    add("--digest", action="store_true", help="print one digest in place of the text")
+    add("--digest", action="store_true", help="print one digest instead of the text")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -55,11 +53,13 @@ def run(options: argparse.Namespace) -> int:
     is_run = options.target.is_dir()
     config = load_config(options.target / "config.yaml" if is_run else options.target, options.overrides)
     begun = stored_tokenizing(options.target if is_run else Path(config.run_dir), config.from_)
-    plan = DataPlan.of(config, open_corpora(config.data), _tokenizer(config), begun)
+    tokenizer, corpora = _tokenizer(config.tokenizer, config.model.init), open_corpora(config.data)
+    plan = DataPlan.of(config.data, config.phases, config.masking, config.seed, corpora, tokenizer, begun)
     if steps.stop > plan.total_steps:
         raise UserError(f"--steps {steps.start}:{steps.stop}: the run has {plan.total_steps} steps")
     if is_run:
         plan = replace(plan, jumps=jumps(known_intervals(options.target), plan.lanes, len(plan.corpora)))
+    # A run's own checkpoint saves reading from step 0; the rest of the way is skipped without masking.
     begin = resumable_cursors(options.target, steps.start, plan) if is_run else None
     first, cursors = begin or (0, first_cursors(plan.lanes, len(plan.corpora)))
     cursors = skip_steps(plan, cursors, first, steps.start)
@@ -84,12 +84,13 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _tokenizer(config: RunConfig) -> Tokenizer:
-    if config.model.init is None:
-        return load_tokenizer(config.tokenizer)
+def _tokenizer(source: str, init: str | None) -> Tokenizer:
+    """The tokenizer of a run, which may come from the model that it begins with (`init`)."""
+    if init is None:
+        return load_tokenizer(source)
     from maskloom.models.warm_start import tokenizer_of  # heavy: it knows models
 
-    return tokenizer_of(config.tokenizer, config.model.init)
+    return tokenizer_of(source, init)
 
 
 def _shown(rows: Rows, number: int, tokenizer: Tokenizer) -> str:

@@ -7,9 +7,9 @@ INPUT is
   hf:NAME:SPLIT or hf:NAME:CONFIG:SPLIT, a dataset of the Hugging Face hub (it is downloaded into the cache of `datasets`)
   documentation: the English documentation of the installed Python packages
   with --tokenizer also a folder of text shards: its blocks are tokenised
-Documents are shuffled over all shards; a share of them, chosen by the hash of their text, is held out for evaluation.
-OUT appears when it is complete. Until then the work stands in .OUT.work beside it: start the same command again after it
-was stopped, and it goes on.
+Documents are shuffled over all shards. A share of them, chosen by the hash of their text, is held out for evaluation.
+OUT appears when it is complete. Until then the work is in .OUT.work beside it. If the command was stopped, start it again to
+resume.
 
 Several machines with a shared file system write one corpus together: --part 1/3, 2/3 and 3/3, each on its machine. A
 part reads its share of the input; when all have read theirs (start a part again then, or give it --wait), it writes its
@@ -31,13 +31,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 from maskloom.commands.arguments import WHOLE, byte_count, cores, fraction, positive
-from maskloom.data.index.index import Index, load_index
+from maskloom.data.index.corpus import Index
+from maskloom.data.index.loading import load_index
 from maskloom.data.reading.storage import is_remote, local_path
 from maskloom.data.skew import note_on_sizes
+from maskloom.data.writing.passes import Options
 from maskloom.data.writing.report import Report
-from maskloom.data.writing.shards import Options, finish_or_open, write_part, write_shards
+from maskloom.data.writing.shards import finish_or_open, write_part, write_shards
 from maskloom.data.writing.token_shards import tokenize_corpus
-from maskloom.data.writing.work import Part, work_folder
+from maskloom.data.writing.work import JobPart, work_folder
 from maskloom.errors import UserError
 from maskloom.progress import Progress, say, size, warn
 from maskloom.tokenizers.loading import load_tokenizer
@@ -86,7 +88,7 @@ def run(options: argparse.Namespace) -> int:
     except (OSError, KeyboardInterrupt):
         folder = work_folder(options.out)
         if folder.exists():
-            warn(f"what is done stands in {folder}: the same command goes on from there")
+            warn(f"the finished part is in {folder}: start the same command again to resume")
         raise
 
 
@@ -164,7 +166,7 @@ def _tokenize(options: argparse.Namespace) -> int:
             load_index(given if "://" in given else Path(given).absolute()),
             options.out,
             load_tokenizer(options.tokenizer),
-            options.part or Part(),
+            options.part or JobPart(),
             options.processes,
             stages,
         )
@@ -211,12 +213,12 @@ def _given(options: argparse.Namespace) -> list[str]:
     return [name for name in TEXT_OPTIONS if getattr(options, name) is not None]
 
 
-def _named(parts: list[int], part: Part) -> str:
-    return "part(s) " + ", ".join(str(Part(number, part.of)) for number in parts)
+def _named(parts: list[int], part: JobPart) -> str:
+    return "part(s) " + ", ".join(str(JobPart(number, part.of)) for number in parts)
 
 
-def _part(text: str) -> Part:
+def _part(text: str) -> JobPart:
     number, slash, of = text.partition("/")
     if not (slash and WHOLE.fullmatch(number) and WHOLE.fullmatch(of) and 1 <= int(number) <= int(of)):
-        raise argparse.ArgumentTypeError(f"'{text}' is no part I/N with I from 1 to N, such as 1/8")
-    return Part(int(number), int(of))
+        raise argparse.ArgumentTypeError(f"'{text}' is not a part I/N with I from 1 to N, such as 1/8")
+    return JobPart(int(number), int(of))

@@ -1,9 +1,8 @@
 """How a run stands: its state, step, attempts, the newest good checkpoint, and what to do next.
 
-With --should-restart it answers by its exit code whether what started the run should start it again, for scripts: 0 where
-another attempt may get on; 1 where the run is done, is in use, would fail again, made no progress in three attempts, or
-holds a file `no-restart`. Ask when the last attempt has ended, and say so with --ended CODE: ranks that were killed could
-not write it.
+With --should-restart, the exit code tells a script whether to start the run again. 0: another attempt may make progress. 1: the
+run is done, is in use, would fail again, made no progress in three attempts, or holds a file `no-restart`. Ask after the last
+attempt has ended, and give its exit code with --ended CODE: ranks that were killed could not write it.
 
 example:
   maskloom status runs/first
@@ -18,12 +17,12 @@ import shlex
 import time
 from pathlib import Path
 
-from maskloom.command_line import add_overrides
 from maskloom.commands.arguments import natural
 from maskloom.config_file import load_config
 from maskloom.errors import UserError
 from maskloom.launch.ending import Ended, in_words
 from maskloom.launch.supervisor import NO_RESTART, settle
+from maskloom.program import add_overrides
 from maskloom.progress import duration, show, show_path
 from maskloom.status import REFRESH_S, SILENT_S, START, Status, attempt_steps, read_status, why_not_again
 from maskloom.train.run_lock import holder_of
@@ -33,7 +32,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("run", metavar="RUN", help="folder of a run, or the YAML file that it is started with")
     add_overrides(parser)
-    add("--should-restart", action="store_true", help="exit with 0 where it should be started again, else 1")
+    add("--should-restart", action="store_true", help="exit with 0 if it should be started again, else 1")
     add(
         "--ended",
         type=natural,
@@ -53,7 +52,7 @@ def run(options: argparse.Namespace) -> int:
         show_path(folder)
         return 0
     status = read_status(folder)
-    if options.ended is not None:
+    if options.ended is not None:  # a killed attempt left `running`: write what became of it
         ended = Ended(options.ended, f"what ran the ranks {in_words(options.ended)}")
         status = settle(folder, os.environ.get(START, ""), ended).status
     if options.should_restart:
@@ -88,7 +87,7 @@ def described(folder: Path, status: Status, now_unix_s: float) -> list[str]:
 
 def _next(folder: Path, status: Status, is_silent: bool) -> str:
     run = shlex.quote(str(folder))
-    goes_on = f"start the same command again to go on from {status.last_good_checkpoint or 'the beginning'}"
+    goes_on = f"start the same command again to resume from {status.last_good_checkpoint or 'the beginning'}"
     return {
         "running": goes_on if is_silent else f"wait, or ask it to stop with `touch {run}/stop`",
         "done": f"maskloom eval {run}; maskloom export {run} MODEL",

@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from maskloom.commands.arguments import byte_count, positive
-from maskloom.data.index.index import Index, load_index
+from maskloom.data.index.corpus import Index
+from maskloom.data.index.loading import load_index
 from maskloom.data.order import block_at
 from maskloom.progress import Progress, say
 from maskloom.tokenizers.training import train_tokenizer, trainable_kinds

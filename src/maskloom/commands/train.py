@@ -7,6 +7,7 @@ ours: `deepspeed --module maskloom.train CONFIG ...`, torchrun, or srun (launche
 
 example:
   maskloom train configs/quickstart.yaml run_dir=runs/first phases.0.steps=200
+  maskloom train configs/quickstart.yaml run_dir=runs/first --profile 10
   maskloom train configs/bert_base.yaml --hostfile hosts --max-restarts 20 run_dir=/shared/runs/base
 """
 
@@ -18,13 +19,16 @@ import os
 import sys
 from pathlib import Path
 
-from maskloom.command_line import add_overrides
 from maskloom.commands.arguments import cores, natural, positive
 from maskloom.config import RunConfig
 from maskloom.config_file import load_config
 from maskloom.distributed import World
 from maskloom.errors import UserError
+from maskloom.program import add_overrides
 from maskloom.progress import show
+
+PROFILE = Path("profile")
+STOP_GRACE_S = 10.0  # for ranks that are profiled: they have nothing to save
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -45,28 +49,40 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--master-addr",
         help="address of the first host as the others reach it (default: what ssh_config or the hostfile says)",
     )
+    add(
+        "--profile",
+        type=positive,
+        metavar="N",
+        help="do not train: take N steps from where the run stands, print where their time goes, write traces for Perfetto, "
+        "and leave the run as it was",
+    )
+    add("--out", type=Path, help="folder for the traces of --profile (default: profile)")
     add("--show-deepspeed", action="store_true", help="print the DeepSpeed configuration that is derived, and stop")
 
 
 def run(options: argparse.Namespace) -> int:
     from maskloom.train.__main__ import main as train_as_rank
 
-    arguments = [options.config, *options.overrides]
+    arguments = [*_profile_options(options), options.config, *options.overrides]
     if World.discover().size > 1:  # by somebody's launcher: this is one rank of it
         return train_as_rank(arguments)
     if options.hostfile is None and (options.ssh_config or options.master_addr):
         raise UserError("--ssh-config and --master-addr are for --hostfile, which is not given")
+    if options.out and not options.profile:
+        raise UserError("--out is for the traces of --profile, which is not given")
     config = load_config(options.config, options.overrides)
     if not options.show_deepspeed:
         from maskloom.train.run_lock import refuse_in_use
 
         refuse_in_use(Path(config.run_dir))
+    if options.profile:
+        return _profile(options, config)
     if options.hostfile is not None:
         return _on_hosts(options, config, arguments)
 
     import torch
 
-    from maskloom.train.loop import prepare
+    from maskloom.train.setup import prepare
 
     processes = options.processes or max(torch.cuda.device_count(), 1)
     if options.show_deepspeed:
@@ -76,6 +92,45 @@ def run(options: argparse.Namespace) -> int:
     if processes == 1 and not options.max_restarts:
         return train_as_rank(arguments)
     return _on_this_machine(processes, options.max_restarts, config, arguments)
+
+
+def _profile_options(options: argparse.Namespace) -> list[str]:
+    """As a rank takes them."""
+    return ["--profile", str(options.profile), "--out", str(options.out or PROFILE)] if options.profile else []
+
+
+def _profile(options: argparse.Namespace, config: RunConfig) -> int:
+    """Profile on this machine; the ranks are ended with this process, and nothing of the run is written."""
+    from maskloom.train.__main__ import main as train_as_rank
+    from maskloom.train.profiling import refuse_foreign_out
+
+    if options.hostfile or options.max_restarts:
+        raise UserError(
+            "--profile runs on this machine, once: leave --hostfile and --max-restarts out. On several hosts start its ranks "
+            "with torchrun or srun: -m maskloom.train --profile N --out FOLDER CONFIG"
+        )
+    out = options.out or PROFILE
+    refuse_foreign_out(out, Path(config.run_dir))
+
+    import torch
+
+    from maskloom.launch.ending import Stop
+    from maskloom.launch.local import run_ranks
+    from maskloom.launch.ports import free_port, preferred_port
+    from maskloom.train.setup import prepare
+
+    processes = options.processes or max(torch.cuda.device_count(), 1)
+    prepare(config, World(size=processes, local_size=processes))  # bad input is said once, and not by every rank
+    arguments = [*_profile_options(options), options.config, *options.overrides]
+    if processes == 1:
+        return train_as_rank(arguments)
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // processes)))
+    command = [sys.executable, "-u", "-m", "maskloom.train", *arguments]
+    with Stop() as stop:
+        ended = run_ranks(command, processes, free_port(preferred_port(out, 1)), stop, STOP_GRACE_S)
+    if ended.code:
+        raise UserError(f"the profile was not taken: {ended.what}")
+    return 0
 
 
 def _on_this_machine(processes: int, max_restarts: int, config: RunConfig, arguments: list[str]) -> int:
@@ -98,7 +153,7 @@ def _on_hosts(options: argparse.Namespace, config: RunConfig, arguments: list[st
     from maskloom.launch.supervisor import OnHosts, supervise
     from maskloom.models.warm_start import tokenizer_of
     from maskloom.train.checkpoint.fit import stored_tokenizing
-    from maskloom.train.run_dir import check_model, reconcile
+    from maskloom.train.resume import check_model, reconcile
 
     if options.processes:
         raise UserError("--processes is for this machine: a hostfile says how many each host has, as slots=N")
@@ -117,15 +172,16 @@ def _on_hosts(options: argparse.Namespace, config: RunConfig, arguments: list[st
     check_model(known, tokenizer)
     run = Path(config.run_dir)
     begun = stored_tokenizing(run, known.from_)
-    DataPlan.of(known, open_corpora(known.data), tokenizer, begun).check_world(world)
+    DataPlan.of(
+        known.data, known.phases, known.masking, known.seed, open_corpora(known.data), tokenizer, begun
+    ).check_world(world)
     launch = OnHosts(hosts, arguments, run, _grace_s(config), ssh, options.master_addr)
     with Stop() as stop:
         return supervise(launch, run, options.max_restarts, stop)
 
 
 def _derived(config: RunConfig, world: World) -> dict[str, object]:
-    from maskloom.train.loop import prepare
-    from maskloom.train.trainer import deepspeed_settings
+    from maskloom.train.setup import deepspeed_settings, prepare
 
     prepared, plan = prepare(config, world)
     return deepspeed_settings(prepared, plan, world)

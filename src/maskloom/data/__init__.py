@@ -1,11 +1,17 @@
-"""Text to masked batches. To be read in this order:
+"""Text to masked batches.
 
-sources/   files and datasets -> documents          writing/  documents -> shards, in parts, restartable
-index      what a corpus is: shards and blocks      indexing  making it, joining, checking
-storage    verified bytes (remote, cache)           samples   bytes of a block -> documents
-order      which block when: lanes, cursors         mixing    which corpus when
-packing    documents -> rows                        masking   rows -> masked rows
-plan       what a run's data follows from           lane      a virtual reader
-stream     reader processes -> a rank's steps       batch     rows -> micro-batches
-ahead      a thread that works one item ahead
+    text files -> shards -> blocks -> documents -> packed rows -> masked rows -> micro-batches
+     sources/    writing/   index/     reading/      packing        masking        batch
+
+Read the rooms in this order.
+
+1. What a corpus is. `sources/` finds documents in files and datasets. `writing/` shuffles them into shards. `index/` lists
+   the shards and their blocks. `reading/` brings the bytes of a block, verified, and finds the documents in them.
+2. Which text comes when: pure functions of (corpus, seed, step). `hashing` has the keyed hash and permutation under all of
+   them. `order` says which block a lane reads next, `mixing` which corpus. `cursors` is how far a lane has come.
+3. What a row is. `packing` turns the documents of a block into rows. `spans` and `masking` choose the tokens to predict.
+   `rows` holds the result.
+4. A run's data. `plan` has everything that the data follows from. A `lane` is one virtual reader. `stream` shares the lanes
+   among ranks and reader processes, and `batch` cuts a rank's rows into micro-batches. `ahead` works one item ahead in a
+   thread. `skew` warns of blocks whose sizes differ too much.
 """

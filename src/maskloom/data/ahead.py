@@ -1,10 +1,10 @@
-"""Work that a thread does on the next item while this thread is busy with the one before.
+"""A thread that works on the next item while this thread uses the one before.
 
     items -> thread: reads them, works on each -> at most `most` results wait -> the caller
 
-The thread holds the interpreter's lock for part of its work. Who feeds a GPU waits for that meanwhile, and loses nothing. On a
-CPU nothing is gained: the work is the same, wherever it is done, and a thread more beside those of the products makes them
-wait for each other. There it is done in turn.
+The thread holds the interpreter's lock for part of its work. A process that feeds a GPU can wait for that and loses nothing. On
+a CPU there is nothing to gain: the same cores do the work, and one more thread would disturb those of the matrix products. So
+there the work is done in turn.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 ON_CPUS = False
-"""Whether a thread works ahead for CPUs too: tests let it, to try what a GPU's run does."""
+"""Whether a thread works ahead for CPUs too. Tests set it, to try what a run on a GPU does."""
 
 
 def ahead(
@@ -31,19 +31,19 @@ def ahead(
     device: torch.device,
     most: int = 1,
 ) -> Generator[Result]:
-    """`work` of every item, in order, on a CPU each when it is wanted; the thread ends with the iterator: if it is not used up,
-    close it.
+    """`work` of every item, in order. For a CPU each is worked on when it is wanted. The thread ends with the iterator: if you do
+    not use it up, close it.
 
-    The first item is read in the caller's thread: reader processes start there, where signals can be held back meanwhile, and
-    their loader draws a seed from torch's generator, which is that of the dropout.
+    The first item is read in the caller's thread. Reader processes start there, since only there can signals be held back. Also,
+    their loader draws a seed from torch's generator, which dropout uses too.
 
     Args:
-        read: begins to read; it is given what says that nobody wants more, at which it may end early.
-        device: that `work` pins memory for.
+        read: begins to read. Its argument tells whether nobody wants more; then it may end early.
+        device: `work` pins memory for it.
         most: results that wait, at most.
 
     Raises:
-        what `read` and `work` raise, in place of the item that it came for.
+        what `read` and `work` raise, at the item that failed.
     """
     if device.type == "cpu" and not ON_CPUS:
         with contextlib.closing(read(lambda: False)) as items:
@@ -58,7 +58,7 @@ def ahead(
 
         def run() -> None:
             try:
-                if device.type == "cuda":  # a thread begins on the first one, of which every rank would take memory
+                if device.type == "cuda":  # else the thread would use GPU 0, and every rank would take memory there
                     torch.cuda.set_device(device)
                 while room.acquire() and not over.is_set():
                     for item in reading:
@@ -80,7 +80,9 @@ def ahead(
     finally:
         over.set()
         room.release()
-        if thread is not None and thread is not threading.current_thread():  # which may collect a generator left behind
+        if (
+            thread is not None and thread is not threading.current_thread()
+        ):  # it may collect a forgotten generator itself
             thread.join()
-        if thread is None or not thread.is_alive():  # amid an item it cannot be closed
+        if thread is None or not thread.is_alive():  # a generator that is running cannot be closed
             reader.close()

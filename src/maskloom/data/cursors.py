@@ -1,4 +1,4 @@
-"""Where lanes stand: a few integers each, which are all the state that the data has."""
+"""How far each lane has come: a few integers a lane, and all the state that the data has."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from maskloom.scalars import is_count
 
 
 class Cursor(NamedTuple):
-    """Where a lane stands in one corpus.
+    """A lane's place in one corpus.
 
     Attributes:
         number: q of the open block.
-        reads: (sequence length, rows taken) for each sequence length used inside the open block, the current one last;
-            empty before its first row.
+        reads: (sequence length, rows taken) for each sequence length used inside the open block, the current one last.
+            Empty before its first row.
     """
 
     number: int
     reads: tuple[tuple[int, int], ...] = ()
 
     def at(self, seq_len: int) -> Cursor:
-        """The same place, about to read rows of `seq_len`."""
+        """The same place, with rows of `seq_len` to be read next."""
         if self.reads and self.reads[-1][0] == seq_len:
             return self
         reads = self.reads if self.reads and self.reads[-1][1] else self.reads[:-1]
@@ -37,7 +37,7 @@ class Cursor(NamedTuple):
 
     @staticmethod
     def from_json(items: list[Any]) -> Cursor:
-        """Raises TypeError, LookupError or ValueError where the items are not what `to_json` gives."""
+        """The cursor that `to_json` gave as items. Raises TypeError, LookupError or ValueError for other items."""
         cursor = Cursor(items[0], tuple((seq_len, taken) for seq_len, taken in items[1:]))
         if not all(map(is_count, (cursor.number, *itertools.chain(*cursor.reads)))):
             raise ValueError(f"{items!r} is not a place in a corpus")
@@ -45,9 +45,9 @@ class Cursor(NamedTuple):
 
 
 LaneCursors = tuple[Cursor, ...]
-"""Where a lane stands in each corpus."""
+"""A lane's place in each corpus."""
 
 
 def first_cursors(lanes: int, corpora: int = 1) -> list[LaneCursors]:
-    """Where each lane stands before the first step."""
+    """Each lane's place before the first step: lane v starts at block v."""
     return [(Cursor(lane),) * corpora for lane in range(lanes)]

@@ -1,12 +1,12 @@
-"""Keyed 64-bit hashes and permutations: what every random decision about the data is made of.
+"""Keyed 64-bit hashes and permutations: every random decision about the data is made of them.
 
-A key is BLAKE2b over its parts, so that (seed 0, epoch 1) and (seed 1, epoch 0) have nothing in common. The hash of a counter
-under a key is SplitMix64's output function (Steele, Lea & Flood, 2014), vectorised. NumPy's `Generator` is not used: its
-streams may change between versions, and the order is a contract.
+A key is BLAKE2b over its parts, so (seed 0, epoch 1) and (seed 1, epoch 0) have nothing in common. The hash of a counter under
+a key is SplitMix64's output function (Steele, Lea & Flood, 2014), vectorised. We do not use NumPy's `Generator`: its streams
+may change between versions, but our order is a contract.
 
-A permutation is computed for one number at a time: a generalised Feistel network over a*b >= B with cycle walking (Black &
-Rogaway, "Ciphers with arbitrary finite domains", 2002). Sorting by a hash gives as good an order, but costs seconds and
-hundreds of MiB in every process at 16 million blocks; this costs microseconds a block and no memory.
+A permutation is computed for one number at a time. It is a generalised Feistel network over a*b >= B with cycle walking (Black
+& Rogaway, 2002, "Ciphers with arbitrary finite domains"). To sort by a hash would give as good an order. But at 16 million
+blocks it would cost every process seconds and hundreds of MiB. This costs microseconds a block and no memory.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from numpy.typing import NDArray
 
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 MASK64 = (1 << 64) - 1
-HALF_ROUNDS = 20  # with 12 the orders of five or six blocks are measurably uneven over keys, with 16 no longer
+HALF_ROUNDS = 20  # with 12, some orders of five or six blocks are measurably more likely than others; with 16, none
 UInt64s = NDArray[np.uint64]
 Word = TypeVar("Word", int, UInt64s)
 
 
 def make_key(*parts: int | str) -> int:
-    """A 64-bit key from a tuple of parts: unlike a sum, no two different tuples share one by construction."""
+    """A 64-bit key from a tuple of parts. Unlike with a sum of seeds, different tuples have different keys (but for chance)."""
     text = "\x1f".join(f"{type(part).__name__}:{part}" for part in parts)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
@@ -43,7 +43,7 @@ def hash64(key: int | UInt64s, counter: UInt64s) -> UInt64s:
 
 
 def permutation(key: int, size: int) -> NDArray[np.int64]:
-    """The numbers 0..size-1 in the order of their hashes under `key`, int64 [size]: for what is small and needed whole."""
+    """The numbers 0..size-1 in the order of their hashes under `key`, int64 [size]. For small sizes that are needed whole."""
     return np.argsort(hash64(key, np.arange(size, dtype=np.uint64)), kind="stable")
 
 
@@ -51,7 +51,7 @@ def permuted(key: int, number: Word, size: int) -> Word:
     """Where a keyed permutation of 0..size-1 sends `number`: an int, or a uint64 array."""
     found: Any = _feistel(key, number, size)
     if isinstance(number, int):
-        while found >= size:  # the network permutes a slightly larger set: walk on until back inside
+        while found >= size:  # the network permutes a slightly larger set: apply it until the number is inside again
             found = _feistel(key, found, size)
         return cast(Word, found)
     while (outside := found >= np.uint64(size)).any():

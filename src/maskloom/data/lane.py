@@ -1,10 +1,10 @@
-"""A lane: a virtual reader that gives rows for ever, from a cursor on.
+"""A lane: a virtual reader that gives rows without end, from a cursor on.
 
     corpus -> Track (blocks of one corpus: bytes -> documents -> token ids -> packed and masked rows) -> Lane (mixes tracks)
 
-A track opens one block at a time and fetches the bytes of its next one meanwhile, so that a slow store is waited for only
-once. Under `on_bad_data: skip`, a block that is not what was indexed is passed over in that one occurrence: the cursor
-goes on to the lane's next block, so that every lane still gives the rows of every step, and no rank falls out of step.
+A track opens one block at a time and meanwhile fetches the bytes of its next one, to wait for a slow store only once. With
+`on_bad_data: skip`, a block that is not what was indexed is skipped in that one occurrence: the cursor moves to the lane's next
+block. So every lane still gives the rows of every step, and no rank falls out of step.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from maskloom.data.masking import MaskRule, mask_rows
 from maskloom.data.mixing import corpus_of_rows
 from maskloom.data.order import block_at
 from maskloom.data.packing import PackedRows, pack_after
-from maskloom.data.plan import DataPlan, Reading
+from maskloom.data.plan import DataPlan, StepPlan
 from maskloom.data.rows import RowRange, Rows
 from maskloom.errors import DataFault, UserError
 from maskloom.tokenizers.base import Tokenized
 
-MOST_EMPTY_BLOCKS = 4096  # blocks in a row without a row: so many, or all of a smaller corpus, and there is no text
+MOST_EMPTY_BLOCKS = 4096  # after so many blocks without a row, or all of a smaller corpus, we say that there is no text
 
 
 @dataclass(frozen=True)
 class Skip:
-    """A block that was passed over: one occurrence of it (corpus, epoch, number)."""
+    """A block that was skipped: one occurrence of it (corpus, epoch, number)."""
 
     corpus: int
     epoch: int
@@ -64,7 +64,7 @@ class Track:
         self._fetch(self.cursor.number)
 
     def skip(self, count: int, seq_len: int) -> None:
-        """Go `count` rows on without masking them."""
+        """Skip the next `count` rows without masking them."""
         for _ in self._runs(count, seq_len):
             pass
 
@@ -72,7 +72,7 @@ class Track:
         """The next `count` rows of `seq_len` slots, masked.
 
         Args:
-            is_constant: the rule holds for more steps, so that it is worth masking the whole block at once.
+            is_constant: the rule holds for more steps, so it pays to mask the whole block at once.
         """
         part = self._take_masked(count, seq_len, rule)
         if part:
@@ -80,7 +80,7 @@ class Track:
         return [self._masked_part(packed, run, rule, is_constant) for packed, run in self._runs(count, seq_len)]
 
     def _take_masked(self, count: int, seq_len: int, rule: MaskRule) -> RowRange | None:
-        """The next rows where they lie in the open block and are masked: nearly every time, so that it has to be quick."""
+        """The next rows, if the open block has them masked already; else None. It nearly always has, so this must be fast."""
         if self._masked is None or self._masked[0] is not rule:
             return None
         number, reads = self.cursor
@@ -106,7 +106,7 @@ class Track:
         return Rows(tokens, input_ids, starts, chosen)
 
     def _runs(self, count: int, seq_len: int) -> Iterator[tuple[PackedRows, slice]]:
-        """Runs of rows inside one block that together are the next `count` rows; moves the cursor past each."""
+        """The next `count` rows as runs inside one block each. Moves the cursor past each run."""
         empty: set[int] = set()
         while count:
             self.cursor = self.cursor.at(seq_len)
@@ -135,9 +135,9 @@ class Track:
         return epoch, int(self.index.train_blocks[place])
 
     def _open(self) -> PackedRows | None:
-        """The open block's rows at the cursor's sequence length; None where it is bad and passed over."""
+        """The open block's rows at the cursor's sequence length. None: the block is bad, and skipped."""
         cursor = self.cursor
-        # Lengths that are behind never change while a block is open: their number and the last one tell them.
+        # Earlier lengths never change while a block is open, so their count and the last length identify all of them.
         place = (cursor.number, len(cursor.reads), cursor.reads[-1][0])
         if self._packed is not None and self._packed_at == place:
             return self._packed
@@ -171,7 +171,7 @@ class Track:
 
 
 class Lane:
-    """One virtual reader: its rows come from the corpora by their weights."""
+    """One virtual reader. Its rows come from the corpora by their weights."""
 
     def __init__(self, plan: DataPlan, number: int, cursors: LaneCursors, ahead: Executor | None = None) -> None:
         self.plan, self.number = plan, number
@@ -181,45 +181,46 @@ class Lane:
     def cursors(self) -> LaneCursors:
         return tuple(track.cursor for track in self.tracks)
 
-    def take(self, reading: Reading) -> list[RowRange]:
+    def take(self, step_plan: StepPlan) -> list[RowRange]:
         """This lane's rows of a step, masked."""
-        phase, _, rule, is_constant = reading
+        phase, _, rule, is_constant = step_plan
         if len(self.tracks) == 1:
-            return self.tracks[0].take(reading.rows, phase.seq_len, rule, is_constant)
-        sources = self._sources(reading)
+            return self.tracks[0].take(step_plan.rows, phase.seq_len, rule, is_constant)
+        sources = self._sources(step_plan)
         parts = [
             part
             for corpus, track in enumerate(self.tracks)
             for part in track.take(int((sources == corpus).sum()), phase.seq_len, rule, is_constant)
         ]
+        # Parts stand corpus by corpus: the inverse of that sort puts each row where its source says.
         place = np.argsort(np.argsort(sources, kind="stable"), kind="stable")
-        return [RowRange(Rows.gather(parts).take(place), 0, reading.rows)]
+        return [RowRange(Rows.gather(parts).take(place), 0, step_plan.rows)]
 
-    def skip(self, reading: Reading) -> None:
-        """Go past this lane's rows of a step without masking them."""
-        sources = self._sources(reading)
+    def skip(self, step_plan: StepPlan) -> None:
+        """Skip this lane's rows of a step without masking them."""
+        sources = self._sources(step_plan)
         for corpus, track in enumerate(self.tracks):
-            track.skip(int((sources == corpus).sum()), reading.phase.seq_len)
+            track.skip(int((sources == corpus).sum()), step_plan.phase.seq_len)
 
     def skipped(self) -> list[Skip]:
-        """What was passed over since the last call."""
+        """The blocks that were skipped since the last call."""
         skips = [skip for track in self.tracks for skip in track.skips]
         for track in self.tracks:
             track.skips.clear()
         return skips
 
-    def _sources(self, reading: Reading) -> NDArray[np.int64]:
+    def _sources(self, step_plan: StepPlan) -> NDArray[np.int64]:
         """The corpus of each of this lane's rows in a step."""
-        phase, done, *_ = reading
-        return corpus_of_rows(phase.weights, self.plan.lanes, self.number, phase.rows_before(done), reading.rows)
+        phase, done, *_ = step_plan
+        return corpus_of_rows(phase.weights, self.plan.lanes, self.number, phase.rows_before(done), step_plan.rows)
 
 
 def row_keys(key: int, rows: int) -> UInt64s:
-    """What identifies each row of a block to its masks."""
+    """A key for each row of a block, from which its masks follow; uint64 [rows]."""
     return hash64(key, np.arange(rows, dtype=np.uint64))
 
 
 def rows_of_step(lanes: Sequence[Lane], step: int) -> Rows:
     """The rows of a step of several lanes, in their order."""
-    reading = lanes[0].plan.reading(step)
-    return Rows.gather([part for lane in lanes for part in lane.take(reading)])
+    step_plan = lanes[0].plan.step_at(step)
+    return Rows.gather([part for lane in lanes for part in lane.take(step_plan)])

@@ -1,8 +1,8 @@
-"""Which block a lane reads when: pure functions of (seed, corpus, epoch), no state and no generator.
+"""Which block a lane reads when: pure functions of (seed, corpus, epoch), without state.
 
-Lanes are V virtual readers over the endless sequence of blocks: lane v's i-th block is number q = v + i V, which is
-position q % B of epoch q // B. Every lane always has a next block, however few there are, so that ranks never differ in
-their number of batches. An epoch's order is a keyed permutation of its blocks.
+Lanes are V virtual readers over the endless sequence of blocks. Lane v's i-th block is number q = v + i V. With B blocks, that
+is position q % B of epoch q // B. Every lane always has a next block, however few there are, so all ranks have the same number
+of batches. The order of an epoch is a keyed permutation of its blocks.
 """
 
 from __future__ import annotations

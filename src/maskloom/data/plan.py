@@ -1,4 +1,4 @@
-"""Everything that the data of a run follows from, as one value that goes to every reader process."""
+"""The plan of a run's data: one value from which all of it follows, and which goes to every reader process."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from maskloom.config import Data, Masking, RunConfig
+from maskloom.config import Data, Masking, Phase
 from maskloom.config_file import QUERY_LEFT_OUT
 from maskloom.data.cursors import LaneCursors
-from maskloom.data.index.index import Index, load_index
+from maskloom.data.index.corpus import Index
+from maskloom.data.index.loading import load_index
 from maskloom.data.masking import MaskRule, rate_at
 from maskloom.data.order import default_lanes
 from maskloom.distributed import World
@@ -19,22 +20,22 @@ from maskloom.redaction import shown
 from maskloom.tokenizers.base import TOKENIZING, Tokenizer
 
 VERSIONS = {"order": 2, "packing": 2, "masking": 2, "mixing": 1, "tokenizing": TOKENIZING}
-"""One is raised when its part gives another result for the same input: runs that began with an older one are refused with the
-reason. A tokenizer that can still give an older version's ids does so for a run that began with it (`Tokenizer.as_of`).
-Golden digests in the tests hold this."""
+"""Raise a version when its part gives another result for the same input. A run that began with an older version is then refused
+with the reason. A tokenizer that can still give an older version's ids does so for such a run (`Tokenizer.as_of`). Golden
+digests in the tests fail if a result changes without its version."""
 
 
 def open_corpora(data: Data) -> tuple[Index, ...]:
     """Open and verify the index of each corpus.
 
     Raises:
-        UserError: as `load_index` (but for missing shards, where bad data is skipped), two of them hold the same text, or
-            the query of a URL was left out where the configuration was saved.
+        UserError: as `load_index`, but missing shards are accepted if bad data is skipped. Also if two corpora hold the same
+            text, or if the query of a URL was left out when the configuration was saved.
     """
     for corpus in data.corpora:
         if corpus.path.endswith(QUERY_LEFT_OUT):
             raise UserError(
-                f"data.train {shown(corpus.path)}: the query of this URL was not saved with the run, for it can be a secret: "
+                f"data.train {shown(corpus.path)}: the query of this URL was not saved with the run, since it can be a secret: "
                 "give the whole URL again (data.train=URL)"
             )
     finds_shards = data.on_bad_data == "raise"
@@ -44,7 +45,7 @@ def open_corpora(data: Data) -> tuple[Index, ...]:
         if same:
             raise UserError(
                 f"data.train: {shown(same[0].folder)} and {shown(index.folder)} are the same corpus (digest "
-                f"{index.digest[:16]}), whose rows would come twice: name it once, with the sum of the weights"
+                f"{index.digest[:16]}), so its rows would come twice: name it once, with the sum of the weights"
             )
     return corpora
 
@@ -63,15 +64,15 @@ class Growth(NamedTuple):
 
 @dataclass(frozen=True)
 class PhasePlan:
-    """A stretch of steps that read alike.
+    """A phase: consecutive steps that are read in the same way.
 
     Attributes:
         steps: optimizer steps.
         seq_len: S, slots a row.
-        lane_rows: rows a lane and step, once the batch has grown.
+        lane_rows: rows that a lane gives a step, once the batch has grown.
         weights: of the corpora.
-        mask_rate: share of the tokens predicted; None: as `config.Masking` says for the step.
-        growth: of the batch; None: it is whole from the first step.
+        mask_rate: share of the tokens to predict. None: as `config.Masking` says for the step.
+        growth: how the batch grows. None: it is whole from the first step.
     """
 
     steps: int
@@ -82,7 +83,7 @@ class PhasePlan:
     growth: Growth | None = None
 
     def rows_at(self, done: int) -> int:
-        """Rows that a lane gives in the step that comes after `done` others of the phase."""
+        """Rows that a lane gives in the step that follows the first `done` steps of the phase."""
         if self.growth is None or done >= self.growth.steps:
             return self.lane_rows
         first, steps = self.growth
@@ -99,14 +100,14 @@ def _grown_rows(phase: PhasePlan, steps: int) -> int:
     return sum(phase.rows_at(done) for done in range(steps))
 
 
-class Reading(NamedTuple):
+class StepPlan(NamedTuple):
     """How one step is read.
 
     Attributes:
         phase: its phase.
         done: steps of that phase before it.
         rule: its masks.
-        is_constant: the rule holds for the whole phase, so that it is worth masking a block at once.
+        is_constant: the rule holds for the whole phase, so it pays to mask a block at once.
     """
 
     phase: PhasePlan
@@ -122,12 +123,11 @@ class Reading(NamedTuple):
 
 @dataclass(frozen=True)
 class DataPlan:
-    """Everything that the data of a run follows from; picklable, sent to the reader processes.
+    """Everything that the data of a run follows from. Picklable: the reader processes get it.
 
     Attributes:
-        skips_bad: pass over data that is not what was indexed, in place of raising.
-        jumps: step, which counts from 0 -> where all lanes stand before it, in place of behind the step before it: the data
-            between is passed over (`maskloom.train.passed_over`).
+        skips_bad: skip data that is not what was indexed, instead of raising.
+        jumps: step (0-based) -> the cursors to jump to before it. The data in between is skipped (`maskloom.train.refusal`).
     """
 
     corpora: tuple[Index, ...]
@@ -142,29 +142,37 @@ class DataPlan:
 
     @staticmethod
     def of(
-        config: RunConfig, corpora: tuple[Index, ...], tokenizer: Tokenizer, tokenizing: int | None = None
+        data: Data,
+        phases: Sequence[Phase],
+        masking: Masking,
+        seed: int,
+        corpora: tuple[Index, ...],
+        tokenizer: Tokenizer,
+        tokenizing: int | None = None,
     ) -> DataPlan:
         """The plan of a run.
 
         Args:
-            tokenizing: version with which the run has read text so far. None: it begins here, with that of its token shards
-                if they have an older one whose ids the tokenizer can still give, or else with the newest.
+            tokenizing: version with which the run has read text so far. None: it begins here. Then it takes the version of
+                its token shards, if that is older and the tokenizer can still give its ids, or else the newest.
 
         Raises:
-            UserError: token shards of another tokenizer or version of tokenizing, a version that the tokenizer cannot give,
-                a masking rule that does not fit it.
+            UserError: token shards of another tokenizer or version of tokenizing, a version that the tokenizer cannot give, or
+                a masking rule that does not fit the tokenizer.
         """
         if tokenizing is None:
+            # Older token shards stay usable, as long as the tokenizer still gives their ids.
             is_old = tokenizer.oldest_version == 1 and any(index.tokenizing == 1 for index in corpora)
             tokenizing = 1 if is_old else tokenizer.tokenizing
         tokenizer = tokenizer.as_of(tokenizing)
         for index in corpora:
             index.check_tokenizer(tokenizer)
-        batches = [phase.global_batch_rows for phase in config.phases]
-        batches += [phase.batch_warmup.from_rows for phase in config.phases if phase.batch_warmup]
-        lanes = config.data.lanes or default_lanes(batches, max(len(index.train_blocks) for index in corpora))
-        weights = tuple(corpus.weight for corpus in config.data.corpora)
-        phases = tuple(
+        # Every batch that occurs must split evenly over the lanes.
+        batches = [phase.global_batch_rows for phase in phases]
+        batches += [phase.batch_warmup.from_rows for phase in phases if phase.batch_warmup]
+        lanes = data.lanes or default_lanes(batches, max(len(index.train_blocks) for index in corpora))
+        weights = tuple(corpus.weight for corpus in data.corpora)
+        plans = tuple(
             PhasePlan(
                 phase.steps,
                 phase.seq_len,
@@ -173,58 +181,61 @@ class DataPlan:
                 phase.mask_rate,
                 Growth(phase.batch_warmup.from_rows // lanes, phase.batch_warmup.steps) if phase.batch_warmup else None,
             )
-            for phase in config.phases
+            for phase in phases
         )
-        rule = MaskRule.of(config.masking, tokenizer)
-        skips_bad = config.data.on_bad_data == "skip"
-        return DataPlan(corpora, tokenizer, config.seed, lanes, phases, config.masking, rule, skips_bad)
+        rule = MaskRule.of(masking, tokenizer)
+        skips_bad = data.on_bad_data == "skip"
+        return DataPlan(corpora, tokenizer, seed, lanes, plans, masking, rule, skips_bad)
 
     @property
     def total_steps(self) -> int:
         return sum(phase.steps for phase in self.phases)
 
     def phase_of(self, step: int) -> int:
-        """Number of the phase that a step, which counts from 0, belongs to."""
+        """Number of the phase of a step (0-based)."""
         return self.place(step)[0]
 
     def place(self, step: int) -> tuple[int, int]:
-        """(phase, steps done in it before) of a step, which counts from 0."""
+        """(phase, steps of it done before) of a step (0-based)."""
         return place_in(self.phases, step)
 
     def lane_rows(self, step: int) -> int:
-        """Rows that each lane gives in a step, which counts from 0."""
+        """Rows that each lane gives in a step (0-based)."""
         phase, done = self.place(step)
         return self.phases[phase].rows_at(done)
 
     def rule_at(self, step: int) -> MaskRule:
         """The masks of a step."""
-        return self.reading(step).rule
+        return self.step_at(step).rule
 
-    def reading(self, step: int) -> Reading:
+    def step_at(self, step: int) -> StepPlan:
         """How a step is read."""
         number, done = self.place(step)
         phase = self.phases[number]
         is_constant = phase.mask_rate is not None or self.masking.final_rate is None
         rate = rate_at(self.masking, phase.mask_rate, step, self.total_steps)
-        return Reading(phase, done, _at_rate(self.rule, rate), is_constant)
+        return StepPlan(phase, done, _at_rate(self.rule, rate), is_constant)
 
     def capacity(self, phase: int) -> int:
-        """The most predicted tokens of a row in any step of a phase: the shape of the head follows from it."""
+        """The most tokens to predict in a row, in any step of a phase. The shape of the head follows from it."""
         first = sum(before.steps for before in self.phases[:phase])
-        ends = (first, first + self.phases[phase].steps - 1)  # the rate moves along a line: an end has the largest
+        ends = (
+            first,
+            first + self.phases[phase].steps - 1,
+        )  # the rate is linear in the step, so one end has the largest
         return max(self.rule_at(step).most(self.phases[phase].seq_len) for step in ends)
 
     def check_world(self, world: World) -> None:
-        """Raises UserError where there are more ranks than lanes."""
+        """Raises UserError if there are more ranks than lanes."""
         if world.size > self.lanes:
             raise UserError(
-                f"{world.size} ranks are more than the {self.lanes} lanes of this run, and a rank reads at least one: use "
-                f"at most {self.lanes} ranks, or set data.lanes (to a divisor of every global_batch_rows) for a new run"
+                f"{world.size} ranks are more than the {self.lanes} lanes of this run, and each rank reads at least one lane. "
+                f"Use at most {self.lanes} ranks, or set data.lanes (a divisor of every global_batch_rows) for a new run"
             )
 
 
 def place_in(phases: Sequence[PhasePlan], step: int) -> tuple[int, int]:
-    """(phase, steps done in it before) of a step, which counts from 0."""
+    """(phase, steps of it done before) of a step (0-based)."""
     for number, phase in enumerate(phases):
         if step < phase.steps:
             return number, step
@@ -234,5 +245,5 @@ def place_in(phases: Sequence[PhasePlan], step: int) -> tuple[int, int]:
 
 @functools.lru_cache(maxsize=8)
 def _at_rate(rule: MaskRule, rate: float) -> MaskRule:
-    """The same object for the same rate, so that a comparison is one of identity."""
+    """The rule with another rate. The same rate gives the same object, so that rules can be compared by identity."""
     return rule.at_rate(rate)

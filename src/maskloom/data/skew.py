@@ -1,15 +1,15 @@
 """Whether blocks of uneven size skew what a run reads.
 
-A lane reads one block after the other and gives rows of nothing else until its block ends; all lanes advance evenly. Lanes
-begin with blocks that are drawn by their number, not by their size: at first a block gives 1/B of the rows, however large it
-is, and only over time its share of the text. So a lane is a renewal process. Over R tokens of a lane, the expected share of
-block j, which holds r_j tokens (p_j of the text), is off by
+A lane reads one block after the other, and all its rows come from its open block. All lanes advance evenly. The first blocks
+are drawn by their number, not by their size. So at first a block gives 1/B of the rows, however large it is. Only over time
+does it give its share of the text: a lane is a renewal process. Block j holds r_j tokens, p_j of the text. Over R tokens of a
+lane, its expected share is off by
 
     p_j (r - r_j) / (2 R),    r = sum of p_k r_k, the size of the block in which the average token lies
 
-and half of the absolute sum over j is the share of the run's rows that come from other blocks than the text would have them.
-It is 0 for blocks of one size, whatever their number. It is never more than at the first row: half the sum of |p_j - 1/B|.
-Simulations of the real order agree within a factor of two (`tests/data/test_skew.py`).
+Half of the sum of absolute values over j is the share of the run's rows that come from the wrong blocks. It is 0 if all blocks
+have one size. It is largest at the first row: half the sum of |p_j - 1/B|. Simulations of the real order agree within a factor
+of two (`tests/data/test_skew.py`).
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from maskloom.data.index.index import Index
+from maskloom.data.index.corpus import Index
 from maskloom.data.order import MOST_DEFAULT_LANES
 from maskloom.data.plan import DataPlan
 from maskloom.redaction import shown
 
-TOLERATED = 0.1  # share of the rows; the estimate is good to a factor of two
-TEXT_BYTES_A_TOKEN = 4  # as an estimate: no index says how many tokens a text has
+TOLERATED = 0.1  # share of the rows; the estimate is right within a factor of two
+TEXT_BYTES_A_TOKEN = 4  # an estimate, since an index does not say how many tokens a text has
 CHUNK = 1 << 20
 WHAT_TO_DO = "Split long documents (`maskloom shards --max-document-bytes`), or use a smaller --block-bytes"
 
@@ -38,7 +38,7 @@ class Sizes(NamedTuple):
         blocks: how many.
         text_bytes: of all, held-out documents aside.
         largest: number of the largest block in the index, and `largest_share` its share of the text.
-        at_first: share of the first rows that come from other blocks than the text would have them.
+        at_first: share of the first rows that come from the wrong blocks: not by their share of the text.
         spread: sum of p |p - sum of p^2| over the blocks' shares p; 0 if all are even.
     """
 
@@ -50,12 +50,11 @@ class Sizes(NamedTuple):
     spread: float
 
     def misplaced(self, lane_bytes: float) -> float:
-        """The share of the rows that come from other blocks than the text would have them, while each lane reads as much
-        text as `lane_bytes`."""
+        """The share of the rows that come from the wrong blocks, over the first `lane_bytes` of text of each lane."""
         return min(self.at_first, self.spread * self.text_bytes / (4 * max(lane_bytes, 1)))
 
     def most_lanes(self, read_bytes: float) -> float:
-        """The number of lanes up to which no more than TOLERATED is misplaced, while all lanes together read so much text."""
+        """How many lanes there may be for at most TOLERATED to be misplaced, if all together read `read_bytes` of text."""
         spread_bytes = self.spread * self.text_bytes
         return 4 * TOLERATED * read_bytes / spread_bytes if self.at_first > TOLERATED and spread_bytes else np.inf
 
@@ -79,7 +78,7 @@ def sizes_of(index: Index) -> Sizes:
 
 
 def note_on_sizes(index: Index) -> str | None:
-    """What to say of a corpus that was just indexed: in one epoch, too many lanes would skew its rows. None: nothing."""
+    """A note on a corpus that was just indexed, if too many lanes would skew its rows in one epoch. None: there is no need."""
     sizes = sizes_of(index)
     most = sizes.most_lanes(sizes.text_bytes)  # one epoch
     if most >= min(MOST_DEFAULT_LANES, sizes.blocks):
@@ -92,7 +91,7 @@ def note_on_sizes(index: Index) -> str | None:
 
 
 def notes_on_run(plan: DataPlan) -> Iterator[str]:
-    """What to say at the start of a run about each corpus whose rows will be skewed."""
+    """A note at the start of a run on each corpus whose rows will be skewed."""
     for number, index in enumerate(plan.corpora):
         sizes = sizes_of(index)
         read_bytes = (
@@ -110,7 +109,7 @@ def notes_on_run(plan: DataPlan) -> Iterator[str]:
             yield (
                 f"{shown(index.folder)}: the sizes of the blocks are very uneven: {_largest(index, sizes)}. A lane reads one "
                 f"block at a time. With {plan.lanes} lanes, about {misplaced:.0%} of this run's rows of this corpus come from "
-                f"other blocks than the sizes would have them: too few from large blocks. {WHAT_TO_DO}, or {or_else}"
+                f"the wrong blocks: too few from large ones. {WHAT_TO_DO}, or {or_else}"
             )
 
 

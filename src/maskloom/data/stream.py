@@ -1,12 +1,12 @@
-"""Index and cursors to this rank's masked rows, a step at a time.
+"""From cursors to this rank's masked rows, a step at a time.
 
     lane cursors -> blocks (verified bytes) -> webdataset stages -> documents -> token ids -> packed rows -> masked rows
       V lanes       order.py, storage.py        samples.py          tokenizer      packing.py     masking.py
 
-Reader process w of a rank reads every W-th of the rank's lanes and yields those lanes' rows of one step; the training
-process merges them in lane order (for a GPU in a thread: `train/batches.py`) and takes the cursors that came with the step
-that it consumes. Rows that were only read ahead are therefore never counted as seen. The global batch of a step is the
-concatenation over ranks, and is the same for every number of ranks and readers.
+Reader process w of a rank reads every W-th of the rank's lanes and yields those lanes' rows, a step at a time. The training
+process merges them in lane order; for a GPU, a thread does (`train/batches.py`). The cursors travel with the rows of their
+step. So rows that were only read ahead never count as seen. The global batch of a step is the concatenation over ranks. It is
+the same for every number of ranks and readers.
 
 Shapes: R rows, S slots a row.
 """
@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from maskloom.data.cursors import LaneCursors
 from maskloom.data.hashing import make_key
-from maskloom.data.index.index import Index
+from maskloom.data.index.corpus import Index
 from maskloom.data.lane import Lane, Skip, row_keys, rows_of_step
 from maskloom.data.masking import MaskRule, mask_rows
 from maskloom.data.packing import pack
@@ -44,7 +44,7 @@ POLL_S = 0.25  # how often a wait for reader processes looks whether it is over
 
 @dataclass(frozen=True)
 class Step:
-    """What one rank reads for one optimizer step, where its lanes stand afterwards, and what they passed over."""
+    """What one rank reads for one optimizer step: rows, cursors of its lanes afterwards, and skipped blocks."""
 
     number: int
     rows: Rows
@@ -55,7 +55,7 @@ class Step:
 class LaneReader(IterableDataset[Any]):
     """The rows of some lanes, a step at a time: what one reader process runs.
 
-    Yields `Step`s, or a `UserError` in place of one: an exception that crosses the process border loses its shape.
+    Yields `Step`s. Instead of raising a `UserError` it yields one: torch would rebuild an exception that crosses processes.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class LaneReader(IterableDataset[Any]):
 
     def __iter__(self) -> Iterator[Step | UserError]:
         worker = get_worker_info()
-        if worker:  # of its own, so that the encoders of a node's readers together take its cores once
+        if worker:  # a share each, or the encoders of all readers of a node would take its cores many times over
             os.environ.setdefault("RAYON_NUM_THREADS", str(self.encoder_threads))
         numbers = sorted(self.cursors)[worker.id :: worker.num_workers] if worker else sorted(self.cursors)
         with contextlib.ExitStack() as stack:
@@ -84,7 +84,7 @@ class LaneReader(IterableDataset[Any]):
                     yield Step(step, rows, {lane.number: lane.cursors for lane in lanes}, skips)
             except DataFault as fault:
                 yield DataFault(
-                    f"{fault} (kind of fault: {fault.kind}; data.on_bad_data: skip passes over such data)",
+                    f"{fault} (kind of fault: {fault.kind}; set data.on_bad_data: skip to leave such data out)",
                     kind=fault.kind,
                     shard=fault.shard,
                     offset=fault.offset,
@@ -110,11 +110,11 @@ def read_steps(
     workers: int = 0,
     prefetch_steps: int = 2,
 ) -> Generator[Step]:
-    """This rank's part of every step from `first_step` on. The reader processes end with the iterator: where it is not used up,
+    """This rank's part of every step from `first_step` on. The reader processes end with the iterator: if you do not use it up,
     close it (`contextlib.closing`).
 
     Args:
-        cursors: where each of all lanes stands before `first_step`.
+        cursors: of all lanes, before `first_step`.
         last_step: the first step that is not read; None: to the end of the run.
         workers: reader processes; 0 reads in this process.
         prefetch_steps: steps that each of them prepares ahead.
@@ -138,12 +138,14 @@ def read_parts(
     prefetch_steps: int = 2,
     is_over: Callable[[], bool] = lambda: False,
 ) -> Generator[list[Step]]:
-    """As `read_steps`, each step as its readers gave it: `merge` makes one of it. A wait for them ends soon after `is_over`
-    says that nobody wants more: another thread can then close the iterator."""
+    """As `read_steps`, but each step as a list of what its readers gave: `merge` joins it. A wait for readers ends soon after
+    `is_over` says so, and then another thread can close the iterator."""
     plan.check_world(world)
     mine = world.share(plan.lanes)
+    # Each reader reads at least one lane.
     workers = min(workers, len(mine))
     last_step = plan.total_steps if last_step is None else last_step
+    # The encoders of all readers on this node share its cores.
     threads = max(1, len(os.sched_getaffinity(0)) // (world.local_size * max(workers, 1)))
     reader = LaneReader(plan, {lane: cursors[lane] for lane in mine}, first_step, last_step, threads)
     loader: DataLoader[Any] = DataLoader(
@@ -156,6 +158,7 @@ def read_parts(
         multiprocessing_context=clean_forks(__name__) if workers else None,
         worker_init_fn=end_with_owner if workers else None,
     )
+    # The loader asks its workers in turn, so the next W items are the parts of one step.
     parts: list[Step] = []
     with contextlib.closing(_items(loader, is_over)) as items:
         for item in items:
@@ -168,7 +171,7 @@ def read_parts(
 
 
 def _items(loader: DataLoader[Any], is_over: Callable[[], bool]) -> Generator[Step | UserError]:
-    """What the reader yields. Its processes end with the iterator, however that comes about."""
+    """What the reader yields. Its processes end with the iterator, in whatever way that ends."""
     if not loader.num_workers:
         yield from loader
         return
@@ -182,27 +185,27 @@ def _items(loader: DataLoader[Any], is_over: Callable[[], bool]) -> Generator[St
             except StopIteration:
                 return
             except RuntimeError as error:
-                if "timed out" in str(error):  # torch's words for a wait of POLL_S; nothing is lost
+                if "timed out" in str(error):  # what torch says after POLL_S; no item is lost
                     continue
-                if "exited unexpectedly" not in str(error):  # its words for a process that is gone
+                if "exited unexpectedly" not in str(error):  # what torch says of a process that died
                     raise
                 raise ChildProcessError(
                     f"of the readers, {WANT_OF_MEMORY}: lower data.workers or data.prefetch_steps"
                 ) from None
             yield item
     finally:
-        readers.end(items._shutdown_workers)  # it would wait 10 s for each that is amid a step
+        readers.end(items._shutdown_workers)  # torch alone would wait 10 s for each reader that is inside a step
 
 
 def skip_steps(plan: DataPlan, cursors: Sequence[LaneCursors], first_step: int, last_step: int) -> list[LaneCursors]:
-    """Where the lanes stand before `last_step`, if they stand at `cursors` before `first_step`."""
+    """The cursors before `last_step`, from those before `first_step`. Reads the blocks in between, without masking."""
     lanes = [Lane(plan, number, lane_cursors) for number, lane_cursors in enumerate(cursors)]
     for step in range(first_step, last_step):
         if jump := plan.jumps.get(step):
             lanes = [Lane(plan, number, lane_cursors) for number, lane_cursors in enumerate(jump)]
-        reading = plan.reading(step)
+        step_plan = plan.step_at(step)
         for lane in lanes:
-            lane.skip(reading)
+            lane.skip(step_plan)
     return [lane.cursors for lane in lanes]
 
 
@@ -211,8 +214,8 @@ def held_out_rows(
 ) -> Iterator[Rows]:
     """This rank's held-out rows, a block at a time: every held-out document once, with masks that never change.
 
-    The masks depend on the corpus alone, not on the run's seed, so that runs can be compared. With `skips_bad`, a block
-    that is not what was indexed is left out with a warning.
+    The masks depend on the corpus alone, not on the run's seed, so runs can be compared. With `skips_bad`, a block that is not
+    what was indexed is left out with a warning.
     """
     for block in index.held_out_blocks[world.rank :: world.size]:
         try:
@@ -239,7 +242,7 @@ def merge(parts: Sequence[Step]) -> Step:
         return parts[0]
     assert len({part.number for part in parts}) == 1, "readers are out of step"
     cursors = {lane: lane_cursors for part in parts for lane, lane_cursors in part.cursors.items()}
-    owners = [lane for part in parts for lane in part.cursors]  # each part's rows stand in this order
+    owners = [lane for part in parts for lane in part.cursors]  # the order of the rows in the joined parts
     rows = Rows.concatenate([part.rows for part in parts])
     each = len(rows) // len(owners)
     place = np.argsort(owners, kind="stable")

@@ -230,7 +230,7 @@ def conclusion(run: Path, outcome: Outcome, why: str) -> str:
     if status.state == "done":
         return f"{run}: done {at}" + (f", but {ended.what}" if ended.code else "")
     if status.state == "stopped":
-        return f"{run}: stopped {at}. The same command goes on from {status.last_good_checkpoint or 'the beginning'}"
+        return f"{run}: stopped {at}. The same command resumes from {status.last_good_checkpoint or 'the beginning'}"
     advice = status.advice or "what is said above, or in its logs, tells why"
     return f"{run}: failed {at}: {status.reason or ended.what}{ending}. {advice}"
 
@@ -253,7 +253,7 @@ def settle(run: Path, name: str, ended: Ended) -> Outcome:
         status = known_status(run) or Status("failed", 0, load_config(run / "config.yaml").total_steps, 1, start=name)
         if status.state != "running":  # written since
             return Outcome(ended, status, _is_of(status, name))
-        goes_on = f"The same command goes on from {status.last_good_checkpoint or 'the beginning'}"
+        goes_on = f"The same command resumes from {status.last_good_checkpoint or 'the beginning'}"
         status = replace(status, state="failed", reason=ended.what, advice=goes_on, can_retry=True)
         status.write(run)
         return Outcome(ended, known_status(run), True)

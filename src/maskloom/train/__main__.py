@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
+from pathlib import Path
+
 from maskloom.early import begin
-from maskloom.program import run_program
+from maskloom.program import Parser, add_overrides, run_program
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Train as one rank. Returns the exit code."""
     from maskloom import extensions
-    from maskloom.command_line import Parser, add_overrides
 
     parser = Parser(
         prog="maskloom.train",
@@ -19,10 +21,16 @@ def main(arguments: list[str] | None = None) -> int:
         "--local_rank", "--local-rank", type=int, help="given by the deepspeed launcher; read from the environment"
     )
     parser.add_argument("config", metavar="CONFIG", help="YAML file of the run")
+    parser.add_argument("--profile", type=int, metavar="N", help="`maskloom train` says what it does")
+    parser.add_argument("--out", type=Path, default=Path("profile"), help="for the traces of --profile")
     add_overrides(parser)
     extensions.add_import(parser)
     options = parser.parse_args(arguments)
     # Reader processes import this module again: what is heavy comes after that point.
+    if options.profile is not None:
+        if options.profile < 1:
+            parser.error(f"--profile {options.profile}: at least one step")
+        return _profile(options)
     from maskloom.train.rank.watch import Watch
 
     with Watch() as watch:  # before what takes seconds to import: a request to stop may come at any time
@@ -41,6 +49,24 @@ def main(arguments: list[str] | None = None) -> int:
             complain(f"maskloom: {watch.me()}: {error}")
             return EXIT_FAILED
         return train(config, world, watch)
+
+
+def _profile(options: Namespace) -> int:
+    from maskloom.config_file import load_config
+    from maskloom.distributed import World
+    from maskloom.errors import UserError
+    from maskloom.progress import complain
+    from maskloom.status import EXIT_DONE, EXIT_FAILED
+    from maskloom.train.profiling import profile
+
+    world = None
+    try:
+        world = World.discover()
+        profile(load_config(options.config, options.overrides), world, options.profile, options.out)
+    except (UserError, OSError) as error:
+        complain(f"maskloom: rank {world.rank if world else '?'}: {error}")
+        return EXIT_FAILED
+    return EXIT_DONE
 
 
 if __name__ == "__main__":

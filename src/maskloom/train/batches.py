@@ -1,9 +1,9 @@
-"""Steps to what a rank's device is given: made ready before, for a GPU by a thread, so that the training thread only copies.
+"""Steps to micro-batches. For a GPU a thread makes them ready, one step ahead: the training thread only copies.
 
     readers' parts of a step -> rows in lane order -> micro-batches, counts -> pinned memory | train_step: copies to the device
     \\____________________ for a GPU in a thread, one step ahead ______________________/
 
-A step that was made ready and is not taken leaves no trace: where the run stands is known from the cursors of the steps taken.
+A step that was made ready and is not taken leaves no trace: the state of the data is the cursors of the steps that were taken.
 """
 
 from __future__ import annotations
@@ -44,13 +44,16 @@ def ready_steps(
     first_step: int,
     workers: int,
     prefetch_steps: int,
+    windows: Sequence[int | None] = (None,),
 ) -> Generator[ReadyStep]:
-    """This rank's part of every step from `first_step` on; readers and thread end with the iterator: where it is not used up,
-    close it (`contextlib.closing`).
+    """This rank's part of every step from `first_step` on.
+
+    Readers and thread end with the iterator. If it is not used up, close it (`contextlib.closing`).
 
     Args:
         layouts: of each phase, once its batch has grown.
         device: of this rank.
+        windows: of the model's attention, whose pairs of slots are counted.
         cursors, first_step, workers, prefetch_steps: see `read_steps`, and what it raises.
     """
 
@@ -67,6 +70,6 @@ def ready_steps(
         layout = layouts[phase].of_smaller(plan.lanes, plan.lane_rows(step.number), world)
         batches = micro_batches(step.rows, layout, capacities[phase], plan.tokenizer)
         pinned = tuple(batch.pinned_for(device) for batch in batches)
-        return ReadyStep(**vars(step), micro_batches=pinned, counts=counts_of(step.rows, plan.tokenizer))
+        return ReadyStep(**vars(step), micro_batches=pinned, counts=counts_of(step.rows, plan.tokenizer, windows))
 
     return ahead(read, ready, device)

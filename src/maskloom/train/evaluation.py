@@ -13,7 +13,7 @@ import torch
 from maskloom.config import Evaluation
 from maskloom.data.ahead import ahead
 from maskloom.data.batch import MicroBatch, make_micro_batch, to_device
-from maskloom.data.index.index import Index
+from maskloom.data.index.corpus import Index
 from maskloom.data.masking import MaskRule
 from maskloom.data.rows import Rows
 from maskloom.data.stream import held_out_rows

@@ -29,7 +29,7 @@ from maskloom.errors import UserError
 from maskloom.files import open_plain, parse_json, read_plain, write_atomically
 from maskloom.progress import duration, say, warn
 from maskloom.scalars import is_count
-from maskloom.train.time_left import TimeLeft
+from maskloom.train.timing import TimeLeft
 
 
 class Work(NamedTuple):
@@ -63,7 +63,7 @@ class Metrics:
         self.begin_at(step, tokens_seen)
 
     def begin_at(self, step: int, tokens_seen: int) -> None:
-        """Go on behind `step`: what was logged beyond is dropped."""
+        """Continue after `step`: lines of later steps are dropped."""
         self.time_left.begin()
         self.mark(step, tokens_seen)
         if self.is_writer:
@@ -130,7 +130,7 @@ class Metrics:
         return {}
 
     def log_evaluation(self, step: int, values: dict[str, float]) -> None:
-        """Log held-out figures; none where every held-out document is too short to have a token predicted."""
+        """Log held-out figures. There are none if every held-out document is too short to have a token predicted."""
         if not values:
             if self._writes:
                 warn(f"step {step:,}: the held-out documents have no token to predict")
@@ -177,7 +177,7 @@ class Metrics:
         self._append()
 
     def _append(self) -> None:
-        """Write the lines that wait to metrics.jsonl; where that fails, all of them go on waiting."""
+        """Write the waiting lines to metrics.jsonl. If that fails, all of them keep waiting."""
         size = self.path.stat().st_size if self.path.exists() else 0
         try:
             with open(self.path, "a", encoding="utf-8", opener=open_plain) as file:
@@ -195,18 +195,18 @@ class Metrics:
 
     @contextlib.contextmanager
     def _surviving_the_board(self) -> Iterator[None]:
-        """A TensorBoard folder that cannot be written any more ends no run: it goes on without, and says so once."""
+        """If the TensorBoard folder can no longer be written, the run continues without it, and says so once."""
         try:
             yield
         except Exception as error:
             self.board = None
             warn(
-                f"TensorBoard cannot be written any more ({error}): the run goes on without it; metrics.jsonl has all of it"
+                f"TensorBoard can no longer be written ({error}): the run continues without it; metrics.jsonl has all of it"
             )
 
 
 def _quieten_the_board() -> None:
-    """What fails in TensorBoard's own thread is raised in ours with the next line, and said there: no traceback before."""
+    """Print no traceback of TensorBoard's own thread: its error is raised in ours with the next line, and said there."""
     before = threading.excepthook
 
     def hook(arguments: threading.ExceptHookArgs) -> None:

@@ -14,101 +14,30 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import BertConfig
 
 from maskloom.config import RunConfig
-from maskloom.config_file import differences, dump_config, load_config, rechecked, saved_form
+from maskloom.config_file import dump_config, saved_form
 from maskloom.distributed import World, gather_objects
 from maskloom.errors import UserError
 from maskloom.files import LOCK, parse_json, read_plain, whole_folder, write_atomically
-from maskloom.models.bert import MaskedLM, read_definition, save_definition
-from maskloom.models.warm_start import check_init, check_positions
+from maskloom.models.build import save_definition
+from maskloom.models.masked_lm import MaskedLM
 from maskloom.progress import say, warn
 from maskloom.redaction import brief, sayable
 from maskloom.status import CHECKPOINT, START, State, Status, note_attempt, parse_status, read_status
 from maskloom.tokenizers.base import Tokenizer
-from maskloom.train.checkpoint.fit import fit_origin, is_same_origin, split_origin, unlike_data
-from maskloom.train.checkpoint.state import saved_folders
 from maskloom.train.run_lock import InUse, RunLock
 
-MAY_CHANGE = re.compile(
-    r"run_dir|tokenizer|data\.(train(\.\d+\.path)?|workers|prefetch_steps|on_bad_data|max_bad_share|storage\..*)|phases\.\d+\.micro_batch_rows|logging\..*|checkpoint\..*|guard\..*|timeouts\..*"
-    r"|evaluation\..*|engine\.(kernels|deterministic|activation_checkpointing|zero_stage|reduce|reduce_precision|overlap)|model\.init|deepspeed\..*"
-)
-"""What a resumed run may set otherwise: nothing of it changes which rows are seen. Moved files (tokenizer, data.train)
-are recognised by their digests; `engine.zero_stage` is checked when the checkpoint is loaded."""
 FAILED = ".failed-"
 """Name, before the number of the attempt, of the file that the first failing rank makes: it alone writes the status."""
 MOST_THREADS = 1 << 16
 THREADS = re.compile(r"[1-9][0-9]{0,4}")
 PACKAGES = ("maskloom", "deepspeed", "torch", "transformers", "tokenizers", "webdataset", "numpy")
-
-
-def reconcile(config: RunConfig, data: Mapping[str, Any] | None = None) -> RunConfig:
-    """The configuration to run with, given what the run directory holds already, or the run that it begins from.
-
-    A run that exists keeps what was derived when it began (lanes, the checkpoint that it began from); what may change is
-    taken from `config`.
-
-    Args:
-        data: what `identity` gives for the tokenizer and the corpora; left out, they are not compared.
-
-    Raises:
-        UserError: the folder is something else, or the configurations differ in what may not change (all listed).
-    """
-    folder = Path(config.run_dir)
-    saved_file = folder / "config.yaml"
-    if not saved_file.exists():
-        refuse_foreign(folder)
-        return fit_origin(config, data) if config.from_ and data else config
-    saved = load_config(saved_file)
-    if config.data.lanes is None:
-        config = config.model_copy(update={"data": config.data.model_copy(update={"lanes": saved.data.lanes})})
-    if config.engine.precision == "auto":
-        engine = config.engine.model_copy(update={"precision": saved.engine.precision})
-        config = config.model_copy(update={"engine": engine})
-    if is_same_origin(saved.from_, config.from_):
-        config = config.model_copy(update={"from_": saved.from_})
-    config = rechecked(config, f"the settings given, with the lanes of the run in {folder}")
-    found = differences(saved.model_dump(mode="json", by_alias=True), config.model_dump(mode="json", by_alias=True))
-    refused = [
-        f"  {key}: {old!r} in the run, {new!r} now"
-        for key, (old, new) in found.items()
-        if not MAY_CHANGE.fullmatch(key) and not _is_more_steps(key, old, new, len(saved.phases))
-    ]
-    refused += unlike_data(folder, data, "in the run") if data else []
-    if refused:
-        raise UserError(
-            f"the run in {folder} was started with another configuration:\n" + "\n".join(refused) + "\n"
-            "Set these back to go on with it, or set run_dir to a new folder for a new run (which from="
-            f"{folder}@STEP begins with these weights)"
-        )
-    return config
-
-
-def check_model(config: RunConfig, tokenizer: Tokenizer) -> BertConfig | None:
-    """Check the model that a rank would begin with, without its weights: the run's own, its origin's, or `model.init`.
-
-    Returns:
-        what it is; None for one that is built from the run's settings, which were checked already.
-
-    Raises:
-        UserError: it cannot be trained so.
-    """
-    run = Path(config.run_dir)
-    origin = run if saved_folders(run) else split_origin(config.from_)[0] if config.from_ else None
-    if origin is None:
-        init = config.model.init
-        return check_init(init, tokenizer, config.seq_lens) if init is not None else None
-    described = read_definition(origin / "model")
-    check_positions(described, str(origin / "model"), config.seq_lens)
-    return described
 
 
 class RunDir:
@@ -161,8 +90,8 @@ class RunDir:
         """Tell the ranks of each other.
 
         Raises:
-            InUse: on all ranks, where another process trains in the folder.
-            UserError: on all ranks, where the first could not open the folder.
+            InUse: on all ranks, if another process trains in the folder.
+            UserError: on all ranks, if the first could not open the folder.
         """
         key = f"{os.getpid()}-{time.time_ns()}"
         mine = [socket.gethostname(), os.getpid(), self._refusal, self._is_in_use, self.attempt, self.step, key]
@@ -184,7 +113,7 @@ class RunDir:
 
     def threads(self, world: World, cores: int) -> int:
         """CPU threads a rank: what the run recorded when it began (other counts give other bits), else the share of
-        the machine's cores; OMP_NUM_THREADS, where it is set, decides at the beginning."""
+        the machine's cores; OMP_NUM_THREADS, if it is set, decides at the beginning."""
         if (recorded := recorded_threads(self.folder)) is not None:
             return recorded
         given = os.environ.get("OMP_NUM_THREADS", "")
@@ -216,7 +145,7 @@ class RunDir:
         """Write `status.json`: `running`, `stopped` or `done`, at which step.
 
         Raises:
-            OSError: it cannot be written, and the run is at its end. One that is running goes on, with a warning.
+            OSError: it cannot be written, and the run is at its end. A running one continues, with a warning.
         """
         self.step = step
         if not self.is_writer:
@@ -243,11 +172,11 @@ class RunDir:
             return
         self._note(step)
         origin = self.last_good_checkpoint() or "the beginning"
-        self.record("stopped", step, why, f"The same command goes on from {origin}.")
+        self.record("stopped", step, why, f"The same command resumes from {origin}.")
         self._remove_request()
 
     def refresh(self, step: int) -> None:
-        """Show that the run is at work; nothing where it is not, or any more."""
+        """Show that the run is at work, if it is."""
         with self._writing:
             if not self._is_running or self.failure() is not None:
                 return
@@ -261,10 +190,10 @@ class RunDir:
             self._lock.touch()
 
     def fail(self, reason: str, advice: str, can_retry: bool) -> bool | None:
-        """Record why the attempt ended, unless another rank failed before; a folder that never became a run is taken away.
+        """Record why the attempt ended, unless another rank failed before. A folder that never became a run is removed.
 
         Returns:
-            whether no other rank failed before; None where that cannot be known.
+            whether no other rank failed before; None if that cannot be known.
         """
         if self._refusal is not None:
             return self.is_writer
@@ -292,14 +221,14 @@ class RunDir:
         return True
 
     def failure(self) -> Status | None:
-        """How this attempt failed, on whichever rank was first; None where none has."""
+        """How this attempt failed, on whichever rank was first; None if none has."""
         try:
             return parse_status(read_plain(self._failed).decode("utf-8"))
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
     def _newest_attempt(self) -> int:
-        """That of status.json; 0 where nobody can tell."""
+        """The attempt in status.json; 0 if it cannot be read."""
         try:
             status = read_status(self.folder)
         except UserError:
@@ -311,7 +240,7 @@ class RunDir:
         return newest_named(self.folder)
 
     def close(self) -> None:
-        """Give the folder free; one that never became a run is taken away."""
+        """Release the folder; remove it if it never became a run."""
         if not self._begun and self._refusal is None:
             self._remove()
         if self._lock is not None:
@@ -346,7 +275,7 @@ class RunDir:
                 note_attempt(self.folder, line)
 
     def _remove_request(self) -> None:
-        """The request to stop was carried out, or came too late; a folder of its name is none."""
+        """The request to stop was carried out, or came too late. A folder of that name is not a request."""
         stop = self.folder / "stop"
         try:
             if not stop.is_dir():
@@ -363,7 +292,7 @@ class RunDir:
 
 
 def recorded_threads(folder: Path) -> int | None:
-    """The number of threads that a run began with, None where it says nothing. Raises UserError where its file is damaged."""
+    """The number of threads that a run began with, or None if it says nothing. Raises UserError if its file is damaged."""
     environment = folder / "environment.json"
     if not environment.exists():
         return None
@@ -380,7 +309,7 @@ def recorded_threads(folder: Path) -> int | None:
 
 
 def newest_named(run: Path) -> str | None:
-    """The name that `checkpoints/latest.json` points at; None where it names no checkpoint."""
+    """The name that `checkpoints/latest.json` points at; None if it names no checkpoint."""
     try:
         name = parse_json(read_plain(run / "checkpoints" / "latest.json"))["name"]
         return name if CHECKPOINT.fullmatch(name) else None
@@ -389,7 +318,7 @@ def newest_named(run: Path) -> str | None:
 
 
 def refuse_foreign(folder: Path) -> None:
-    """Raises UserError where the folder is none, or holds something that is no run."""
+    """Raises UserError if this is not a folder, or holds something that is not a run."""
     if folder.is_symlink() and not folder.exists():
         raise UserError(
             f"run_dir {folder} is a link to {folder.readlink()}, which is not there: see that it is mounted, or choose another "
@@ -401,10 +330,3 @@ def refuse_foreign(folder: Path) -> None:
         return
     if not all(entry.name.startswith(".") for entry in folder.iterdir()):
         raise UserError(f"run_dir {folder} is not empty and holds no run (no config.yaml): choose another folder")
-
-
-def _is_more_steps(key: str, old: Any, new: Any, phases: int) -> bool:
-    """A longer last phase, or further phases after it."""
-    if key == f"phases.{phases - 1}.steps":
-        return bool(new is not None and new >= old)
-    return bool(re.fullmatch(r"phases\.\d+", key) and old is None and int(key.split(".")[1]) >= phases)

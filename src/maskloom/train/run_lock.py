@@ -1,9 +1,9 @@
-"""One run a folder: a lock that ends with its process, and a sign of life for file systems on which locks say nothing.
+"""One run a folder: a lock that ends with its process, and a sign of life for file systems whose locks say nothing.
 
-Locks are unknown on some file systems of clusters, and on others they hold on one machine only. So the lock file names its holder
-and is touched every few seconds. Whoever finds another machine's name in it looks whether the touching goes on; times are
-compared on the file server's clock alone. A file server may keep the lock of a machine that is gone: that one is silent, and is
-waited for. A run that ended in order leaves an empty file, and nobody waits.
+Some file systems of clusters have no locks; on others a lock holds on one machine only. So the lock file names its holder, and
+the holder touches it every few seconds. A process that finds another machine's name in it looks whether the touching continues;
+times are compared on the file server's clock alone. A file server may keep the lock of a machine that is gone: that machine is
+silent, and the start waits for the lock. A run that ended in order leaves an empty file, and nobody waits.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Holder:
     """Who holds a run's lock.
 
     Attributes:
-        pid: 0 where the file does not say.
+        pid: 0 if the file does not say.
         since: when it took the lock, in words.
         command: that it is.
         start: what `status.START` was in its environment.
@@ -87,7 +87,7 @@ class Holder:
 
 
 class RunLock:
-    """Held from the start on. Raises InUse where another process holds the folder.
+    """Held from the start on. Raises InUse if another process holds the folder.
 
     Args:
         start: what `status.START` is in this process's environment.
@@ -137,8 +137,8 @@ class RunLock:
 
 
 def holder_of(folder: Path) -> Holder | None:
-    """Who trains in a run's folder, None where nobody does; nothing is changed. Where only the touching of the lock file tells
-    whether its holder lives, this may take SILENT_S."""
+    """Who trains in a run's folder, or None. Changes nothing. May take SILENT_S, if only the touching of the lock file tells
+    whether its holder lives."""
     path = folder / LOCK
     try:
         with open(path, "rb", opener=open_plain) as file:
@@ -150,7 +150,7 @@ def holder_of(folder: Path) -> Holder | None:
 
 
 def refuse_in_use(folder: Path) -> None:
-    """Raises InUse where somebody trains in the folder."""
+    """Raises InUse if somebody trains in the folder."""
     if holder := holder_of(folder):
         raise in_use(folder, holder)
 
@@ -178,7 +178,7 @@ def named_holder(path: Path) -> Holder | None:
 
 
 def _lock(file: IO[Any], path: Path, how: int) -> bool | None:
-    """Lock a file: True where it is, False where its file system has no locks, None where somebody else holds it."""
+    """Lock a file: True if it is locked, False if its file system has no locks, None if somebody else holds it."""
     end_s = time.monotonic() + MOMENT_S
     while True:
         try:

@@ -1,7 +1,7 @@
-"""Blocks that were passed over under `on_bad_data: skip`: counted over all ranks, listed, and bounded.
+"""Blocks of bad data that were skipped (`on_bad_data: skip`): counted over all ranks, listed, and bounded.
 
-`RUN/skipped.jsonl` has a line a block: the step, corpus, epoch and number of the occurrence, shard, offset and fault. A
-resumed run drops the lines of steps that it does again.
+`RUN/skipped.jsonl` has one line for each block: the step, corpus, epoch and number of the occurrence, shard, offset and fault. A
+resumed run drops the lines of steps that it does again. (What a roll-back skips is in `refusal.py`.)
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ class Skipped:
             keep_until(self.path, step)
 
     def add(self, step: int, skips: Sequence[Skip]) -> None:
-        """Note what this rank passed over in a step."""
+        """Note what this rank skipped in a step."""
         self._pending += [{"step": step, **asdict(skip)} for skip in skips]
 
     def settle(self, mine: Mapping[int, LaneCursors]) -> None:
-        """List what all ranks passed over since the last call; every rank calls it.
+        """List what all ranks skipped since the last call; every rank calls it.
 
         Args:
-            mine: where this rank's lanes stand.
+            mine: cursors of this rank's lanes.
 
         Raises:
             UserError: more than `data.max_bad_share` of the blocks read were bad.

@@ -68,7 +68,7 @@ def test_the_json_beside_a_text_is_metadata() -> None:
     ]
 
 
-def test_what_webdataset_skips_and_what_is_no_text_is_left_out() -> None:
+def test_what_webdataset_skips_and_what_is_not_text_is_left_out() -> None:
     members = {
         "__meta__": b"x",
         "__info__/a.txt": b"x",
@@ -89,11 +89,11 @@ def test_names_longer_than_a_tar_header_holds() -> None:
     assert documents_in({f"{'d' * 90}/{'n' * 90}.txt": b"long", "é" * 60 + ".txt": b"accents"}) == ["long", "accents"]
 
 
-def test_blank_lines_are_no_documents_and_a_last_line_needs_no_end() -> None:
+def test_blank_lines_are_not_documents_and_the_last_line_may_lack_an_end() -> None:
     assert documents_in({"a.jsonl": b'\n{"text": "a"}\r\n  \n{"text": ""}\n{"text": "b\\n"}'}) == ["a", "", "b\n"]
 
 
-def test_line_separators_inside_a_text_end_no_line() -> None:
+def test_line_separators_inside_a_text_do_not_end_a_line() -> None:
     text = "a\u2028b\u0085c\x0cd"
     assert documents_in({"a.jsonl": json.dumps({"text": text}, ensure_ascii=False).encode()}) == [text]
 
@@ -159,7 +159,7 @@ def test_invalid_utf8_names_sample_and_byte(before: str, bad: bytes) -> None:
 
 
 @pytest.mark.parametrize("data", [b"x" * 2000, tar_of({"a.txt": b"a" * 3000}).read()[:2000]])
-def test_bytes_that_are_no_tar_name_the_shard(data: bytes) -> None:
+def test_bytes_that_are_not_a_tar_name_the_shard(data: bytes) -> None:
     with pytest.raises(UserError, match=r"shard my\.tar"):
         list(read_documents(io.BytesIO(data), "my.tar", "text"))
 
@@ -175,7 +175,7 @@ def test_a_name_that_stands_twice_in_a_sample_is_refused() -> None:
         list(read_documents(stream, "my.tar", "text"))
 
 
-def test_what_cannot_be_read_is_told_and_passed_over() -> None:
+def test_what_cannot_be_read_is_reported_and_skipped() -> None:
     """Document by document: the other lines of a member are read."""
     told: list[DataFault] = []
     members = {"a.jsonl": b'{"text": "one"}\n{\n{"text": "two"}\n{"text": 3}', "b.txt": b"\xff", "c.txt": b"three"}
@@ -193,7 +193,7 @@ def test_what_cannot_be_read_is_told_and_passed_over() -> None:
     ]
 
 
-def test_a_tar_that_cannot_be_read_is_never_passed_over() -> None:
+def test_a_tar_that_cannot_be_read_is_never_skipped() -> None:
     data = tar_of({"a.txt": b"a" * 3000}).read()[:2000]
     with pytest.raises(DataFault) as fault:
         list(read_documents(io.BytesIO(data), "my.tar", "text", 512, on_bad=lambda told: None))

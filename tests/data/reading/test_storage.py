@@ -11,8 +11,11 @@ from hypothesis import strategies as st
 
 from maskloom.config import Storage
 from maskloom.data.reading import remote, storage
-from maskloom.data.reading.storage import fetch, is_remote, list_tars, local_path, open_range, read_whole, size_of
+from maskloom.data.reading.storage import fetch, is_remote, join, list_tars, local_path, open_range, read_whole, size_of
 from maskloom.errors import DataFault, PassingFault, UserError
+from tests.fault_server import FaultServer
+
+from .serving import QUICK
 
 CONTENT = bytes(range(256)) * 3
 
@@ -41,7 +44,7 @@ def test_a_missing_shard_is_named(tmp_path: Path) -> None:
             assert caught.value.kind == "missing"
 
 
-def test_a_file_that_cannot_be_read_is_no_fault_of_the_data(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_read_is_not_a_fault_of_the_data(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="Is a directory") as caught:
         open_range(str(tmp_path), 0, 1, 0)
     assert not isinstance(caught.value, DataFault)
@@ -127,7 +130,7 @@ def test_a_url_without_a_host_is_refused(url: str) -> None:
         is_remote(url)
 
 
-def test_a_file_url_names_no_host() -> None:
+def test_a_file_url_with_a_host_is_refused() -> None:
     assert (
         local_path("file:///data/a%20b.tar") == local_path("file://localhost/data/a%20b.tar") == Path("/data/a b.tar")
     )
@@ -194,3 +197,22 @@ def test_a_damaged_block_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(DataFault):
         open_range("http://a/a.tar", 0, 100, zlib.crc32(CONTENT[:100]), "d1", kept)
     assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize(
+    ("base", "relative", "expected"),
+    [
+        ("http://h/c", "000.tar", "http://h/c/000.tar"),
+        ("http://h/c/", "./10:00 #1?.tar", "http://h/c/10%3A00%20%231%3F.tar"),
+        ("https://h/c?sas=1%2F2", "train/000.tar", "https://h/c/train/000.tar?sas=1%2F2"),
+        ("s3://b/c d/", "./x #1.tar", "s3://b/c d/x #1.tar"),
+        ("/data/c", "./10:00.tar", "/data/c/10:00.tar"),
+    ],
+)
+def test_names_of_an_index_become_urls(base: str, relative: str, expected: str) -> None:
+    assert join(base, relative) == expected
+
+
+def test_http_has_no_listing(server: FaultServer) -> None:
+    with pytest.raises(UserError, match="name the tars, each with its URL"):
+        list_tars(f"{server.url}/?SECRET", QUICK)

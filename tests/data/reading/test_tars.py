@@ -178,7 +178,7 @@ def test_octal_sizes_of_all_tools_are_read(field: bytes) -> None:
 
 
 @pytest.mark.parametrize("field", [b"", b" " * 12])
-def test_a_folder_may_have_no_size(field: bytes) -> None:
+def test_a_folder_may_lack_a_size(field: bytes) -> None:
     folder = header("a", 0, b"5", lambda raw: raw.__setitem__(slice(124, 136), field.ljust(12, b"\0")))
     assert [one.is_read for one in members(io.BytesIO(folder + GOOD + END), "shard my.tar")] == [False, True]
 

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from maskloom.data.sources import tables
-from maskloom.data.sources.corpus import find_sources, read_source
+from maskloom.data.sources.inputs import find_sources, read_source
 from maskloom.errors import UserError
 
 ROWS = [f"row {number} é " + "word " * (number % 7) for number in range(50)]
@@ -121,7 +121,7 @@ def test_all_types_of_text(tmp_path: Path, kind: Any) -> None:
     assert texts(write_parquet(tmp_path / "a.parquet", ["b", None, "a", "b"], kind)) == ["b", "", "a", "b"]
 
 
-def test_columns_that_are_missing_or_no_text_are_named(tmp_path: Path) -> None:
+def test_columns_that_are_missing_or_not_text_are_named(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "a.parquet", ROWS)
     datasets.Dataset.from_dict({"text": ROWS, "id": list(range(50))}).save_to_disk(tmp_path / "saved")
     for given_input in (path, tmp_path / "saved"):
@@ -171,7 +171,7 @@ def test_a_damaged_table_is_refused_by_name(tmp_path: Path) -> None:
         texts(path)
 
 
-def test_bytes_that_are_no_utf8_name_the_row(tmp_path: Path) -> None:
+def test_bytes_that_are_not_utf8_name_the_row(tmp_path: Path) -> None:
     bad = pyarrow.array([b"good", b"bad \xff"]).view(pyarrow.binary())
     column = pyarrow.StringArray.from_buffers(2, bad.buffers()[1], bad.buffers()[2])
     pyarrow.parquet.write_table(pyarrow.table({"text": column}), tmp_path / "a.parquet")
@@ -179,7 +179,7 @@ def test_bytes_that_are_no_utf8_name_the_row(tmp_path: Path) -> None:
         texts(tmp_path / "a.parquet")
 
 
-def test_a_text_beyond_any_measure_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_absurdly_long_text_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tables, "LONGEST_TEXT_BYTES", 100)
     with pytest.raises(UserError, match="rows 0 to 1: a 'text' has 101 bytes, more than the 100"):
         texts(write_parquet(tmp_path / "a.parquet", ["short", "x" * 101]))
@@ -200,10 +200,10 @@ def test_datasets_that_cannot_be_had_are_named(tmp_path: Path) -> None:
     datasets.Dataset.from_dict({"text": ROWS}).to_parquet(tmp_path / "hub" / "train.parquet")
     folder = tmp_path / "hub"
     for given_input, said in [
-        ("hf:", "is no hf:NAME:SPLIT"),
+        ("hf:", "is not hf:NAME:SPLIT"),
         (f"hf:{folder}", "the folder needs the name of a split too"),
-        ("hf:a/b", "is no hf:NAME:SPLIT"),
-        (f"hf:{folder}:a:b:c", "is no hf:NAME:SPLIT"),
+        ("hf:a/b", "is not hf:NAME:SPLIT"),
+        (f"hf:{folder}:a:b:c", "is not hf:NAME:SPLIT"),
         (f"hf:{tmp_path}/none:train", "none"),
         (f"hf:{folder}:dev", 'Unknown split "dev"'),
         (f"hf:{folder}:other:train", "'other'"),
@@ -212,7 +212,7 @@ def test_datasets_that_cannot_be_had_are_named(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=said.replace("[", r"\[")):
             texts(given_input)
     (folder / "dataset_dict.json").write_text("{")
-    with pytest.raises(UserError, match="hub is no dataset that can be opened"):
+    with pytest.raises(UserError, match="hub cannot be opened as a dataset"):
         texts(folder)
 
 
@@ -236,7 +236,7 @@ def test_a_folder_that_datasets_would_take_for_a_pattern_says_so(tmp_path: Path,
     place.mkdir()
     datasets.Dataset.from_dict({"text": ROWS}).to_parquet(place / "train.parquet")
     for given_input in (f"hf:{place}:train", f"hf:{place}:default:train"):
-        with pytest.raises(UserError, match=r"for a pattern.*rename the folder, or name it without 'hf:'"):
+        with pytest.raises(UserError, match=r"for a pattern.*Rename the folder, or name it without 'hf:'"):
             texts(given_input)
     assert texts(place) == ROWS  # as the message says
 

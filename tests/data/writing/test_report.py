@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from maskloom.data.index.index import text_hash
+from maskloom.data.index.corpus import text_hash
 from maskloom.data.writing import report as module
-from maskloom.data.writing.report import NAMES, SCRIPTS, Report, Tally, script_counts
+from maskloom.data.writing.report import NAMES, SCRIPTS, Report, TextCounter, script_counts
 
 WORDS = {
     "Latin": "the quick brown fox jumps, fünf große Äpfel; Việt",
@@ -32,7 +32,7 @@ WORDS = {
 
 
 def tally(texts: list[str], sampled_one_in: int = 1) -> Report:
-    counted = Tally(sampled_one_in)
+    counted = TextCounter(sampled_one_in)
     for place, text in enumerate(texts):
         if counted.add(text, len(text.encode()), text_hash(text)):
             counted.report.longest = f"document {place}"
@@ -40,7 +40,7 @@ def tally(texts: list[str], sampled_one_in: int = 1) -> Report:
 
 
 @pytest.mark.parametrize(("script", "text"), WORDS.items())
-def test_letters_are_told_by_their_script(script: str, text: str) -> None:
+def test_letters_are_counted_by_their_script(script: str, text: str) -> None:
     counts = dict(zip(("none", *NAMES), script_counts(text + " 123 ,.!?\n€😀").tolist(), strict=True))
     letters = sum(letter.isalpha() for letter in text)
     assert counts[script] == letters > 0

@@ -9,8 +9,8 @@ import torch
 
 from maskloom.config import Engine
 from maskloom.errors import UserError
-from maskloom.models.bert import MaskedLM
 from maskloom.models.kernels import KERNELS
+from maskloom.models.masked_lm import new_model
 from maskloom.tokenizers.base import Tokenizer
 from maskloom.train.engine.forward import prepare_forward
 from tests.models.test_bert import bucket, make_rows, tiny_config
@@ -18,7 +18,7 @@ from tests.models.test_bert import bucket, make_rows, tiny_config
 
 def test_the_embeddings_rows_are_added_to_the_decoders_gradient(tokenizer: Tokenizer) -> None:
     """As a few rows or as a whole matrix: the same dense gradient of the weight that both share."""
-    model = MaskedLM(tiny_config(tokenizer.vocab_size))
+    model = new_model(tiny_config(tokenizer.vocab_size))
     gradients = []
     for prepares in (False, True):
         if prepares:
@@ -34,7 +34,7 @@ def test_the_embeddings_rows_are_added_to_the_decoders_gradient(tokenizer: Token
 @pytest.mark.parametrize(("tied", "stage", "kernels"), [(False, 1, "eager"), (True, 3, "eager"), (True, 1, "compile")])
 def test_elsewhere_its_gradient_is_a_matrix(tied: bool, stage: int, kernels: str, tokenizer: Tokenizer) -> None:
     """Of a weight of its own it would stay sparse; ZeRO-3 and Inductor take none."""
-    model = MaskedLM(tiny_config(tokenizer.vocab_size, tie_word_embeddings=tied))
+    model = new_model(tiny_config(tokenizer.vocab_size, tie_word_embeddings=tied))
     prepare_forward(model, Engine(zero_stage=stage, kernels=kernels))
     assert not model.bert.embeddings.word_embeddings.sparse
     assert model.kernels.dropout is KERNELS[kernels].dropout
@@ -47,4 +47,4 @@ def test_compiled_code_is_not_loaded_from_a_folder_of_everybody(
     tmp_path.chmod(0o1777)
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     with pytest.raises(UserError, match=r"every user may write into .*: set TORCHINDUCTOR_CACHE_DIR"):
-        prepare_forward(MaskedLM(tiny_config(tokenizer.vocab_size)), Engine(kernels="compile"))
+        prepare_forward(new_model(tiny_config(tokenizer.vocab_size)), Engine(kernels="compile"))

@@ -16,7 +16,7 @@ from maskloom.config import RunConfig
 from maskloom.config_file import parse_config
 from maskloom.distributed import World
 from maskloom.errors import PassingFault, UserError
-from maskloom.models.bert import build_model
+from maskloom.models.build import build_model
 from maskloom.status import EXIT_FAILED, EXIT_STOPPED, read_status
 from maskloom.tokenizers.base import Tokenizer
 from maskloom.train.rank.watch import GROUPS_MORE_S, Watch, is_a_peers
@@ -104,7 +104,7 @@ def test_a_failure_is_told_once_and_recorded(
     assert status is not None
     assert (status.state, status.can_retry) == ("failed", can_retry)
     assert said in status.reason
-    assert ("The same command goes on" in status.advice) == can_retry
+    assert ("The same command resumes" in status.advice) == can_retry
     assert capsys.readouterr().err.count(f"maskloom: failed after step 0 of 12: {status.reason}") == 1
     assert said in (watch.run.folder / "logs" / "rank-0.log").read_text()
 

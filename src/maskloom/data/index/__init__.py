@@ -1,1 +1,1 @@
-"""The index of a corpus: what it lists, its files, and how it is made."""
+"""The index of a corpus: its files, the corpus they describe, how it is opened, and how it is made."""

@@ -1,4 +1,4 @@
-"""Making indexes: of tars that are read once, of several corpora joined; and checking a corpus against its index."""
+"""Make an index of tars, which are read once; join the indexes of several corpora; check a corpus against its index."""
 
 from __future__ import annotations
 
@@ -21,20 +21,21 @@ from numpy.typing import NDArray
 from webdataset.tariterators import base_plus_ext
 
 from maskloom.config import Storage
-from maskloom.data.index.files import AGAIN, FORMAT, VERSION, ShardSplit
-from maskloom.data.index.index import (
+from maskloom.data.index.corpus import Index, held_out_threshold, text_hash
+from maskloom.data.index.files import (
+    AGAIN,
     BLOCK,
     COLUMNS,
+    FORMAT,
     LISTS,
-    Index,
+    VERSION,
     Shard,
+    ShardSplit,
     Tokens,
     corpus_digest,
-    held_out_threshold,
-    load_index,
     table_digest,
-    text_hash,
 )
+from maskloom.data.index.loading import load_index
 from maskloom.data.reading.samples import read_documents
 from maskloom.data.reading.storage import fetch, is_remote, local_path, size_of
 from maskloom.data.reading.tars import LARGEST_BLOCK_BYTES, NO_END, RECORD_BYTES, members, tar_fault
@@ -57,7 +58,7 @@ class IndexedShard:
 
 
 def merged_digest(digests: Sequence[str]) -> str:
-    """What identifies several corpora that were joined into one, in this order."""
+    """The digest of several corpora that were joined into one, in this order."""
     return hashlib.sha256(json.dumps(["merged", *digests]).encode()).hexdigest()
 
 
@@ -72,12 +73,12 @@ def index_shard(
     """Read one tar once and list its blocks.
 
     Args:
-        skip_bad: count samples that cannot be read and leave them out, in place of raising.
+        skip_bad: leave out samples that cannot be read and count them, instead of raising.
 
     Raises:
         UserError: not a plain tar, damaged, truncated, or a sample that cannot be read.
     """
-    if not path.is_file():  # a pipe would be waited for, and a device have no end
+    if not path.is_file():  # reading a pipe would hang, and a device has no end
         raise UserError(f"shard {path} is {'not a file' if path.exists() else 'missing'}: name a tar")
     if path.stat().st_size == 0:
         raise UserError(f"shard {path} is empty")
@@ -114,7 +115,7 @@ def index_tars(
     """Index webdataset tars that exist, without copying them, and write the index into `folder`.
 
     Args:
-        tars: paths or URLs; what is remote is read once through a temporary file.
+        tars: paths or URLs. A remote tar is read once, through a temporary file.
         fraction: share of the documents to hold out, by the hash of their text.
         skip_bad: leave out samples that cannot be read, and count them.
         on_bytes: told the size of each shard that is done.
@@ -147,11 +148,11 @@ def write_index(
     tokens: Tokens | None = None,
     digest: str | None = None,
 ) -> Index:
-    """Write `index.json` and its columns; the header last and by rename, so that no half index is ever opened.
+    """Write `index.json` and its columns. The header comes last, by rename, so nobody ever opens half an index.
 
     Args:
         tokens: set for token shards.
-        digest: of the corpus, where it is not that of these shards: of the text behind token shards, or of what was merged.
+        digest: of the corpus, if it is not that of these shards: of the text behind token shards, or of merged corpora.
 
     Raises:
         UserError: no document at all.
@@ -171,7 +172,7 @@ def write_index(
     if not any(entry.text_bytes for entry in indexed):
         raise UserError(f"no text in {len(indexed)} shard(s): every document is empty")
     (folder / "index").mkdir(parents=True, exist_ok=True)
-    (folder / "index.json").unlink(missing_ok=True)  # an older header must not describe the columns that follow
+    (folder / "index.json").unlink(missing_ok=True)  # an older header must not describe the new columns
     for name, column in {**columns, **lists}.items():
         temporary = folder / "index" / f".{name}.npy"
         np.save(temporary, column, allow_pickle=False)
@@ -220,6 +221,7 @@ def merge_indexes(parts: Sequence[Index], folder: Path) -> Index:
         for part in parts
         for shard, blocks in _tables(part)
     ]
+    # Known only for whole parts, not for their shards: the first shard carries the sums.
     totals = {key: sum(part.header[key] for part in parts) for key in ("text_bytes", "bad_documents")}
     indexed[0] = replace(indexed[0], text_bytes=totals["text_bytes"], bad_documents=totals["bad_documents"])
     return write_index(
@@ -245,12 +247,12 @@ def _in_words(key: str, value: Any) -> str:
 
 
 def check_shard(index: Index, number: int) -> list[DataFault]:
-    """Everything in one shard that is not what was indexed: its size, its digest, each block's bytes and documents."""
+    """All faults of one shard: its size, its digest, and each block's bytes and documents are compared with the index."""
     shard = index.shards[number]
     address = index.url(shard)
     url = shown(address)
     faults: list[DataFault] = []
-    # The cache must not answer for the shard.
+    # Read the shard itself, not the cache.
     index = replace(index, settings=index.settings.model_copy(update={"cache": None}))
     try:
         size = size_of(address, index.settings)
@@ -270,7 +272,7 @@ def check_shard(index: Index, number: int) -> list[DataFault]:
                 index.documents(int(block), "train", stream)
         except DataFault as fault:
             faults.append(fault)
-        except UserError as error:  # it cannot be reached, which is no reason not to look at the others
+        except UserError as error:  # unreachable: report it, and let the other shards be checked
             faults.append(DataFault(str(error), kind="unreadable", shard=url))
             break
     if not faults and _sha256_of(address, index.settings) != shard.sha256:
@@ -314,7 +316,7 @@ def _sha256_of(url: str, settings: Storage) -> str:
 
 
 def _block_ranges(path: Path, data: mmap.mmap, block_bytes: int) -> Iterator[tuple[int, int]]:
-    """Byte ranges of the blocks of a tar. Raises DataFault if it is not a plain tar, or its end is not a tar's end."""
+    """(start, end) of each block of a tar, in bytes. Raises DataFault if it is not a plain tar, or does not end as one."""
     start, payload, key, end = 0, 0, None, 0
     with path.open("rb") as file:
         for member in members(file, f"shard {path}"):
@@ -331,13 +333,13 @@ def _block_ranges(path: Path, data: mmap.mmap, block_bytes: int) -> Iterator[tup
                     f"shard {path}: the block at byte {start} has more than {LARGEST_BLOCK_BYTES:,} bytes, and a block is read "
                     f"whole: split the sample '{key}', or use a smaller --block-bytes"
                 )
-    # A tar that was closed ends with zeros; what follows is nothing that `members` has seen.
+    # A closed tar ends with zeros. `members` has seen nothing of what follows.
     if not data[end : end + RECORD_BYTES]:
         raise tar_fault(f"shard {path} is damaged or cut off after byte {end}: {NO_END}")
     if data[end:].strip(b"\0"):
         raise tar_fault(
-            f"shard {path} goes on after its end-of-archive mark at byte {end}: readers of tars leave the rest out. "
-            "It is damaged, or several tars were joined: write it again, or give each as a file of its own"
+            f"shard {path} has data after its end-of-archive mark at byte {end}, where readers of tars stop. It is damaged, or "
+            "several tars were joined: write it again, or give each as a file of its own"
         )
     if end > start:
         yield start, end

@@ -1,1 +1,1 @@
-"""Bytes of shards from disks, http and S3, and the samples in them."""
+"""Verified bytes of blocks from disks, http(s) and S3, and the documents in them."""

@@ -1,16 +1,18 @@
-"""Blocks that came over the network, kept in a folder of this machine that all processes share.
+"""A cache of blocks that came over the network, in a folder that all processes of this machine share.
 
-    FOLDER/count               bytes that the folder holds at most; also the lock of those who write
+    FOLDER/count               bytes that the folder holds, at most; also the lock of its writers
     FOLDER/ab/cdef...          one block; its name is a hash of the shard's digest and the range, never of the URL
     FOLDER/ab/....partial      a block that is being written, locked by its writer
 
-A block is reserved under the lock (counted, and its temporary file given its full size), written without it, and renamed
-under it, so that the folder never holds more than its bound. The count may be too high, after a writer was killed or a
-damaged block was dropped: when it passes the bound, the folder is walked, which makes it exact, removes the temporaries
-that nobody locks any more, and drops what was used longest ago until a tenth of the bound is free. So one insert in many
-pays for a walk. Every block is verified when it is read: after a crash a file may hold anything.
+A writer first reserves its block under the lock: it counts the bytes and gives the temporary file its full size. It writes
+without the lock, and renames under it. So the folder never holds more than its bound.
 
-A folder that cannot be written ends the writing with one warning: a cache never ends a run.
+The count can be too high, after a writer was killed or a damaged block was dropped. When it passes the bound, a writer walks
+through the folder. That makes the count exact, removes temporaries that nobody locks, and drops the least recently used blocks
+until a tenth of the bound is free. So only one insert in many pays for a walk. Every block is verified when it is read: after a
+crash, a file may hold anything.
+
+If the folder cannot be written, one warning says so and writing ends. A cache never ends a run.
 """
 
 from __future__ import annotations
@@ -35,22 +37,22 @@ COUNT = "count"
 PARTIAL = ".partial"
 FREED_SHARE = 0.1
 BUCKET = re.compile(r"[0-9a-f]{2}")
-ENTRY = re.compile(r"[0-9a-f]{62}")  # nothing else is ever removed, should the folder hold a user's files
+ENTRY = re.compile(r"[0-9a-f]{62}")  # only such files are ever removed: the folder may hold a user's own
 
 
 def entry_name(sha256: str, offset: int, length: int) -> str:
-    """The name of a block: of the shard's content and the range in it."""
+    """The name of a block, from the shard's content and the range in it."""
     return hashlib.sha256(f"{sha256}:{offset}:{length}".encode()).hexdigest()
 
 
 @functools.lru_cache(maxsize=8)
 def open_cache(folder: str, bound_bytes: int) -> Cache:
-    """The cache in `folder`, which is made where it is missing. Raises UserError where a file stands in its place."""
+    """The cache in `folder`, which is created if it is missing. Raises UserError if there is a file of that name."""
     return Cache(Path(folder), bound_bytes)
 
 
 class Cache:
-    """A bounded set of blocks; any number of processes and threads may use one folder."""
+    """A bounded set of blocks. Any number of processes and threads may use one folder."""
 
     def __init__(self, folder: Path, bound_bytes: int) -> None:
         self.folder, self.bound_bytes, self.is_written = folder, bound_bytes, True
@@ -62,7 +64,7 @@ class Cache:
             self._give_up(error)
 
     def get(self, name: str, length: int, crc32: int) -> bytes | None:
-        """The block, or None where it is not there; a damaged one is dropped."""
+        """The block, or None if it is not there. A damaged block is dropped."""
         path = self._path(name)
         try:
             with path.open("rb") as file:
@@ -78,7 +80,7 @@ class Cache:
         return None
 
     def put(self, name: str, data: bytes) -> None:
-        """Keep a block, and drop others for it where the bound asks for it."""
+        """Keep a block, and drop others if the bound requires it."""
         if not self.is_written or len(data) > self.bound_bytes:
             return
         path = self._path(name)
@@ -91,7 +93,7 @@ class Cache:
                 with file:
                     file.write(data)
                     file.flush()
-                    with self._lock():  # while a walk goes on, nothing is renamed behind its back
+                    with self._lock():  # no rename during a walk, or its count would be wrong
                         partial.rename(path)
             except BaseException:
                 partial.unlink(missing_ok=True)
@@ -103,7 +105,7 @@ class Cache:
         return self.folder / name[:2] / name[2:]
 
     def _reserve(self, path: Path, size: int) -> BinaryIO | None:
-        """A locked temporary of `size` bytes that the count holds; None where the block is there, or has no room."""
+        """A locked temporary of `size` bytes, already counted. None: the block is there, or there is no room for it."""
         path.parent.mkdir(exist_ok=True)
         with self._lock() as count:
             if path.exists():
@@ -111,7 +113,7 @@ class Cache:
             held = _read_count(count)
             if held is None or held + size > self.bound_bytes:
                 held = self._make_room(size)
-            if held + size > self.bound_bytes:  # others are writing that much at this moment
+            if held + size > self.bound_bytes:  # other writers have reserved the rest
                 _write_count(count, held)
                 return None
             _write_count(count, held + size)
@@ -127,17 +129,19 @@ class Cache:
 
     @contextlib.contextmanager
     def _lock(self) -> Iterator[int]:
-        """The only writer of the count: its file, opened."""
+        """Hold the lock; gives the descriptor of the file with the count."""
         count = open_own(self.folder / COUNT)
         try:
             fcntl.flock(count, fcntl.LOCK_EX)
             yield count
         finally:
-            fcntl.flock(count, fcntl.LOCK_UN)  # closing is not enough where a process forked meanwhile
+            fcntl.flock(
+                count, fcntl.LOCK_UN
+            )  # if a process forked meanwhile, closing alone would leave the lock to its child
             os.close(count)
 
     def _make_room(self, size: int) -> int:
-        """Drop what was used longest ago until `size` bytes and a tenth of the bound are free; returns what is held."""
+        """Drop the least recently used blocks until `size` bytes and a tenth of the bound are free. Returns the bytes held."""
         entries, held = [], 0
         for bucket in self.folder.iterdir():
             if not BUCKET.fullmatch(bucket.name):
@@ -167,7 +171,7 @@ class Cache:
 
 
 def _remove_abandoned(partial: Path) -> bool:
-    """Remove a temporary whose writer was killed: nobody holds its lock any more."""
+    """Remove a temporary if its writer was killed, so that nobody holds its lock. Returns whether it did."""
     with partial.open("rb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

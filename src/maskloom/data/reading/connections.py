@@ -1,8 +1,7 @@
 """This process's connections to servers of http(s), with a bound on the time that the head of an answer takes.
 
-A socket's timeout is for each byte: a head that drips, or answers of status 100 without end, would be waited for for ever.
-When the time is over, the connection is shut down. (Bodies are watched by
-`remote.py`, which sees them come.)
+A socket's timeout starts again with every byte. A head that drips, or an endless row of answers with status 100, would never
+meet it. So the connection is shut down when the time is over. `remote.py` watches the bodies.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 
 @contextlib.contextmanager
 def _head_in_time(connection: HTTPConnection) -> Iterator[None]:
-    """Shut the connection down if the block takes longer than its timeout. Raises TimeoutError then."""
+    """Shut the connection down, and raise TimeoutError, if the body of this `with` takes longer than the timeout."""
 
     if not isinstance(connection.timeout, int | float):
         yield
@@ -43,7 +42,7 @@ def _head_in_time(connection: HTTPConnection) -> Iterator[None]:
         yield
     finally:
         timer.cancel()
-        if is_over.is_set():  # whatever was made of the part that came
+        if is_over.is_set():  # whatever error the cut-off head gave
             raise TimeoutError("the head of the answer took too long") from None
 
 
@@ -78,7 +77,7 @@ def pool_for(target: str, authorities: str | None) -> urllib3.PoolManager:
 
 @functools.lru_cache(maxsize=8)
 def pool(pid: int, proxy: str, authorities: str | None) -> urllib3.PoolManager:
-    """Connections of process `pid`: two processes that shared one would read each other's bytes."""
+    """Connections of process `pid`. If two processes shared one, they would read each other's bytes."""
     options: dict[str, Any] = {"maxsize": 32, "ca_certs": authorities}
     if proxy:
         parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")

@@ -1,9 +1,10 @@
-"""The bytes of a block (or of a whole tar) to documents, as webdataset reads them.
+"""From the bytes of a block, or of a whole tar, to documents, as webdataset reads them.
 
-A byte range of a tar from member to member is itself a tar stream, so that a block is read as a shard is: its members
-(`tars.py`), put together to samples by webdataset's `group_by_keys`. `.decode()`, which unpickles, is never used. A sample's
-text is in its `.txt` field, or its `.jsonl` (a JSON object a line) or `.json` field, whose text stands under `text_key`. A
-key with dots ("doc.0.txt", "doc.1.txt") is one sample to webdataset: every such field is read.
+A byte range of a tar from member to member is a tar stream itself. So a block is read as a shard is: `tars.py` finds its members,
+and webdataset's `group_by_keys` joins them to samples. `.decode()` is never used, for it unpickles.
+
+A sample's text is in its `.txt` field, or under `text_key` in its `.jsonl` (a JSON object a line) or `.json` field. A key with
+dots ("doc.0.txt", "doc.1.txt") is one sample to webdataset: every such field is read.
 
 A `.tokens` member holds documents that were tokenised beforehand: plain arrays behind a small head, no pickle.
 """
@@ -27,7 +28,7 @@ from maskloom.errors import DataFault, UserError
 from maskloom.redaction import brief, shortened
 from maskloom.tokenizers.base import Tokenized, Tokenizer
 
-KINDS = ("txt", "jsonl", "json")  # the first kind that a sample has is its text; a .json beside a .txt is metadata
+TEXT_FIELDS = ("txt", "jsonl", "json")  # the first that a sample has is its text; a .json beside a .txt is metadata
 TOKENS = "tokens"
 TOKENS_HEAD = struct.Struct("<8sHHI")  # magic, version, bytes an id, documents
 TOKENS_MAGIC, TOKENS_VERSION = b"MLTOKENS", 1
@@ -51,7 +52,7 @@ def read_documents(
 
     Args:
         offset: where the stream begins in the shard, for messages.
-        on_bad: told each document that cannot be read, which is then passed over; None raises.
+        on_bad: called with the fault of each document that cannot be read, which is then skipped. None: raise.
 
     Raises:
         DataFault: naming shard, sample and fault, for text that is not UTF-8, JSON that does not parse, a missing text.
@@ -64,14 +65,15 @@ def encode_block(tokenizer: Tokenizer, documents: Sequence[str], url: str, offse
     """Token ids of the documents of a block.
 
     Args:
-        split: to which they all belong, for messages; empty where they are all of the block's.
+        split: the one that they all belong to, for messages. Empty: they are all documents of the block.
 
     Raises:
-        DataFault: the tokenizer's library fails at one of them, whose number among them the message has, from 1.
+        DataFault: the tokenizer's library fails at one of them. The message has its number, from 1.
     """
     try:
         return tokenizer.encode(documents)
     except UserError as error:
+        # Encode one at a time to find the bad one. It may fail only together with others.
         which, why = f"one of the {len(documents):,} documents", error
         for number, text in enumerate(documents, start=1):
             try:
@@ -89,7 +91,7 @@ def encode_block(tokenizer: Tokenizer, documents: Sequence[str], url: str, offse
 
 
 def tokens_member(documents: Tokenized, held_out: NDArray[np.bool_], vocab_size: int) -> bytes:
-    """The content of a `.tokens` member: head, uint32 lengths (highest bit: held out), ids as uint16 where they fit."""
+    """The content of a `.tokens` member: head, uint32 lengths (highest bit: held out), ids as uint16 if they fit."""
     width = 2 if vocab_size <= 1 << 16 else 4
     lengths = documents.lengths.astype("<u4") | np.where(held_out, HELD_OUT_BIT, np.uint32(0)).astype("<u4")
     head = TOKENS_HEAD.pack(TOKENS_MAGIC, TOKENS_VERSION, width, len(lengths))
@@ -127,20 +129,20 @@ def read_tokens(stream: IO[bytes], url: str, offset: int = 0) -> TokenBlock:
 def document_from_json(line: bytes | str, text_key: str, where: str) -> str:
     """The text of one JSON object. Raises DataFault that begins with `where`."""
     try:
-        # Decoded here: for bytes, json first looks whether they are UTF-16 or UTF-32, which lines cannot be.
+        # Decode first: given bytes, json would look for UTF-16 and UTF-32, which lines cannot be.
         value = json.loads(line.decode().removeprefix("\ufeff") if isinstance(line, bytes) else line)
     except UnicodeDecodeError as error:
         raise DataFault(f"{where}: not valid UTF-8 at byte {error.start} ({error.reason})", kind="utf-8") from None
-    except (ValueError, RecursionError) as error:  # ValueError: also a number of more digits than Python reads
+    except (ValueError, RecursionError) as error:  # ValueError: also a number with too many digits for Python
         raise DataFault(f"{where}: not valid JSON: {error}", kind="json") from None
     if isinstance(value, dict) and isinstance(value.get(text_key), str):
         text = str(value[text_key])
         try:
             text.encode()
-        except UnicodeEncodeError as error:  # JSON can write half of a surrogate pair, which no UTF-8 text can hold
+        except UnicodeEncodeError as error:  # JSON can write half of a surrogate pair, UTF-8 cannot
             raise DataFault(
                 f"{where}: '{text_key}' holds the lone surrogate \\u{ord(text[error.start]):04x} at character "
-                f"{error.start}, which is no text: replace it",
+                f"{error.start}, which is not text: replace it",
                 kind="utf-8",
             ) from None
         return text
@@ -198,7 +200,7 @@ def _files(stream: IO[bytes], where: str, url: str, offset: int) -> Iterator[dic
 def _documents_of(sample: dict[str, Any], url: str, text_key: str, offset: int, on_bad: OnBad | None) -> Iterator[str]:
     where = f"shard {url}, sample '{shortened(sample['__key__'], 200)}'"
     fields = {name: data for name, data in sample.items() if not name.startswith("__")}
-    for kind in KINDS:
+    for kind in TEXT_FIELDS:
         names = [name for name in fields if name.rpartition(".")[2] == kind]
         for name in names:
             for read in _readers(kind, fields[name], text_key, f"{where}.{name}"):
@@ -216,7 +218,7 @@ def _documents_of(sample: dict[str, Any], url: str, text_key: str, offset: int, 
 
 
 def _readers(kind: str, data: bytes, text_key: str, where: str) -> Iterator[Callable[[], str]]:
-    """One function a document of a field: each can fail alone."""
+    """One function for each document of a field, so that each can fail alone."""
     if kind == "txt":
         yield functools.partial(decode_text, data, where)
     elif kind == "json":

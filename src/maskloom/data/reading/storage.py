@@ -1,12 +1,12 @@
-"""Bytes of a shard, verified: where a URL leads, and whether what came is what was indexed.
+"""Verified bytes of a shard, from wherever its URL leads.
 
-Local paths, `file://`, `http(s)://` and `s3://` are read; everything else is refused by name. `webdataset`'s own openers,
-which start a shell for `pipe:` and rewrite URLs from the environment, are never called. remote.py knows the network,
-cache.py keeps blocks on this machine; both hand over bytes that are verified here.
+Local paths, `file://`, `http(s)://` and `s3://` are read. Everything else is refused by name. We never call webdataset's own
+openers: they start a shell for `pipe:` and rewrite URLs from the environment. `remote.py` reads over the network and `cache.py`
+keeps blocks on this machine. Bytes of both are verified here.
 
-A checksum that fails over the network is fetched once more, so that a bit flipped on the way does no harm. The first
-version (ETag) of an object that a process meets is remembered: mirrors behind one name may have other ETags for the same
-bytes, so that another version alone is no fault, and another version with other bytes is named as the change it is.
+If a checksum fails over the network, the block is fetched once more, since a bit may have flipped on the way. A process
+remembers the first version (ETag) of each object. Mirrors behind one name may have other ETags for the same bytes, so a new
+version alone is not a fault. A new version with other bytes is reported as a change.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from maskloom.config import Storage
-from maskloom.data.reading import remote
+from maskloom.data.reading import remote, s3
 from maskloom.data.reading.cache import entry_name, open_cache
 from maskloom.errors import DataFault, PassingFault, UserError
 from maskloom.progress import warn
@@ -53,12 +53,12 @@ def is_remote(url: str) -> bool:
     try:
         parts = urlsplit(url)
         host = parts.netloc if parts.port is None or scheme != "s3" else ""
-    except ValueError:  # half an IPv6 address, or a port that is no number
+    except ValueError:  # half an IPv6 address, or a port that is not a number
         host = ""
     if "@" in host:
         raise UserError(
-            f"{shown(url)}: a URL is written into logs and indexes, so that it holds no user and no password: "
-            "take them out, and give S3 credentials as the AWS tools do"
+            f"{shown(url)}: URLs are written into logs and indexes, so they must hold no user and no password. "
+            "Take them out, and give S3 credentials as the AWS tools do"
         )
     if not host or not url.startswith(f"{scheme}://"):
         raise UserError(
@@ -157,7 +157,7 @@ def fetch(
     """Copy an object into the file `path`, which is there whole or not at all.
 
     Args:
-        on_bytes: told the number of bytes as they come; a negative one where the object changed and begins again.
+        on_bytes: gets the number of bytes as they come; a negative one if the object changed and the read starts again.
         largest: bytes that the object may have; None: as many as there are.
 
     Raises:
@@ -198,7 +198,7 @@ def list_tars(url: str, settings: Storage) -> list[str]:
     if not url.startswith("s3:"):
         raise UserError(f"{shown(url)}: http has no listing of a folder: name the tars, each with its URL")
     is_remote(url)
-    found = remote.list_tars(url, settings)
+    found = s3.list_tars(url, settings)
     if not found:
         raise UserError(f"no .tar object below {url}")
     return found
@@ -228,7 +228,7 @@ def _read_local(url: str, offset: int, length: int, crc32: int) -> bytes:
 def _read_remote(url: str, offset: int, length: int, crc32: int, settings: Storage) -> bytes:
     data, version = remote.read_range(url, offset, length, settings)
     found = zlib.crc32(data)
-    if found != crc32:
+    if found != crc32:  # perhaps a bit flipped on the way
         data, version = remote.read_range(url, offset, length, settings)
         found = zlib.crc32(data)
     first = _first_versions.setdefault(url, version)
@@ -251,7 +251,7 @@ def _read_remote(url: str, offset: int, length: int, crc32: int, settings: Stora
 
 
 def _unreadable(url: str, error: OSError, offset: int = 0) -> UserError:
-    """A file that is not there is a fault of the data; a permission, a disk or a file server is not."""
+    """A missing file is a fault of the data. A permission, a disk or a file server is not."""
     said = f"shard {url}: {error.strerror}"
     if isinstance(error, FileNotFoundError | NotADirectoryError):
         return DataFault(f"{said}. {RESTORE}", kind="missing", shard=url, offset=offset)

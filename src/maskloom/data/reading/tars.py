@@ -1,12 +1,11 @@
 """The members of a tar that anyone may have written: plain files in a plain tar, or a fault that says where.
 
-`tarfile` reads the headers, one at a time and with bounds: a header asks for no more memory than `LARGEST_HEADER_BYTES`, a
-member holds no more than `LARGEST_MEMBER_BYTES`, each member begins behind the one before, and whatever the parser raises is
-a fault of the tar. Nothing is decompressed and nothing is unpacked. Shards are indexed and their blocks are read through this
-one door: what the one refuses, the other refuses.
+`tarfile` reads the headers, one at a time and with bounds. A header may ask for `LARGEST_HEADER_BYTES` of memory at most, and a
+member may hold `LARGEST_MEMBER_BYTES`. Each member begins behind the one before. What the parser raises is a fault of the tar.
+Nothing is decompressed or unpacked. Indexing and training read through this one door, so both refuse the same tars.
 
-webdataset's own `tar_file_expander` would read the same members, but it unpacks what looks like gzip, bzip2 or xz without a
-bound, takes members of any size, and ends in silence at a damaged header.
+webdataset's own `tar_file_expander` would read the same members. But it unpacks without a bound what looks like gzip, bzip2 or
+xz, it takes members of any size, and it ends silently at a damaged header.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ class Member(NamedTuple):
         start: where its content begins.
         size: of its content, in bytes.
         end: where the next member's headers begin.
-        is_read: whether webdataset reads it: no folder, and no name such as `__meta__`.
+        is_read: whether webdataset reads it. It reads no folder, and no name such as `__meta__`.
     """
 
     name: str
@@ -61,10 +60,10 @@ class Member(NamedTuple):
 
 
 class _Header(tarfile.TarInfo):
-    """A header whose numbers are looked at before anything is read by them.
+    """A header whose numbers are checked before anything is read by them.
 
-    tarfile reads numbers as Python does (`0o5`, `1_0`, the digits of any script), takes what it cannot read for 0, and leaves
-    out a pax record that is damaged. Other programs read another tar there.
+    tarfile reads numbers as Python does (`0o5`, `1_0`, digits of any script). It takes what it cannot read for 0, and ignores a
+    damaged pax record. Other programs would read another tar there.
     """
 
     @classmethod
@@ -95,7 +94,7 @@ class _Header(tarfile.TarInfo):
 
 
 def _check_pax(data: bytes) -> None:
-    """Raises ReadError for pax records that do not follow each other to the end, and for a size that is not a plain number."""
+    """Raises ReadError if pax records do not follow each other to the end, or if a size is not a plain number."""
     place = 0
     while place < len(data):
         found = PAX_RECORD.match(data, place)
@@ -112,12 +111,12 @@ def members(stream: IO[bytes], where: str, offset: int = 0) -> Iterator[Member]:
     """The members of a tar stream, in order.
 
     Args:
-        stream: can seek; stands at the beginning. It may be sought and read while the members are taken.
+        stream: seekable, at its beginning. You may seek and read it between members.
         where: names the tar, for messages: "shard a.tar".
         offset: where the stream begins in the shard, for messages.
 
     Raises:
-        DataFault: `tar`: compressed, damaged, or with a member that is no plain file, too large, or named outside the tar.
+        DataFault: of kind `tar`. It is compressed or damaged, or a member is not a plain file, too large, or named outside.
     """
     end = 0
     _refuse_compressed(stream.read(10), where)
@@ -133,13 +132,13 @@ def members(stream: IO[bytes], where: str, offset: int = 0) -> Iterator[Member]:
                 end = tar.offset
                 is_read = found.isreg() and not META_MEMBER.match(found.name)
                 yield Member(found.name, found.offset, found.offset_data, found.size, end, is_read)
-    except (DataFault, MemoryError):  # memory that this machine lacks is no fault of the tar
+    except (DataFault, MemoryError):  # too little memory on this machine is not a fault of the tar
         raise
     except Exception as error:  # tarfile lets many kinds through
         raise tar_fault(
             f"{where} is not a tar, or is damaged after byte {offset + end}: {error or type(error).__name__}"
         ) from None
-    # tarfile ends in silence at a header it cannot read.
+    # tarfile ends silently at a header that it cannot read.
     stream.seek(end)
     if any(stream.read(RECORD_BYTES)):
         raise tar_fault(f"{where} is damaged or cut off after byte {offset + end}: {NO_END}")
@@ -150,16 +149,14 @@ def _refuse_compressed(data: bytes, where: str) -> None:
     if data[:3] == b"BZh" and data[4:10] == b"1AY&SY":  # "BZh" alone can begin a member's name
         tools.append("bunzip2")
     if tools:
-        raise tar_fault(
-            f"{where} is compressed, so that no part of it can be read alone: decompress it first ({tools[0]})"
-        )
+        raise tar_fault(f"{where} is compressed, so no part of it can be read alone: decompress it first ({tools[0]})")
 
 
 def _check_member(member: tarfile.TarInfo, where: str, offset: int) -> None:
-    """Raises DataFault for what text has no need of: nothing is ever unpacked, but other tools may do so."""
+    """Raises DataFault for members that text never needs. We unpack nothing, but other tools may."""
     where = f"{where}: member '{shortened(member.name, 200)}' at byte {offset + member.offset}"
     if member.isreg() and (not member.name or (member.size and member.name.endswith("/"))):
-        # webdataset would pass over the content without a word.
+        # webdataset would silently skip the content.
         raise tar_fault(f"{where} is a file without a name: the tar is damaged. Write it again")
     parts = member.name.replace("\\", "/").split("/")
     if member.name.startswith("/") or ".." in parts:
@@ -175,8 +172,8 @@ def _check_member(member: tarfile.TarInfo, where: str, offset: int) -> None:
 
 
 def _check_place(tar: tarfile.TarFile, member: tarfile.TarInfo, end: int) -> None:
-    """Raises ReadError where a member does not follow the one before, which would be read for ever, or reaches into the
-    next, or is read otherwise in a part of the tar than in the whole."""
+    """Raises ReadError if a member does not follow the one before (an endless loop), reaches into the next, or would be read
+    differently in a part of the tar than in the whole."""
     follows = end <= member.offset < member.offset_data <= tar.offset
     if not follows or (member.isreg() and member.offset_data + member.size > tar.offset):
         raise tarfile.ReadError(f"the headers of '{shortened(member.name, 200)}' contradict each other")

@@ -1,7 +1,7 @@
 """`.gz` and `.zst` files as streams of bytes.
 
-Both decompressors are fed a little at a time, so that no few bytes of input can fill the memory; a file that was cut off
-is noticed (the zstandard library's own reader ends in silence there), and one that expands beyond reason is refused.
+Both decompressors get a little input at a time, so a few bytes can never fill the memory. A file that was cut off is an error;
+zstandard's own reader would end silently there. A file that expands beyond reason is refused.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import zstandard
 
 from maskloom.errors import UserError
 
-FEED_BYTES = 4096  # compressed bytes at a time: at zstd's most, 128 MiB of text come of it
+FEED_BYTES = 4096  # compressed bytes at a time; zstd can make 128 MiB of text from them, at most
 READ_BYTES = 1 << 20
 LARGEST_RATIO = 200  # text bytes a compressed byte; English text gives 3 to 6, log files 50
-SUSPECT_BYTES = 1 << 30  # below this much text no ratio is suspect
+SUSPECT_BYTES = 1 << 30  # of text; no ratio is suspect below this
 ZSTD_WINDOW_BYTES = 1 << 31  # what `zstd --long=31` asks for
 SUFFIXES = (".gz", ".zst")
 DAMAGE = (EOFError, zlib.error, zstandard.ZstdError)
@@ -27,7 +27,7 @@ DAMAGE = (EOFError, zlib.error, zstandard.ZstdError)
 def open_text(name: str) -> IO[bytes]:
     """A plain, `.gz` or `.zst` file as a stream of its text's bytes.
 
-    Reading raises one of `DAMAGE` where a compressed file is damaged or cut off.
+    Reading raises one of `DAMAGE` if a compressed file is damaged or cut off.
     """
     if name.lower().endswith(SUFFIXES):
         return io.BufferedReader(_Decompressed(name), READ_BYTES)
@@ -56,7 +56,7 @@ class _Decompressed(io.RawIOBase):
                 what = "gzip member" if self.is_gzip else "zstd frame"
                 if self.frame is not None:
                     raise EOFError(f"the file ends inside a {what}")
-                if not self.frames:  # even the compressed form of no text has one
+                if not self.frames:  # even an empty text has one
                     raise EOFError(f"there is no {what} in it")
                 return 0
             self.read_bytes += 0 if self.unread else len(data)
@@ -83,7 +83,7 @@ class _Decompressed(io.RawIOBase):
         if self.text_bytes > SUSPECT_BYTES and self.text_bytes > LARGEST_RATIO * self.read_bytes:
             raise UserError(
                 f"{self.name}: {self.read_bytes} compressed bytes gave {self.text_bytes} bytes, more than "
-                f"{LARGEST_RATIO} times as many: no text does that. If it is meant, decompress the file first"
+                f"{LARGEST_RATIO} times as many: no text does that. If it is intended, decompress the file first"
             )
 
     def close(self) -> None:

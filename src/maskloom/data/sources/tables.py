@@ -1,8 +1,8 @@
 """Documents in the rows of tables: Parquet files and Hugging Face datasets, both read through Arrow.
 
-A big table is read by several processes: each takes some row groups of a Parquet file, or some rows of an Arrow file,
-which is mapped into memory. Hugging Face's `datasets` finds a dataset and prepares its Arrow files; the reading processes
-open those files without it. A row without text (null) is an empty document.
+Several processes read a big table: each takes some row groups of a Parquet file, or some rows of an Arrow file, which is mapped
+into memory. Hugging Face's `datasets` finds a dataset and prepares its Arrow files. The reading processes open those files
+without it. A row without text (null) is an empty document.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from maskloom.data.sources.source import (
     LONGEST_TEXT_BYTES,
     RANGE_BYTES,
     Source,
+    SourceKind,
+    TextLayout,
     file_stamp,
-    place_of,
 )
 from maskloom.errors import UserError
 
@@ -34,31 +35,31 @@ PART_OF_SPLIT = re.compile(r":[^:/\[\]]+\[[^/\[\]]*\]")  # ":train[:10]"
 PATTERN = re.compile(r"[\[\]*?]")
 
 
-def parquet_sources(file: Path, text_key: str, number: int) -> list[Source]:
+def parquet_sources(given: str, text_key: str, number: int) -> list[Source]:
     """Groups of row groups of about `RANGE_BYTES` of text.
 
     Raises:
-        UserError: no Parquet file, or no column of text under `text_key`.
+        UserError: it is not a Parquet file, or has no column of text under `text_key`.
     """
     try:
-        with pyarrow.parquet.ParquetFile(file) as table:
+        with pyarrow.parquet.ParquetFile(given) as table:
             metadata, schema = table.metadata, table.schema_arrow
     except (pyarrow.ArrowException, OSError) as error:
-        raise _damaged(str(file), error) from None
-    _check_column(schema, text_key, str(file))
+        raise _damaged(given, error) from None
+    _check_column(schema, text_key, given)
     leaves = [metadata.schema.column(place) for place in range(metadata.num_columns)]
-    # By both: of a struct `a` with a field `b` the path is "a.b", as of a column of that name.
+    # Compare both: a field `b` of a struct `a` has the path "a.b", as has a column of that name.
     column = next(place for place, leaf in enumerate(leaves) if leaf.name == leaf.path == text_key)
     groups = [metadata.row_group(place) for place in range(metadata.num_row_groups)]
     sizes = [(group.num_rows, group.column(column).total_uncompressed_size) for group in groups]
-    stamp = file_stamp(file)
+    stamp = file_stamp(Path(given))
     return [
-        Source("parquet", str(file), number, size, stamp, start, end, first)
+        Source("parquet", given, number, size, stamp, start, end, first, unit="row")
         for start, end, first, size in _ranges(sizes)
     ]
 
 
-def read_parquet(source: Source, text_key: str) -> Iterator[tuple[int, str]]:
+def read_parquet(source: Source, text_key: str, layout: TextLayout) -> Iterator[tuple[int, str]]:
     """(row, text) of some row groups. Raises UserError naming file and row for bad text, or a damaged file."""
     try:
         with pyarrow.parquet.ParquetFile(source.name, page_checksum_verification=True) as table:
@@ -76,6 +77,18 @@ def is_saved_dataset(folder: Path) -> bool:
     )
 
 
+def is_dataset(given: str) -> bool:
+    """Whether an INPUT is a dataset of Hugging Face: a folder that was saved, or `hf:NAME[:CONFIG]:SPLIT`."""
+    return given.startswith(HUB) or is_saved_dataset(Path(given))
+
+
+def dataset_sources(given: str, text_key: str, number: int) -> list[Source]:
+    """The rows of a dataset of Hugging Face. Raises as `saved_sources` and `hub_sources`."""
+    if given.startswith(HUB):
+        return hub_sources(given, text_key, number)
+    return saved_sources(Path(given), text_key, number)
+
+
 def saved_sources(folder: Path, text_key: str, number: int) -> list[Source]:
     """The rows of a folder that `save_to_disk` wrote.
 
@@ -86,10 +99,10 @@ def saved_sources(folder: Path, text_key: str, number: int) -> list[Source]:
 
     try:
         found = datasets.load_from_disk(str(folder))
-    except IndexError:  # what `datasets` raises where no rows were saved
+    except IndexError:  # what `datasets` raises if no rows were saved
         raise UserError(f"{folder} is a dataset without rows: leave it out") from None
     except (ValueError, OSError, KeyError, pyarrow.ArrowException) as error:
-        raise UserError(f"{folder} is no dataset that can be opened: {_first_line(error)}") from None
+        raise UserError(f"{folder} cannot be opened as a dataset: {_first_line(error)}") from None
     if isinstance(found, datasets.DatasetDict):
         if len(found) != 1:
             raise UserError(
@@ -117,21 +130,21 @@ def hub_sources(given: str, text_key: str, number: int) -> list[Source]:
         raise UserError(f"{given}: `datasets` saved this folder with `save_to_disk`: name it without '{HUB}', {name}")
     if Path(name).is_dir() and PATTERN.search(str(Path(name).resolve())):
         raise UserError(
-            f"{given}: `datasets` takes [, ], * and ? in the path of a folder for a pattern, and reads other files or none: "
-            f"rename the folder, or name it without '{HUB}' if its files are .parquet, .jsonl or .txt"
+            f"{given}: in the path of a folder, `datasets` takes [, ], * and ? for a pattern and reads other files or none. "
+            f"Rename the folder, or name it without '{HUB}' if its files are .parquet, .jsonl or .txt"
         )
     try:
         found = datasets.load_dataset(name, *parts[:-1], split=parts[-1])
-    except Exception as error:  # of many kinds: every format that it reads has its own
+    except Exception as error:  # every format has errors of its own
         raise UserError(f"{given}: {_first_line(error)}") from None
     files = [Path(entry["filename"]) for entry in found.cache_files]
-    # A cache stands elsewhere on every machine, with times of its own.
+    # Every machine has its cache in another place, with other times.
     stamp = f"{FINGERPRINT}{found._fingerprint}"
     return _arrow_sources([(file, given, stamp) for file in files], found.num_rows, given, text_key, number)
 
 
 def _hub_parts(given: str) -> tuple[str, list[str]]:
-    """Name and [configuration,] split of `hf:NAME[:CONFIG]:SPLIT`. The path of a folder may have colons, and brackets."""
+    """Name and [configuration,] split of `hf:NAME[:CONFIG]:SPLIT`. The path of a folder may have colons and brackets."""
     text = given.removeprefix(HUB)
     for count in (1, 2):
         name, *parts = text.rsplit(":", count)
@@ -146,12 +159,12 @@ def _hub_parts(given: str) -> tuple[str, list[str]]:
     name, *parts = text.split(":")
     if not name or len(parts) not in (1, 2) or not all(parts):
         raise UserError(
-            f"'{given}' is no {HUB}NAME:SPLIT or {HUB}NAME:CONFIG:SPLIT, such as {HUB}roneneldan/TinyStories:train"
+            f"'{given}' is not {HUB}NAME:SPLIT or {HUB}NAME:CONFIG:SPLIT, such as {HUB}roneneldan/TinyStories:train"
         )
     return name, parts
 
 
-def read_arrow(source: Source, text_key: str) -> Iterator[tuple[int, str]]:
+def read_arrow(source: Source, text_key: str, layout: TextLayout) -> Iterator[tuple[int, str]]:
     """(row, text) of some rows of an Arrow file. Raises UserError naming file and row for bad text."""
     try:
         yield from _texts(_arrow_columns(source, text_key), source, text_key)
@@ -162,7 +175,7 @@ def read_arrow(source: Source, text_key: str) -> Iterator[tuple[int, str]]:
 def _arrow_sources(
     files: Iterable[tuple[Path, str, str]], rows: int, title: str, text_key: str, number: int
 ) -> list[Source]:
-    """All files of a dataset have one number: its rows are counted through, however they were split into files."""
+    """The sources of a dataset. All its files share one number, and rows are counted through all of them."""
     sources: list[Source] = []
     first = 0
     for file, label, stamp in files:
@@ -172,18 +185,29 @@ def _arrow_sources(
                 sizes = [(batch.num_rows, batch.column(text_key).nbytes) for batch in stream]
         except (pyarrow.ArrowException, OSError) as error:
             raise _damaged(str(file), error) from None
-        start_row = 0
+        start_row = 0  # in this file; `first` counts through all files
         for start, end, _, size in _ranges(sizes):
             count = sum(batch_rows for batch_rows, _ in sizes[start:end])
             sources.append(
-                Source("arrow", str(file), number, size, stamp, start_row, start_row + count, first + start_row, label)
+                Source(
+                    "arrow",
+                    str(file),
+                    number,
+                    size,
+                    stamp,
+                    start_row,
+                    start_row + count,
+                    first + start_row,
+                    "row",
+                    label,
+                )
             )
             start_row += count
         first += start_row
-    if first != rows:
+    if first != rows:  # a selection or an order is kept beside the files, which we do not read
         raise UserError(
-            f"{title}: {rows} rows of a dataset whose files hold {first}: a dataset that was cut or put in another order is "
-            "not read as it is. Save it with `save_to_disk` first"
+            f"{title}: the dataset has {rows} rows and its files hold {first}. One that was cut or reordered cannot be read "
+            "as it is: save it with `save_to_disk` first"
         )
     return sources
 
@@ -214,14 +238,14 @@ def _texts(columns: Iterable[Any], source: Source, text_key: str) -> Iterator[tu
         try:
             values = column.to_pylist()
         except UnicodeDecodeError:
-            values = [_decode(value, place_of(source, row + place)) for place, value in enumerate(column)]
+            values = [_decode(value, source.place(row + place)) for place, value in enumerate(column)]
         for value in values:
             yield row, value or ""
             row += 1
 
 
 def _plain(column: Any) -> Any:
-    """As plain text: of a column in which every row is null the type may be lost, and of views no length is told."""
+    """The column as plain text. If every row is null, it may have no type, and views do not tell their length."""
     if pyarrow.types.is_dictionary(column.type):
         column = column.dictionary_decode()
     if pyarrow.types.is_null(column.type) or pyarrow.types.is_string_view(column.type):
@@ -260,7 +284,7 @@ def _ranges(sizes: list[tuple[int, int]]) -> Iterator[tuple[int, int, int, int]]
 
 
 def _damaged(name: str, error: Exception) -> Exception:
-    """An error of the file's content names the file; one of the machine (with a number) stays what it is."""
+    """The error with the name of the file. An error of the machine (it has a number) stays an OSError."""
     if isinstance(error, OSError) and error.errno:
         return OSError(error.errno, os.strerror(error.errno), name)
     return UserError(f"{name} is damaged, cut off, or of another format: {_first_line(error)}")
@@ -268,3 +292,7 @@ def _damaged(name: str, error: Exception) -> Exception:
 
 def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+PARQUET_KIND = SourceKind("parquet", "a Parquet file", parquet_sources, read_parquet, (".parquet",))
+DATASET_KIND = SourceKind("arrow", "a dataset that `datasets` saved", dataset_sources, read_arrow, takes=is_dataset)

@@ -1,1 +1,1 @@
-"""Documents to shards: shuffled, in parts, restartable."""
+"""Documents to shards, in parts that can be restarted."""

@@ -1,8 +1,8 @@
-"""What the text of a corpus looks like: counts, lengths, scripts. Printed by `maskloom shards`, kept as `report.json`.
+"""A report on the text of a corpus: counts, lengths, scripts. `maskloom shards` prints it and keeps it as `report.json`.
 
-Everything is a sum over documents (or a largest), so that parts of a corpus are counted apart and added. Scripts are told
-by the ranges of Unicode's blocks, for letters only; of a big corpus one document in `SAMPLED_ONE_IN`, chosen by its hash,
-is looked at, so that counting costs little beside writing.
+Everything is a sum over documents, or a maximum. So parts of a corpus can be counted apart and added. Scripts are those of the
+letters, by the ranges of Unicode's blocks. In a big corpus they are counted for one document in `SAMPLED_ONE_IN`, chosen by its
+hash: counting must cost little beside writing.
 """
 
 from __future__ import annotations
@@ -57,12 +57,15 @@ END_OF_LETTERS = 0x323B0
 
 @dataclass
 class Report:
-    """Counts of documents as they were read; sizes are bytes of UTF-8, white space at the ends aside.
+    """Counts of documents as they were read. Sizes are bytes of UTF-8, without white space at the ends.
 
     Attributes:
-        documents: with text; `empty` ones are counted apart.
-        split: documents that were cut because they are long, into `pieces` (of all documents).
-        duplicates: pieces whose text another one has; `dropped` if asked.
+        documents: those with text.
+        empty: those without.
+        split: documents that were cut because they are long.
+        pieces: what all documents were cut into.
+        duplicates: pieces with the text of another piece.
+        dropped: whether duplicates were dropped.
         lengths: documents by the power of two that their size is at least: {1024: n} for 1024 to 2047 bytes.
         longest_bytes, longest: size and place of the longest document.
         letters: by script, of one document in `sampled_one_in`.
@@ -82,7 +85,7 @@ class Report:
     sampled_one_in: int = 1
 
     def __add__(self, other: Report) -> Report:
-        longest = max(self, other, key=lambda report: report.longest_bytes)  # of equals the first
+        longest = max(self, other, key=lambda report: report.longest_bytes)  # the first, if they are equal
         return Report(
             self.documents + other.documents,
             self.bytes + other.bytes,
@@ -99,7 +102,7 @@ class Report:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, in an order that does not depend on how the corpus was counted."""
+        """Plain values, in the same order however the corpus was counted."""
         letters = {name: self.letters[name] for name in NAMES if name in self.letters}
         lengths = {str(size): self.lengths[size] for size in sorted(self.lengths)}
         return asdict(self) | {"lengths": lengths, "letters": letters}
@@ -132,7 +135,7 @@ class Report:
             yield f"letters by script{which}: {listed}"
 
 
-class Tally:
+class TextCounter:
     """Counts documents one by one into a `Report`.
 
     Args:
@@ -147,7 +150,7 @@ class Tally:
         self._held_characters = 0
 
     def add(self, text: str, size: int, text_hash: int) -> bool:
-        """Count a document of `size` bytes. Returns whether it is the longest so far: `place` then says where it is."""
+        """Count a document of `size` bytes. Returns whether it is the longest so far; then set `report.longest`."""
         report = self.report
         report.documents += 1
         report.bytes += size
@@ -176,10 +179,10 @@ class Tally:
 
 
 def script_counts(text: str) -> NDArray[np.int64]:
-    """Characters that are no letter, then letters of each of `NAMES`; int64 [1 + names]."""
+    """Number of characters that are not letters, then of the letters of each of `NAMES`; int64 [1 + names]."""
     points = np.frombuffer(text.encode("utf-32-le"), dtype="<u4")
     kinds = _kinds().take(points, mode="clip")
-    rare = kinds[kinds > 1]  # neither Latin nor no letter: most text has few, and `bincount` is the slow one here
+    rare = kinds[kinds > 1]  # letters that are not Latin: most text has few, and `bincount` is what is slow here
     counts = np.bincount(rare, minlength=len(NAMES) + 1).astype(np.int64)
     counts[1] = np.count_nonzero(kinds) - len(rare)
     counts[0] = len(kinds) - len(rare) - counts[1]
@@ -188,7 +191,7 @@ def script_counts(text: str) -> NDArray[np.int64]:
 
 @functools.cache
 def _kinds() -> NDArray[np.uint8]:
-    """For every code point 0 where it is no letter, or 1 + its script's place in `NAMES`."""
+    """For every code point 0 if it is not a letter, else 1 + its script's place in `NAMES`."""
     kinds = np.full(END_OF_LETTERS + 1, len(NAMES), dtype=np.uint8)
     for place, ranges in enumerate(SCRIPTS.values(), start=1):
         for pair in ranges.split():

@@ -3,45 +3,35 @@
 ```
 sources -> batches --pass 1--> batch files: records sorted by bucket --pass 2--> one shard a bucket -> index, report
 ```
-Pass 1 reads the sources in several processes; every document falls into a bucket chosen by the hash of its text. Pass 2
-turns each bucket into a shard: its documents in the order of a hash of where they came from, many to a `.jsonl` member,
-read four times faster than one a member. So the shards depend only on the input and the options, not on processes, parts
-or restarts; exact duplicates meet in one bucket, where they are counted and, if asked, dropped.
-
-Both passes are lists of pieces of work, each with one file as its result (`work.py`). A killed job that is started again
-does the pieces that are not done; several machines with a shared file system each do their part of them. OUT is there
-whole, or not at all.
-
-Memory: a process holds one run of a batch (`run_bytes`), or the different texts of one bucket.
+The passes stand in `passes.py`. Both are lists of pieces of work, each with one file as its result (`work.py`). Start a killed
+job again, and it does the pieces that are not done. Several machines with a shared file system each do their part of the pieces.
+OUT is there whole, or not at all.
 """
 
 from __future__ import annotations
 
 import functools
-import io
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 
-import webdataset
-
-from maskloom.data.hashing import make_key
-from maskloom.data.index.index import Index, Split, Tokens, held_out_threshold, load_index, text_hash
-from maskloom.data.index.indexing import BLOCK_BYTES, IndexedShard, index_shard, write_index
-from maskloom.data.sources.corpus import find_sources, read_source
-from maskloom.data.sources.documentation import DOCUMENTATION
-from maskloom.data.sources.source import Source, TextLayout, check_unchanged, place_of
-from maskloom.data.writing.report import SAMPLED_ONE_IN, WHOLE_BYTES, Report, Tally
-from maskloom.data.writing.spill import Record, SpillWriter, read_bucket, read_notes, text_digest
-from maskloom.data.writing.token_shards import index_of_tokens, text_digest_of, write_token_shard
+from maskloom.data.index.corpus import Index, held_out_threshold
+from maskloom.data.index.files import Tokens
+from maskloom.data.index.indexing import write_index
+from maskloom.data.index.loading import load_index
+from maskloom.data.sources.inputs import find_sources, input_kind
+from maskloom.data.sources.source import Source, check_unchanged
+from maskloom.data.writing.passes import Options, ShufflePlan, plan_shuffle, read_batch, write_shard
+from maskloom.data.writing.report import Report
+from maskloom.data.writing.spill import read_notes
+from maskloom.data.writing.token_shards import index_of_tokens, text_digest_of
 from maskloom.data.writing.work import (
-    Entry,
-    Part,
-    Plan,
-    Work,
+    JobPart,
+    WorkFolder,
+    WorkPlan,
     begin,
     is_finished,
     open_work,
@@ -54,47 +44,10 @@ from maskloom.files import naming, refuse_existing
 from maskloom.processes import Pool
 from maskloom.tokenizers.base import Tokenizer
 
-MEMBER_BYTES = 32 * 1024  # or a block's, where that is less
-SHARD_BYTES = 64 << 20
-BATCH_BYTES = 64 << 20  # of text, about; with many shards more, so that a batch holds some records for each
-SMALLEST_BATCH_BYTES = 256 << 10
-BATCHES_OF_A_SMALL_CORPUS = 64  # so that many processes share it
-BUCKET_BYTES = 32 << 10
-LONGEST_DOCUMENT_BYTES = 64 * 1024
 POLL_S = 5.0
-QUOTE = json.JSONEncoder(ensure_ascii=False).encode
 
 Advance = Callable[[float], None]
 OnStage = Callable[[str, float], Advance]
-
-
-@dataclass(frozen=True)
-class Options:
-    """How a corpus is written; the defaults are the command's."""
-
-    text_key: str = "text"
-    layout: TextLayout = "file"
-    val_fraction: float = 0.01
-    seed: int = 0
-    shard_bytes: int = SHARD_BYTES
-    block_bytes: int = BLOCK_BYTES
-    longest_document_bytes: int = LONGEST_DOCUMENT_BYTES
-    deduplicate: bool = False
-
-
-@dataclass(frozen=True)
-class Reading:
-    """How pass 1 reads: picklable, the same for every batch.
-
-    Attributes:
-        shards: number of buckets a split.
-        run_bytes: memory that records may take before they are written.
-    """
-
-    options: Options
-    shards: dict[Split, int]
-    run_bytes: int
-    sampled_one_in: int
 
 
 def write_shards(
@@ -110,16 +63,17 @@ def write_shards(
 
     Args:
         tokenizer: write token shards, with the identity of the text shards that the same options give.
-        on_stage: told the name and size of each stage ("reading", bytes; "writing", shards); returns what is told progress.
+        on_stage: called with name and size of each stage ("reading", bytes; "writing", shards). Returns the function that is
+            called with the progress.
 
     Raises:
-        UserError: `out` exists, or bad input (naming file and place): nothing is left behind then. After any other error
-            the same call goes on where it ended.
+        UserError: `out` exists, or bad input (with file and place): nothing is left behind then. After any other error, the
+            same call resumes the work.
     """
     try:
-        write_part(inputs, out, options, Part(), processes, tokenizer=tokenizer, on_stage=on_stage)
+        write_part(inputs, out, options, JobPart(), processes, tokenizer=tokenizer, on_stage=on_stage)
     except BadInput as error:
-        if not error.work.is_shared:
+        if not error.work.is_shared:  # other machines may still need what they did
             shutil.rmtree(error.work.folder)
         raise
     index, report = finish_or_open(out)
@@ -128,13 +82,13 @@ def write_shards(
 
 
 class BadInput(UserError):
-    """The input cannot be read: whatever was done with it is of no use.
+    """The input cannot be read, so whatever was made of it is of no use.
 
     Attributes:
-        work: what was begun.
+        work: the work that was begun.
     """
 
-    def __init__(self, message: str, work: Work) -> None:
+    def __init__(self, message: str, work: WorkFolder) -> None:
         super().__init__(message)
         self.work = work
 
@@ -143,7 +97,7 @@ def write_part(
     inputs: Sequence[str],
     out: Path,
     options: Options,
-    part: Part,
+    part: JobPart,
     processes: int = 1,
     *,
     tokenizer: Tokenizer | None = None,
@@ -151,41 +105,40 @@ def write_part(
     on_stage: OnStage = lambda name, total: lambda amount: None,
     on_wait: Callable[[list[int]], None] = lambda parts: None,
 ) -> list[int]:
-    """Do one part's share of the work on `out`; `finish` makes the corpus when all parts are done.
+    """Do one part's share of the work on `out`. `finish` makes the corpus when all parts are done.
 
     Args:
-        wait: wait until the other parts have read, in place of returning.
-        on_wait: told the numbers of the parts that have not read yet, whenever they change.
+        wait: wait until the other parts have read, instead of returning.
+        on_wait: called with the numbers of the parts that have not read yet, whenever they change.
 
     Returns:
-        Numbers of the parts that have not read all of their input: this part's shards can be written when they have. Empty:
-        they are written, or `out` is complete already: made by the same plan, and another process finished it meanwhile
-        or was killed when it did.
+        Numbers of the parts that have not read all of their input yet. This part can write its shards when they have. Empty: the
+        shards are written, or `out` is complete already by the same plan.
 
     Raises:
         UserError: `out` exists, bad input, other work on `out` was begun, or another process works on this part.
     """
     if not work_folder(out).exists():
-        refuse_existing(out)  # before anything is downloaded
+        refuse_existing(out)  # fail before anything is downloaded
     sources = find_sources(inputs, options.text_key)
-    if DOCUMENTATION in inputs:
-        options = replace(options, deduplicate=True)  # the same text is vendored in many packages
-    reading, batches = plan_reading(sources, options)
+    if any(kind.holds_copies for given in inputs if (kind := input_kind(given))):
+        options = replace(options, deduplicate=True)
+    shuffle, batches = plan_shuffle(sources, options)
     files = dict.fromkeys((source.title, source.stamp) for source in sources)
-    names = shard_names(list(reading.shards.items()))
+    names = shard_names(list(shuffle.shards.items()))
     fingerprint = tokenizer.tokens_mark if tokenizer else ""
-    plan = Plan(tuple(inputs), asdict(options), fingerprint, "", len(batches), names, tuple(files))
+    plan = WorkPlan(tuple(inputs), asdict(options), fingerprint, "", len(batches), names, tuple(files))
     if is_finished(out, plan):
         return []
     work = begin(out, plan, part)
     try:
         with work.locked(), Pool(processes, __name__) as pool:
-            _read_share(work, reading, batches, pool, on_stage)
+            _read_share(work, shuffle, batches, pool, on_stage)
             late = _wait_for_readers(work, wait, on_wait)
             if not late:
                 mine = [number for number in work.unwritten() if part.takes(number)]
                 advance = on_stage("writing", len(mine))
-                job = functools.partial(_write_shard, work=work, reading=reading, tokenizer=tokenizer)
+                job = functools.partial(write_shard, work=work, shuffle=shuffle, tokenizer=tokenizer)
                 for _ in pool.map(job, mine):
                     advance(1)
     except FileNotFoundError:
@@ -199,7 +152,7 @@ def finish(out: Path) -> tuple[Index, Report | None]:
     """Make the index of the shards that all parts wrote, and rename them to `out`.
 
     Returns:
-        The index, and the report on the text where it was read (None: the blocks of a corpus were tokenised).
+        The index, and the report on the text. The report is None if the blocks of a corpus were tokenised.
 
     Raises:
         UserError: no work on `out`, a part that is not done (named), or no text at all.
@@ -221,119 +174,43 @@ def finish(out: Path) -> tuple[Index, Report | None]:
     except BadInput:
         shutil.rmtree(work.folder)
         raise
-    remove_finished(out)  # with the lock released: NFS keeps a file that is open, and then its folder
+    remove_finished(out)  # after the lock is released: NFS keeps an open file, and with it the folder
     return _open(out)
 
 
 def finish_or_open(out: Path) -> tuple[Index, Report | None]:
-    """As `finish`; an `out` that another process finished meanwhile is opened."""
+    """As `finish`. If another process finished `out` meanwhile, it is opened."""
     return _open(out) if out.exists() and not work_folder(out).exists() else finish(out)
 
 
 def read_report(out: Path) -> Report | None:
-    """The report on the text of a corpus, where it has one."""
+    """The report on the text of a corpus, if it has one."""
     file = out / "report.json"
     return Report.from_json(json.loads(file.read_bytes())) if file.exists() else None
 
 
-def plan_reading(sources: Sequence[Source], options: Options) -> tuple[Reading, list[list[Source]]]:
-    """How many shards, and which sources are read together: from the estimated size of the text alone."""
-    total = sum(source.bytes for source in sources)
-    held_out = options.val_fraction
-    shards: dict[Split, int] = {
-        "train": max(1, round(total * (1 - held_out) / options.shard_bytes)),
-        "validation": max(1, round(total * held_out / options.shard_bytes)) if held_out else 0,
-    }
-    run_bytes = max(BATCH_BYTES, BUCKET_BYTES * sum(shards.values()))
-    batch_bytes = max(SMALLEST_BATCH_BYTES, min(run_bytes, total // BATCHES_OF_A_SMALL_CORPUS))
-    batches: list[list[Source]] = []
-    size = batch_bytes
-    for source in sources:
-        if size >= batch_bytes:
-            batches.append([])
-            size = 0
-        batches[-1].append(source)
-        size += source.bytes
-    return Reading(options, shards, run_bytes, 1 if total <= WHOLE_BYTES else SAMPLED_ONE_IN), batches
-
-
-def split_document(text: str, longest_bytes: int) -> list[str]:
-    """Cut a document of more than `longest_bytes` of UTF-8 at paragraphs, lines or spaces; no text is lost but the
-    white space at the cuts."""
-    parts: list[str] = []
-    start = 0
-    while True:
-        # No character is shorter than a byte. The whole rest is never encoded: that would be quadratic.
-        window = text[start : start + longest_bytes].encode()[:longest_bytes].decode("utf-8", "ignore")
-        if start + len(window) == len(text):
-            return [part for part in [*parts, window] if part]
-        cut = next(
-            (place for mark in ("\n\n", "\n", " ") if (place := window.rfind(mark)) > len(window) // 2), len(window)
-        )
-        parts.append(window[:cut].strip())
-        start += cut
-        while start < len(text) and text[start].isspace():
-            start += 1
-
-
 def _open(out: Path) -> tuple[Index, Report | None]:
-    return load_index(out.absolute()), read_report(out)  # absolute: a name such as "a:b" would read as a URL
+    return load_index(out.absolute()), read_report(out)  # absolute: "a:b" would look like a URL
 
 
-def _read_share(work: Work, reading: Reading, batches: list[list[Source]], pool: Pool, on_stage: OnStage) -> None:
-    """Pass 1 of the batches that are this part's and were not read yet. Raises BadInput."""
+def _read_share(
+    work: WorkFolder, shuffle: ShufflePlan, batches: list[list[Source]], pool: Pool, on_stage: OnStage
+) -> None:
+    """Pass 1 of this part's batches that were not read yet. Raises BadInput."""
     mine = [number for number in work.unread() if work.part.takes(number)]
     advance = on_stage("reading", sum(source.work_bytes for number in mine for source in batches[number]))
-    job = functools.partial(_read_batch, work=work, reading=reading)
+    job = functools.partial(read_batch, work=work, shuffle=shuffle)
     try:
         for size in pool.map(job, mine, [batches[number] for number in mine]):
             advance(size)
-        # Once more, though each was looked at when it was read: a network file system tells of a change late.
+        # Check once more, since a network file system may report a change late.
         for source in {source.name: source for number in mine for source in batches[number]}.values():
             check_unchanged(source)
     except UserError as error:
         raise BadInput(str(error), work) from error
 
 
-def _read_batch(number: int, sources: Sequence[Source], work: Work, reading: Reading) -> float:
-    """Pass 1 of one batch. Returns the bytes of input that it read."""
-    tally = Tally(reading.sampled_one_in)
-    with work.writing(work.batch(number)) as file:
-        spill = SpillWriter(file, len(work.plan.names), reading.run_bytes)
-        for source in sources:
-            _read_into(spill, tally, source, reading)
-        spill.finish(tally.done().to_json())
-    return sum(source.work_bytes for source in sources)
-
-
-def _read_into(spill: SpillWriter, tally: Tally, source: Source, reading: Reading) -> None:
-    options, report = reading.options, tally.report
-    threshold = held_out_threshold(options.val_fraction)
-    first: dict[Split, int] = {"train": 0, "validation": reading.shards["train"]}  # bucket of each split
-    for ordinal, document in read_source(source, options.text_key, options.layout):
-        text = document.strip()
-        if not text:
-            report.empty += 1
-            continue
-        data = text.encode()
-        hashed = text_hash(text)
-        if tally.add(text, len(data), hashed):
-            report.longest = place_of(source, ordinal)
-        # By the whole document, before it is cut: its parts must not stand on both sides.
-        split: Split = "validation" if hashed < threshold else "train"
-        parts = [data]
-        if len(data) > options.longest_document_bytes:
-            parts = [part.encode() for part in split_document(text, options.longest_document_bytes)]
-            report.split += 1
-        report.pieces += len(parts)
-        for number, part in enumerate(parts):
-            digest = text_digest(part)
-            bucket = make_key(options.seed, "bucket", digest.hex()) % reading.shards[split]
-            order = make_key(options.seed, "document", source.number, ordinal, number)
-            spill.add(first[split] + bucket, Record(order, digest, part))
-
-
-def _wait_for_readers(work: Work, wait: bool, on_wait: Callable[[list[int]], None]) -> list[int]:
+def _wait_for_readers(work: WorkFolder, wait: bool, on_wait: Callable[[list[int]], None]) -> list[int]:
     late: list[int] = []
     while unread := work.unread():
         now = sorted({number % work.part.of + 1 for number in unread})
@@ -345,75 +222,14 @@ def _wait_for_readers(work: Work, wait: bool, on_wait: Callable[[list[int]], Non
     return []
 
 
-def _write_shard(number: int, work: Work, reading: Reading, tokenizer: Tokenizer | None) -> None:
-    """Pass 2 of one bucket."""
-    records = _bucket_of(work, number)
-    seen: set[bytes] = set()
-    documents = []
-    for record in records:
-        if not (reading.options.deduplicate and record.digest in seen):
-            documents.append(record.text)
-        seen.add(record.digest)
-    indexed, text = _write_tar(work, number, documents, reading.options, tokenizer) if documents else (None, None)
-    work.write_entry(number, Entry(indexed, text, len(records), len(records) - len(seen)))
-
-
-def _bucket_of(work: Work, number: int) -> list[Record]:
-    """A bucket's records in their order; of equal texts one is held."""
-    texts: dict[bytes, bytes] = {}
-    records: list[Record] = []
-    for batch in range(work.plan.batches):
-        found = read_bucket(work.batch(batch), number, len(work.plan.names))
-        records += (record._replace(text=texts.setdefault(record.digest, record.text)) for record in found)
-    return sorted(records)
-
-
-def _write_tar(
-    work: Work, number: int, documents: Sequence[bytes], options: Options, tokenizer: Tokenizer | None
-) -> tuple[IndexedShard, IndexedShard | None]:
-    """The shard's rows of the index; with a tokenizer those of the token shard, and of its text, which is not kept."""
-    path = work.shard(number)
-    split, _, bucket = path.stem.partition("-")
-    text_path = work.temporary(f"text-{path.name}") if tokenizer else path
-    with work.writing(text_path) as file, webdataset.TarWriter(file, mtime=0) as tar:
-        for member, lines in enumerate(_members(documents, min(MEMBER_BYTES, options.block_bytes))):
-            tar.write({"__key__": f"{bucket}-{member:06d}", "jsonl": lines})
-    indexed = index_shard(text_path, options.block_bytes, "text", "train" if split == "train" else "validation")
-    if not tokenizer:
-        return indexed, None
-
-    def read_block(place: int) -> io.BytesIO:
-        with text_path.open("rb") as file:
-            file.seek(int(indexed.blocks["offset"][place]))
-            return io.BytesIO(file.read(int(indexed.blocks["length"][place])))
-
-    threshold = held_out_threshold(options.val_fraction)
-    tokens = write_token_shard(work, path, indexed, read_block, tokenizer, text_key="text", threshold=threshold)
-    text_path.unlink()
-    return tokens, indexed
-
-
-def _members(documents: Iterable[bytes], member_bytes: int) -> Iterator[bytes]:
-    """Lines of JSON, in members of about so many characters: a block holds at least one."""
-    lines: list[str] = []
-    size = 0
-    for text in documents:
-        lines.append(f'{{"text": {QUOTE(text.decode())}}}')  # as `json.dumps` writes it, twice as fast
-        size += len(lines[-1])
-        if size >= member_bytes:
-            yield ("\n".join(lines) + "\n").encode()
-            lines, size = [], 0
-    if lines:
-        yield ("\n".join(lines) + "\n").encode()
-
-
-def _finish_text(work: Work) -> None:
+def _finish_text(work: WorkFolder) -> None:
     """Write the index and the report of shards that were made of text."""
     plan, corpus = work.plan, work.folder / "corpus"
     entries = [work.read_entry(number) for number in range(len(plan.names))]
     report = sum((Report.from_json(read_notes(work.batch(number))) for number in range(plan.batches)), Report())
     report.duplicates = sum(entry.duplicates for entry in entries)
     report.dropped = bool(plan.options["deduplicate"])
+    # Every piece that pass 1 wrote must have reached a shard in pass 2.
     found = sum(entry.records for entry in entries)
     if found != report.pieces:
         raise UserError(
@@ -437,7 +253,7 @@ def _finish_text(work: Work) -> None:
     (corpus / "report.json").write_text(json.dumps(report.to_json(), indent=1), encoding="utf-8")
 
 
-def _check_done(work: Work, out: Path) -> None:
+def _check_done(work: WorkFolder, out: Path) -> None:
     """Raises UserError that names the parts that are not done."""
     for what, left in (("read", work.unread()), ("written", work.unwritten())):
         if left:

@@ -1,10 +1,10 @@
-"""Batch files: what was read in pass 1, sorted by the shard that it goes to.
+"""Batch files: the records of pass 1, sorted by the shard that they go to.
 
 ```
 records of run 0, by bucket | records of run 1 | ... | int64 table [runs, buckets + 1] | JSON | tail
 ```
-A run is what fits into memory; entry [r, b] of the table is where bucket b's records of run r begin. So pass 2 reads what
-goes to one shard with a few reads a file, and no file grows after it was written: it is there whole or not at all.
+A run is what fits into memory. Entry [r, b] of the table is the place of bucket b's first record of run r. So pass 2 needs only
+a few reads a file for one shard. A file never grows after it was written: it is there whole or not at all.
 """
 
 from __future__ import annotations
@@ -24,18 +24,20 @@ from maskloom.errors import UserError
 
 MAGIC = b"MLSPILL1"
 TAIL = struct.Struct("<8sQQQ")  # magic, where the table begins, where the JSON begins, size of the file
-RECORD = struct.Struct("<I16sQI")  # CRC-32 of all that follows; digest of the text, order key, bytes of the text
-RECORD_OVERHEAD_BYTES = 160  # of a record in memory, beside its text
+RECORD = struct.Struct("<I16sQI")  # CRC-32 of the rest, digest of the text, order, bytes of the text
+RECORD_OVERHEAD_BYTES = 160  # a record's memory beside its text
 
 
 class Record(NamedTuple):
+    """A piece of text on its way to a shard; records sort by `order`."""
+
     order: int
     digest: bytes
     text: bytes
 
 
 def text_digest(text: bytes) -> bytes:
-    """What two pieces of text are the same by."""
+    """A digest of 16 bytes. Pieces of text with the same digest count as equal."""
     return hashlib.blake2b(text, digest_size=16).digest()
 
 
@@ -127,7 +129,7 @@ def _records(data: bytes, path: Path) -> Iterator[Record]:
 
 
 def _read(file: IO[bytes], start: int, length: int) -> bytes:
-    """All bytes of a range: one read gives 2 GiB at most."""
+    """All bytes of a range, in several reads: one gives 2 GiB at most."""
     parts = []
     while length > 0:
         data = os.pread(file.fileno(), length, start)
@@ -151,4 +153,4 @@ def _tail(file: IO[bytes], path: Path) -> tuple[int, int, int]:
 
 
 def _damaged(path: Path) -> UserError:
-    return UserError(f"{path} is damaged: remove it and start the same command again, which then reads that part anew")
+    return UserError(f"{path} is damaged: remove it and start the same command again; it then reads that part anew")

@@ -1,7 +1,7 @@
 """Token shards: the blocks of text shards, tokenised beforehand.
 
-Block for block the same documents in the same order, one `.tokens` member a block under the key of the block's first
-sample; so both give the same rows, and the digest of the text identifies both.
+Each block has the same documents in the same order, in one `.tokens` member under the key of its first sample. So both kinds of
+shards give the same rows, and the digest of the text identifies both.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ import numpy as np
 from numpy.typing import NDArray
 from webdataset.tariterators import base_plus_ext
 
-from maskloom.data.index.index import BLOCK, COLUMNS, Index, Shard, Tokens, corpus_digest, text_hash
+from maskloom.data.index.corpus import Index, text_hash
+from maskloom.data.index.files import BLOCK, COLUMNS, Shard, Tokens, corpus_digest
 from maskloom.data.index.indexing import IndexedShard, write_index
 from maskloom.data.reading.samples import TOKENS, OnBad, encode_block, read_documents, tokens_member
 from maskloom.data.reading.tars import members
-from maskloom.data.writing.work import Entry, Part, Plan, Work, begin, is_finished
+from maskloom.data.writing.work import Entry, JobPart, WorkFolder, WorkPlan, begin, is_finished
 from maskloom.errors import DataFault, UserError
 from maskloom.processes import Pool
 from maskloom.redaction import shown
@@ -37,11 +38,11 @@ def tokenize_corpus(
     corpus: Index,
     out: Path,
     tokenizer: Tokenizer,
-    part: Part,
+    part: JobPart,
     processes: int,
     on_stage: Callable[[str, float], Callable[[float], None]],
 ) -> None:
-    """Write one part's share of the token shards of a corpus that exists; nothing where `out` is what they make.
+    """Write one part's share of the token shards of a corpus. Does nothing if `out` is what they make already.
 
     Raises:
         UserError: `out` exists, other work on it was begun, or `corpus` holds token shards already.
@@ -51,10 +52,11 @@ def tokenize_corpus(
         raise UserError(f"{corpus.folder} holds token shards already: name the text shards")
     names = tuple(f"{shard.split.replace('_', '-')}-{number:06d}" for number, shard in enumerate(corpus.shards))
     header = corpus.header
+    # The plan holds what the index of the token shards copies from that of the text.
     kept = ("text_key", "held_out_threshold", "block_bytes", "text_bytes", "bad_documents")
     options = {name: header[name] for name in kept}
     files = (("index.json", header["table_digest"]),)
-    plan = Plan((corpus.folder,), options, tokenizer.tokens_mark, corpus.digest, 0, names, files)
+    plan = WorkPlan((corpus.folder,), options, tokenizer.tokens_mark, corpus.digest, 0, names, files)
     if is_finished(out, plan):
         return
     work = begin(out, plan, part)
@@ -65,11 +67,11 @@ def tokenize_corpus(
             advance(1)
 
 
-def index_of_tokens(work: Work) -> Index:
+def index_of_tokens(work: WorkFolder) -> Index:
     """Write the index of the token shards of a corpus that exists."""
     plan, options = work.plan, work.plan.options
     indexed = [entry.indexed for number in range(len(plan.names)) if (entry := work.read_entry(number)).indexed]
-    # These two are known of the whole corpus only.
+    # These two are known only of the whole corpus, so the first shard carries them.
     totals = {name: options[name] for name in ("text_bytes", "bad_documents")}
     return write_index(
         work.folder / "corpus",
@@ -83,7 +85,7 @@ def index_of_tokens(work: Work) -> Index:
 
 
 def write_token_shard(
-    work: Work,
+    work: WorkFolder,
     path: Path,
     text: IndexedShard,
     read_block: ReadBlock,
@@ -95,14 +97,14 @@ def write_token_shard(
     """Write the token shard of one text shard.
 
     Args:
-        text: the text shard and its blocks; `bad_documents` says whether some were left out when it was indexed.
+        text: the text shard and its blocks. `bad_documents` says whether indexing left some out.
         read_block: the bytes of its i-th block.
 
     Raises:
         DataFault: a block does not hold the documents that were indexed, or one that cannot be encoded.
     """
     rows = text.blocks.copy()
-    # Samples that were bad when the shard was indexed were left out then, and are left out here.
+    # Indexing left out samples that were bad then, so reading must leave them out too.
     on_bad: OnBad | None = (lambda fault: None) if text.bad_documents else None
     with work.writing(path) as file, tarfile.open(fileobj=file, mode="w") as tar:
         for place, row in enumerate(rows):
@@ -137,7 +139,7 @@ def text_digest_of(texts: Sequence[IndexedShard], text_key: str, threshold: int)
     return corpus_digest(header, columns)
 
 
-def _tokenize_shard(number: int, work: Work, corpus: Index, tokenizer: Tokenizer) -> None:
+def _tokenize_shard(number: int, work: WorkFolder, corpus: Index, tokenizer: Tokenizer) -> None:
     shard = corpus.shards[number]
     blocks = np.flatnonzero(corpus.columns["shard"] == number)
     table = np.empty(len(blocks), BLOCK)
@@ -161,7 +163,7 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
 
 
 def _first_key(stream: IO[bytes], where: str, offset: int) -> str | None:
-    """The key of the first sample of a block; the stream stands at its beginning afterwards. Raises DataFault."""
+    """The key of the first sample of a block. Rewinds the stream. Raises DataFault."""
     names = (member.name for member in members(stream, where, offset) if member.is_read)
     key = next((base for name in names if (base := base_plus_ext(name)[0]) is not None), None)
     stream.seek(0)

@@ -1,17 +1,17 @@
-"""The folder `.OUT.work` beside OUT: what a corpus in the making is, so that a killed job goes on and machines share it.
+"""The folder `.OUT.work` beside OUT: a corpus in the making. A killed job resumes from it, and machines share it.
 
 ```
-plan.json   what is made of what: options, number of batches and shards
+plan.json   inputs, options, number of batches and shards
 files.tsv   every input with its size and time
-batches/    one file a batch of the input, when it was read
+batches/    one file for each batch of the input that was read
 corpus/     the shards; becomes OUT
-entries/    one file a shard, when it is written: its rows of the index
+entries/    one file for each shard that was written: its rows of the index
 temporary/  what is being written
-locks/      one file a part that ever ran
+locks/      one file for each part that ever ran
 finishing   held while the index is made
 ```
-A file in `batches` or `entries` is there whole or not at all, and says that this piece of work is done. What it holds
-follows from the plan, so that two processes that did the same piece by chance would write the same bytes.
+A file in `batches` or `entries` is there whole or not at all. If it is there, that piece of work is done. Its content follows
+from the plan, so two processes that happen to do the same piece write the same bytes.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from maskloom.data.index.index import BLOCK, Shard, Split
+from maskloom.data.index.files import BLOCK, Shard, Split
 from maskloom.data.index.indexing import IndexedShard
 from maskloom.errors import UserError
 from maskloom.files import only_one, refuse_existing, sync_folder, whole_file
@@ -42,8 +42,8 @@ FOLDERS = ("batches", "corpus", "entries", "temporary", "locks")
 
 
 @dataclass(frozen=True)
-class Part:
-    """One of the machines that write a corpus together: number 1 to `of`. Every `of`-th piece of work is its own."""
+class JobPart:
+    """The part of one of several machines that write a corpus: `number` is 1 to `of`. Every `of`-th piece of work is its own."""
 
     number: int = 1
     of: int = 1
@@ -53,7 +53,7 @@ class Part:
 
     @property
     def tag(self) -> str:
-        """In names of files."""
+        """The part in names of files."""
         return f"part-{self.number}-of-{self.of}"
 
     def __str__(self) -> str:
@@ -61,14 +61,14 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What is made of what; the same for all parts and every start.
+class WorkPlan:
+    """What a corpus is made of, and how. It is the same for all parts and at every start.
 
     Attributes:
         inputs: as they were given.
         options: of the shards, by name.
-        tokenizer: its `tokens_mark`, where token shards are written; else "".
-        corpus: digest of the corpus whose blocks are tokenised; else "".
+        tokenizer: its `tokens_mark`, if token shards are written, else "".
+        corpus: digest of the corpus whose blocks are tokenised, else "".
         batches: pieces of the input.
         names: of the shards, without their suffix.
         files: (name, stamp) of every input.
@@ -83,12 +83,12 @@ class Plan:
     files: tuple[tuple[str, str], ...]
 
     def header(self) -> dict[str, Any]:
-        """All but the files, as plain values."""
+        """Everything but the files, as plain values."""
         values = {key: value for key, value in asdict(self).items() if key != "files"}
         return {"version": VERSION, **values, "inputs": list(self.inputs), "names": list(self.names)}
 
-    def differences(self, other: Plan) -> list[str]:
-        """What another plan says otherwise, as lines of text."""
+    def differences(self, other: WorkPlan) -> list[str]:
+        """How another plan differs, as lines of text."""
         mine, its = ({**plan.options, "inputs": plan.inputs, "tokenizer": plan.tokenizer} for plan in (self, other))
         found = [f"{key}: {mine[key]!r} then, {its[key]!r} here" for key in mine if mine[key] != its.get(key)]
         files, others = dict(self.files), dict(other.files)
@@ -107,9 +107,10 @@ class Entry:
     """A shard that was written.
 
     Attributes:
-        indexed: its rows of the index; None where no document fell to it.
-        text: of token shards, the rows of the text that they were made from, which identify the corpus.
-        records: documents that fell to it; `duplicates` of them have the text of another.
+        indexed: its rows of the index. None: no document fell into it.
+        text: for token shards, the rows of the text that they were made from. They identify the corpus.
+        records: documents that fell into it.
+        duplicates: how many of them have the text of another.
     """
 
     indexed: IndexedShard | None
@@ -119,12 +120,12 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Work:
+class WorkFolder:
     """A corpus in the making, as one part sees it."""
 
     folder: Path
-    plan: Plan
-    part: Part = Part()
+    plan: WorkPlan
+    part: JobPart = JobPart()
 
     def batch(self, number: int) -> Path:
         return self.folder / "batches" / f"{number:06d}"
@@ -144,7 +145,7 @@ class Work:
 
     @contextlib.contextmanager
     def writing(self, path: Path) -> Iterator[IO[bytes]]:
-        """A file of the work, there whole or not at all."""
+        """A file of the work. It is there whole or not at all."""
         with whole_file(path, self.temporary(path.name)) as file:
             yield file
         sync_folder(path.parent)
@@ -166,7 +167,7 @@ class Work:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Be the only process that works on this part, and clear what a killed one left half written."""
+        """Be the only process that works on this part, and remove what a killed one left half written."""
         busy = f"another process works on part {self.part} in {self.folder}: wait for it, or stop it"
         with only_one(self.folder / "locks" / self.part.tag, busy) as alone:
             if alone:
@@ -182,11 +183,11 @@ class Work:
 
     @property
     def is_shared(self) -> bool:
-        """Whether it was begun in parts, as other machines may have done."""
-        return any(file.name != Part().tag for file in (self.folder / "locks").iterdir())
+        """Whether it was begun in parts, so that other machines may share it."""
+        return any(file.name != JobPart().tag for file in (self.folder / "locks").iterdir())
 
     def parts(self) -> int | None:
-        """Of how many parts there are, as far as they were started; None where they do not agree."""
+        """How many parts there are, by those that were started. None: they do not agree."""
         numbers = {int(file.name.rpartition("-")[2]) for file in (self.folder / "locks").iterdir()}
         return numbers.pop() if len(numbers) == 1 else None
 
@@ -203,18 +204,19 @@ class Work:
 
 
 def work_folder(out: Path) -> Path:
-    """Where `out` is made, as an absolute path: a name such as "a:b" would read as a URL."""
+    """The folder in which `out` is made, as an absolute path: a name such as "a:b" would look like a URL."""
     return out.absolute().parent / f".{out.name}.work"
 
 
-def begin(out: Path, plan: Plan, part: Part) -> Work:
-    """Make the work folder, or go on with one that has the same plan.
+def begin(out: Path, plan: WorkPlan, part: JobPart) -> WorkFolder:
+    """Create the work folder, or resume one that has the same plan.
 
     Raises:
         UserError: `out` exists, or work with another plan was begun.
     """
     folder = work_folder(out)
     refuse_existing(out)
+    # Another machine may create the folder at the same moment, so whoever did, read its plan and compare.
     if not folder.exists():
         try:
             out.parent.mkdir(parents=True, exist_ok=True)
@@ -227,14 +229,14 @@ def begin(out: Path, plan: Plan, part: Part) -> Work:
         more = f"\n  and {len(found) - DIFFERENCES_SHOWN} more" if len(found) > DIFFERENCES_SHOWN else ""
         listed = "".join(f"\n  {line}" for line in found[:DIFFERENCES_SHOWN])
         raise UserError(
-            f"{folder} holds unfinished work on {out} that was begun otherwise:{listed}{more}\nRemove {folder} to begin "
-            "again, or set it back to go on"
+            f"{folder} holds unfinished work on {out} that was begun with other settings:{listed}{more}\nRemove {folder} to "
+            "begin again, or use the same settings to resume it"
         )
     return replace(work, part=part)
 
 
-def open_work(out: Path) -> Work:
-    """The work on `out` that was begun. Raises UserError where there is none."""
+def open_work(out: Path) -> WorkFolder:
+    """The work on `out` that was begun. Raises UserError if there is none."""
     folder = work_folder(out)
     try:
         header = json.loads((folder / "plan.json").read_bytes())
@@ -249,20 +251,21 @@ def open_work(out: Path) -> Work:
     if header.pop("version") != VERSION:
         raise UserError(f"{folder} was begun by another version of maskloom: finish it with that one, or remove it")
     files = tuple((json.loads(name), stamp) for stamp, name in (row.split("\t") for row in rows))
-    return Work(
-        folder, Plan(**header | {"inputs": tuple(header["inputs"]), "names": tuple(header["names"]), "files": files})
+    return WorkFolder(
+        folder,
+        WorkPlan(**header | {"inputs": tuple(header["inputs"]), "names": tuple(header["names"]), "files": files}),
     )
 
 
 def remove_finished(out: Path) -> bool:
-    """Remove the work folder of an `out` that is complete, which a kill at the very end leaves. Returns whether it did."""
+    """Remove the work folder of an `out` that is complete: a kill at the very end leaves it. Returns whether it did."""
     folder = work_folder(out)
     if not out.exists() or not folder.exists() or (folder / "corpus").exists():
         return False
     with contextlib.suppress(FileNotFoundError):  # another process does the same
         for left in list(folder.parent.glob(f"{glob.escape(folder.name)}.*")):
-            # What was killed while it made the folder: HOST and PID follow. The work on an OUT whose name goes on with
-            # ".work." would read the same, so that a host of such a name cleans up by hand.
+            # A process that was killed while it made the folder left NAME.HOST.PID. The work on another OUT may have a name
+            # with ".work." in it, which would look the same: so hosts with such a name clean up by hand.
             is_left = re.fullmatch(r"\.(?!(.*\.)?work\.).+\.\d+", left.name.removeprefix(folder.name))
             if is_left and left.is_dir() and not left.is_symlink():
                 shutil.rmtree(left)
@@ -272,8 +275,8 @@ def remove_finished(out: Path) -> bool:
     return True
 
 
-def is_finished(out: Path, plan: Plan) -> bool:
-    """Whether `out` is what this plan makes, and only a kill at the very end left its work folder."""
+def is_finished(out: Path, plan: WorkPlan) -> bool:
+    """Whether `out` is what this plan makes, so that only a kill at the very end can have left its work folder."""
     folder = work_folder(out)
     if not out.exists() or not (folder / "plan.json").exists() or (folder / "corpus").exists():
         return False
@@ -285,8 +288,8 @@ def shard_names(counts: Sequence[tuple[Split, int]]) -> tuple[str, ...]:
     return tuple(f"{split}-{number:06d}" for split, count in counts for number in range(count))
 
 
-def _create(folder: Path, plan: Plan) -> None:
-    """All at once, by rename: of several machines that begin together, one is the first, and the others find its plan."""
+def _create(folder: Path, plan: WorkPlan) -> None:
+    """Create it at once, by rename: if several machines begin together, one is first and the others find its plan."""
     made = folder.with_name(f"{folder.name}.{socket.gethostname()}.{os.getpid()}")
     try:
         for name in FOLDERS:

@@ -1,4 +1,4 @@
-"""Sizes and SHA-256 digests of a checkpoint's files: the manifest, and what is wrong with a folder."""
+"""The manifest of a checkpoint: size and SHA-256 of its files. And what is wrong with a folder."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Digest(NamedTuple):
     sha256: str
 
     def is_one(self) -> bool:
-        """Whether what stands in a manifest is a size and a digest."""
+        """Whether these are a size and a digest: a manifest may hold anything."""
         return is_count(self.bytes) and isinstance(self.sha256, str)
 
 
@@ -58,10 +58,10 @@ def read_manifest(folder: Path) -> dict[str, Digest]:
     if DATA not in files:
         raise Damaged(f"its manifest does not list {DATA}")
     if strange := [name for name in files if Path(name).name != name or name == ".." or not name.isprintable()]:
-        raise Damaged(f"its manifest lists {brief(strange[0])}, which is no file of it")
+        raise Damaged(f"its manifest lists {brief(strange[0])}, which is not a file name")
     # DeepSpeed and `reshape` find files by patterns of names: what nobody verified would be loaded.
     if unlisted := sorted({file.name for file in folder.glob("*.pt")} - files.keys()):
-        raise Damaged(f"it holds {unlisted[0]}, which its manifest does not list: who put that there?")
+        raise Damaged(f"it holds {unlisted[0]}, an unexpected file that is not in its manifest")
     return files
 
 

@@ -1,8 +1,8 @@
-"""The newest whole checkpoint of a run, or the one that another run begins with.
+"""Find the newest whole checkpoint of a run, or the one that another run begins with.
 
-The first rank says which folders there are and what their manifests and data.json hold: what ranks on other machines see of a
-shared file system may be seconds old. Every rank then reads its share of the files, so that a large checkpoint is verified as
-fast as it is loaded, and all agree on what is wrong.
+The first rank lists the folders and reads their manifests and data.json: other machines may see a shared file system as it was
+seconds ago. Then every rank verifies its share of the files. So a large checkpoint is verified as fast as it is loaded, and all
+ranks agree on what is wrong.
 """
 
 from __future__ import annotations
@@ -25,19 +25,18 @@ from maskloom.train.checkpoint.digests import DATA, Damaged, Digest, damage, fau
 from maskloom.train.checkpoint.fit import check_fits, split_origin
 from maskloom.train.checkpoint.state import State, folder_of, parse_state, read_state, saved_folders, step_of
 from maskloom.train.checkpoint.writing import point_at, remove
-from maskloom.train.passed_over import PassedOver, known, read_intervals
+from maskloom.train.refusal import PassedOver, known, read_intervals
 
 T = TypeVar("T")
-READERS = 4  # files that a rank reads at once: a digest is a core's work, and the wait for a disk nobody's
+READERS = 4  # files that a rank reads at once: hashing needs a core, waiting for the disk does not
 NONE_LEFT = ". No good checkpoint is left: restore one, or start a new run in another run_dir"
 LEFT_BEHIND = (".partial-*", ".removing-*", ".latest.json.*")
 
 
 def find(run: Path, world: World) -> tuple[Path, State] | None:
-    """The newest checkpoint whose files are whole, the same on every rank; None where the run has none yet.
+    """The newest checkpoint whose files are whole, the same on every rank; None if the run has none yet.
 
-    Damaged ones that are newer go aside, so that they are never counted among those to keep, and what a killed save left is
-    removed.
+    Newer damaged ones are moved aside, so that they never count among those to keep. What a killed save left is removed.
 
     Raises:
         UserError: there are checkpoints, and every one is damaged; or there were, and all are gone.
@@ -84,7 +83,7 @@ def find_origin(origin: str, world: World) -> tuple[Path, State]:
 
 
 def saved_at(run: Path, step: int | None = None) -> Path:
-    """The checkpoint of `step`, or the newest whole one, for one process. Raises UserError where there is none."""
+    """The checkpoint of `step`, or the newest whole one, for one process. Raises UserError if there is none."""
     if not (run / "config.yaml").exists():
         raise UserError(f"{run} is no run: it has no config.yaml")
     if step is not None:
@@ -104,8 +103,8 @@ def saved_at(run: Path, step: int | None = None) -> Path:
 
 
 def resumable_cursors(run: Path, step: int, plan: DataPlan) -> tuple[int, list[LaneCursors]] | None:
-    """(step, cursors) of the run's newest checkpoint at or before `step`, or None. Raises UserError where the data of the
-    plan is not that of the run."""
+    """(step, cursors) of the run's newest checkpoint at or before `step`, or None. Raises UserError if the plan is of other
+    data than the run."""
     for folder in saved_folders(run):
         if step_of(folder) > step:
             continue
@@ -119,15 +118,15 @@ def resumable_cursors(run: Path, step: int, plan: DataPlan) -> tuple[int, list[L
 
 
 def known_intervals(run: Path) -> list[PassedOver]:
-    """All intervals of its data that a run went past: those in its file, and in its newest checkpoint."""
+    """All intervals of its data that a run skipped: those in its file, and in its newest checkpoint."""
     newest = next((read_state(folder) for folder in saved_folders(run) if (folder / DATA).exists()), None)
     of_run = read_intervals(run)
     return known(newest.intervals(), newest.step, of_run) if newest else of_run
 
 
 def find_at_most(run: Path, step: int, world: World) -> tuple[Path, State] | None:
-    """The newest whole checkpoint of at most `step` steps, the same on every rank. Where all of those are gone, the oldest
-    whole one of more, and None where there is none."""
+    """The newest whole checkpoint of at most `step` steps, the same on every rank. If all of those are gone,
+    the oldest whole one of more steps; None if there is none."""
 
     def candidates() -> list[str]:
         before = [folder.name for folder in saved_folders(run) if step_of(folder) <= step]
@@ -138,7 +137,7 @@ def find_at_most(run: Path, step: int, world: World) -> tuple[Path, State] | Non
 
 
 def drop_after(run: Path, step: int, world: World) -> None:
-    """Remove the checkpoints of more than `step` steps, which are done anew; damaged ones go aside."""
+    """Remove the checkpoints of more than `step` steps, which are done again; damaged ones are moved aside."""
 
     def drop() -> None:
         for folder in saved_folders(run):
@@ -156,7 +155,7 @@ def drop_after(run: Path, step: int, world: World) -> None:
 
 
 def tidy(run: Path) -> None:
-    """Put back what a save was about to replace when it was killed, and remove what killed saves left."""
+    """Put back what a killed save was about to replace, and remove what killed saves left."""
     folder = run / "checkpoints"
     for replaced in folder.glob(".replaced-step-*"):
         name = replaced.name.removeprefix(".replaced-")
@@ -173,13 +172,15 @@ def tidy(run: Path) -> None:
 
 
 def refuse_lost(run: Path) -> None:
-    """For a run of which no checkpoint is to be seen. Raises UserError where it had one: what holds them is not mounted, most
-    likely, and a run that began anew would lose its steps, and write over its metrics."""
+    """Called if no checkpoint of a run is found. Raises UserError if it had one: most likely a file system is not mounted.
+
+    A run that began again would lose its steps and write over its metrics.
+    """
     status = read_status(run)
     if status is None or status.last_good_checkpoint is None:
         return
     if any(interval.after_step == 0 for interval in read_intervals(run)):
-        return  # it went back to the beginning, and was killed before it could say so
+        return  # it was rolled back to the beginning, and killed before it could say so
     raise UserError(
         f"{run / 'checkpoints'} holds no checkpoint, and status.json says that {status.last_good_checkpoint} was the last good "
         "one: see that what holds them is mounted, or restore them; a run that is to begin anew gets another run_dir"
@@ -214,7 +215,7 @@ def _newest_whole(folders: list[Path], world: World) -> tuple[tuple[Path, State]
 
 
 def _verify(folder: Path, world: World) -> tuple[str | None, str]:
-    """What is wrong with a checkpoint, on every rank alike, and the text of its data.json."""
+    """What is wrong with a checkpoint, the same on every rank, and the text of its data.json."""
 
     def described() -> list[Any]:
         try:
@@ -226,7 +227,7 @@ def _verify(folder: Path, world: World) -> tuple[str | None, str]:
             return [f"{DATA} cannot be read ({error.strerror})", [], ""]
         if Digest(len(text), hashlib.sha256(text).hexdigest()) != files[DATA]:
             return [fault_of(folder / DATA, files[DATA]) or f"{DATA} changes while it is read", [], ""]
-        # What is no UTF-8 is no JSON either: `parse_state` says so.
+        # Text that is not UTF-8 is not JSON either: `parse_state` says so.
         return [None, [[name, *wanted] for name, wanted in files.items()], text.decode(errors="replace")]
 
     fault, files, text = _first_rank(described, world)

@@ -9,8 +9,8 @@ UNLIMITED = 1 << 60  # a limit of cgroup version 1 that is none
 
 
 def free_memory_bytes(root: Path = Path("/")) -> int:
-    """Memory that can be taken without swapping: the machine's, or less where a cgroup (of a container, of a Slurm job) has
-    a limit. Pages of files do not count as taken. `root` is where proc and sys are mounted."""
+    """Memory that can be taken without swapping: the machine's, or less if a cgroup (of a container, of a Slurm job) has a
+    limit. Pages of files do not count as taken. `root` is where proc and sys are mounted."""
     available = UNLIMITED
     for line in (root / "proc/meminfo").read_text().splitlines():
         if line.startswith("MemAvailable:"):
@@ -39,7 +39,7 @@ def free_disk_bytes(folder: Path) -> int:
 
 
 def _free_in_group(folder: Path, limit: str, usage: str, cache: str) -> int:
-    """What a cgroup has left; UNLIMITED where it has no limit or is not to be seen from here."""
+    """Bytes that a cgroup has left; UNLIMITED if it has no limit or cannot be read."""
     try:
         most = (folder / limit).read_text().strip()
         if most == "max" or int(most) >= UNLIMITED:

@@ -1,4 +1,4 @@
-"""Saving a checkpoint while training goes on.
+"""Save a checkpoint while training continues.
 
     start     every rank copies its state to memory; its thread writes the files, flushes them to the disk, reads them back for
               their digests, and leaves those in rank-N.json beside them
@@ -70,11 +70,11 @@ class Saver:
             self.finish()
 
     def follow(self) -> None:
-        """Go on with what is under way, given what the ranks said with the last step; every rank calls it once a step."""
+        """Continue the save that is under way, given what the ranks said with the last step. Every rank calls it once a step."""
         if self._state is None or self._part is None:
             return
         # What was said with the step before the save began is of another save.
-        heard = self.notices.heard() if self._has_heard else {"saved": 0, "not_saved": 0}
+        heard = self.notices.heard.read() if self._has_heard else {"saved": 0, "not_saved": 0}
         self._has_heard = True
         said = heard["saved"] + heard["not_saved"]
         if said == self.world.size:
@@ -105,7 +105,7 @@ class Saver:
             raise self._failed()
 
     def _prepare(self, partial: Path, size_bytes: int) -> str | None:
-        """Make room for all ranks' parts; why that cannot be, on every rank alike."""
+        """Make room for all ranks' parts. Returns why that failed, the same on every rank."""
         fault, free = "", 0
         if self.world.is_first:
             try:
@@ -136,7 +136,7 @@ class Saver:
         return needed <= available
 
     def _published(self, bad: bool) -> _Task:
-        """The first rank's last part of the work, begun where it was not."""
+        """The first rank's last part of the work; begins it if it has not begun."""
         if self._publishing is None:
             assert self._state is not None
             state, partial = self._state, self._partial(self._state)
@@ -149,7 +149,7 @@ class Saver:
         return self._publishing
 
     def _agreed_fault(self) -> str | None:
-        """Why the save under way failed, on every rank alike; None where it did not."""
+        """Why the save under way failed, the same on every rank; None if it did not."""
         mine = "".join(task.outcome() or "" for task in (self._part, self._publishing) if task)
         faults = gather_objects(mine, self.world)
         return "; ".join(f"rank {rank}: {fault}" for rank, fault in enumerate(faults) if fault) or None
@@ -195,7 +195,7 @@ class Saver:
 
 
 class _Task:
-    """Work that ends in a word: nothing where it succeeded, else why it failed. In a thread, or done at once."""
+    """Work in a thread, or done at once. Its outcome is why it failed, empty if it succeeded."""
 
     def __init__(self, work: Callable[[], object], in_background: bool) -> None:
         self._work = work

@@ -1,4 +1,4 @@
-"""What a checkpoint holds beside the engine's files, and where it stands."""
+"""What a checkpoint holds beside the engine's files: the position in the data, and counts."""
 
 from __future__ import annotations
 
@@ -9,15 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from maskloom.data.cursors import Cursor, LaneCursors
-from maskloom.data.index.index import Index
+from maskloom.data.index.corpus import Index
 from maskloom.data.plan import VERSIONS, DataPlan
 from maskloom.errors import UserError
 from maskloom.files import parse_json, read_plain
 from maskloom.redaction import brief
 from maskloom.scalars import is_count
 from maskloom.tokenizers.base import Tokenizer
-from maskloom.train.guard import GuardState
-from maskloom.train.passed_over import PassedOver
+from maskloom.train.refusal import GuardState, PassedOver
 
 TOKENIZING = "version of tokenizing"
 NAME = re.compile(r"step-([0-9]{8}|[1-9][0-9]{8,15})")
@@ -34,10 +33,10 @@ class State:
         tokens_seen: text tokens that they consumed, over all ranks.
         cursors: where each lane stands in each corpus, in lane order.
         fingerprint: what the data follows from; a resume with another one is refused.
-        skipped: blocks that were passed over, over all ranks.
+        skipped: blocks of bad data that were skipped, over all ranks.
         world_size, zero_stage, precision: how the engine's files are laid out.
-        guard: what decides which steps are taken, as `GuardState.to_json` gives it.
-        passed_over: intervals of the data before `step` that the run went past, as `PassedOver.to_json` gives them.
+        guard: what decides which steps are refused, as `GuardState.to_json` gives it.
+        passed_over: intervals of the data before `step` that the run skipped, as `PassedOver.to_json` gives them.
     """
 
     step: int
@@ -52,14 +51,14 @@ class State:
     passed_over: list[dict[str, Any]] = field(default_factory=list)
 
     def check(self) -> None:
-        """Raises TypeError, LookupError, ValueError or AttributeError where a value is not what its name says."""
+        """Raises TypeError, LookupError, ValueError or AttributeError if a value is not what its name says."""
         for name in ("step", "tokens_seen", "skipped", "world_size"):
             if not is_count(getattr(self, name)):
                 raise ValueError(f"{name} is {getattr(self, name)!r}")
         if self.zero_stage not in range(4) or not self.world_size or not isinstance(self.precision, str):
             raise ValueError(f"ZeRO stage {self.zero_stage!r}, {self.world_size!r} ranks, precision {self.precision!r}")
         if not isinstance(self.fingerprint, dict):
-            raise ValueError("its fingerprint is no object")
+            raise ValueError("its fingerprint is not an object")
         self.lane_cursors(), self.guard_state(), self.intervals()
 
     def lane_cursors(self) -> list[LaneCursors]:
@@ -95,11 +94,11 @@ def tokenizing_of(stored: Mapping[str, Any]) -> int:
 
 
 def parse_state(text: str | bytes, folder: Path) -> State:
-    """The data state that `folder`'s data.json holds. Raises UserError where it holds none, or one of another version."""
+    """The data state that `folder`'s data.json holds. Raises UserError if it holds none, or one of another version."""
     try:
         values = parse_json(text)
         if not isinstance(values, dict):
-            raise ValueError("it is no object")
+            raise ValueError("it is not an object")
     except ValueError as error:
         raise UserError(f"{folder / 'data.json'} is damaged ({error}): restore it, or remove {folder}") from None
     try:

@@ -41,7 +41,7 @@ def write_parts(partial: Path, parts: list[EngineFile], rank: int) -> None:
 
 
 def publish(partial: Path, folder: Path, state: State, settings: Checkpoint) -> None:
-    """Make the checkpoint `folder` of all ranks' files, and remove those that are no longer kept. Raises OSError."""
+    """Make the checkpoint `folder` of all ranks' files, and remove old ones. Raises OSError."""
     files: dict[str, Any] = {}
     for rank in range(state.world_size):  # by name: a listing of a shared file system may be seconds old
         files |= json.loads((partial / f"rank-{rank}.json").read_text())

@@ -30,7 +30,7 @@ from maskloom.config import Engine as EngineSection
 from maskloom.config import Optimizer
 from maskloom.data.batch import MicroBatch
 from maskloom.distributed import World, meeting, meeting_place
-from maskloom.models.bert import MaskedLM
+from maskloom.models.masked_lm import MaskedLM
 from maskloom.optim import OPTIMIZERS
 from maskloom.train.engine import patches
 from maskloom.train.engine.device import device_of, settle_numerics
@@ -40,7 +40,7 @@ from maskloom.train.engine.fused_adam import offered
 from maskloom.train.engine.patches import DeepSpeedEngine
 from maskloom.train.engine.reshape import own_part, place_tensors
 from maskloom.train.engine.writing import EngineFile, collect_files
-from maskloom.train.traffic import Traffic
+from maskloom.train.timing import Traffic
 
 Backward = Callable[[torch.Tensor], None]
 
@@ -213,6 +213,10 @@ class Engine:
         """Name of each parameter, and the elements of it that this rank holds: all, or under ZeRO-3 its share as a vector."""
         for name, parameter in self.model.named_parameters():
             yield name, own_part(parameter)
+
+    def whole_parameters(self) -> dict[str, torch.nn.Parameter]:
+        """The parameters that this rank holds whole, by name: all, or under ZeRO-3 none."""
+        return {name: each for name, each in self.model.named_parameters() if not patches.is_cut(each)}
 
     def optimizer_title(self) -> str:
         """What the optimizer is, in words: which of several implementations was taken, and why."""

@@ -1,4 +1,4 @@
-"""How the forward computes: chosen before DeepSpeed puts its hooks around the modules."""
+"""How a model's forward runs: kernels, compilation, and what DeepSpeed has to know of it."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ from torch._inductor.runtime.cache_dir_utils import cache_dir
 
 from maskloom.config import Engine
 from maskloom.files import private_folder
-from maskloom.models.bert import MaskedLM, PackedBertLayer
 from maskloom.models.kernels import KERNELS
-from maskloom.models.layers import encoder_layer
+from maskloom.models.masked_lm import MaskedLM, decoder_of, embedding_of, layers_of
 from maskloom.train.engine.device import resolve_kernels
 
 
@@ -38,16 +37,18 @@ def prepare_forward(model: MaskedLM, settings: Engine) -> None:
     # The embedding's gradient as its few rows, which are added to the decoder's of the same weight: dense, it is a matrix of
     # zeros to be filled and added, a twentieth of a BERT-base's step on a CPU. Inductor has no sparse tensors.
     on_cpu = get_accelerator().device_name() == "cpu"
-    is_tied = model.get_output_embeddings().weight is model.bert.embeddings.word_embeddings.weight
-    model.bert.embeddings.word_embeddings.sparse = on_cpu and is_tied and not compiles and settings.zero_stage < 3
+    embedding = embedding_of(model)
+    is_tied = decoder_of(model).weight is embedding.weight
+    embedding.sparse = on_cpu and is_tied and not compiles and settings.zero_stage < 3
     if settings.zero_stage < 3:
         if compiles:
             model.compile(dynamic=False)
         return
-    set_z3_leaf_modules(model, [PackedBertLayer])
+    layers = layers_of(model)
+    set_z3_leaf_modules(model, [type(layers[0])])
     if compiles:
         loss = torch.compile(model.kernels.cross_entropy, fullgraph=True, dynamic=False)
         model.kernels = model.kernels._replace(cross_entropy=loss)
-        run = torch.compile(encoder_layer, fullgraph=True, dynamic=False)
-        for layer in model.bert.encoder.layer:
+        run = torch.compile(model.architecture.run, fullgraph=True, dynamic=False)
+        for layer in layers:
             layer.run = run

@@ -170,7 +170,9 @@ def save_with(engine: DeepSpeedEngine, checkpoint_engine: Any) -> None:
 
 def is_cut(parameter: torch.Tensor) -> bool:
     """Whether ZeRO-3 holds a parameter in parts: it then has no elements of its own outside of its layer's call."""
-    return hasattr(parameter, "ds_id")
+    from deepspeed.runtime.zero.partition_parameters import is_zero_param
+
+    return bool(is_zero_param(parameter))
 
 
 def release(engine: DeepSpeedEngine) -> None:

@@ -1,11 +1,11 @@
 """Signs of life of all ranks, and which rank is to blame when the others wait.
 
-Every rank writes a few words about itself into the store that the ranks met at (torch's `TCPStore`: rank 0's, or the
-agent's of torchrun), every two seconds. Nobody reads them until something is wrong.
+Every two seconds a rank writes a few words about itself into the store that the ranks met at (torch's `TCPStore`: rank 0's, or
+that of torchrun's agent). Nobody reads them until something is wrong.
 
-Clocks of machines differ, so that no time travels: a rank is silent when its count of beats does not grow while one looks.
-A store whose process is stopped never answers, and its client waits for ever. So a question is asked in a thread of its own,
-which is left behind where no answer comes; should the answer come after all, the client is in order again.
+Host clocks differ, so ranks send counts of beats, not timestamps. A rank is silent if its count does not grow while another one
+looks. A store whose process is stopped never answers, and its client waits for ever. So each question is asked in a thread of its
+own. If no answer comes, the thread is left behind; if it comes late, the client is in order again.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ BEAT_S = 2.0
 ANSWER_S = 10.0
 """Longest wait for an answer of the store."""
 LOOK_S = 3 * BEAT_S
-"""How long one looks whether a rank's beats go on."""
+"""How long to look whether a rank's beats go on."""
 COLLECTIVES = (f"torch{os.sep}distributed{os.sep}", f"deepspeed{os.sep}comm{os.sep}")
 
 T = TypeVar("T")
 
 
 class Pulse:
-    """What the main thread of this rank is at. It says so at every micro-batch and section; the watch thread reads it.
+    """What the main thread of this rank is doing. It says so at every micro-batch and section; the watch thread reads it.
 
     Attributes:
         step: optimizer steps done.
@@ -144,7 +144,7 @@ class Board:
         return int(self._ask(lambda store: store.add("left", 0)))
 
     def _ask(self, question: Callable[[Any], T]) -> T:
-        """Raises NoAnswer; from then on always, where the connection broke: a store begins but once."""
+        """Raises NoAnswer. If the connection broke, it always does so from then on: a store begins only once."""
         if self._fault:
             raise NoAnswer(self._fault)
         answers: list[T] = []

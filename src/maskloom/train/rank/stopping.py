@@ -1,12 +1,30 @@
-"""Asked to stop: by a signal, by the end of what started this rank, or by a file in the run's folder.
+"""How a run stops when it is asked to: from SIGTERM to a checkpoint and exit code 75.
 
-Slurm sends SIGTERM (preemption, time limit, scancel) or what `--signal` asks for, launchers SIGTERM or SIGINT, a terminal SIGINT
-or, when it closes, SIGHUP, to every process of a job or to some. All mean the same: finish the step, save, end with exit code
-75. A second SIGINT ends the rank at once. SIGUSR1 means nothing: NCCL and launchers use it.
+    WHO ASKS                          WHO HEARS IT
+    a signal while Python imports     `early.begin`: the process ends at once with 75. Nothing was written yet.
+    a signal later                    `Requests`, below: its number goes through a socket to the thread of `Watch` (watch.py).
+    the launcher ends, or is killed   the system sends SIGTERM (`end_with_parent`); `Requests.wait` names the cause.
+    the file RUN/stop                 the `Watch` of the first rank looks for it every second (`read_stop_file`).
+                                        |
+                                        v
+    `Requests.reason`                 Before the ranks have met, `Watch` ends the rank with 75: there is nothing to save.
+                                        |
+                                        v
+    `Notices.mine["stop"]`            `loop` (loop.py) sets it before each step. `train_step` (step.py) sums the notices of all
+                                      ranks in the all-reduce that it needs anyway (notices.py).
+                                        |
+                                        v
+    `StepResult.must_stop`            is the same on all ranks. `loop` saves and returns, `attempt` writes the status `stopped`
+                                      and returns 75 (EXIT_STOPPED). The same command resumes the run.
 
-A handler of Python's would run when the main thread comes back from what it waits in, such as a collective for half an hour. So
-the numbers of signals go through a socket to the watch thread. A rank that a launcher started is sent SIGTERM by the system when
-that launcher ends, be it killed: otherwise its ranks would train on, unknown to anybody.
+`maskloom train` and the supervisor hear signals too (`launch/ending.py`, `Stop`): they pass them on to the ranks, and wait.
+
+Slurm sends SIGTERM (preemption, time limit, scancel) or what `--signal` asks for. Launchers send SIGTERM or SIGINT. A terminal
+sends SIGINT or, when it closes, SIGHUP. They reach every process of a job or only some; all mean the same. A second SIGINT ends
+the rank at once. SIGUSR1 means nothing: NCCL and launchers use it.
+
+Why a socket: a handler of Python's runs when the main thread comes back from what it waits in. A collective may wait for half an
+hour. Why `end_with_parent`: the ranks of a killed launcher would train on, unknown to anybody.
 """
 
 from __future__ import annotations
@@ -32,10 +50,10 @@ SECOND_INTERRUPT_S = 1.0
 
 
 class Requests:
-    """Requests to stop that reached this process. Entered in the main thread; read by the watch thread.
+    """Requests to stop that reached this process. Entered in the main thread; the watch thread reads it.
 
     Attributes:
-        reason: the first of them in words, None where there is none.
+        reason: the first request in words, or None.
         insists: there was a second SIGINT.
     """
 
@@ -49,9 +67,8 @@ class Requests:
         self._read, self._write = socket.socketpair()
         self._read.setblocking(False)
         self._write.setblocking(False)
-        self._wakeup = signal.set_wakeup_fd(
-            self._write.fileno(), warn_on_full_buffer=False
-        )  # before the handlers: none is lost
+        # Before the handlers: no signal is lost in between.
+        self._wakeup = signal.set_wakeup_fd(self._write.fileno(), warn_on_full_buffer=False)
         self._before: dict[signal.Signals, Any] = {number: signal.signal(number, _no_more) for number in obeyed()}
         self._before[signal.SIGUSR1] = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
         if self._launcher is not None:
@@ -87,7 +104,7 @@ class Requests:
     def _note(self, number: signal.Signals) -> None:
         now_s = time.monotonic()
         if self._launcher is not None and number == signal.SIGTERM and os.getppid() != self._launcher:
-            return  # the system's, and `wait` names its cause
+            return  # the system sent it for the lost launcher, and `wait` says so
         if number == signal.SIGINT:
             if self._interrupted_s is not None and now_s - self._interrupted_s > SECOND_INTERRUPT_S:
                 self.insists = True
@@ -96,7 +113,7 @@ class Requests:
 
 
 def read_stop_file(run: Path) -> str | None:
-    """The text of `RUN/stop`, None where there is no such file."""
+    """The text of `RUN/stop`, or None if there is no such file."""
     if not (run / "stop").is_file():  # opening a pipe would wait
         return None
     try:
@@ -109,4 +126,4 @@ def read_stop_file(run: Path) -> str | None:
 
 
 def _no_more(number: int, frame: object) -> None:
-    """A signal has gone through the socket already."""
+    """Does nothing: the number of the signal went through the socket already."""

@@ -1,15 +1,15 @@
 """The thread of every rank that never waits: it hears requests to stop, shows that the rank lives, and ends it when it hangs.
 
-    signals, RUN/stop   -> a request, which the ranks agree on with the counts of the next step (stopping.py, notices.py)
+    signals, RUN/stop   -> a request; the ranks agree on it with the next step (stopping.py has the whole way)
     heartbeats          -> the ranks' store, every two seconds; nobody reads them until something is wrong (heartbeats.py)
     no tick of the main thread for `timeouts` -> stacks of all ranks to their logs, who is to blame, exit code 76
-    an error of the main thread               -> where it is a collective's, which rank was lost; exit code 1
+    an error of the main thread               -> if it is a collective's, which rank was lost; exit code 1
 
-The first rank that fails writes the status and says so in one line; the others add what they saw to their logs. Nothing here
-waits without a bound: each survivor ends, also where the store's process is the one that is gone.
+The first rank that fails writes the status and says so in one line. The others add what they saw to their logs. Nothing here
+waits without a bound: each survivor ends, even if the process that is gone kept the store.
 
-What it cannot do: end a rank whose main thread holds the interpreter's lock in foreign code. The other ranks name it, and what
-started it has to kill it.
+What it cannot do: end a rank whose main thread holds the interpreter's lock in foreign code. The other ranks name that rank, and
+what started it has to kill it.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ if TYPE_CHECKING:  # heavy: signals are heard before these are imported
 
 POLL_S = 0.5
 SUSPENDED_S = 5.0
-"""A poll that took so much longer: the whole process stood still."""
+"""If a poll took so much longer, the whole process stood still."""
 LOOKERS = 8
-"""So many ranks read the beats of all at an alarm; in a large run the others take what these found."""
+"""At an alarm so many ranks read the beats of all; in a large run the others take what these found."""
 GROUPS_MORE_S = 30.0
 LINGER_S = 3.0
 """For the others, who still look into rank 0's store, and end as soon as one of them has reported."""
@@ -89,9 +89,8 @@ class Watch:
         self._beats = 0
         self._due_s = dict.fromkeys(("beat", "stop file", "refresh"), 0.0)
         self._ended, self._ending = threading.Event(), threading.Lock()
-        self.opening = (
-            threading.Lock()
-        )  # held while the run's folder is opened: a stop amid it would leave a part of it
+        # Held while the run's folder is opened: a stop in the middle of it would leave a part of the folder.
+        self.opening = threading.Lock()
         self._thread = threading.Thread(target=self._watch, name="watch", daemon=True)
 
     def __enter__(self) -> Watch:
@@ -111,7 +110,7 @@ class Watch:
             self.run.close()
 
     def take_up(self, run: RunDir, timeouts: Timeouts) -> None:
-        """From here on the limits of time hold."""
+        """The run's folder is open: from here on the limits of time hold."""
         self.log = RankLog(run.world.rank)
         self.run, self._timeouts = run, timeouts
         self.pulse.tick("start")
@@ -134,7 +133,7 @@ class Watch:
         set_timeouts(self._groups_s())
 
     def keep_limits(self, set_timeouts: Callable[[float], None]) -> None:
-        """After a step: where it was the first, the limits of training hold from here on."""
+        """After a step: the first one ends the long limits of the start."""
         if self._first_step_ends:
             self._first_step_ends = False
             set_timeouts(self._groups_s())
@@ -188,7 +187,7 @@ class Watch:
         return EXIT_FAILED
 
     def _claim_end(self) -> None:
-        """In the main thread: it ends this rank. Where the watch thread does already, nothing is left to do but to wait."""
+        """In the main thread: it ends this rank. If the watch thread does so already, wait for it."""
         if not self._ending.acquire(blocking=False):
             threading.Event().wait()
 
@@ -233,7 +232,7 @@ class Watch:
         return True
 
     def _beat(self) -> None:
-        """A sign of life; and the stacks, where another rank asks for them."""
+        """A sign of life; and the stacks, if another rank asks for them."""
         assert self.board is not None and self.run is not None and self.log is not None
         try:
             self.board.put(self._own_beat())
@@ -270,7 +269,7 @@ class Watch:
         end(EXIT_HUNG)
 
     def _culprit(self, is_hung: bool) -> str:
-        """Which rank is to blame, from the signs of life; also asks all ranks for their stacks where one hangs."""
+        """Which rank is to blame, from the signs of life; asks all ranks for their stacks if one hangs."""
         assert self.board is not None and self.run is not None
         world = self.run.world
         try:
@@ -293,12 +292,12 @@ class Watch:
             return f"{keeper} does not answer ({error}): stopped, killed or cut off"
 
     def _report(self, reason: str, advice: str, can_retry: bool) -> None:
-        """Record a failure, and say it in one line where this rank is the first."""
+        """Record a failure, and say it in one line if this rank is the first."""
         assert self.run is not None and self.log is not None
         checkpoint = self.run.last_good_checkpoint()
         if can_retry:
             origin = checkpoint or "the beginning"
-            advice = f"{advice} The same command goes on from {origin}.".strip()
+            advice = f"{advice} The same command resumes from {origin}.".strip()
         elif checkpoint:
             advice = f"{advice} The last good checkpoint is {checkpoint}."
         self.run.step = max(self.run.step, self.pulse.step)

@@ -12,7 +12,7 @@ from maskloom.launch.doctor.look.rank import chosen_blocks, count_blocks, look_a
 
 
 def test_blocks_are_the_first_the_last_and_others_from_host_to_host(corpus_dir: Path) -> None:
-    from maskloom.data.index.index import load_index
+    from maskloom.data.index.loading import load_index
 
     index = load_index(corpus_dir)
     blocks = count_blocks(index)

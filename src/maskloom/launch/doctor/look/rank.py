@@ -12,7 +12,7 @@ from maskloom.launch.doctor.look.software import file_digest
 
 if TYPE_CHECKING:
     from maskloom.config import RunConfig
-    from maskloom.data.index.index import Index
+    from maskloom.data.index.corpus import Index
 
 
 def as_a_rank(request: Request) -> dict[str, Any]:
@@ -25,7 +25,7 @@ def as_a_rank(request: Request) -> dict[str, Any]:
     from maskloom.tokenizers.loading import find_tokenizer
     from maskloom.train.engine.fused_adam import why_no_fused_adam
     from maskloom.train.engine.ops import stale_locks
-    from maskloom.train.loop import prepare
+    from maskloom.train.setup import prepare
 
     found: dict[str, Any] = {"stale_locks": tuple(str(lock) for lock in stale_locks())}
     try:
@@ -54,7 +54,7 @@ def look_for_cuda() -> bool:
 
 def look_at_corpora(config: RunConfig, request: Request) -> Iterator[Corpus]:
     """Open each corpus, and verify some blocks: the first, the last, and between them others on every host."""
-    from maskloom.data.index.index import load_index
+    from maskloom.data.index.loading import load_index
     from maskloom.errors import DataFault, UserError
     from maskloom.redaction import shown
 
@@ -88,14 +88,9 @@ def chosen_blocks(index: Index, request: Request) -> list[int]:
 
 def parameters_of(config: RunConfig) -> int:
     """Parameters of the run's model, without memory for them."""
-    import torch
-
-    from maskloom.models.bert import MaskedLM, build_model, count_parameters
+    from maskloom.models import outline
     from maskloom.models.warm_start import tokenizer_of
-    from maskloom.train.run_dir import check_model
+    from maskloom.train.resume import check_model
 
     tokenizer = tokenizer_of(config.tokenizer, config.model.init)
-    described = check_model(config, tokenizer)
-    with torch.device("meta"):
-        model = MaskedLM(described) if described else build_model(config.model, tokenizer, config.seed)[0]
-    return count_parameters(model)
+    return outline.parameters_of(check_model(config, tokenizer))

@@ -1,0 +1,267 @@
+"""`results/step-*.json` to `docs/benchmarks-step.md` and its plots: every figure there is written by this file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from page import draw_bars, draw_lines, draw_stacks, wrapped
+
+from maskloom.train.kinds import TITLES
+from step.learning import reached
+from step.summary import (
+    MIB,
+    TRAFFIC,
+    Spread,
+    best,
+    case_table,
+    digits,
+    figures,
+    learning_table,
+    limits,
+    parts_table,
+    ratio,
+    shown,
+    table,
+)
+
+PLAIN = ("hf-eager", "hf-sdpa")
+
+
+ROOT = Path(__file__).resolve().parents[2]
+BEGIN, END = "<!-- steps: written by python benchmarks/step.py --report -->", "<!-- end of steps -->"
+
+
+def write(results: Sequence[dict[str, Any]], docs: Path = ROOT / "docs", readme: Path = ROOT / "README.md") -> None:
+    """Write `benchmarks-step.md` with its plots, a section a device, and the table of a CPU in README.md."""
+    text = readme.read_text(encoding="utf-8")
+    for result in results:
+        if result["device"] == "cpu":
+            before, after = text.split(BEGIN)[0], text.split(END)[1]
+            text = "\n".join([before + BEGIN, short(result), END + after])
+    readme.write_text(text, encoding="utf-8")
+    parts = [INTRODUCTION]
+    for result in results:
+        parts += _device(result, docs)
+    parts.append(LEFT_OUT)
+    lines = "\n\n".join(part.strip() for part in parts).split("\n")
+    (docs / "benchmarks-step.md").write_text("\n".join(map(wrapped, lines)) + "\n", encoding="utf-8")
+
+
+INTRODUCTION = """
+# Benchmarks of a training step
+
+maskloom beside plain Hugging Face on the same text, one machine, one run. This file is written by the tool (`python
+benchmarks/step.py --report`); how to run it stands in [benchmarks/README.md](../benchmarks/README.md).
+
+- **The step** is what the clock sees. Batches lie in memory: up to 16 different ones take turns. On a GPU the time is
+  that of events on its stream. Compiling and warming up come before; should a graph be compiled while the clock runs, it is
+  said below. A turn of a system begins with a step or two that are not measured, because the first ones after another
+  process' turn are slower, those of Hugging Face more so.
+- **maskloom** runs the trainer's own step, `maskloom.train.step.train_step`: the sums over the ranks, forward and
+  backward, the loss that is read, the guard, clipping to a norm of 1, AdamW and the tally. On a CPU it also cuts its rows into
+  flat micro-batches, as in training. The engine is that of `maskloom train` (DeepSpeed: ZeRO 0 in fp32; ZeRO 1 with fp32
+  master weights in bf16). Its rows are packed: pieces of documents, each with its `[CLS]` and `[SEP]`, attention within a
+  piece, 15 % of the tokens predicted.
+- **A step of Hugging Face** moves the batch to the device, runs forward and backward, clips to a norm of 1, takes torch's
+  fused AdamW with two parameter groups, and clears the gradients. Masking and collating are not in it.
+- **Hugging Face** is `BertForMaskedLM` with `DataCollatorForLanguageModeling`, bf16 by `torch.autocast` over fp32
+  weights, as its Trainer has it. Its rows are one stream of tokens cut every S slots (run_mlm's `group_texts`), so
+  that none is padded, attention goes across documents and no mask is given, for a mask costs the fastest kernels.
+  `hf-lines` has a document a row, cut and padded to S (`--line_by_line`), with its mask.
+- Both: dropout 0.1 on hidden states, 0 on attention weights (the fast attention has none); a vocabulary of 30,522.
+- **Text tokens** carry text: `[CLS]`, `[SEP]` and padding do not count, for anybody. **FLOPs** are the model's: `72 L
+  h^2 s + 12 L h sum(s_i^2) + 6 p (h^2 + h V)`, with s the real tokens (`[CLS]` and `[SEP]` are computed, and count),
+  s_i the pieces and p the predicted tokens; what a system computes beyond them (padding, the head on tokens that
+  nobody predicts) counts for nothing. **MFU** is their share of the GPU's best matrix product, measured in the same
+  run; a CPU, which other processes use at the same time, has none.
+- **Memory** on a GPU is the most that torch's allocator handed out; on a CPU the most resident memory beyond what the
+  process had before there was a model.
+- Figures are medians of the rounds (least to most); systems take turns, a process each.
+"""
+
+LEFT_OUT = """
+## Looked at and left out
+
+What else trains a BERT with masked tokens, and was looked for with pip for this Python and this torch:
+
+- **keras-hub** installs, with TensorFlow; its `BertMaskedLM` runs on torch and has a head on the masked positions.
+  Another framework around other weights: not measured.
+- **mosaicml** (MosaicBERT) does not build; **fairseq2** pins another torch; **intel-extension-for-pytorch** is made
+  for torch 2.8.
+- **megatron-core** installs; its BERT needs a GPU and its own launcher. **liger-kernel** has no BERT.
+- **lightning** and **accelerate** train the module that is measured here. **x-transformers** has an encoder of its
+  own, not BERT's.
+"""
+
+
+def short(result: dict[str, Any]) -> str:
+    """The most important figures of a device, for README.md."""
+    peers = {"hf-sdpa": "Hugging Face, SDPA", "hf-sdpa-compile": "the same, compiled"}
+    rows, dates = [], []
+    for case in result["cases"].values():
+        dates.append(case["stamp"]["date"][:10])
+        ours = best(case, "maskloom-")
+        assert ours is not None
+        cells = []
+        for peer in peers:
+            over = ratio(case, ours, peer)
+            cells.append(f"{_rate_and_memory(case, peer)}: {digits(over.median)} times slower" if over else "")
+        rows.append([case["case"]["title"], f"{_rate_and_memory(case, ours)} (`{ours.split('-')[1]}`)", *cells])
+    if "learning" in result:
+        rows.append(_short_learning(result["learning"], list(peers)))
+        dates.append(result["learning"]["stamp"]["date"][:10])
+    said = (
+        f"A training step in fp32 on {_machine(result)}, measured by `python benchmarks/step.py` "
+        f"({' to '.join(dict.fromkeys((min(dates), max(dates))))}; [docs/benchmarks-step.md](docs/benchmarks-step.md)). Text "
+        "tokens a second and peak memory, medians of rounds in turns:"
+    )
+    return f"{wrapped(said)}\n\n{table(['slots a row', 'maskloom', *peers.values()], rows)}"
+
+
+def _rate_and_memory(case: dict[str, Any], name: str) -> str:
+    figure = figures(case, name)
+    return f"{figure.tokens_per_s.median:,.0f} tokens/s, {figure.peak_bytes / MIB:,.0f} MiB"
+
+
+def _short_learning(learning: dict[str, Any], peers: Sequence[str]) -> list[str]:
+    """Seconds to the target, of each system the median over its seeds."""
+    cells = []
+    for name in ("maskloom-eager", *peers):
+        curves = [[tuple(point) for point in run["curve"]] for run in learning["runs"] if run["system"] == name]
+        ends = [end["seconds"] for curve in curves if (end := reached(curve, learning["target"]))]
+        cells.append(f"{Spread.of(ends).median:.1f} s" if ends else "")
+    case = learning["recipe"]["case"]
+    return [f"to a held-out loss of {learning['target']:.2f} ({case['layers']} x {case['hidden_size']})", *cells]
+
+
+def _machine(result: dict[str, Any]) -> str:
+    parts = [*result.get("cases", {}).values(), *([result["learning"]] if "learning" in result else [])]
+    newest = max((part["stamp"] for part in parts), key=lambda stamp: stamp["date"])
+    return newest["gpu"] or f"{newest['cpu']}, {newest['cores']} cores"
+
+
+def _device(result: dict[str, Any], docs: Path) -> list[str]:
+    """The sections of one machine."""
+    name, cases = result["device"], result.get("cases", {})
+    parts = [f"## {_machine(result)}"]
+    if cases:
+        parts += [_ratios(list(cases.values())), _rate_plot(cases, name, docs)]
+    for case in cases.values():
+        parts += _case(case)
+    if any("profile" in system for case in cases.values() for system in case["systems"].values()):
+        parts.append(_parts_plot(cases, name, docs))
+    if result.get("learning", {}).get("runs"):
+        parts += _learning(result["learning"], name, docs)
+    return [*parts, _stamps(result)]
+
+
+def _ratios(cases: Sequence[dict[str, Any]]) -> str:
+    """maskloom's fastest system over each peer, in text tokens/s."""
+    peers = list(dict.fromkeys(name for case in cases for name in case["systems"] if not name.startswith("maskloom-")))
+    rows = []
+    for case in cases:
+        ours = best(case, "maskloom-")
+        if ours is None:
+            continue
+        over = [ratio(case, ours, peer) for peer in peers]
+        cells = [f"**{shown(spread)}x**" if spread else "-" for spread in over]
+        rows.append([case["case"]["title"], f"`{ours}`", shown(figures(case, ours).tokens_per_s), *cells])
+    return table(["", "maskloom's best", "text tokens/s", *(f"over `{peer}`" for peer in peers)], rows)
+
+
+def _case(case: dict[str, Any]) -> list[str]:
+    shape, bound = case["case"], limits(case["case"], case["precision"], case["limits"])
+    text = [
+        f"### {shape['title']}",
+        f"{shape['layers']} layers of {shape['hidden_size']}, {shape['heads']} heads; a step of {shape['step_rows']:,} rows of "
+        f"{shape['seq_len']} in {shape['step_rows'] // shape['micro_batch_rows']} micro-batch(es), {case['precision']}; "
+        f"{shape['rounds']} rounds of {shape['steps']} step(s).",
+        case_table(case),
+        f"The roofline, for full rows with 15 % predicted: {bound.row_flops / 1e9:.4g} GFLOP a row, so that "
+        f"**{digits(bound.rows_per_s)} rows/s are 100 %** of the best matrix product ({case['limits']['flops'] / 1e12:.4g} "
+        f"TFLOP/s). What a layer moves beside its products, at the speed of a copy "
+        f"({case['limits']['bytes_per_s'] / 1e9:,.4g} GB/s), leaves "
+        + ", ".join(f"{bound.ceilings[kind]:.0%} {SAID[kind]}" for kind in TRAFFIC)
+        + ".",
+    ]
+    compiled = [name for name, system in case["systems"].items() if any(t["graphs_compiled"] for t in system["turns"])]
+    if compiled:
+        text.append(f"Graphs were compiled while the clock ran, of {', '.join(compiled)}: their figures are too low.")
+    if parts := parts_table(case):
+        text += [PARTS_ARE, parts]
+    text += [f"Did not run: `{name}`: {reason}" for name, reason in case["failures"].items()]
+    return text
+
+
+SAID = {"eager": "in eager mode", "fused": "with all chains fused", "epilogues": "with GELU and bias in epilogues too"}
+PARTS_ARE = (
+    "Where the time goes, from torch.profiler (kernels on a GPU, operators on a CPU, by their names: "
+    "`src/maskloom/train/kinds.py` has the rules), while one process reads the batches:"
+)
+
+
+def _rate_plot(cases: dict[str, Any], device: str, docs: Path) -> str:
+    groups = [
+        (case["case"]["title"], [(name, figures(case, name).tokens_per_s.median) for name in case["systems"]])
+        for case in cases.values()
+    ]
+    file = f"benchmarks-step-rates-{device}.svg"
+    draw_bars(docs / file, "text tokens/s", groups, left=150, digits=0)
+    return f"![rates]({file})"
+
+
+def _parts_plot(cases: dict[str, Any], device: str, docs: Path) -> str:
+    profiled = {
+        case["case"]["title"]: {name: s["profile"]["parts"] for name, s in case["systems"].items() if "profile" in s}
+        for case in cases.values()
+    }
+    shown_parts = [
+        part for part in TITLES if any(parts.get(part) for systems in profiled.values() for parts in systems.values())
+    ]
+    groups = [
+        (title, [(name, [1000 * parts[part] for part in shown_parts]) for name, parts in systems.items()])
+        for title, systems in profiled.items()
+    ]
+    file = f"benchmarks-step-parts-{device}.svg"
+    draw_stacks(docs / file, "ms a step, by part", [TITLES[part] for part in shown_parts], groups)
+    return f"![parts]({file})"
+
+
+def _learning(learning: dict[str, Any], device: str, docs: Path) -> list[str]:
+    recipe, case, runs = learning["recipe"], learning["recipe"]["case"], learning["runs"]
+    first = [run for run in runs if run["seed"] == runs[0]["seed"]]
+    curves = [(run["system"], [(point[2], point[3]) for point in run["curve"]]) for run in first]
+    bottom = min(loss for _, points in curves for _, loss in points) - 0.2
+    file = f"benchmarks-step-loss-{device}.svg"
+    draw_lines(docs / file, f"held-out loss over seconds, seed {runs[0]['seed']}", curves, bottom, digits=1)
+    return [
+        "### Time to a loss",
+        f"{case['layers']} layers of {case['hidden_size']}, {recipe['steps']:,} steps of {case['step_rows']} rows of "
+        f"{case['seq_len']}, {recipe['vocab_size']:,} ids; learning rate to {recipe['lr']:g} in {recipe['warmup_steps']} steps, "
+        "then linearly to 0. Same first weights, text, tokenizer, optimizer and schedule; both are judged by maskloom's pass "
+        "over the held-out documents, into whose model the weights are loaded. The clock counts steps and the wait for data "
+        "(one reader process each), not evaluation, nor the first step. The target is a loss that every run reaches.",
+        learning_table(learning),
+        f"![loss]({file})",
+        *(f"Did not run: `{name}`: {reason}" for name, reason in learning["failures"].items()),
+    ]
+
+
+def _stamps(result: dict[str, Any]) -> str:
+    """Where, when and with what each part was measured."""
+    lines = ["### The runs", ""]
+    measured = {**result.get("cases", {}), **({"loss": result["learning"]} if "learning" in result else {})}
+    for name, part in measured.items():
+        stamp, text = part["stamp"], part["text"]
+        gpu = f"{stamp['gpu']}, CUDA {stamp['cuda']}, " if stamp["gpu"] else ""
+        lines.append(
+            f"- **{name}**: {stamp['date'][:16]} UTC, commit {stamp['commit']}, `{stamp['command']}`, load "
+            f"{stamp['load_average']:.1f} at the end; {gpu}{stamp['cpu']}, {stamp['cores']} cores, "
+            f"{stamp['memory_bytes'] / 2**30:.0f} GiB, {stamp['system']}; {text['documents']:,} documents, "
+            f"{text['text_bytes'] / 2**20:.1f} MiB"
+        )
+    versions = max((part["stamp"] for part in measured.values()), key=lambda stamp: stamp["date"])["versions"]
+    lines.append("- **versions**: " + ", ".join(f"{package} {version}" for package, version in versions.items()))
+    return "\n".join(lines)

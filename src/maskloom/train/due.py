@@ -1,0 +1,102 @@
+"""What is due after a step: a logged line, an evaluation, a checkpoint. The loop calls these by name."""
+
+from __future__ import annotations
+
+import torch
+
+from maskloom.data.batch import MicroBatch
+from maskloom.data.masking import MaskRule
+from maskloom.distributed import gather_objects
+from maskloom.train import checkpoint
+from maskloom.train.evaluation import evaluate
+from maskloom.train.metrics import Metrics, largest_memory_peaks
+from maskloom.train.recovery import count_not_finite, diverged
+from maskloom.train.refusal import behind
+from maskloom.train.step import StepResult
+from maskloom.train.trainer import Trainer
+
+
+def is_due(step: int, every_steps: int, last: int) -> bool:
+    """Whether something is due after `step`, that is due every so many steps (0: never) and after the last one."""
+    return step == last or (every_steps > 0 and step % every_steps == 0)
+
+
+def evaluation_is_due(trainer: Trainer) -> bool:
+    every_steps = trainer.config.evaluation.every_steps
+    return every_steps > 0 and is_due(trainer.step, every_steps, trainer.plan.total_steps)
+
+
+def log_step(trainer: Trainer, result: StepResult, metrics: Metrics) -> None:
+    """Log a line of the step, and of the steps since the line before. Every rank calls it. It reads the device."""
+    spent = trainer.time.take()
+    loss_mean, work = trainer.tally.take(trainer.shape)
+    trainer.skipped.settle(trainer.my_cursors())
+    values: dict[str, float] = {
+        "loss": result.loss,
+        "loss_mean": result.loss if loss_mean is None else loss_mean,
+        "accuracy": result.accuracy,
+        "lr": result.lr,
+        "grad_norm": float(result.norm),
+        "bad_steps": trainer.bad_steps,
+        "rollbacks": len(behind(trainer.passed_over, trainer.step)),
+    }
+    if trainer.plan.skips_bad:
+        values["skipped_blocks"] = trainer.skipped.count
+    if trainer.engine.loss_scale is not None:
+        values |= {"loss_scale": trainer.engine.loss_scale, "skipped_steps": trainer.engine.skipped_steps}
+    values |= largest_memory_peaks(trainer.device) | trainer.time.values(spent)
+    trainer.time.mark()
+    metrics.log_step(result.step, trainer.tokens_seen(), values, work)
+
+
+def evaluate_run(trainer: Trainer) -> dict[str, float]:
+    """Held-out figures, the same on every rank; every rank calls it."""
+    plan, settings = trainer.plan, trainer.config.evaluation_filled
+
+    def forward(batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        trainer.pulse.tick("evaluate")
+        return trainer.engine(batch)
+
+    with trainer.time.paused():
+        trainer.engine.eval()
+        rule = MaskRule.held_out(plan.masking, settings.mask_rate, plan.tokenizer)
+        return evaluate(
+            forward, plan.corpora, plan.tokenizer, settings, rule, trainer.device, trainer.world, plan.skips_bad
+        )
+
+
+def catch_up(trainer: Trainer, metrics: Metrics) -> None:
+    """Evaluate at the step of the newest checkpoint, if that was due and a stop left it out. Every rank calls it."""
+    if trainer.saver.last_good is None or not evaluation_is_due(trainer):
+        return
+    if not gather_objects(metrics.has_evaluation(trainer.step), trainer.world)[0]:
+        metrics.log_evaluation(trainer.step, evaluate_run(trainer))
+
+
+def save(trainer: Trainer) -> None:
+    """Begin to write a checkpoint; every rank calls it. `trainer.saver.finish` waits for it.
+
+    Raises:
+        SaveFailed: too many in a row could not be written.
+        UserError: a weight of any rank is not finite: such weights are never saved.
+    """
+    config, plan = trainer.config, trainer.plan
+    with trainer.time.paused():
+        if count := count_not_finite(trainer.engine, trainer.device):
+            said = f"{count:,} weights are not finite after step {trainer.step}, which was not saved"
+            raise diverged(said, config.optimizer.lr, config.engine.precision)
+        trainer.skipped.settle(trainer.my_cursors())
+        trainer.gather_cursors()
+        state = checkpoint.State(
+            trainer.step,
+            trainer.tokens_seen(),
+            [[cursor.to_json() for cursor in lane] for lane in trainer.cursors],
+            trainer.skipped.count,
+            checkpoint.fingerprint(plan),
+            trainer.world.size,
+            config.engine.zero_stage,
+            str(config.engine.precision),
+            trainer.guard.to_json(),
+            [interval.to_json() for interval in behind(trainer.passed_over, trainer.step)],
+        )
+        trainer.saver.start(trainer.engine, state)

@@ -1,0 +1,254 @@
+"""What makes a run ready to train, top to bottom: config -> data plan -> model -> engine -> state.
+
+`prepare` checks and derives all that needs no rank of its own. `set_up` then makes the `Trainer` of a rank: it looks for a
+checkpoint, builds model and engine, and restores the state, or begins.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from maskloom.config import Evaluation, Phase, RunConfig
+from maskloom.config_file import rechecked
+from maskloom.data.batch import Layout
+from maskloom.data.cursors import first_cursors
+from maskloom.data.index.corpus import Index
+from maskloom.data.plan import DataPlan, open_corpora
+from maskloom.data.skew import notes_on_run
+from maskloom.distributed import World, gather_objects, sum_over_ranks
+from maskloom.errors import UserError
+from maskloom.models.attention import settle_attention
+from maskloom.models.build import build_defined, build_model
+from maskloom.models.flops import DTYPES, Shape, peak_of
+from maskloom.models.masked_lm import MaskedLM, attention_dropout_of, head_size_of
+from maskloom.models.warm_start import tokenizer_of
+from maskloom.processes import temporary_folder
+from maskloom.progress import say, size, warn
+from maskloom.train import checkpoint
+from maskloom.train.checkpoint.fit import stored_tokenizing
+from maskloom.train.checkpoint.state import identity
+from maskloom.train.engine.configuration import deepspeed_config
+from maskloom.train.engine.device import device_of, numerics_title, resolve_kernels, resolve_precision
+from maskloom.train.engine.engine import Engine
+from maskloom.train.rank.heartbeats import Pulse
+from maskloom.train.rank.notices import Notices
+from maskloom.train.refusal import GuardState, PassedOver, jumps, known, read_intervals
+from maskloom.train.resume import check_model, reconcile
+from maskloom.train.skipped import Skipped
+from maskloom.train.tally import Tally
+from maskloom.train.timing import OwnTime, Traffic
+from maskloom.train.trainer import Trainer
+
+Found = tuple[Path, checkpoint.State]
+"""A checkpoint: its folder, and what its data.json says."""
+
+
+# config -> data plan
+
+
+def prepare(config: RunConfig, world: World) -> tuple[RunConfig, DataPlan]:
+    """Check everything that can be checked without starting: a run that begins should not fail on its input.
+
+    Returns:
+        the configuration with what was derived (lanes, precision, kernels) filled in, and the plan of its data.
+    """
+    temporary_folder()
+    tokenizer, corpora = tokenizer_of(config.tokenizer, config.model.init), open_corpora(config.data)
+    config = reconcile(config, identity(corpora, tokenizer))
+    check_model(config, tokenizer)
+    plan = DataPlan.of(
+        config.data,
+        config.phases,
+        config.masking,
+        config.seed,
+        corpora,
+        tokenizer,
+        stored_tokenizing(Path(config.run_dir), config.from_),
+    )
+    plan.check_world(world)
+    for note in notes_on_run(plan) if world.is_first else ():
+        warn(note)
+    if config.evaluation.every_steps:
+        config = config.model_copy(update={"evaluation": checked_evaluation(config.evaluation, plan.corpora, world)})
+    device_of(world)
+    data = config.data.model_copy(update={"lanes": plan.lanes})
+    engine = {
+        "precision": resolve_precision(config.engine.precision),
+        "kernels": resolve_kernels(config.engine.kernels),
+    }
+    config = config.model_copy(update={"data": data, "engine": config.engine.model_copy(update=engine)})
+    config = rechecked(config, config.run_dir)
+    deepspeed_settings(config, plan, world)
+    return config, plan
+
+
+def checked_evaluation(evaluation: Evaluation, corpora: Sequence[Index], world: World) -> Evaluation:
+    """The evaluation, switched off if no corpus has a held-out document. Warns of each corpus that has none."""
+    empty = [index.folder for index in corpora if not len(index.held_out_blocks)]
+    if world.is_first and len(corpora) > 1:
+        for folder in empty:
+            warn(f"no held-out documents in {folder}: the evaluation says nothing about it")
+    if len(empty) < len(corpora):
+        return evaluation
+    if world.is_first:
+        warn(f"no held-out documents in {', '.join(empty)}: no evaluation (see --val-fraction)")
+    return evaluation.model_copy(update={"every_steps": 0})
+
+
+def deepspeed_settings(config: RunConfig, plan: DataPlan, world: World) -> dict[str, Any]:
+    """The DeepSpeed configuration of this run at this world size."""
+    layouts = phase_layouts(config.phases, plan, world)
+    accumulates = any(layout.micro_batches > 1 for layout in layouts)
+    sections = config.engine, config.optimizer, config.deepspeed
+    return deepspeed_config(*sections, layouts[0].micro_batch_rows, accumulates, world.size)
+
+
+def phase_layouts(phases: Sequence[Phase], plan: DataPlan, world: World) -> list[Layout]:
+    """How each phase's global batch, once it has grown, falls into micro-batches."""
+    return [
+        Layout.of(plan.lanes, planned.lane_rows, phase.micro_batch_rows, world)
+        for phase, planned in zip(phases, plan.phases, strict=True)
+    ]
+
+
+# data plan -> model -> engine -> state
+
+
+def set_up(
+    config: RunConfig, plan: DataPlan, world: World, traffic: Traffic, pulse: Pulse
+) -> tuple[Trainer, float | None]:
+    """Make this rank's part of a run, from its newest checkpoint if it has one. Every rank calls it.
+
+    Args:
+        config, plan: what `prepare` gives.
+        traffic: what `start_distributed` gives.
+
+    Returns:
+        the trainer, and the peak FLOP/s of all ranks' devices together, None if it is not known.
+    """
+    run, device, notices = Path(config.run_dir), device_of(world), Notices()
+    saver = checkpoint.Saver(run, config.checkpoint, world, notices)
+    time = OwnTime(traffic, world, device)
+    found = checkpoint.find(run, world)
+    intervals = _intervals_of(run, world)
+    if found is None and config.from_ is not None:
+        found = checkpoint.find_origin(str(config.from_), world)
+        config = config.model_copy(update={"from_": checkpoint.origin_of(*found)})
+    if found:
+        intervals = known(found[1].intervals(), found[1].step, intervals)
+    layouts = phase_layouts(config.phases, plan, world)
+    trainer = Trainer(config, world, device, layouts, pulse, notices, saver, time, intervals, plan)
+    origin = restore(trainer, found)
+
+    described, precision = trainer.engine.model.config, resolve_precision(config.engine.precision)
+    dropout = attention_dropout_of(described)
+    attention = settle_attention(device, head_size_of(described), DTYPES[precision], dropout)
+    peak = peak_of(device, precision, config.logging.peak_tflops)
+    own_flops = peak.flops if peak else math.nan  # which makes the sum unknown as well
+    flops = float(sum_over_ranks(torch.tensor(own_flops, dtype=torch.float64, device=device)))
+    peak_flops = flops if math.isfinite(flops) else None
+    if world.is_first:
+        announce(trainer, origin, attention)
+        if peak and peak_flops:
+            say(f"peak: {peak_flops / world.size / 1e12:,.3g} TFLOP/s a rank ({peak.origin})")
+    return trainer, peak_flops
+
+
+def restore(trainer: Trainer, found: Found | None) -> str:
+    """Put the trainer where a checkpoint was written, or at the beginning of the run. Every rank calls it.
+
+    Returns:
+        where the weights are from, in words.
+
+    Raises:
+        UserError: the checkpoint does not fit the run, or has all its steps already.
+    """
+    config, world = trainer.config, trainer.world
+    plan = trainer.plan
+    plan = trainer.plan = replace(plan, jumps=jumps(trainer.passed_over, plan.lanes, len(plan.corpora)))
+    model, origin = _model_of(trainer, found)
+    settings = deepspeed_settings(config, plan, world)
+    engine = trainer.engine = Engine(model, config.engine, config.optimizer, settings, world)
+    trainer.shape = Shape.of(model.config)
+    state = found[1] if found else None
+    if found and state:
+        same_spread = (state.zero_stage, state.world_size) == (config.engine.zero_stage, world.size)
+        if not same_spread:
+            origin += f", which {state.world_size} rank(s) wrote at ZeRO stage {state.zero_stage}"
+        engine.load(found[0], same_spread, state.precision == config.engine.precision)
+    trainer.step = trainer.pulse.step = state.step if state else 0
+    trainer.cursors = state.lane_cursors() if state else first_cursors(plan.lanes, len(plan.corpora))
+    trainer.guard = state.guard_state() if state else GuardState()
+    skipped, max_bad_share = state.skipped if state else 0, config.data.max_bad_share
+    trainer.skipped = Skipped(trainer.run, plan, trainer.step, skipped, max_bad_share, world)
+    trainer.tally = Tally(state.tokens_seen if state else 0, trainer.device, len(trainer.shape.windows))
+    return origin
+
+
+def _model_of(trainer: Trainer, found: Found | None) -> tuple[MaskedLM, str]:
+    """The model that the checkpoint fits, with weights only if the run begins; and where its weights are from, in words."""
+    config, plan = trainer.config, trainer.plan
+    trainer.saver.last_good = None
+    if found is None:
+        return build_model(config.model, plan.tokenizer, config.seed)
+    folder, state = found
+    is_fork = folder.parents[1] != trainer.run
+    if is_fork and state.step >= plan.total_steps:
+        raise UserError(
+            f"from {folder} there is nothing to do: it has all {plan.total_steps:,} steps. Set more in phases"
+        )
+    checkpoint.check_fits(state, plan, None if is_fork else str(config.engine.precision), folder)
+    if is_fork:
+        return build_defined(folder.parents[1] / "model", config.model), f"begun from {folder}"
+    trainer.saver.last_good = folder.name
+    return build_defined(folder.parents[1] / "model"), f"resumed from {folder}"
+
+
+def _intervals_of(run: Path, world: World) -> list[PassedOver]:
+    """The data that the run skipped, as the first rank reads its file."""
+    mine = [interval.to_json() for interval in read_intervals(run)] if world.is_first else []
+    return [PassedOver.from_json(values) for values in gather_objects(mine, world)[0]]
+
+
+def announce(trainer: Trainer, origin: str, attention: str) -> None:
+    """Say what is about to be trained, and with what.
+
+    Args:
+        origin: where the weights are from.
+        attention: which implementation was taken, and why.
+    """
+    config, plan = trainer.config, trainer.plan
+    say(origin)
+    for corpus, index in zip(config.data.corpora, plan.corpora, strict=True):
+        weight = f", weight {corpus.weight:g}" if len(plan.corpora) > 1 else ""
+        say(
+            f"corpus {index.folder}: {index.header['documents']:,} documents, "
+            f"{size(index.header['text_bytes'])} in {len(index.train_blocks):,} blocks{weight}"
+        )
+    say(f"lanes: {plan.lanes}")
+    engine, device = config.engine, trainer.device.type
+    say(
+        f"engine: {trainer.world.size} rank(s) on {device}, {engine.precision}, ZeRO {engine.zero_stage}, "
+        f"kernels {engine.kernels}, {numerics_title(device, engine.precision)}"
+        f"{torch.get_num_threads()} thread(s) a rank"
+    )
+    say(f"attention: {attention}")
+    say(f"optimizer: {trainer.engine.optimizer_title()}, schedule {config.optimizer.schedule}")
+    for number, (phase, layout) in enumerate(zip(config.phases, trainer.layouts, strict=True)):
+        waste = f", {layout.waste:.1%} of the rows are filling" if layout.waste else ""
+        say(
+            f"phase {number}: {phase.steps:,} steps of {phase.global_batch_rows} rows of {phase.seq_len}, in "
+            f"{layout.micro_batches} micro-batch(es) of {layout.micro_batch_rows} rows a rank{waste}"
+        )
+        if phase.batch_warmup:
+            say(f"  its batch grows from {phase.batch_warmup.from_rows} rows in {phase.batch_warmup.steps:,} steps")
+    if trainer.step == plan.total_steps:
+        say(f"all {trainer.step:,} steps are done: raise phases.N.steps of the last phase, or add a phase, to train on")
+    elif trainer.step:
+        say(f"resuming after step {trainer.step:,} of {plan.total_steps:,}")

@@ -1,0 +1,49 @@
+"""`step/report.py`: the page and its plots from a result file."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import pytest
+from step.report import BEGIN, END, write
+
+from .results import case, learning
+
+
+@pytest.fixture
+def page(tmp_path: Path) -> str:
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    write([{"device": "cpu", "cases": {"base-128": case()}, "learning": learning()}], tmp_path, readme)
+    return (tmp_path / "benchmarks-step.md").read_text()
+
+
+def test_the_page_says_what_was_measured(page: str) -> None:
+    assert "## A CPU, 2 cores" in page
+    assert "**3 (2-4)x**" in page  # in the table of ratios
+    assert "**11,316 rows/s are 100 %**" in " ".join(page.split())
+    assert "Graphs were compiled while the clock ran, of hf-sdpa" in page
+    assert "Did not run: `hf-eager`: turn: out of memory" in page
+    assert "commit 0123456789ab, `python benchmarks/step.py --only step`, load 0.5" in " ".join(page.split())
+    assert "torch 2.11.0" in page
+    assert all(len(line) <= 120 for line in page.splitlines() if not line.startswith("|"))
+
+
+def test_the_plots_are_there(page: str, tmp_path: Path) -> None:
+    shown = [line[line.index("(") + 1 : -1] for line in page.splitlines() if line.startswith("![")]
+    assert shown == [f"benchmarks-step-{what}-cpu.svg" for what in ("rates", "parts", "loss")]
+    for name in shown:
+        tree = ElementTree.fromstring((tmp_path / name).read_text())
+        assert "hf-sdpa" in {element.text for element in tree.iter()}
+
+
+def test_the_table_of_the_readme_is_replaced(page: str, tmp_path: Path) -> None:
+    text = (tmp_path / "README.md").read_text()
+    assert text.startswith(f"before\n{BEGIN}\n")
+    assert text.endswith(f"\n{END}\nafter\n")
+    assert "old" not in text
+    cells = [cell.strip() for line in text.splitlines() if line.startswith("| BERT-base") for cell in line.split("|")]
+    # 960 text tokens in 0.4 s; over the peer three times, in the median of the rounds.
+    assert cells[2:4] == ["2,400 tokens/s, 50 MiB (`compile`)", "1,200 tokens/s, 200 MiB: 3 times slower"]
+    assert "| to a held-out loss of 7.50 (12 x 768) | 2.2 s" in " ".join(text.split())
