@@ -49,9 +49,10 @@ from maskloom.config_values import (
 from maskloom.extensions import where_names_come_from
 
 __all__ = [
-    "ONE", "SEVERAL", "BatchWarmup", "BelowOne", "Checkpoint", "Corpus", "Data", "Engine", "Evaluation", "Few",
+    "MODELS", "ONE", "SEVERAL", "BatchWarmup", "BelowOne", "Bert", "Checkpoint", "Corpus", "Data", "Engine", "Evaluation", "Few",
     "Guard", "Logging", "Masking", "Model", "Muon", "Optimizer", "OptimizerSection", "Phase", "PositiveShare",
     "RewarmUp", "RunConfig", "Section", "Share", "Steps", "StepsOrNone", "Storage", "Stretch", "Timeouts", "Width",
+    "model_section",
 ]  # fmt: skip
 
 

@@ -15,11 +15,11 @@ from maskloom import tokenizers
 from maskloom.config_file import parse_config
 from maskloom.data.batch import make_micro_batch
 from maskloom.data.cursors import first_cursors
-from maskloom.data.index.index import Index
+from maskloom.data.index.corpus import Index
 from maskloom.data.plan import DataPlan
 from maskloom.data.stream import read_steps
 from maskloom.distributed import World
-from maskloom.models.bert import build_model
+from maskloom.models.build import build_model
 from maskloom.tokenizers import TOKENIZERS, TokenizerKind
 from maskloom.tokenizers.base import OTHER, Tokenizer
 from maskloom.tokenizers.loading import kind_of, load_tokenizer, tokenizer_of_definition
