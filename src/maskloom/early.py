@@ -1,8 +1,8 @@
 """What a program does first: make the standard streams usable, and handle signals that ask it to stop.
 
 Imports take seconds, and a stop may be asked for during them. Nothing has been written by then, so the program ends at once with
-the exit code of a stop. Later others handle these signals: the watch of a rank (train/rank/stopping.py), or the process that
-starts the ranks (launch/). Once those are done, the exit code is settled and the signals are ignored.
+the exit code of a stop. Later others handle these signals: the watch of a rank, or the process that starts the ranks (launch/).
+Once those are done, the exit code is settled and the signals are ignored. `train/rank/stopping.py` has the whole way of a signal.
 
 This module imports only small modules of the standard library, so it is ready early.
 """
