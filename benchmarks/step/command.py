@@ -26,8 +26,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from machine import name_of, stamp
-
 from maskloom.command_line import Parser
+
 from maskloom.commands.arguments import cores, positive
 from maskloom.errors import UserError
 from maskloom.files import write_atomically

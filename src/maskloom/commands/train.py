@@ -116,7 +116,7 @@ def _profile(options: argparse.Namespace, config: RunConfig) -> int:
 
     from maskloom.launch.ending import Stop
     from maskloom.launch.local import run_ranks
-    from maskloom.launch.ports import free_port, preferred_port
+    from maskloom.launch.probe import free_port, preferred_port
     from maskloom.train.setup import prepare
 
     processes = options.processes or max(torch.cuda.device_count(), 1)
