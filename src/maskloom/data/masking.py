@@ -1,27 +1,19 @@
 """Rows to masked rows: a pure function of (rows, row keys, rule), vectorised over all slots.
 
-What is predicted is chosen in units, each with a key that is a hash of (row key, slot): a mask depends on no other row,
+Tokens are chosen for prediction in units. Each unit has a key, a hash of (row key, slot). So a mask depends on no other row,
 rank, worker or batch.
 
 - `token` (Devlin et al., 2019): every maskable token is a unit. A row's k smallest keys are predicted.
-- `whole_word`: a token and the `##` tokens that go on with it. Units are taken in the order of their keys while they fit
-  into what is left of k; one that does not fit is passed over, as in BERT's own `create_pretraining_data.py`. So fewer
-  than k tokens are predicted only where every unit that is left has more tokens than are missing.
-- `span` (Joshi et al., 2020, SpanBERT): every run of words is cut into consecutive spans, whose lengths in words follow
-  SpanBERT's truncated geometric distribution; words are then taken in the order (key of the span, place in the span) by
-  the same rule.
+- `whole_word`: a unit is a word, as the tokenizer tells it (`Tokenizer.starts_word`). Units are taken in the order of their
+  keys while they fit into what is left of k. One that does not fit is skipped, as in BERT's own
+  `create_pretraining_data.py`. So fewer than k tokens are predicted only if every unit left is larger than what is missing.
+- `span` (Joshi et al., 2020, SpanBERT): every run of words is cut into consecutive spans (`spans`). Words are then taken in
+  the order (key of the span, place in the span) by the same rule.
 
-Under `exact`, k = round(rate * maskable) of the row. Under `bernoulli`, units whose key lies below `rate` are candidates,
-and k is a cap a row, `MaskRule.most`. Special tokens, `[unused*]` and protected tokens are never predicted and never
-drawn; no word and no span reaches across one or across the border of a piece. Of the predicted tokens `mask_share` become
-[MASK], `random_share` a random token, and the rest stay; the draw is a token's own or its unit's.
-
-How spans differ from SpanBERT's, which draws a length and a start until the budget is full: the cut is one pass without
-rejection, its spans never overlap, and its first border is drawn so that every word of a run (but the first, which always
-does) begins a span equally often. SpanBERT shortens spans at the end of the text; here both ends of a run do, and [UNK]
-ends a run. Two chosen neighbours look like one longer span, which SpanBERT's do as well. In both, the last span of a
-budget is cut; SpanBERT may cut inside a word. The stretches of masked words that a model meets are a little longer than
-SpanBERT's, for lack of overlap: 3.9 words against 3.5 on average at S = 128, 4.3 against 3.9 at S = 512 (15 %, exact).
+With `exact`, k = round(rate * maskable) of the row. With `bernoulli`, units whose key lies below `rate` are candidates, and
+k is a cap for each row, `MaskRule.most`. Special tokens, `[unused*]` and protected tokens are never predicted and never
+drawn. No word and no span reaches across one of them, or across the border of a piece. Of the predicted tokens `mask_share`
+become the mask token, `random_share` a random token, and the rest stay. Each token draws its own fate, or each unit.
 
 Shapes: R rows, S slots a row, M maskable slots, U words (of all rows), W words of the richest row.
 """
@@ -34,27 +26,22 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from maskloom.config import Masking
 from maskloom.data.hashing import UInt64s, hash64
+from maskloom.data.packing import ADDED, Bools, Int32s, Int64s
 from maskloom.data.spans import length_shares, span_leads, threshold
 from maskloom.errors import UserError
 from maskloom.tokenizers.base import Tokenizer
-
-Int32s = NDArray[np.int32]
-Int64s = NDArray[np.int64]
-Bools = NDArray[np.bool_]
 
 CHOICE, ACTION, TOKEN, LENGTH = np.arange(4, dtype=np.uint64)  # a slot's draws
 DRAWS = np.uint64(4)
 KEY_BITS = 63
 NO_UNIT = np.uint64(1 << KEY_BITS)  # above every unit's key
 CLIPPED_EXPONENT = 20.0  # e^-20: about one row in 5 * 10^8 reaches its cap
-LONGEST_SPAN_WORDS = 4096  # longer spans are cut there, but where a row has more slots
-WORD_TOKENS = (
-    2.0  # tokens of the word that a token belongs to, on average, for the cap: 1.4 in English by BERT's vocabulary
-)
+LONGEST_SPAN_WORDS = 4096  # longer spans are cut there, unless a row has more slots
+# For the cap: tokens of the word that a token belongs to, on average. In English, BERT's vocabulary has 1.4.
+WORD_TOKENS = 2.0
 
 
 @dataclass(frozen=True)
@@ -77,7 +64,7 @@ class MaskRule:
 
         Raises:
             UserError: protected tokens that do not exist, or so many that no token of the vocabulary can be predicted; whole
-                words or spans of a tokenizer whose tokens do not say where a word goes on.
+                words or spans of a tokenizer whose tokens do not say where a word begins.
         """
         if masking.unit != "token" and not tokenizer.knows_words:
             raise UserError(
@@ -120,18 +107,18 @@ class MaskRule:
         return replace(self, rate=rate)
 
     def count(self, maskable: Int64s) -> Int64s:
-        """k under `exact`, for each number of maskable tokens; halves are rounded up."""
+        """k with `exact`, for each number of maskable tokens; halves are rounded up."""
         count: Int64s = np.floor(self.rate * maskable + 0.5).astype(np.int64)
         return count
 
     def most(self, seq_len: int) -> int:
-        """The most tokens that a row of `seq_len` slots can have predicted: a row holds [CLS] and [SEP] once at least.
+        """The most tokens that a row of `seq_len` slots can have predicted. At least two slots hold `cls` and `sep`.
 
-        Under `bernoulli` this is the cap, from Bernstein's inequality: the number of predicted tokens, a sum of
+        With `bernoulli` this is the cap, from Bernstein's inequality: the number of predicted tokens, a sum of
         independent units, exceeds `mean + t` with probability at most exp(-t^2 / 2 / (variance + size * t / 3)). With
         units of `size` tokens, variance = rate * (1 - rate) * size * maskable; t makes the bound e^-20.
         """
-        maskable = max(seq_len - 2, 0)
+        maskable = max(seq_len - ADDED, 0)
         if self.draw == "exact":
             return int(self.count(np.asarray(maskable)))
         size = self._unit_tokens(seq_len)
@@ -156,9 +143,9 @@ class MaskRule:
 
 
 def rate_at(masking: Masking, phase_rate: float | None, step: int, total_steps: int) -> float:
-    """Mask rate of a step, which counts from 0: the phase's own, else on the line from the first step to the last.
+    """Mask rate of a step (0-based): the phase's own, else on the line from the first step to the last.
 
-    Rounding keeps it monotone in the step, so that the largest rate of a phase is the one at its first or last step.
+    Rounding keeps it monotone in the step. So the largest rate of a phase is that of its first or last step.
     """
     if phase_rate is not None:
         return phase_rate
@@ -205,7 +192,7 @@ def mask_rows(
 
 
 def _choose_tokens(maskable: Bools, row_keys: UInt64s, rule: MaskRule) -> Bools:
-    """Which slots are predicted where tokens are units, bool [R, S]."""
+    """Which slots are predicted if tokens are the units, bool [R, S]."""
     keys = _order_keys(row_keys, maskable.shape[1])
     np.copyto(keys, NO_UNIT, where=~maskable)
     if rule.draw == "exact":
@@ -222,7 +209,12 @@ def _choose_tokens(maskable: Bools, row_keys: UInt64s, rule: MaskRule) -> Bools:
 def _choose_words(
     maskable: Bools, starts_word: Bools, starts: Bools, row_keys: UInt64s, rule: MaskRule
 ) -> tuple[Int64s, Int64s]:
-    """Which slots are predicted where units are words or spans of words.
+    """Which slots are predicted if the units are words or spans of words.
+
+    Args:
+        maskable: bool [R, S].
+        starts_word: bool [R, S], from `Tokenizer.starts_word`.
+        starts: bool [R, S]; True in the first slot of every piece and of the padding.
 
     Returns:
         for each predicted slot, in order: its place in the flattened rows, and that of its unit's first slot.
@@ -252,7 +244,7 @@ def _choose_words(
     size_at[words] = sizes
     taken = np.flatnonzero(_take_in_order(keys, size_at, budget)[words])
     counts = sizes[taken]
-    # Each word's slots: its first, and on from there.
+    # Each word's slots: its first, and as many as it has tokens.
     before = np.cumsum(counts) - counts
     slots = np.repeat(words[taken] - before, counts) + np.arange(counts.sum())
     return slots, np.repeat(leads[taken], counts)
@@ -262,7 +254,7 @@ def _take_in_order(keys: UInt64s, size_at: Int64s, budget: Int64s) -> Bools:
     """Take the units of each row in the order of their keys while they fit into its budget.
 
     Args:
-        keys: uint64 [R, S]; order key of the unit that begins in a slot, NO_UNIT and the slot where none does.
+        keys: uint64 [R, S]; order key of the unit that begins in a slot. If none does, NO_UNIT and the slot.
         size_at: int64 [R*S]; tokens of the unit that begins in a slot.
         budget: int64 [R]; tokens.
 
@@ -273,7 +265,7 @@ def _take_in_order(keys: UInt64s, size_at: Int64s, budget: Int64s) -> Bools:
     keys = np.sort(keys, axis=1)
     taken = np.zeros(keys.size, dtype=bool)
     room = budget.copy()
-    # As many units as the budget has tokens fill nearly every row: the others are looked at where there is room left.
+    # As many units as the budget has tokens fill nearly every row. Only rows with room left look at the others.
     near = min(int(budget.max(initial=0)), seq_len)
     for columns in (slice(0, near), slice(near, seq_len)):
         rows = np.flatnonzero(room > 0)
@@ -287,10 +279,10 @@ def _take_in_order(keys: UInt64s, size_at: Int64s, budget: Int64s) -> Bools:
 
 
 def fill(sizes: Int64s, budget: Int64s) -> Bools:
-    """Take units of each row in order while they fit; those that do not are passed over.
+    """Take the units of each row in order while they fit; skip those that do not.
 
-    Each turn takes all that fit up to the first that does not, which then is too large for ever, as all others of its size
-    are: no more turns than there are sizes in a row (at most 1 + sqrt(2 S)), and most rows are full after two.
+    Each turn takes all that fit up to the first that does not. That one stays too large, as do all others of its size. So
+    there are no more turns than sizes in a row (at most 1 + sqrt(2 S)), and most rows are full after two.
 
     Args:
         sizes: int64 [R, W]; tokens of each unit in order; 0 is no unit.
@@ -313,7 +305,7 @@ def fill(sizes: Int64s, budget: Int64s) -> Bools:
 
 
 def _candidate_limit(rule: MaskRule, keys: UInt64s) -> np.uint64:
-    """The order key below which a unit is a candidate under `bernoulli`: the same for all words of a span."""
+    """The order key below which a unit is a candidate with `bernoulli`: the same for all words of a span."""
     return np.uint64(int(rule.rate * 2.0**KEY_BITS)) & ~_low(keys.shape[1])
 
 

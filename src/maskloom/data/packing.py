@@ -1,11 +1,12 @@
 """Documents to rows: a pure function of (documents, sequence length, key).
 
-Documents are shuffled, cut into pieces `[CLS] ... [SEP]` of at most S slots, and packed best-fit-decreasing into rows of
-S slots; then the rows are shuffled. Packing never looks beyond one block, so a block's rows depend on nothing else, and
-resuming needs no buffer. What it gives up: the last rows of a block are not full (about 2 % of the slots at 128 KiB).
+Documents are shuffled and cut into pieces of at most S slots. A piece begins with the tokenizer's `cls` token and ends with
+its `sep` token. Pieces are packed best-fit-decreasing into rows of S slots; then the rows are shuffled. Packing never looks
+beyond one block. So a block's rows depend on nothing else, and resuming needs no buffer. The price: the last rows of a block
+are not full (about 2 % of the slots at 128 KiB).
 
-Everything but the choice of a bin is vectorised, and pieces that fill a row need no choice: the loop sees at most one
-piece of each document.
+Everything but the choice of a bin is vectorised. Pieces that fill a row need no choice, so the loop sees at most one piece
+of each document.
 
 Shapes: R rows, S slots a row, N pieces.
 """
@@ -24,7 +25,7 @@ from maskloom.tokenizers.base import Tokenized, Tokenizer
 Int32s = NDArray[np.int32]
 Int64s = NDArray[np.int64]
 Bools = NDArray[np.bool_]
-ADDED = 2  # [CLS] and [SEP]
+ADDED = 2  # slots of a piece that hold no text: `cls` and `sep`
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class PackedRows:
         tokens: int32 [R, S]; padding at the end of a row.
         starts: bool [R, S]; True in the first slot of every piece and of the padding.
         begins: int64 [N]; the first slot of each piece, counted through all rows, ascending.
-        lengths: int64 [N]; of each piece in slots, [CLS] and [SEP] included.
+        lengths: int64 [N]; of each piece in slots, `cls` and `sep` included.
     """
 
     tokens: Int32s
@@ -49,7 +50,7 @@ class PackedRows:
         return len(self.tokens)
 
     def pieces_from(self, row: int) -> Tokenized:
-        """The text tokens of each piece from `row` on, without [CLS] and [SEP]."""
+        """The text tokens of each piece from `row` on, without `cls` and `sep`."""
         first = int(np.searchsorted(self.begins, row * self.tokens.shape[1]))
         lengths = self.lengths[first:] - ADDED
         return Tokenized(self.tokens.reshape(-1)[_ranges(self.begins[first:] + 1, lengths)], lengths)
@@ -62,10 +63,10 @@ def pack(documents: Tokenized, seq_len: int, key: int, tokenizer: Tokenizer) -> 
         documents: empty ones give nothing.
         seq_len: S, slots a row.
         key: 64-bit key of both shuffles.
-        tokenizer: gives the ids of [CLS], [SEP] and [PAD].
+        tokenizer: gives the ids of `cls`, `sep` and `pad`.
 
     Returns:
-        The rows; none where no document has a token.
+        The rows; none if no document has a token.
     """
     begins, lengths = _cut(documents, seq_len - ADDED, permutation(make_key(key, "documents"), len(documents)))
     order = np.argsort(-lengths, kind="stable")  # of the pieces, longest first
@@ -95,11 +96,11 @@ def pack(documents: Tokenized, seq_len: int, key: int, tokenizer: Tokenizer) -> 
 def pack_after(documents: Tokenized, reads: Sequence[tuple[int, int]], key: int, tokenizer: Tokenizer) -> PackedRows:
     """The rows of a block at its last sequence length, after rows were taken at earlier ones.
 
-    At a change of the sequence length, the pieces of the rows not yet taken are packed again: nothing is repeated and
-    nothing is lost.
+    When the sequence length changes, the pieces of the rows not yet taken are packed again. Nothing is repeated, and nothing
+    is lost.
 
     Args:
-        reads: (sequence length, rows taken) in order; the rows taken of the last one are not cut off.
+        reads: (sequence length, rows taken) in order. The rows taken at the last length are still in the result.
     """
     rest = documents
     for depth, (seq_len, taken) in enumerate(reads[:-1]):
@@ -118,7 +119,7 @@ def best_fit_decreasing(lengths: Int64s, capacity: int) -> Int64s:
     bins = list(range(full))
     count = full
     with_room: list[list[int]] = [[] for _ in range(capacity + 1)]  # room left -> numbers of the open bins
-    rooms = 0  # bit r is set where with_room[r] is not empty: the smallest fitting room is one bit scan away
+    rooms = 0  # bit r is set if with_room[r] is not empty: the smallest fitting room is one bit scan away
     for length in lengths[full:].tolist():
         fitting = rooms >> length
         if fitting:

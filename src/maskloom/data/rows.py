@@ -1,4 +1,4 @@
-"""Masked rows: what data gives and the model's micro-batches are made from.
+"""Masked rows: what the data layer gives, and what the model's micro-batches are made from.
 
 Shapes: R rows, S slots a row.
 """
@@ -21,7 +21,7 @@ class Rows:
     """Masked rows.
 
     Attributes:
-        tokens: int32 [R, S]; what stood there, padding at the end of a row.
+        tokens: int32 [R, S]; the text's own tokens, with padding at the end of a row.
         input_ids: int32 [R, S]; what the model sees.
         starts: bool [R, S]; True in the first slot of every piece and of the padding.
         chosen: bool [R, S]; which slots are predicted.
@@ -47,7 +47,7 @@ class Rows:
 
     @staticmethod
     def gather(parts: Sequence[RowRange]) -> Rows:
-        """The rows of the parts, one after the other."""
+        """The rows of all parts, one after the other."""
         return Rows(
             *(np.concatenate([getattr(rows, name)[begin:end] for rows, begin, end in parts]) for name in FIELDS)
         )
@@ -64,7 +64,7 @@ class Rows:
 
 
 class RowRange(NamedTuple):
-    """The rows begin, ..., end - 1 of `rows`: many are made a step, so that none is cut out alone."""
+    """The rows begin, ..., end - 1 of `rows`. A step has many: they are copied once, when they are gathered."""
 
     rows: Rows
     begin: int
@@ -75,7 +75,7 @@ FIELDS = tuple(field.name for field in fields(Rows))
 
 
 def count_text_tokens(rows: Rows, tokenizer: Tokenizer) -> int:
-    """Tokens that carry text: neither padding nor [CLS] nor [SEP]. Every rate that is printed counts these."""
+    """Tokens that carry text: neither padding nor `cls` nor `sep`. Every rate that is printed counts these."""
     tokens = rows.tokens
     added = (tokens == tokenizer.pad_id) | (tokens == tokenizer.cls_id) | (tokens == tokenizer.sep_id)
     return int(tokens.size - np.count_nonzero(added))

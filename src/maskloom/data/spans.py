@@ -1,7 +1,13 @@
-"""The lengths of spans of words, and how a text is cut into spans: SpanBERT's truncated geometric distribution.
+"""Runs of words cut into spans, whose lengths follow SpanBERT's truncated geometric distribution (Joshi et al., 2020).
 
-All of it is integers and sums that are rounded once, so that every machine cuts alike. How these spans differ from
-SpanBERT's is said in `masking`.
+All of it is integers, and sums that are rounded once, so that every machine cuts alike.
+
+SpanBERT draws a length and a start until its budget is full. Here the cut is one pass without rejection. Its spans never
+overlap. Its first border is drawn so that every word of a run begins a span equally often (but the first, which always
+does). SpanBERT shortens spans at the end of the text; here both ends of a run do, and an unknown token ends a run. Two
+chosen neighbours look like one longer span, as SpanBERT's do. In both, the last span of a budget is cut; SpanBERT may cut
+inside a word. For lack of overlap, the stretches of masked words that a model meets are a little longer than SpanBERT's: 3.9
+words against 3.5 on average at S = 128, 4.3 against 3.9 at S = 512 (15 %, exact).
 
 Shapes: U words (of all rows).
 """
