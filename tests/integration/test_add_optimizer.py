@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,7 +20,7 @@ from maskloom.models.build import build_model
 from maskloom.optim.schedule import learning_rate
 from maskloom.tokenizers.loading import load_tokenizer
 
-from .conftest import final_weights, train_in_ranks
+from .conftest import environment, final_weights, train_in_ranks
 from .test_optimizers import Weights, reference_weights
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -133,6 +134,24 @@ def test_a_resumed_run_is_the_undisturbed_one(
     else:
         begun = first_weights(write_config(settings))
         assert way_off(resumed, {name: whole[name] for name in begun}, begun) < 0.05
+
+
+def test_a_program_takes_it_into_its_ranks_and_their_readers(settings: dict, write_config: Callable[..., Path]) -> None:
+    """`maskloom train CONFIG --import MODULE`, with two ranks and a reader process for each."""
+    tree = {**settings, "phases": [{**settings["phases"][0], "steps": 2}], "data": {**settings["data"], "workers": 1}}
+    command = [sys.executable, "-m", "maskloom.cli", "train", write_config(tree), "--processes", "2"]
+    path = os.pathsep.join(filter(None, [str(EXAMPLES), os.environ.get("PYTHONPATH", "")]))
+    variables = environment(PYTHONPATH=path)
+    done = subprocess.run(
+        [*command, "--import", "add_optimizer"], env=variables, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "optimizer: Lion" in done.stdout
+    refused = subprocess.run([*command, "run_dir=another"], env=variables, capture_output=True, text=True, check=False)
+    assert refused.returncode == 1
+    assert (
+        "optimizer.name = 'lion': should be one of adamw, lamb, muon; one of your own needs --import" in refused.stderr
+    )
 
 
 def test_without_the_module_its_name_is_refused_with_what_to_do(

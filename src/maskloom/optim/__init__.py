@@ -1,7 +1,6 @@
 """Optimizers, each in a file of its own, and the learning rate (`schedule`).
 
-    kind      what an optimizer is to the rest of maskloom: one row of the table below
-    groups    which parameters decay
+    kind      what an optimizer is to the rest of maskloom: one row of the table below; which parameters decay
     adamw, lamb, muon
 
 One of your own is a module that calls `add`, named on the command line: `maskloom train CONFIG --import MODULE`.
@@ -13,8 +12,7 @@ from torch import nn
 
 from maskloom.config import Optimizer, add_optimizer
 from maskloom.optim.adamw import ADAMW
-from maskloom.optim.groups import Group
-from maskloom.optim.kind import OptimizerKind
+from maskloom.optim.kind import Group, OptimizerKind
 from maskloom.optim.lamb import LAMB
 from maskloom.optim.muon import MUON
 

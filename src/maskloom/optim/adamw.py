@@ -8,8 +8,7 @@ from __future__ import annotations
 import torch
 
 from maskloom.config import Optimizer
-from maskloom.optim.groups import Group, betas
-from maskloom.optim.kind import FromDeepSpeed, OptimizerKind
+from maskloom.optim.kind import FromDeepSpeed, Group, OptimizerKind, betas
 
 
 def build(groups: list[Group], settings: Optimizer, deepspeed: FromDeepSpeed) -> torch.optim.Optimizer:

@@ -7,6 +7,8 @@ An update that works element by element needs three things: a name, `build` and 
 parameters into flat vectors wherever it likes, and a checkpoint's state moves between ZeRO stages and numbers of ranks. The
 other members are for optimizers that see whole tensors: LAMB takes their norms, Muon makes its update from whole matrices.
 
+Weight decay acts on matrices and embeddings, not on biases and LayerNorm, as BERT was trained.
+
 DeepSpeed is not imported here. What it offers for optimizers comes as an argument (`FromDeepSpeed`).
 """
 
@@ -20,7 +22,9 @@ import torch
 from torch import nn
 
 from maskloom.config import Optimizer, OptimizerSection
-from maskloom.optim.groups import Group, decayed_and_plain
+
+Group = dict[str, Any]
+"""One of torch's parameter groups: `params`, and the hyperparameters that they share."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,20 @@ class Placing(NamedTuple):
 
     tensors: int
     parts: tuple[TensorPart, ...]
+
+
+def decayed_and_plain(model: nn.Module, settings: Optimizer) -> list[Group]:
+    """The parameters of a model in two groups, in the model's order: those with weight decay, those without."""
+    parameters = list(model.parameters())
+    return [
+        {"params": [each for each in parameters if each.ndim >= 2], "weight_decay": settings.weight_decay, "rate": 1.0},
+        {"params": [each for each in parameters if each.ndim < 2], "weight_decay": 0.0, "rate": 1.0},
+    ]
+
+
+def betas(settings: Optimizer) -> tuple[float, float]:
+    """How fast the first and the second moment forget."""
+    return settings.beta1, settings.beta2
 
 
 Build = Callable[[list[Group], Optimizer, FromDeepSpeed], torch.optim.Optimizer]

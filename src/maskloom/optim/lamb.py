@@ -27,8 +27,7 @@ from torch import nn
 
 from maskloom.config import Optimizer
 from maskloom.distributed import sum_over_ranks
-from maskloom.optim.groups import Group, betas, decayed_and_plain
-from maskloom.optim.kind import FromDeepSpeed, OptimizerKind, Placing
+from maskloom.optim.kind import FromDeepSpeed, Group, OptimizerKind, Placing, betas, decayed_and_plain
 
 
 class Lamb(torch.optim.Optimizer):

@@ -19,8 +19,7 @@ from torch import nn
 
 from maskloom.config import Muon, Optimizer
 from maskloom.optim import adamw
-from maskloom.optim.groups import Group, betas, decayed_and_plain
-from maskloom.optim.kind import FromDeepSpeed, OptimizerKind, Spread
+from maskloom.optim.kind import FromDeepSpeed, Group, OptimizerKind, Spread, betas, decayed_and_plain
 
 
 def groups(model: nn.Module, settings: Optimizer) -> list[Group]:

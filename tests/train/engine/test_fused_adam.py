@@ -23,7 +23,7 @@ from torch.utils import cpp_extension
 
 from maskloom.config import Optimizer
 from maskloom.distributed import World
-from maskloom.launch.ports import free_port
+from maskloom.launch.probe import free_port
 from maskloom.optim import OPTIMIZERS, parameter_groups
 from maskloom.train.engine import cuda_home, fused_adam
 from maskloom.train.engine.fused_adam import (
@@ -34,7 +34,7 @@ from maskloom.train.engine.fused_adam import (
     why_no_fused_adam,
     why_refused,
 )
-from tests.optim.test_groups import tiny_model
+from tests.optim.test_kind import tiny_model
 
 
 @pytest.fixture(autouse=True)

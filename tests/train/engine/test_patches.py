@@ -15,7 +15,7 @@ import pytest
 import torch
 from deepspeed.runtime.config import DeepSpeedConfig
 
-from maskloom.launch.ports import free_port
+from maskloom.launch.probe import free_port
 from maskloom.train.engine import patches
 
 ROOT = Path(__file__).parents[3]

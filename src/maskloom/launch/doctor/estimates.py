@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from maskloom.config import RunConfig
+from maskloom.optim import OPTIMIZERS
 
 
 def bytes_of_numbers(config: RunConfig) -> int:
@@ -14,8 +15,6 @@ def bytes_of_numbers(config: RunConfig) -> int:
 
 def state_bytes(config: RunConfig) -> int:
     """Of the optimizer's state for one weight."""
-    from maskloom.optim import OPTIMIZERS  # imports torch
-
     return OPTIMIZERS[config.optimizer.name].state_bytes
 
 

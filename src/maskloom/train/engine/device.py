@@ -177,12 +177,12 @@ def unusable_gpus() -> tuple[str, str] | None:
     use them, or if the user hides them."""
     if torch.cuda.is_available() or "DS_ACCELERATOR" in os.environ or _are_hidden():
         return None
-    gpus = ask_nvidia_smi("--query-gpu", ["name", "driver_version"], ["name", "driver"], ANSWER_S)
+    gpus = ask_nvidia_smi("--query-gpu", ["name", "driver_version"], ANSWER_S)
     if not gpus:
         return None
     names = shortened(", ".join(sorted({gpu["name"] for gpu in gpus})))
-    shown = f"nvidia-smi shows {len(gpus)} GPU(s) ({names}, driver {shortened(gpus[0]['driver'])})"
-    why, remedy = _why_and_remedy(gpus[0]["driver"])
+    shown = f"nvidia-smi shows {len(gpus)} GPU(s) ({names}, driver {shortened(gpus[0]['driver_version'])})"
+    why, remedy = _why_and_remedy(gpus[0]["driver_version"])
     return f"{shown}, and torch {torch.__version__} cannot use them: {why}", f"{remedy}; see docs/install.md"
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from maskloom.launch.doctor.asking import Way, ask, why_silent
-from maskloom.launch.doctor.facts import Request
+from maskloom.launch.doctor.hosts import Way, ask, run_on_all, why_silent
+from maskloom.launch.doctor.look import Request
 from maskloom.launch.ssh import Ssh, last_line
 
 
@@ -37,11 +37,11 @@ from maskloom.launch.ssh import Ssh, last_line
     ],
 )
 def test_silences_have_names_and_remedies(code: int, errors: str, name: str) -> None:
-    silence = why_silent(code, errors, last_line(errors), "node7")
-    assert silence.name == name
-    assert silence.said.startswith(last_line(errors))
-    assert silence.remedy
-    assert "HOST" not in silence.remedy
+    level, value, remedy = why_silent(code, errors, "node7")
+    assert level == "fail"
+    assert value.startswith(f"{name}: {last_line(errors)}")
+    assert remedy
+    assert "HOST" not in remedy
 
 
 def test_only_fixed_words_reach_the_remote_shell() -> None:
@@ -58,14 +58,23 @@ def test_a_host_that_does_not_answer_in_time(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(Way, "command", lambda self, host, module: waits)
     (answer,) = ask(["node7"], [Request()], Way(), limit_s=2.0)
     assert answer.silence
-    assert answer.silence.name == "timeout"
-    assert "a path of the run may hang" in answer.silence.said
+    level, value, remedy = answer.silence
+    assert (level, value.startswith("timeout: "), bool(remedy)) == ("fail", True, True)
+    assert "a path of the run may hang" in value
+
+
+def test_one_that_hears_nothing_is_killed() -> None:
+    deaf = (
+        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('on', flush=True); time.sleep(300)"
+    )
+    (reply,) = run_on_all([[sys.executable, "-c", deaf]], ["go"], 1.0, 1)
+    assert (reply.code, reply.output) == (None, "on\n")
 
 
 def test_clocks_are_compared_as_the_first_line_comes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def command(self: Way, host: str, module: str) -> list[str]:
         ahead = "import time; real = time.time; time.time = lambda: real() + 100; "
-        return [sys.executable, "-c", ahead + f"from {module}.__main__ import main; main()"]
+        return [sys.executable, "-c", ahead + f"from {module} import main; main()"]
 
     monkeypatch.setattr(Way, "command", command)
     (answer,) = ask(["node7"], [Request(run_dir=str(tmp_path / "run"))], Way(), limit_s=300.0)
@@ -78,4 +87,4 @@ def test_another_maskloom_is_no_facts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Way, "command", lambda self, host, module: old)
     (answer,) = ask(["node7"], [Request()], Way(), limit_s=60.0)
     assert answer.silence
-    assert answer.silence.name == "no facts"
+    assert answer.silence[1].startswith("no facts: ")
