@@ -11,9 +11,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -29,6 +28,8 @@ from maskloom.models.masked_lm import MaskedLM
 from maskloom.tokenizers.base import Tokenizer
 from maskloom.train.batches import ready_steps
 from maskloom.train.engine.engine import start_distributed
+from maskloom.train.kinds import DATA
+from maskloom.train.profiling import MarkedEngine, StepClock
 from maskloom.train.rank.heartbeats import Pulse
 from maskloom.train.setup import set_up
 from maskloom.train.step import train_step
@@ -58,16 +59,16 @@ class Ours:
         if system.compiles == "reduce-overhead":  # results of the micro-batch before may be overwritten
             mark = torch.compiler.cudagraph_mark_step_begin
             self.trainer.engine.deepspeed.register_forward_pre_hook(lambda *_: mark())
-        self.trainer.engine.step = in_scope("bench: optimizer", self.trainer.engine.step)
+        self.engine = MarkedEngine(self.trainer.engine, StepClock(self.trainer.device))  # names for the profile
 
     def step(self, batch: Batch) -> None:
         ready = replace(batch.content, number=self.trainer.step)  # batches come again, steps do not
         if self.cuts_rows:
-            with torch.profiler.record_function("bench: data"):
+            with torch.profiler.record_function(DATA):
                 layout, capacity = self.trainer.layouts[0], self.plan.capacity(0)
                 cut = micro_batches(ready.rows, layout, capacity, self.plan.tokenizer)
                 ready = replace(ready, micro_batches=tuple(cut))
-        self._losses.append(train_step(ready, self.trainer, self.trainer.engine).loss)
+        self._losses.append(train_step(ready, self.trainer, self.engine).loss)
 
     def read(self, workers: int) -> Iterator[Batch]:
         trainer, cursors = self.trainer, first_cursors(self.plan.lanes)
@@ -79,16 +80,6 @@ class Ours:
     def mean_loss(self) -> float:
         losses, self._losses = self._losses, []
         return sum(losses) / len(losses) if losses else math.nan
-
-
-def in_scope(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
-    """The call, under a name that a profile knows."""
-
-    def named(*args: Any, **options: Any) -> Any:
-        with torch.profiler.record_function(name):
-            return call(*args, **options)
-
-    return named
 
 
 def packed_facts(rows: Rows, tokenizer: Tokenizer) -> Facts:
