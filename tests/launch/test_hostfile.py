@@ -36,15 +36,15 @@ def test_all_faults_are_named_with_their_lines() -> None:
     [
         ("fe80::1 slots=1", "no IPv6"),
         ("node1:22 slots=1", "no port"),
-        ("node[1-3] slots=1", "no name of a machine"),
-        ("node1,node2 slots=1", "no name of a machine"),
-        ("^file slots=1", "no name of a machine"),
+        ("node[1-3] slots=1", "not the name of a machine"),
+        ("node1,node2 slots=1", "not the name of a machine"),
+        ("^file slots=1", "not the name of a machine"),
         ("node1 slots = 2", "is not NAME slots=N"),
         ("node1 slots=٣", "is not NAME slots=N"),
         ("node1 slots=99999999999", "is not NAME slots=N"),
-        ("a@b@c slots=1", "no name of a user"),
-        ("@node1 slots=1", "no name of a user"),
-        ("$(id) slots=1", "no name of a machine"),
+        ("a@b@c slots=1", "not the name of a user"),
+        ("@node1 slots=1", "not the name of a user"),
+        ("$(id) slots=1", "not the name of a machine"),
     ],
 )
 def test_what_pdsh_ssh_or_a_shell_would_take_for_something_else(line: str, expected: str) -> None:
@@ -61,7 +61,7 @@ def test_a_file_that_is_not_there_or_names_nobody(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="names no host"):
         read_hostfile(tmp_path / "hosts")
     (tmp_path / "hosts").write_bytes(b"\xff\xfe slots=1\n")
-    with pytest.raises(UserError, match="no name of a machine"):
+    with pytest.raises(UserError, match="not the name of a machine"):
         read_hostfile(tmp_path / "hosts")
 
 

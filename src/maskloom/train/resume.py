@@ -79,9 +79,12 @@ def reconcile(config: RunConfig, data: Mapping[str, Any] | None = None) -> RunCo
     return config
 
 
-def check_model(config: RunConfig, tokenizer: Tokenizer) -> Any:
+def check_model(config: RunConfig, tokenizer: Tokenizer, must_fit: bool = True) -> Any:
     """Check the model that a rank would begin with, without its weights: the run's own, its origin's, `model.init`'s, or a
     new one.
+
+    Args:
+        must_fit: refuse a new model that is larger than this machine's memory.
 
     Returns:
         its Hugging Face configuration.
@@ -96,7 +99,8 @@ def check_model(config: RunConfig, tokenizer: Tokenizer) -> Any:
             return check_init(config.model.init, tokenizer, config.seq_lens)
         described = configuration_of(config.model, tokenizer)
         check_positions(described, "the model", config.seq_lens)
-        check_size(described)
+        if must_fit:
+            check_size(described)
         return described
     described = read_definition(origin / "model")
     check_positions(described, str(origin / "model"), config.seq_lens)

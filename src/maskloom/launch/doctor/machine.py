@@ -124,7 +124,9 @@ def as_a_rank(request: Request) -> Rank:
 def parameters_of(config: RunConfig) -> int:
     """Number of parameters of the run's model. Takes no memory for them."""
     tokenizer = tokenizer_of(config.tokenizer, config.model.init)
-    return outline.parameters_of(check_model(config, tokenizer))
+    return outline.parameters_of(
+        check_model(config, tokenizer, must_fit=False)
+    )  # if it does not fit, `memory` says by how much
 
 
 def look_at_corpora(config: RunConfig, request: Request) -> Iterator[tuple[str, str | None, Line]]:
