@@ -4,7 +4,7 @@
 
 Such a module adds rows to the tables of maskloom (`maskloom.optim.add`, `maskloom.models.architecture.add`,
 `maskloom.tokenizers.add`); the configuration can then name them. The names of the modules are kept in the variable
-`MASKLOOM_IMPORT`, which every process of a run inherits: ranks, reader processes, restarts, the hosts of a hostfile, and what
+`MASKLOOM_IMPORT`. Every process of a run has it: ranks, reader processes, restarts, the hosts of a hostfile, and what
 `maskloom doctor` starts there.
 
 Only the command line and the environment name modules. A configuration and a checkpoint come from elsewhere, and cannot.

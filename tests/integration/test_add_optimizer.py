@@ -78,7 +78,7 @@ def way_off(found: Weights, expected: Weights, begun: Weights) -> float:
     The sign of a gradient that is nearly 0 is that of its rounding: a few weights go the other way.
     """
     return max(
-        float((found[name].detach() - weight.detach()).norm() / (weight - begun[name]).norm())
+        float((found[name].detach() - weight.detach()).norm() / (weight.detach() - begun[name]).norm())
         for name, weight in expected.items()
         if weight.ndim > 1
     )
@@ -128,7 +128,7 @@ def test_a_resumed_run_is_the_undisturbed_one(
     _, whole = run(before)
     shutil.rmtree(Path(settings["run_dir"], "checkpoints/step-00000006"))
     output, resumed = run(after)
-    assert "going on after step 3 of 6" in output
+    assert "resuming after step 3 of 6" in output
     if before == after:
         assert all(torch.equal(weight, resumed[name]) for name, weight in whole.items())
     else:

@@ -3,7 +3,7 @@
 An optimizer is one file: its settings, its parameter groups, how it is built, its state, and what it does not go with. Nothing
 else in maskloom knows it by name.
 
-An update that works element by element needs three things: a name, `build` and `state_bytes`. ZeRO may then cut its
+An update that works element by element needs `name`, `title`, `build` and `state_bytes` alone. ZeRO may then cut its
 parameters into flat vectors wherever it likes, and a checkpoint's state moves between ZeRO stages and numbers of ranks. The
 other members are for optimizers that see whole tensors: LAMB takes their norms, Muon makes its update from whole matrices.
 
@@ -131,7 +131,7 @@ class OptimizerKind:
         whole_state: names of state tensors that ZeRO 1 and 2 keep of whole parameters, although the weights are cut.
         refusal: why it does not go with a way to spread, and what to set; None if it does.
         zero_settings: what DeepSpeed's `zero_optimization` has to say at a ZeRO stage.
-        settle: called with the optimizer after a checkpoint was loaded: its state may come from another implementation.
+        settle: called with the optimizer after a checkpoint was loaded. The state may come from another build of it.
     """
 
     name: str

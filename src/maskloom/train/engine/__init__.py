@@ -13,11 +13,11 @@
 
 What is chosen here, each because DeepSpeed 0.19 does otherwise by default:
 
-- only the micro-batch is configured, never the global batch: accumulation is set before each micro-batch, so that the
-  number of micro-batches can change between phases and the loss can be weighted over the global batch;
-- half precision accumulates gradients in fp32 (in half, 256 micro-batches cost 4 % of the gradient);
-- gradients are reduced once a step, also at stages 2 and 3 (`engine.reduce`), in buckets small enough to overlap;
-- checkpoints are unpickled with an allow-list of four classes, and nothing else.
+- Only the micro-batch is configured, never the global batch. Accumulation is set before each micro-batch. So the number of
+  micro-batches can change between phases, and the loss can be weighted over the global batch.
+- Half precision accumulates gradients in fp32. In half, 256 micro-batches cost 4 % of the gradient.
+- Gradients are reduced once a step, also at stages 2 and 3 (`engine.reduce`), in buckets small enough to overlap.
+- Checkpoints are unpickled with an allow-list of four classes, and nothing else.
 """
 
 from maskloom.train.engine.patches import import_quietly, pickle_stages_as_numbers

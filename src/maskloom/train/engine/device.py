@@ -5,10 +5,10 @@ Numerics are set before CUDA is initialised, and are the same on every rank:
 - Products in bf16 and fp16 are summed in fp32 throughout. By default cuBLAS may round partial sums of a long product to 16 bits
   before it adds them up.
 - fp32 products stay as torch has them: in full fp32, unless somebody allowed TF32.
-- `engine.deterministic` takes of every operator the form that adds up in a fixed order: flash attention's backward, sums into
-  an index (the gradients of embeddings and of `index_select`), cuBLAS with a workspace of its own for each stream, Inductor
-  without measuring. An operator of torch that has no such form raises an error that names it. DeepSpeed's own operators,
-  FusedAdam among them, work element by element. On CPUs all of it changes nothing.
+- `engine.deterministic` takes of every operator the form that adds up in a fixed order. It matters for flash attention's
+  backward and for sums into an index (the gradients of embeddings and of `index_select`). cuBLAS has a workspace for each
+  stream, and Inductor does not measure. An operator of torch that has no such form raises an error with its name. DeepSpeed's
+  operators, such as FusedAdam, work element by element. On CPUs nothing changes.
 
 Kernels: on a GPU Inductor writes them for Triton, which compiles with gcc or clang, and Python's headers, the C code that
 launches them. On a CPU it writes C++.
@@ -93,8 +93,7 @@ def settle_numerics(deterministic: bool) -> None:
         os.environ.setdefault(CUBLAS_WORKSPACE, ":4096:8")
     if deterministic != torch.are_deterministic_algorithms_enabled():  # TORCHINDUCTOR_DETERMINISTIC is left alone
         torch.use_deterministic_algorithms(deterministic)  # Inductor's setting too
-    # It would fill all memory that is taken with NaN, so that who reads what nobody wrote learns of it: a pass over memory that
-    # training pays for at every operator.
+    # Otherwise torch fills memory that is taken with NaN, to show who reads what nobody wrote: at a cost for every operator.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.deterministic = deterministic
 

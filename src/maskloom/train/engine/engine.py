@@ -8,7 +8,7 @@
 
 Accumulation is driven by hand: DeepSpeed is told before each backward whether it is the last of the step. A step that must
 not be taken ends with a backward of NaN on every rank. From ZeRO stage 1 on DeepSpeed looks at reduced gradients before it
-does anything with them, and drops those that are not finite; at stage 0 that is done here.
+does anything with them, and drops those that are not finite. At stage 0 that is done here.
 """
 
 from __future__ import annotations
@@ -137,8 +137,8 @@ class Engine:
     def accumulating(self, micro_batches: int) -> Iterator[Backward]:
         """The backward passes of one step; when it is left, gradients are averaged over the ranks.
 
-        With `engine.reduce` "step" stages 2 and 3 reduce at the end, once. DeepSpeed then adds micro-batches up in the
-        parameters' `grad`, which in half precision is half: here they are added up in fp32, and rounded to half once, as at
+        With `engine.reduce` "step" stages 2 and 3 reduce at the end, once. DeepSpeed would then add micro-batches up in the
+        parameters' `grad`, which in half precision is half. Here they are added up in fp32, and rounded to half once, as at
         stage 1. A single micro-batch is reduced during its backward in any case.
 
         Yields:

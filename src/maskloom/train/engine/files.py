@@ -109,8 +109,11 @@ def full_precision_weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def _bf16_optimizer_weights(file: Path, parts: list[Path]) -> dict[str, torch.Tensor]:
-    """The weights of a checkpoint of DeepSpeed's BF16_Optimizer (bf16 at stage 1 with accumulation), which its own function
-    does not know: a group's vectors of all ranks, one after the other, are its tensors, one after the other."""
+    """The weights of a checkpoint of DeepSpeed's BF16_Optimizer: bf16 at stage 1 with accumulation.
+
+    DeepSpeed's own function does not know it. A group's vectors of all ranks, one after the other, are its tensors, one after the
+    other.
+    """
     vectors = [optimizer_state(part)["single_partition_of_fp32_groups"] for part in parts]
     model = torch.load(file, map_location="cpu", mmap=True)
     weights: dict[str, torch.Tensor] = {}

@@ -28,14 +28,14 @@ def prepare_forward(model: MaskedLM, settings: Engine) -> None:
     if compiles:
         # What lies there is loaded as code, and without the variable it is a name in /tmp that anybody can take first.
         private_folder(Path(cache_dir()), "set TORCHINDUCTOR_CACHE_DIR to a folder of your own")
-        # One compilation for each shape of micro-batch, with and without gradients; beyond torch's limit of 8 it would go
-        # on uncompiled without a word.
+        # One compilation for each shape of micro-batch, with and without gradients. Beyond torch's limit of 8 the rest
+        # would run uncompiled without a word.
         torch._dynamo.config.recompile_limit = 64
         torch._dynamo.config.fail_on_recompile_limit_hit = True
     model.kernels = KERNELS[kernels]
     model.checkpoints_activations = settings.activation_checkpointing
-    # The embedding's gradient as its few rows, which are added to the decoder's of the same weight: dense, it is a matrix of
-    # zeros to be filled and added, a twentieth of a BERT-base's step on a CPU. Inductor has no sparse tensors.
+    # The embedding's gradient as its few rows, which are added to the decoder's of the same weight. Dense, it is a matrix of
+    # zeros to be filled and added: a twentieth of a BERT-base's step on a CPU. Inductor has no sparse tensors.
     on_cpu = get_accelerator().device_name() == "cpu"
     embedding = embedding_of(model)
     is_tied = decoder_of(model).weight is embedding.weight

@@ -1,5 +1,7 @@
-"""DeepSpeed's FusedAdam, where every rank can have it: a CUDA extension, which a build of DeepSpeed may hold ready and which is
-otherwise compiled at the first start. All ranks take it or none does: its state has another layout than torch's.
+"""DeepSpeed's FusedAdam, if every rank can have it.
+
+It is a CUDA extension. A build of DeepSpeed may hold it ready; otherwise it is compiled at the first start. All ranks take it or
+none does: its state has another layout than torch's.
 
 A build of DeepSpeed that was made without a GPU holds DeepSpeed's operator of the same name for CPUs. Which it is follows from
 what the library links. That is read from the file: readelf need not be installed, and loading the library would run it. An ELF
@@ -88,7 +90,7 @@ def offered(kind: OptimizerKind, world: World) -> FromDeepSpeed:
     return FromDeepSpeed(deepspeed.ops.adam.FusedAdam, "", muon_class)
 
 
-@functools.cache  # going back in a run builds an engine anew: a build that failed would take its minutes again
+@functools.cache  # a roll-back builds an engine anew: a build that failed would take its minutes again
 def why_refused(world: World) -> str:
     """Why FusedAdam is not taken, in a few words; empty if it is.
 

@@ -3,8 +3,8 @@
 All of it was found with DeepSpeed 0.19.8, the version that pyproject.toml asks for. `tests/train/engine/test_patches.py`
 shows of each what the installed DeepSpeed does without it: when a test there fails, the patch is no longer needed.
 
-What we do beside DeepSpeed, without changing it, stands where it is used: loading that runs no code (`files`), compiled
-operators and what a killed build leaves (`ops`), checkpoints of another layout (`reshape`).
+What we do beside DeepSpeed, without changing it, stands where it is used. `files` loads without running code, `ops` sees what a
+killed build left, `reshape` reads checkpoints of another layout.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ def look_for_overflow_first(engine: DeepSpeedEngine) -> None:
 
 
 def _check_overflow(wrapper: Any, update_scale: bool = True) -> bool:
-    """In place of ZeRO-3's method of that name, which its step calls with `update_scale` False."""
+    """ZeRO-3's method of that name, as we want it. Its step calls it with `update_scale` False."""
     assert not update_scale
     wrapper.check_overflow()
     return bool(wrapper.overflow)
@@ -178,9 +178,9 @@ def is_cut(parameter: torch.Tensor) -> bool:
 def release(engine: DeepSpeedEngine) -> None:
     """Give back the memory of an engine. Nobody may look into it afterwards.
 
-    DeepSpeed's `destroy` leaves three things that hold the model: ZeRO-3 puts every model that it wraps at the bottom of a
-    stack and never takes it off; its hooks lie in cycles through autograd, in which Python's collector cannot see; and the
-    parts of the engine refer to each other.
+    DeepSpeed's `destroy` leaves three things that hold the model. ZeRO-3 puts every model that it wraps on a stack, and never
+    takes it off. Its hooks lie in cycles through autograd, in which Python's collector cannot see. The parts of the engine
+    refer to each other.
     """
     from deepspeed.runtime.zero.parameter_offload import FWD_MODULE_STACK
 

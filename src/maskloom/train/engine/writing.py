@@ -2,8 +2,8 @@
 
 DeepSpeed writes its files while all ranks wait for each other: one that cannot write leaves the others waiting. Here its own
 `save_checkpoint` runs with a checkpoint engine that only takes the contents, so that nothing in it can fail on one rank alone.
-A content that is to be written while training goes on is copied at once, storage by storage: tensors that share memory share
-it in the copy too, and a file is the one that DeepSpeed would have written.
+A content that is written while training continues is copied at once, storage by storage. Tensors that share memory share it in
+the copy too: so a file is the one that DeepSpeed would have written.
 """
 
 from __future__ import annotations
