@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import itertools
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -17,7 +18,7 @@ from transformers import AutoModelForMaskedLM, DistilBertConfig, DistilBertForMa
 
 from maskloom import cli
 from maskloom.config import MODELS, Bert, Engine
-from maskloom.config_file import parse_config
+from maskloom.config_file import dump_config, parse_config
 from maskloom.errors import UserError
 from maskloom.extensions import VARIABLE
 from maskloom.models.architecture import ARCHITECTURES, add
@@ -26,6 +27,7 @@ from maskloom.models.masked_lm import MaskedLM, hidden_matrices, packed
 from maskloom.models.overflow import find_overflow
 from maskloom.tokenizers.base import Tokenizer
 from maskloom.train.engine.forward import prepare_forward
+from maskloom.train.resume import reconcile
 
 from ..fixtures.make import DIED, die_after
 from ..integration.conftest import environment, losses, train_in_ranks
@@ -153,6 +155,21 @@ def test_the_architecture_follows_from_a_checkpoint(tokenizer: Tokenizer, tmp_pa
         build_model(Bert(init=str(tmp_path), architecture="bert"), tokenizer, 0)
     with pytest.raises(UserError, match="is a 'distilbert' model, which has no hidden_dropout_prob"):
         build_model(Bert(init=str(tmp_path), hidden_dropout_prob=0.2), tokenizer, 0)
+
+
+def test_a_run_from_a_checkpoint_keeps_its_architecture(run_config: dict, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """It is in the run's config.yaml, so that the checkpoint may be gone when the run resumes."""
+    pair(tokenizer.vocab_size)[1].save_pretrained(tmp_path / "model")
+    run_config["model"] = {"init": str(tmp_path / "model")}
+    given = parse_config(run_config, "run.yaml")
+    begun = reconcile(given)
+    assert begun.model.architecture == "distilbert"
+    assert isinstance(begun.model, MODELS["distilbert"])
+    folder = Path(run_config["run_dir"])
+    folder.mkdir()
+    (folder / "config.yaml").write_text(dump_config(begun))
+    shutil.rmtree(tmp_path / "model")
+    assert reconcile(given).model == begun.model
 
 
 @pytest.fixture
