@@ -84,11 +84,6 @@ def split_origin(origin: str) -> tuple[Path, int | None]:
     return (Path(run), int(step)) if at and STEP.fullmatch(step) else (Path(origin), None)
 
 
-def begins_elsewhere(config: RunConfig) -> bool:
-    """Whether the run begins with another run's checkpoint: it has none of its own."""
-    return config.from_ is not None and not saved_folders(Path(config.run_dir))
-
-
 def fit_origin(config: RunConfig, data: Mapping[str, Any]) -> RunConfig:
     """The configuration of a run that begins with another's checkpoint, with that run's lanes where it gives none.
 
