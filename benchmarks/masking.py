@@ -167,7 +167,7 @@ def main() -> None:
         tokenizer = load_tokenizer(folder)
         peer_tokenizer = PreTrainedTokenizerFast(
             tokenizer_file=str(Path(folder, "tokenizer.json")),
-            **{f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")},
+            **{f"{role}_token": token for role, token in tokenizer.roles.by_role().items()},
         )
     collators = {
         unit: DataCollatorForLanguageModeling(peer_tokenizer, whole_word_mask=whole, mlm_probability=RATE, seed=1)

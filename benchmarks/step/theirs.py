@@ -172,7 +172,7 @@ def make_collator(text: Text, tokenizer: Tokenizer, seed: int) -> CountingCollat
 
     theirs = PreTrainedTokenizerFast(
         tokenizer_file=str(Path(text.tokenizer) / "tokenizer.json"),
-        **{f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")},
+        **{f"{role}_token": token for role, token in tokenizer.roles.by_role().items()},
     )
     return CountingCollator(DataCollatorForLanguageModeling(theirs, mlm_probability=RATE, seed=seed))
 

@@ -16,7 +16,6 @@ from maskloom.config_file import parse_config
 from maskloom.data.batch import make_micro_batch
 from maskloom.data.cursors import first_cursors
 from maskloom.data.index.corpus import Index
-from maskloom.data.plan import DataPlan
 from maskloom.data.stream import read_steps
 from maskloom.distributed import World
 from maskloom.models.build import build_model
@@ -24,6 +23,7 @@ from maskloom.tokenizers import TOKENIZERS, TokenizerKind
 from maskloom.tokenizers.base import OTHER, Tokenizer
 from maskloom.tokenizers.loading import kind_of, load_tokenizer, tokenizer_of_definition
 from maskloom.tokenizers.training import train_tokenizer
+from tests.conftest import plan_for
 
 from .characters import CHARACTERS, SPECIALS
 
@@ -104,7 +104,7 @@ def test_it_packs_masks_and_trains(
     tree = run_config | {"tokenizer": str(tmp_path), "masking": {"unit": unit, "rate": 0.3}}
     config = parse_config(tree, "here")
     tokenizer = load_tokenizer(config.tokenizer)
-    plan = DataPlan.of(config, (index,), tokenizer)
+    plan = plan_for(config, (index,), tokenizer)
     torch.manual_seed(0)
     model, _ = build_model(config.model, tokenizer, 0)
     optimizer = torch.optim.AdamW(model.parameters(), 3e-3)

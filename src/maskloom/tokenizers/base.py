@@ -181,8 +181,8 @@ class Tokenizer:
         assert self._encoder, "built here, so that a file is refused where it is loaded"
 
     def _check_ids(self, tree: Tree) -> None:
-        """Raises UserError for ids that two tokens share, for an added token whose id is not the one that the library gives
-        it, and for so many ids without a token that it must be a mistake."""
+        """Raises UserError for ids that a model cannot have: two tokens share one, the library gives an added token another
+        one, or so many have no token that it must be a mistake."""
         tokens: dict[int, str] = {}
         for added in pipeline.added_tokens(tree):
             if added["id"] != self.vocabulary[added["content"]]:
@@ -214,9 +214,9 @@ class Tokenizer:
             older.tokenizing = tokenizing
             return older
         raise UserError(
-            f"version {tokenizing} of tokenizing gave other ids for {self.source} than this maskloom does, which has version "
-            f"{TOKENIZING} (a literal {self.roles.mask}, or tokens that were added, in a text): resume with the maskloom that "
-            "began the run, or begin a new one"
+            f"version {tokenizing} of tokenizing gave other ids for {self.source} than this maskloom, which has version "
+            f"{TOKENIZING}. They differ for added tokens and a literal {self.roles.mask} in a text. Resume with the maskloom "
+            "that began the run, or begin a new run"
         )
 
     @property

@@ -1,8 +1,8 @@
 """WordPiece (Schuster & Nakajima, 2012) and BERT's pipeline: all that is known of `##`, `vocab.txt` and BERT's special tokens.
 
 A token that goes on with a word begins with `##`. BERT's normalizer and pre-tokenizer look at characters and words, and
-never across white space. So a text is encoded by its stretches between blanks, most of which were seen before; a stretch
-too long to encode at once is cut before ASCII punctuation, and before what the normalizer puts blanks around: these are
+never across white space. So a text is encoded by its stretches between blanks, most of which were seen before. A stretch
+too long to encode at once is cut before ASCII punctuation, and before what the normalizer puts blanks around. These are
 words of their own.
 
 A `vocab.txt` gets the definition of Hugging Face's `BertTokenizer`, with what its `tokenizer_config.json` says of case,
