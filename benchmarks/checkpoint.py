@@ -63,7 +63,7 @@ class Measured:
         import torch
 
         from maskloom.distributed import World
-        from maskloom.train.engine.building import start_distributed
+        from maskloom.train.engine.engine import start_distributed
         from maskloom.train.rank.heartbeats import Pulse
         from maskloom.train.setup import prepare as prepared
         from maskloom.train.setup import set_up

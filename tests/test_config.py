@@ -56,8 +56,8 @@ def test_faults_across_sections_are_named_at_once() -> None:
         parse_config(tree, "here")
     for said in (
         "optimizer.warmup_steps 5 must be less than the run's 5 steps",
-        "phases.0.global_batch_rows 10 is no multiple of data.lanes 4",
-        "phases.1.global_batch_rows 9 is no multiple of data.lanes 4",
+        "phases.0.global_batch_rows 10 is not a multiple of data.lanes 4",
+        "phases.1.global_batch_rows 9 is not a multiple of data.lanes 4",
         "phases.0.seq_len 640 is more than model.max_position_embeddings 512",
         "evaluation.seq_len 513 is more than",
     ):
@@ -216,7 +216,7 @@ REWARMS = {"rewarm_up": {"lr": 1.0, "warmup_steps": 3}}
         (
             {"batch_warmup": {"from_rows": 12, "steps": 2}},
             {"data": {"train": "corpus", "lanes": 8}},
-            "phases.1.batch_warmup.from_rows 12 is no multiple of data.lanes 8",
+            "phases.1.batch_warmup.from_rows 12 is not a multiple of data.lanes 8",
         ),
         (
             {"rewarm_up": {"lr": 1.0, "warmup_steps": 5}},
@@ -309,7 +309,7 @@ def test_a_folder_that_is_not_what_it_looks_like_is_refused(name: str) -> None:
     rest = {"tokenizer": "t", "data": {"train": "d"}, "phases": [{"steps": 9, "seq_len": 8, "global_batch_rows": 1}]}
     for values in ({"run_dir": name}, {"run_dir": "runs/a", "from": name}):
         with pytest.raises(
-            UserError, match=r"(run_dir|from): '.*' (names no folder|has a line break)|~ means nothing here"
+            UserError, match=r"(run_dir|from): '.*' (does not name a folder|has a line break)|~ is not expanded here"
         ):
             parse_config({**rest, **values}, "run.yaml")
     assert parse_config({**rest, "run_dir": "Läufe/erster lauf~"}, "run.yaml").run_dir == "Läufe/erster lauf~"

@@ -477,7 +477,7 @@ class TestSecrets:
             "  deepspeed.comet.api_key",
             "  deepspeed.csv_monitor.password",
         ]
-        assert "the variable of the environment" in message
+        assert "Set the environment variable" in message
 
     @pytest.mark.parametrize("place", ["tokenizer", "run_dir", "model__init", "data__storage__cache"])
     def test_a_url_with_a_password_is_refused_everywhere(self, place: str, run_config: dict) -> None:
@@ -490,7 +490,7 @@ class TestSecrets:
         assert "S3CRET" not in str(error.value)
 
     def test_on_the_command_line_too(self, run_config: dict, write_config: Callable[..., Path]) -> None:
-        with pytest.raises(UserError, match=r"deepspeed\.wandb\.api_key: by its name a secret") as error:
+        with pytest.raises(UserError, match=r"deepspeed\.wandb\.api_key: its name says that it is a secret") as error:
             load_config(write_config(run_config), ["deepspeed.wandb.api_key=S3CRET"])
         assert "S3CRET" not in str(error.value)
         with pytest.raises(UserError, match=r"the value of 'deepspeed\.x' is not valid YAML") as error:

@@ -14,8 +14,8 @@ import pytest
 
 from maskloom import cli, extensions
 from maskloom.errors import UserError
-from maskloom.launch.doctor.facts import Request
-from maskloom.launch.doctor.look.rank import as_a_rank
+from maskloom.launch.doctor.look import Request
+from maskloom.launch.doctor.machine import as_a_rank
 from maskloom.launch.environment import for_hosts
 
 POOL = """
@@ -128,7 +128,7 @@ def test_doctor_says_where_it_is_missing(
 ) -> None:
     monkeypatch.setenv(extensions.VARIABLE, "absent")
     found = as_a_rank(Request(config=str(write_config(run_config))))
-    assert found["refusal"].startswith("--import absent: there is no module absent")
+    assert found.refusal.startswith("--import absent: there is no module absent")
 
 
 @pytest.mark.parametrize(

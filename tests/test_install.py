@@ -16,9 +16,9 @@ import setuptools  # noqa: F401  # before pip, which imports Python's own distut
 from pip._internal.commands import create_command
 
 from maskloom import cli
-from maskloom.command_line import Parser
 from maskloom.commands import doctor, train
 from maskloom.config_file import load_config
+from maskloom.program import Parser
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "install.md"

@@ -8,7 +8,7 @@ import pytest
 
 from maskloom.nvidia_smi import ask_nvidia_smi
 
-ROW = {"name": "NVIDIA H200", "driver": "580.65.06"}
+ROW = {"name": "NVIDIA H200", "driver_version": "580.65.06"}
 
 
 @pytest.mark.parametrize(
@@ -16,7 +16,7 @@ ROW = {"name": "NVIDIA H200", "driver": "580.65.06"}
     [
         ("echo 'NVIDIA H200, 580.65.06'", [ROW]),
         ("echo 'NVIDIA H200, 580.65.06'; echo 'of one column'", [ROW]),
-        ("printf 'H\\377\\376, 580\\n'", [{"name": "H\ufffd\ufffd", "driver": "580"}]),
+        ("printf 'H\\377\\376, 580\\n'", [{"name": "H\ufffd\ufffd", "driver_version": "580"}]),
         ("head -c 300000 /dev/zero | tr '\\0' x; echo ', 580'", []),  # a cell longer than csv takes
         ("echo 'NVIDIA H200, 580.65.06'; exit 9", []),
         ("sleep 60", []),
@@ -27,9 +27,9 @@ def test_answers(script: str, rows: list[dict[str, str]], tmp_path: Path, monkey
     tool.write_text(f"#!/bin/sh\nPATH=/usr/bin:/bin\n{script}\n")
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert ask_nvidia_smi("--query-gpu", ["name", "driver_version"], ["name", "driver"], 2.0) == rows
+    assert ask_nvidia_smi("--query-gpu", ["name", "driver_version"], 2.0) == rows
 
 
 def test_there_may_be_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert ask_nvidia_smi("--query-gpu", ["name"], ["name"]) == []
+    assert ask_nvidia_smi("--query-gpu", ["name"]) == []

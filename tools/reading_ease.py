@@ -80,7 +80,10 @@ class Sentence:
 
     @property
     def ease(self) -> float:
-        return flesch(self.words, 1, self.syllables, self.plain_words)
+        return round(flesch(self.words, 1, self.syllables, self.plain_words), 1)
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}: {self.words} words, ease {self.ease:.0f}: {self.text}"
 
 
 @dataclass(frozen=True)
@@ -109,9 +112,6 @@ def _hyphens() -> pyphen.Pyphen:
 def syllables(word: str) -> int:
     """Of a plain word: one more than the places where it may be hyphenated."""
     return len(_hyphens().positions(word.lower())) + 1
-
-
-# Texts into sentences
 
 
 def sentences_of(paragraph: str, file: str, line: int) -> Iterator[Sentence]:
@@ -200,9 +200,6 @@ def paragraphs(text: str, line: int) -> Iterator[tuple[str, int]]:
     yield from flushed()
 
 
-# Files into texts
-
-
 def python_sentences(source: str, file: str) -> Iterator[Sentence]:
     tree = ast.parse(source)
     docstrings: set[int] = set()
@@ -210,28 +207,27 @@ def python_sentences(source: str, file: str) -> Iterator[Sentence]:
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
         for child in body if isinstance(body, list) else ():
-            if (
-                isinstance(child, ast.Expr)
-                and isinstance(child.value, ast.Constant)
-                and isinstance(child.value.value, str)
-            ):
+            if isinstance(child, ast.Expr) and (docstring := _text_of(child.value)):
                 docstrings.add(id(child.value))
-                for paragraph, line in paragraphs(inspect.cleandoc(child.value.value), child.lineno):
+                for paragraph, line in paragraphs(inspect.cleandoc(docstring), child.lineno):
                     yield from sentences_of(paragraph, file, line)
         if isinstance(node, ast.JoinedStr):
             inner |= {id(part) for part in node.values if isinstance(part, ast.Constant)}
     for node in ast.walk(tree):
-        text = ""
         if isinstance(node, ast.JoinedStr):
             text = "".join(str(part.value) if isinstance(part, ast.Constant) else NAME for part in node.values)
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings | inner:
-            text = node.value
+        elif id(node) not in docstrings | inner:
+            text = _text_of(node)
         if text and _is_prose(text):
-            for paragraph in re.split(r"\n", text):
+            for paragraph in text.split("\n"):
                 yield from sentences_of(paragraph, file, getattr(node, "lineno", 1))
     for text, line in _comments(source):
         if _is_prose(text):
             yield from sentences_of(text, file, line)
+
+
+def _text_of(node: ast.AST) -> str:
+    return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
 
 
 def _comments(source: str) -> Iterator[tuple[str, int]]:
@@ -272,9 +268,7 @@ def read(paths: Iterable[Path]) -> dict[str, list[Sentence]]:
     found: dict[str, list[Sentence]] = defaultdict(list)
     for path in paths:
         if not path.exists():
-            raise SystemExit(
-                f"reading_ease: {path} does not exist: name Python files, Markdown pages or folders of them"
-            )
+            raise SystemExit(f"reading_ease: {path} does not exist: name Python files, Markdown pages or folders")
         files = sorted(file for kind in ("py", "md") for file in path.rglob(f"*.{kind}")) if path.is_dir() else [path]
         for file in files:
             shown = str(file.relative_to(ROOT)) if file.is_relative_to(ROOT) else str(file)
@@ -294,9 +288,6 @@ def _package(file: Path) -> str:
             break
         parts.append(folder.name)
     return ".".join(reversed(parts)) or str(file.parent)
-
-
-# Scores and floors
 
 
 def scored(name: str, sentences: list[Sentence]) -> Score:
@@ -386,46 +377,23 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["reading_ease"]
     found = read(given.paths or [PACKAGE, *(ROOT / page for page in settings["pages"])])
-    code = {name: part for name, part in found.items() if not name.endswith(".md")}
-    scores = {name: scored(name, part) for name, part in sorted(found.items()) if part}
-    whole = scored("all code", [sentence for part in code.values() for sentence in part])
-    shown = [score for name, score in scores.items() if name in code]
-    shown += [whole] if code else []
-    shown += [score for name, score in scores.items() if name not in code]
+    pages = [scored(name, part) for name, part in sorted(found.items()) if name.endswith(".md")]
+    code = [scored(name, part) for name, part in sorted(found.items()) if not name.endswith(".md")]
+    in_code = [sentence for name, part in found.items() if not name.endswith(".md") for sentence in part]
+    whole = scored("all code", in_code)
+    scores = [*code, *([whole] if code else []), *pages]
     worst = _worst([sentence for part in found.values() for sentence in part], settings["phrases"], given.worst)
     if given.json:
-        print(
-            json.dumps(
-                {
-                    "scores": [vars(score) for score in shown],
-                    **{
-                        kind: [{**vars(sentence), "ease": round(sentence.ease, 1)} for sentence in part]
-                        for kind, part in worst.items()
-                        if given.worst
-                    },
-                },
-                indent=1,
-            )
-        )
+        listed = {kind: [vars(one) | {"ease": one.ease} for one in part] for kind, part in worst.items()}
+        print(json.dumps({"scores": [vars(score) for score in scores], **listed}, indent=1))
     else:
-        print(_table(shown))
-        for kind, part in worst.items():
-            for sentence in part:
-                print(
-                    f"{kind}: {sentence.file}:{sentence.line}: {sentence.words} words, ease {sentence.ease:.0f}: "
-                    f"{sentence.text}"
-                )
-    wrong: list[str] = []
-    if given.check:
-        wrong = faults(
-            [score for name, score in scores.items() if name in code],
-            [score for name, score in scores.items() if name not in code],
-            whole,
-            settings,
-        )
-        wrong += phrase_faults([sentence for part in code.values() for sentence in part], settings["phrases"])
-        for line in wrong:
-            print(line, file=sys.stderr)
+        print(_table(scores))
+        print("".join(f"{kind}: {sentence}\n" for kind, part in worst.items() for sentence in part), end="")
+    if not given.check:
+        return 0
+    wrong = faults(code, pages, whole, settings) + phrase_faults(in_code, settings["phrases"])
+    for line in wrong:
+        print(line, file=sys.stderr)
     return int(bool(wrong))
 
 

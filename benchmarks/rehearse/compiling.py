@@ -64,7 +64,7 @@ def variants() -> dict[str, Any]:
 
 
 def compile_whole(case: Any, layers: int, kernels: Any, pieces_a_row: tuple[int, ...]) -> Compilation:
-    """`model.compile`, as `engine.building.prepare_forward` does it for ZeRO 0 to 2."""
+    """`model.compile`, as `engine.forward.prepare_forward` does it for ZeRO 0 to 2."""
     with _recording() as (backend, compilation), _fake_tensors():
         model = _build(case, layers, kernels)
         model.compile(backend=backend, dynamic=False)
@@ -73,15 +73,15 @@ def compile_whole(case: Any, layers: int, kernels: Any, pieces_a_row: tuple[int,
 
 
 def compile_layers(case: Any, layers: int, kernels: Any, pieces_a_row: tuple[int, ...]) -> Compilation:
-    """The function of a layer alone, as `engine.building.prepare_forward` compiles it for ZeRO-3; the loss likewise."""
+    """The function of a layer alone, as `engine.forward.prepare_forward` compiles it for ZeRO-3; the loss likewise."""
     import torch
 
-    from maskloom.models.layers import encoder_layer
+    from maskloom.models.layers import post_norm
 
     with _recording() as (backend, compilation), _fake_tensors():
         loss = torch.compile(kernels.cross_entropy, backend=backend, fullgraph=True, dynamic=False)
         model = _build(case, layers, kernels._replace(cross_entropy=loss))
-        run = torch.compile(encoder_layer, backend=backend, fullgraph=True, dynamic=False)
+        run = torch.compile(post_norm, backend=backend, fullgraph=True, dynamic=False)
         for layer in model.bert.encoder.layer:
             layer.run = run
         _train(model, case, pieces_a_row)
@@ -127,7 +127,7 @@ def _build(case: Any, layers: int, kernels: Any) -> Any:
     from step.cases import ATTENTION_DROPOUT, BERT_VOCABULARY, HIDDEN_DROPOUT
     from transformers import BertConfig, modeling_utils
 
-    from maskloom.models.bert import MaskedLM
+    from maskloom.models.masked_lm import new_model
 
     # Weights that have no memory need no values; drawing them would ask for a generator on the device.
     modeling_utils.PreTrainedModel.init_weights = lambda self: self.tie_weights(recompute_mapping=False)
@@ -144,7 +144,7 @@ def _build(case: Any, layers: int, kernels: Any) -> Any:
     torch.set_default_dtype(torch.bfloat16)
     try:
         with torch.device("cuda"):
-            model = MaskedLM(config).train()
+            model = new_model(config).train()
     finally:
         torch.set_default_dtype(usual)
     model.kernels = kernels

@@ -126,9 +126,10 @@ def utilisation(facts: dict[str, Any], rate: float) -> float:
     from maskloom.models.flops import Shape, training_flops
 
     case = facts["case"]
-    shape = Shape(case["layers"], case["hidden_size"], 4 * case["hidden_size"], VOCABULARY)
+    layers, width = case["layers"], case["hidden_size"]
+    shape = Shape(12 * layers * width**2, width, width**2 + width * VOCABULARY, ((None, layers),))
     predicted = facts["predicted"] // case["micro_batch_rows"]
-    return rate * training_flops(shape, case["seq_len"], case["seq_len"] ** 2, predicted) / BEST_PRODUCT_FLOPS
+    return rate * training_flops(shape, case["seq_len"], [case["seq_len"] ** 2], predicted) / BEST_PRODUCT_FLOPS
 
 
 def parameters(case: dict[str, Any]) -> int:

@@ -28,10 +28,10 @@ from typing import TYPE_CHECKING, Any
 
 from machine import name_of, stamp
 
-from maskloom.command_line import Parser
 from maskloom.commands.arguments import cores, positive
 from maskloom.errors import UserError
 from maskloom.files import write_atomically
+from maskloom.program import Parser
 from maskloom.progress import say
 
 if TYPE_CHECKING:

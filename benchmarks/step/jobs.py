@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from torch import nn
 
-from maskloom.config import Model, RunConfig
+from maskloom.config import Bert, RunConfig
 from maskloom.config_file import parse_config
 from step.cases import ATTENTION_DROPOUT, BERT_VOCABULARY, HIDDEN_DROPOUT, PRECISION, Case, Device, System
 from step.text import SEED, Text
@@ -126,7 +126,7 @@ class Job:
 def model_shape(training: Training) -> dict[str, Any]:
     """The model's settings, in `config.Model`'s names, which are `BertConfig`'s."""
     case = training.case
-    shape = Model(
+    shape = Bert(
         hidden_size=case.hidden_size,
         num_hidden_layers=case.layers,
         num_attention_heads=case.heads,

@@ -22,7 +22,7 @@ from maskloom.data.index.corpus import Index
 from maskloom.data.masking import MaskRule
 from maskloom.distributed import World
 from maskloom.errors import UserError
-from maskloom.models.bert import MaskedLM
+from maskloom.models.masked_lm import MaskedLM
 from maskloom.tokenizers.base import Tokenizer
 from maskloom.train.evaluation import evaluate
 from step import clock

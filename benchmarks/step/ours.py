@@ -17,16 +17,17 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from maskloom.config import Model
+from maskloom.config import Bert
 from maskloom.data.batch import micro_batches
 from maskloom.data.cursors import first_cursors
 from maskloom.data.plan import DataPlan
 from maskloom.data.rows import Rows, count_text_tokens
 from maskloom.distributed import World
-from maskloom.models.bert import MaskedLM, build_model
+from maskloom.models.build import build_model
+from maskloom.models.masked_lm import MaskedLM
 from maskloom.tokenizers.base import Tokenizer
 from maskloom.train.batches import ready_steps
-from maskloom.train.engine.building import start_distributed
+from maskloom.train.engine.engine import start_distributed
 from maskloom.train.kinds import DATA
 from maskloom.train.profiling import MarkedEngine, StepClock
 from maskloom.train.rank.heartbeats import Pulse
@@ -98,7 +99,7 @@ def packed_facts(rows: Rows, tokenizer: Tokenizer) -> Facts:
 
 def first_model(training: Training, tokenizer: Tokenizer) -> MaskedLM:
     """The model of maskloom, on the CPU, with the weights that a training begins with."""
-    model, _ = build_model(Model(**model_shape(training)), widened(tokenizer, training.vocab_size), training.seed)
+    model, _ = build_model(Bert(**model_shape(training)), widened(tokenizer, training.vocab_size), training.seed)
     return model
 
 

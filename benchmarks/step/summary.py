@@ -99,7 +99,9 @@ def best(measured: dict[str, Any], prefix: str, leaving_out: Sequence[str] = ())
 
 
 def shape_of(case: dict[str, Any]) -> Shape:
-    return Shape(case["layers"], case["hidden_size"], 4 * case["hidden_size"], case["vocab_size"])
+    """Of a BERT whose feed-forward is four times as wide as its layers."""
+    layers, width = case["layers"], case["hidden_size"]
+    return Shape(12 * layers * width**2, width, width**2 + width * case["vocab_size"], ((None, layers),))
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,7 @@ def limits(case: dict[str, Any], precision: Literal["fp32", "bf16"], device: dic
     """The roofline of a case on a device of so many FLOP/s and bytes/s."""
     seq_len = case["seq_len"]
     # The formula is linear: a fraction of a token may be predicted.
-    row_flops = training_flops(shape_of(case), 100 * seq_len, 100 * seq_len**2, round(100 * RATE * seq_len)) / 100
+    row_flops = training_flops(shape_of(case), 100 * seq_len, [100 * seq_len**2], round(100 * RATE * seq_len)) / 100
     product_s = row_flops / device["flops"]
     width = {"fp32": 2, "bf16": 1}[precision]
     unit_s = width * case["hidden_size"] * case["layers"] * seq_len / device["bytes_per_s"]
@@ -243,4 +245,4 @@ def _utilisation(flops_per_s: float, measured: dict[str, Any]) -> float | None:
 
 
 def _flops(shape: Shape, facts: dict[str, int]) -> int:
-    return training_flops(shape, facts["slots"], facts["squares"], facts["predicted"])
+    return training_flops(shape, facts["slots"], [facts["squares"]], facts["predicted"])

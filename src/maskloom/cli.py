@@ -7,9 +7,8 @@ import importlib
 import sys
 
 from maskloom import __version__
-from maskloom.command_line import Parser
 from maskloom.early import begin
-from maskloom.program import EXIT_INTERRUPTED, run_program
+from maskloom.program import EXIT_INTERRUPTED, Parser, run_program
 
 # Modules are imported when they are asked for: reader processes import this one again, and `--help` should be quick.
 COMMANDS = {

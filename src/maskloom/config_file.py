@@ -1,9 +1,12 @@
-"""A configuration from its file and the command line, and back into a file.
+"""Reads a configuration from its file and the command line, and writes it back into a file.
 
-Precedence: the defaults of `config` < the YAML file < `key=value` on the command line (`phases.0.steps=20` for an item of a
-list). What a value is, `scalars` says, for both. On the command line all behind the first `=` is the value, without the blanks
-around it; what begins with a quote, `[` or `{` is YAML. Unknown keys are errors that name the nearest right one, and all errors
-are reported at once.
+Later ones win: the defaults of `config`, the YAML file, `key=value` on the command line (`phases.0.steps=20` for an item of a
+list).
+
+`scalars` says what a value means, in both places. On the command line everything after the first `=` is the value, without the
+blanks around it. If it begins with a quote, `[` or `{`, it is YAML.
+
+An unknown key is an error that names the nearest right one. All errors are reported at once.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from typing import Any
 
 import pydantic
 
-from maskloom.config import ONE, SEVERAL, SHAPE_FIELDS, RunConfig
+from maskloom.config import MODELS, ONE, SEVERAL, Model, RunConfig, model_section
 from maskloom.errors import UserError
 from maskloom.files import open_plain
 from maskloom.plain_yaml import MOST_CHARACTERS, read_yaml, write_yaml
@@ -27,7 +30,7 @@ from maskloom.redaction import secret_keys, secret_urls, shown
 from maskloom.scalars import NULL, Plain, by_form, each_plain
 
 QUERY_LEFT_OUT = "?<left-out>"
-"""Stands in a run's config.yaml for the query of a URL."""
+"""Replaces the query of a URL in a run's config.yaml."""
 BLANKS = " \t"
 POSITION = re.compile(r"0|[1-9][0-9]{0,8}")
 LONGEST_SHOWN = 200
@@ -37,7 +40,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Read the YAML file at `path`, apply `key=value` overrides, and check the whole.
 
     Raises:
-        UserError: naming every fault at once, each with its key, value and remedy.
+        UserError: it lists all faults, each with its key, the value and what to do.
     """
     path = Path(path)
     try:
@@ -61,20 +64,22 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 
 def parse_config(tree: dict[str, Any], where: str) -> RunConfig:
-    """Check a tree of plain values. Raises UserError naming every fault; `where` says what it was read from."""
+    """Check a tree of plain values, read from `where`. Raises UserError with all faults."""
     _refuse_secrets(tree, where)
     try:
         return RunConfig.model_validate(tree)
     except pydantic.ValidationError as error:
         details = error.errors()
-        # Only sound items count for pydantic: a list of one faulty phase would also be reported as too short.
+        # pydantic counts valid items only, so it also reports a list whose one phase is wrong as too short.
         inside = {detail["loc"][:depth] for detail in details for depth in range(1, len(detail["loc"]))}
-        faults = [_fault(detail) for detail in details if detail["type"] != "too_short" or detail["loc"] not in inside]
+        faults = [
+            _fault(detail, tree) for detail in details if detail["type"] != "too_short" or detail["loc"] not in inside
+        ]
         raise _refusal(where, [line for fault in faults for line in fault.split("\n")]) from None
 
 
 def rechecked(config: RunConfig, where: str) -> RunConfig:
-    """A configuration after parts of it were replaced, checked as if it had been read from `where`."""
+    """Check a configuration again after parts of it were replaced, as if it had been read from `where`."""
     return parse_config(read_yaml(dump_config(config), where), where)
 
 
@@ -82,12 +87,12 @@ def dump_config(config: RunConfig) -> str:
     """The whole configuration as YAML; `load_config` reads it back to an equal one."""
     tree = config.model_dump(mode="json", by_alias=True)
     if config.model.init:  # the shape is the checkpoint's and may not be given beside it
-        tree["model"] = {key: value for key, value in tree["model"].items() if key not in SHAPE_FIELDS}
+        tree["model"] = {key: value for key, value in tree["model"].items() if key not in config.model.shape_fields()}
     return write_yaml(tree)
 
 
 def saved_form(config: RunConfig) -> RunConfig:
-    """The configuration as a run's folder holds it: the queries of URLs, which open what is not public, are left out."""
+    """The configuration as a run's folder holds it, without the queries of URLs: they may be keys to private data."""
     train = config.data.train
     saved = (
         _without_query(train)
@@ -103,16 +108,15 @@ def _without_query(url: str) -> str:
 
 
 def _refuse_secrets(tree: dict[str, Any], where: str) -> None:
-    """Raises UserError naming every key whose value is a secret: all of the configuration is saved with the run, and its
-    deepspeed block in every checkpoint."""
+    """Raises UserError if values are secrets: the run saves its configuration, and each checkpoint the deepspeed block."""
     wrong = [
         f"{key}: a URL here holds no user and no password: leave them out (S3's credentials are found as the AWS tools "
         "find them)"
         for key in secret_urls(tree)
     ]
     wrong += [
-        f"{key}: by its name a secret, which would be saved in config.yaml and in every checkpoint: remove it, and give "
-        "it in the variable of the environment that the service reads"
+        f"{key}: its name says that it is a secret, and it would be saved in config.yaml and in every checkpoint: remove it. "
+        "Set the environment variable that the service reads"
         for key in secret_keys(each_plain(tree.get("deepspeed"), by_form), "deepspeed.")
     ]
     if wrong:
@@ -120,7 +124,7 @@ def _refuse_secrets(tree: dict[str, Any], where: str) -> None:
 
 
 def _refusal(where: str, faults: Sequence[str]) -> UserError:
-    """All faults at once, each in a line of its own."""
+    """An error that lists all faults, one on each line."""
     return UserError(f"{where}:\n" + "\n".join(f"  {_printable(fault)}" for fault in faults))
 
 
@@ -139,7 +143,7 @@ def differences(left: dict[str, Any], right: dict[str, Any], prefix: str = "") -
 
 
 def apply_override(tree: dict[str, Any], override: str) -> None:
-    """Set one key of a tree of plain values as `key=value` says. Raises UserError where it says nothing that can be set."""
+    """Set one key of a tree of plain values as `key=value` says. Raises UserError if it cannot be set."""
     key, equals, text = override.partition("=")
     key = key.strip(BLANKS)
     if not equals or not key:
@@ -181,12 +185,17 @@ def _position(items: list[Any], name: str, where: str) -> int:
     return int(name)
 
 
-def _fault(detail: Any) -> str:
+def _fault(detail: Any, tree: dict[str, Any]) -> str:
     key = ".".join(str(part) for part in detail["loc"] if part not in (ONE, SEVERAL))
     match detail["type"]:
         case "extra_forbidden":
-            near = difflib.get_close_matches(str(detail["loc"][-1]), _keys_beside(detail["loc"]), n=1, cutoff=0.5)
-            hint = f"did you mean '{near[0]}'?" if near else f"known here: {', '.join(_keys_beside(detail['loc']))}"
+            beside, last = _keys_beside(detail["loc"], tree), str(detail["loc"][-1])
+            if key == f"model.{last}" and (
+                owners := [name for name, each in MODELS.items() if last in each.model_fields]
+            ):
+                return f"unknown key '{key}': it belongs to architecture {' and '.join(owners)}"
+            near = difflib.get_close_matches(last, beside, n=1, cutoff=0.5)
+            hint = f"did you mean '{near[0]}'?" if near else f"known here: {', '.join(beside)}"
             return f"unknown key '{key}': {hint}"
         case "missing":
             return f"'{key}' is missing"
@@ -198,7 +207,7 @@ def _fault(detail: Any) -> str:
 
 
 def _printable(text: str) -> str:
-    """A text that stands in a message without quotes, with escapes for what a terminal would not print."""
+    """The text for a message without quotes around it; characters that cannot be printed become escapes."""
     return text if text.isprintable() else repr(text)[1:-1]
 
 
@@ -208,12 +217,14 @@ def _shown(value: Any) -> str:
     return short.repr(value)
 
 
-def _keys_beside(loc: tuple[int | str, ...]) -> list[str]:
-    """The fields of the section in which the last part of `loc` stands."""
+def _keys_beside(loc: tuple[int | str, ...], tree: dict[str, Any]) -> list[str]:
+    """The keys of the section that holds the last part of `loc`."""
     section: type[pydantic.BaseModel] = RunConfig
     for part in loc[:-1]:
         if isinstance(part, str) and part in section.model_fields:
             section = _section_in(section.model_fields[part].annotation) or section
+    if section is Model:
+        section = model_section(tree["model"]) or section
     return [field.alias or name for name, field in section.model_fields.items()]
 
 

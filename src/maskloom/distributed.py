@@ -1,7 +1,12 @@
-"""Who this process is among the others. The only reader of RANK, SLURM_*, OMPI_* and PMI_*.
+"""The ranks of a run: which one this process is, how they meet, and sums over them.
 
-`World.discover` recognises, in this order, `deepspeed` and `torchrun` (RANK, WORLD_SIZE, LOCAL_RANK), `srun`
-(SLURM_PROCID of a job step) and Open MPI's `mpirun`; without any of them the process is alone.
+`World.discover` is the only reader of the launchers' variables. It tries, in this order:
+
+- `deepspeed` and `torchrun`: RANK, WORLD_SIZE, LOCAL_RANK;
+- `srun`: SLURM_PROCID, inside a job step;
+- `mpirun` of Open MPI: OMPI_COMM_WORLD_*.
+
+Without any of them the process is alone.
 """
 
 from __future__ import annotations
@@ -28,13 +33,13 @@ from maskloom.errors import PassingFault, UserError
 LOOPBACK, LOOPBACK_INTERFACE = "127.0.0.1", "lo"
 LARGEST_PORT = 65535
 AGENT_STORE = "TORCHELASTIC_USE_AGENT_STORE"
-"""Of torch: that somebody else keeps the ranks' store."""
-_stores: list[Any] = []  # what this process keeps for the others, until it ends
+"""Variable of torch: the store of the ranks runs elsewhere."""
+_stores: list[Any] = []  # stores of this process, which the other ranks use until it ends
 
 
 @dataclass(frozen=True)
 class World:
-    """Rank arithmetic in one place. `rank` of `size` processes; `local_rank` of `local_size` on this machine."""
+    """This process is `rank` of `size` ranks, and `local_rank` of the `local_size` on this machine. All count from 0."""
 
     rank: int = 0
     size: int = 1
@@ -45,13 +50,13 @@ class World:
 
     @staticmethod
     def discover(environment: Mapping[str, str] = os.environ) -> World:
-        """Read the launcher's variables. Raises UserError where they contradict each other."""
+        """Read the launcher's variables. Raises UserError if they contradict each other or are not numbers."""
         if "RANK" in environment and "WORLD_SIZE" in environment:
             names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
             if "LOCAL_WORLD_SIZE" not in environment:
-                names = (*names[:3], "LOCAL_SIZE")  # the name that the deepspeed launcher uses
+                names = (*names[:3], "LOCAL_SIZE")  # the deepspeed launcher's name for it
         elif "SLURM_STEP_ID" in environment and "SLURM_PROCID" in environment:
-            # A batch script has SLURM_PROCID too, but no step: there this process is alone.
+            # A batch script has SLURM_PROCID too, but it is not a step: there this process is alone.
             names = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE")
         elif "OMPI_COMM_WORLD_RANK" in environment:
             prefix = "OMPI_COMM_WORLD_"
@@ -66,7 +71,7 @@ class World:
         return World(rank, size, local_rank, local_size, _master_addr(environment), _master_port(environment))
 
     def export(self) -> None:
-        """Write the variables that torch.distributed and DeepSpeed read, whoever started this process."""
+        """Set the variables that torch.distributed and DeepSpeed read, whatever launcher started this process."""
         os.environ |= {
             "RANK": str(self.rank),
             "WORLD_SIZE": str(self.size),
@@ -79,7 +84,7 @@ class World:
             os.environ.setdefault("GLOO_SOCKET_IFNAME", LOOPBACK_INTERFACE)
 
     def share(self, total: int) -> range:
-        """This rank's contiguous part of `total` items; parts differ by at most one, and in rank order they tile."""
+        """This rank's part of `total` items. The parts are contiguous, in rank order, and differ by at most one item."""
         return range(self.rank * total // self.size, (self.rank + 1) * total // self.size)
 
     def largest_share(self, total: int) -> int:
@@ -98,7 +103,14 @@ class World:
 
 @contextlib.contextmanager
 def meeting(world: World, timeout_s: float) -> Iterator[None]:
-    """Around the rendezvous: what goes wrong there, in words that say what to do."""
+    """Translate errors of the rendezvous, the meeting of all ranks, into errors that say what to do.
+
+    Args:
+        timeout_s: how long the ranks wait for each other there.
+
+    Raises:
+        PassingFault: the port is in use, or some ranks did not come in time.
+    """
     where = f"{world.master_addr}:{world.master_port}"
     try:
         yield
@@ -116,9 +128,9 @@ def meeting(world: World, timeout_s: float) -> Iterator[None]:
 
 
 def set_timeouts(seconds: float) -> None:
-    """How long a collective waits for other ranks, in every group there is and every one that is made from now on.
+    """Set how long a collective waits for other ranks, in all process groups that exist and in all later ones.
 
-    DeepSpeed and torch set them for the group of all ranks only; the groups of ZeRO would keep half an hour.
+    DeepSpeed and torch set it for the group of all ranks only. The groups of ZeRO would keep half an hour.
     """
     timeout = timedelta(seconds=seconds)
     defaults: Any = distributed_c10d
@@ -131,7 +143,7 @@ def set_timeouts(seconds: float) -> None:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches an address: 127.0.0.0/8, ::1, or localhost by name. Other names are not looked up."""
+    """Whether an address is on loopback: in 127.0.0.0/8, ::1, or the name localhost. Other names are not looked up."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -140,13 +152,13 @@ def is_loopback(host: str) -> bool:
 
 @contextlib.contextmanager
 def meeting_place(world: World) -> Iterator[None]:
-    """Within it, `init_process_group` meets where no other machine reaches, if the ranks are all on this one.
+    """Keep other machines out of the rendezvous if all ranks are on this one. Call `init_process_group` inside it.
 
-    torch's store listens on every interface and believes whoever connects. It takes a socket of ours, though, and ranks that
-    are told that somebody else (torchrun, otherwise) keeps the store are all its clients.
+    torch's store listens on every interface and trusts every client. But it accepts an open socket. So the first rank makes
+    the store itself, on a loopback socket. AGENT_STORE, which torchrun would set, then makes all ranks clients of it.
 
     Raises:
-        DistNetworkError: as torch does, where the port is taken.
+        DistNetworkError: the port is in use; torch raises the same.
     """
     if torch.distributed.is_initialized() or not world.is_on_loopback or AGENT_STORE in os.environ:
         yield
@@ -192,22 +204,22 @@ def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def max_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
-    """Largest of `tensor` in place over all ranks; also returns it."""
+    """Take the maximum of `tensor` in place over all ranks; also returns it."""
     if torch.distributed.is_initialized():
         torch.distributed.all_reduce(tensor, op=torch.distributed.ReduceOp.MAX)
     return tensor
 
 
 def gather_objects(value: Any, world: World) -> list[Any]:
-    """One small value of every rank, in rank order, on every rank.
+    """Give every rank the small values of all ranks, in rank order.
 
-    It travels as JSON, and nothing is unpickled: whoever reaches the ports of a run could otherwise run code in it.
+    They travel as JSON. torch's own function unpickles them, so whoever reaches the ports of a run could run code in it.
 
     Args:
-        value: numbers, texts, None, and lists and dicts of text keys of them.
+        value: numbers, texts, None, and lists of them or dicts with text keys.
 
     Raises:
-        TypeError: JSON would give back another value (a tuple, a dict with keys that are no texts).
+        TypeError: JSON would change the value: a tuple becomes a list, and keys become texts.
     """
     text = json.dumps(value)
     if json.loads(text) != value:
@@ -239,7 +251,10 @@ def _integer(environment: Mapping[str, str], name: str) -> int:
 
 
 def _of_this_node(counts: str, node: str) -> str:
-    """One of Slurm's counts, "2(x3),1" for three nodes of two tasks and one of one; the first if it is not known which."""
+    """Tasks on one node, from Slurm's list of counts: "2(x3),1" is three nodes with 2 tasks and one with 1.
+
+    If the number of the node is not in the list, the first count is taken.
+    """
     each: list[str] = []
     for count, _, times in re.findall(r"([^,(]+)(\(x([0-9]{1,6})\))?", counts):
         each += [count] * int(times or 1)
@@ -256,7 +271,7 @@ def _master_addr(environment: Mapping[str, str]) -> str:
     remedy = f"cannot expand the node list {nodes!r} with scontrol: set MASTER_ADDR to the first host"
     try:
         listing = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=False)
-    except OSError:  # not installed: containers seldom hold it
+    except OSError:  # scontrol is not installed, as in most containers
         raise UserError(remedy) from None
     if listing.returncode:
         raise UserError(remedy)
@@ -267,10 +282,10 @@ def _master_port(environment: Mapping[str, str]) -> int:
     if "MASTER_PORT" in environment:
         port = _integer(environment, "MASTER_PORT")
         if not 1 <= port <= LARGEST_PORT:
-            raise UserError(f"MASTER_PORT={port} in the environment is no port: 1 to {LARGEST_PORT}")
+            raise UserError(f"MASTER_PORT={port} in the environment is not a port: choose one from 1 to {LARGEST_PORT}")
         return port
     job = environment.get("SLURM_JOB_ID", "")
-    # A port a job, below the ephemeral range, so that two jobs on one node do not meet.
+    # A port for each job, below the ephemeral range, so that two jobs on one node do not mix.
     return 12000 + int(job) % 20000 if re.fullmatch(r"[0-9]{1,18}", job) else 29500
 
 

@@ -1,10 +1,10 @@
-"""What programs do first: they make the standard streams fit for use, and hear requests to stop while they import for seconds.
+"""What a program does first: make the standard streams usable, and handle signals that ask it to stop.
 
-Nothing has been written by then. So a request ends the program at once, with the exit code of a stop. Then others take over: the
-watch of a rank (`train/rank/stopping.py` has the whole way of a signal), or what starts ranks (`launch/ending.py`). After those a
-request comes too late, and changes no exit code.
+Imports take seconds, and a stop may be asked for during them. Nothing has been written by then, so the program ends at once with
+the exit code of a stop. Later others handle these signals: the watch of a rank (train/rank/stopping.py), or the process that
+starts the ranks (launch/). Once those are done, the exit code is settled and the signals are ignored.
 
-This module imports next to nothing.
+This module imports only small modules of the standard library, so it is ready early.
 """
 
 from __future__ import annotations
@@ -17,43 +17,47 @@ from collections.abc import Mapping
 from typing import Any
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP)
-"""What schedulers, launchers and terminals send (SIGHUP when they close). SIGUSR1 means nothing: NCCL and launchers use it."""
+"""What schedulers, launchers and terminals send; a terminal sends SIGHUP when it closes. SIGUSR1 is not among them, since NCCL
+and launchers use it."""
 
 
 def begin() -> None:
-    """Called in the main thread of a program that is this run's alone, before torch is imported."""
+    """Handle signals from here on. Call it in the main thread, before torch is imported, in a program that only trains."""
     for number in obeyed():
         signal.signal(number, _end)
     ready()
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    # That a rank was lost is said once, by us; torch warns of it with stacks of C++. Its errors are still seen.
+    # maskloom itself says that a rank was lost. torch's warnings about it are stacks of C++; its errors still show.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 
 def obeyed() -> list[signal.Signals]:
-    """The signals that ask this process to stop: all, but for SIGHUP where nohup has it ignored."""
+    """The signals that stop this process: all of STOP_SIGNALS, but not SIGHUP under nohup."""
     is_ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     return [number for number in STOP_SIGNALS if number != signal.SIGHUP or not is_ignored]
 
 
 def ready() -> None:
-    """Called first in every program: streams that lead somewhere, and no word about what a killed process leaves."""
+    """Make the standard streams usable, and silence one warning. Every program calls it first."""
     _ready_streams()
-    # Python's keeper of semaphores takes away what a killed process leaves, and warns of it as a leak: nobody's concern.
+    # Python's resource tracker cleans up after a killed process and warns of a leak. Users can do nothing about that.
     chosen = os.environ.get("PYTHONWARNINGS", "")
     if "resource_tracker" not in chosen:
         os.environ["PYTHONWARNINGS"] = ",".join(filter(None, (chosen, "ignore:resource_tracker:UserWarning")))
 
 
 def _ready_streams() -> None:
-    """Have standard streams that were closed (`>&-`, some daemons) lead nowhere. The next file that is opened, such as one of a
-    checkpoint, would have their numbers, and what a library prints would go into it. Characters that an output cannot encode
-    (`LC_ALL=C`, `PYTHONIOENCODING=ascii`, parts of file names that are not UTF-8) are written as `\\u2192`."""
+    """Open closed standard streams on /dev/null, and write what an output cannot encode as an escape such as `\\u2192`.
+
+    A stream is closed under `>&-` and some daemons. The next file to be opened would then get its number: a library's print
+    could end up in a checkpoint. Outputs that cannot encode all characters come with `LC_ALL=C` or `PYTHONIOENCODING=ascii`,
+    and file names that are not UTF-8 suit no output.
+    """
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
-            opened = os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+            opened = os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which is this one
             os.set_inheritable(opened, True)
     for name, number, mode in (("stdin", 0, "r"), ("stdout", 1, "w"), ("stderr", 2, "w")):
         if getattr(sys, name) is None:
@@ -64,7 +68,7 @@ def _ready_streams() -> None:
 
 
 def put_back(handlers: Mapping[signal.Signals, Any]) -> None:
-    """Put back the handlers that were there before the run was led; the run is over, and has its exit code."""
+    """Restore earlier handlers once the run is over. `begin`'s own is replaced by none: the exit code is settled."""
     for number, handler in handlers.items():
         signal.signal(number, signal.SIG_IGN if handler is _end else handler)
 
@@ -72,4 +76,4 @@ def put_back(handlers: Mapping[signal.Signals, Any]) -> None:
 def _end(number: int, frame: object) -> None:
     name = signal.Signals(number).name
     os.write(2, f"maskloom: stopped by {name} before the start; nothing was changed\n".encode())
-    os._exit(os.EX_TEMPFAIL)  # status.EXIT_STOPPED, which takes longer to import
+    os._exit(os.EX_TEMPFAIL)  # equals status.EXIT_STOPPED; importing that would take long

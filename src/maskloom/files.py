@@ -1,4 +1,4 @@
-"""Files and folders that are there whole or not at all."""
+"""Reading and writing files safely: whole or not at all, plain files only, one writer at a time."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from maskloom.errors import UserError
 
 PARTIAL = ".partial"
 LOCK = ".lock"
-WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # that reading cannot raise
-NOT_OPENED = (errno.ENXIO, errno.EISDIR)  # a socket or a pipe without a reader; a folder to write into
-NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)  # some file systems of clusters
+WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # reading cannot raise these
+NOT_OPENED = (errno.ENXIO, errno.EISDIR)  # for a socket or a pipe without a reader; for a folder
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)  # some cluster file systems cannot lock
 
 
 def parse_json(text: str | bytes) -> Any:
-    """What a JSON text holds. Raises ValueError where it is none, or one that nobody would write."""
+    """The value of a JSON text. Raises ValueError if it is not JSON, or is nested too deeply to read."""
     try:
         return json.loads(text)
     except RecursionError:
@@ -33,11 +33,13 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def open_plain(path: str | Path, flags: int = os.O_RDONLY) -> int:
-    """A descriptor of a plain file, also as the `opener` of `open`: opening or reading a named pipe would wait for ever.
+    """Open a plain file and return its descriptor; also serves as the `opener` of `open`.
+
+    Anything else is refused: to open or read a named pipe could wait for ever.
 
     Raises:
-        UserError: the path is that of something else.
-        OSError: as `os.open` raises it.
+        UserError: the path is not a plain file.
+        OSError: whatever `os.open` raises.
     """
     try:
         handle = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
@@ -53,7 +55,7 @@ def open_plain(path: str | Path, flags: int = os.O_RDONLY) -> int:
 
 
 def read_plain(path: Path) -> bytes:
-    """All bytes of a plain file. Raises what `open_plain` does."""
+    """All bytes of a plain file. Raises what `open_plain` raises."""
     with open(path, "rb", opener=open_plain) as file:
         return file.read()
 
@@ -65,32 +67,32 @@ def _not_a_file(path: str | Path, mode: int) -> UserError:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replace `path` with `text`: after a crash the old or the new content stands there, never a part."""
+    """Replace the content of `path` with `text`. After a crash the file holds the old or the new content, never a part."""
     with whole_file(path, path.with_name(f".{path.name}.{os.getpid()}")) as file:
         file.write(text.encode())
 
 
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Have an error of writing that names no file, as that of a full disk, name `path`."""
+    """Add `path` to errors of writing that name no file, such as that of a full disk."""
     try:
         yield
     except OSError as error:
         if error.filename is None and error.errno in WRITE_ERRORS:
             raise OSError(error.errno, os.strerror(error.errno), str(path)) from None
-        if type(error) is OSError and error.errno is None:  # numpy's, of bytes that could not be written
+        if type(error) is OSError and error.errno is None:  # numpy raises this if it could not write all bytes
             raise OSError(f"{error}: {path}") from None
         raise
 
 
 @contextlib.contextmanager
 def whole_file(path: Path, temporary: Path) -> Iterator[IO[bytes]]:
-    """A file to write into, which becomes `path` when the block ends well, and is removed otherwise.
+    """A file to write into. If the block succeeds, it becomes `path`; otherwise it is removed.
 
     Args:
-        temporary: where it is written; on the same file system, and this process's alone.
+        temporary: where it is written first. It is on the same file system, and no other process uses it.
     """
-    temporary.unlink(missing_ok=True)  # of a process that was killed; or a link that somebody laid there
+    temporary.unlink(missing_ok=True)  # a killed process may have left it, or somebody a link
     try:
         with naming(path), temporary.open("xb") as file:
             yield file
@@ -103,7 +105,7 @@ def whole_file(path: Path, temporary: Path) -> Iterator[IO[bytes]]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Have the names in a folder on the disk: a renamed file's content is there before its name is."""
+    """Flush the names in a folder to the disk. Flush a file's content first, or its name may outlive it in a crash."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -113,10 +115,10 @@ def sync_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def only_one(lock: Path, busy: str) -> Iterator[bool]:
-    """Hold a lock file for the block. Yields False where the file system has no locks.
+    """Hold a lock file for the block. Yields False if the file system has no locks.
 
     Raises:
-        UserError: with the message `busy`, if another process holds it.
+        UserError: another process holds it; the message is `busy`.
     """
     with open(lock, "a", opener=open_plain) as file:
         locked = True
@@ -132,11 +134,12 @@ def only_one(lock: Path, busy: str) -> Iterator[bool]:
 
 
 def open_own(path: Path) -> int:
-    """A descriptor of a file to read and write, made where it is missing; a link in its place is refused: what it leads to is
-    not ours.
+    """Open a file of ours to read and write, and return its descriptor. The file is made if it is missing.
+
+    A link is refused, since its target may belong to somebody else.
 
     Raises:
-        UserError: the path is a link, or that of something else than a file.
+        UserError: the path is a link, or not a plain file.
     """
     try:
         return open_plain(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW)
@@ -147,10 +150,10 @@ def open_own(path: Path) -> int:
 
 
 def private_folder(folder: Path, remedy: str) -> None:
-    """Make a folder that no other user can write into, or see that it is one: what is read from it is trusted.
+    """Make a folder that only this user can write into, or check that an existing one is such. Its content is trusted.
 
     Raises:
-        UserError: it belongs to another user, or others may write there; `remedy` says what to do.
+        UserError: it belongs to another user, or others may write there. The message ends with `remedy`.
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     status = folder.stat()
@@ -161,7 +164,7 @@ def private_folder(folder: Path, remedy: str) -> None:
 
 
 def refuse_existing(out: Path) -> None:
-    """Raises UserError where anything has the name `out`, be it a link that leads nowhere: nothing could be renamed to it."""
+    """Raises UserError if anything has the name `out`, even a broken link: a folder could not be renamed to it."""
     if os.path.lexists(out):
         what = "is a link that leads nowhere" if not out.exists() else "exists" if out.is_dir() else "is a file"
         raise UserError(f"{out} {what}: the last argument names the folder to write, which must not exist yet")
@@ -169,8 +172,9 @@ def refuse_existing(out: Path) -> None:
 
 @contextlib.contextmanager
 def whole_folder(out: Path) -> Iterator[Path]:
-    """A folder to write into, which becomes `out` when the block ends well, and is removed otherwise. Who may read it and its
-    files follows from the umask.
+    """A folder to write into. If the block succeeds, it becomes `out`; otherwise it is removed.
+
+    The umask decides who may read it and its files.
 
     Raises:
         UserError: `out` exists already.
@@ -186,7 +190,7 @@ def whole_folder(out: Path) -> Iterator[Path]:
                 yield partial
         (partial / LOCK).unlink()
         for folder, _, files in os.walk(partial):
-            # Private are mkdtemp's, and files of libraries that write beside the place and rename, as safetensors does.
+            # mkdtemp makes the folder private. So do libraries that write a temporary file and rename it, as safetensors does.
             Path(folder).chmod(0o777 & ~_umask())
             for name in files:
                 with (Path(folder) / name).open("rb") as file:
@@ -198,10 +202,10 @@ def whole_folder(out: Path) -> Iterator[Path]:
 
 
 def _remove_abandoned(out: Path) -> None:
-    """Remove what attempts to write `out` left when they were killed: nobody holds their locks any more."""
+    """Remove partial folders of attempts that were killed while they wrote `out`: nobody holds their locks."""
     for folder in out.parent.glob(f".{glob.escape(out.name)}.*{PARTIAL}"):
         if "." in folder.name.removeprefix(f".{out.name}.").removesuffix(PARTIAL):
-            continue  # of another name that goes on after a dot: `mkdtemp` adds none
+            continue  # of another folder, whose name has a dot after `out`'s; what `mkdtemp` adds has none
         with contextlib.suppress(OSError, UserError), open(folder / LOCK, "r+", opener=open_plain) as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(folder)

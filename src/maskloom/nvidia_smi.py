@@ -5,14 +5,14 @@ from __future__ import annotations
 import csv
 import shutil
 import subprocess
+from collections.abc import Sequence
 
 
-def ask_nvidia_smi(table: str, columns: list[str], names: list[str], timeout_s: float = 60.0) -> list[dict[str, str]]:
-    """Rows of one of nvidia-smi's tables; none if there is no nvidia-smi, it lacks a column, or its answer cannot be read.
+def ask_nvidia_smi(table: str, columns: Sequence[str], timeout_s: float = 60.0) -> list[dict[str, str]]:
+    """Rows of one of nvidia-smi's tables. None if there is no such tool, it lacks a column, or its answer cannot be read.
 
     Args:
         table: its option, such as `--query-gpu`.
-        columns: as nvidia-smi calls them; `names` are the keys that they get.
         timeout_s: a driver that hangs does not answer.
     """
     tool = shutil.which("nvidia-smi")
@@ -24,4 +24,4 @@ def ask_nvidia_smi(table: str, columns: list[str], names: list[str], timeout_s: 
         rows = list(csv.reader(done.stdout.splitlines()))
     except (OSError, subprocess.SubprocessError, csv.Error):
         return []
-    return [dict(zip(names, (cell.strip() for cell in row), strict=True)) for row in rows if len(row) == len(names)]
+    return [dict(zip(columns, (cell.strip() for cell in row), strict=True)) for row in rows if len(row) == len(columns)]

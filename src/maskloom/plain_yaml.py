@@ -1,8 +1,9 @@
-"""YAML as plain values: dicts, lists and text, less what is a mistake or an attack.
+"""Reads and writes YAML as plain values: dicts, lists and text. Mistakes and attacks are refused.
 
-A value without quotes stays the text that it is (`Plain`): what that means follows from where it stands, see `scalars`. Refused
-are tags, a key that stands twice (PyYAML takes the last one without a word), and a file that is small and becomes huge by
-references to references. Messages say what and where, and quote nothing of the file: it may hold a secret.
+- A value without quotes stays text, of the class `Plain`. Its key decides what it means: see `scalars`.
+- A key that stands twice is refused. PyYAML would take the last one without a word.
+- References to references can make a small file huge. Such a file is refused, and so are tags.
+- A message says what is wrong and where. It quotes no value of the file, which may be a secret.
 """
 
 from __future__ import annotations
@@ -17,23 +18,23 @@ from maskloom.scalars import NULL, Plain, by_form, is_ambiguous
 
 MOST_CHARACTERS = 1 << 18
 MOST_VALUES = 100_000
-"""Values in all, each reference counted with all that it stands for."""
+"""Most values of a file. A reference counts as all the values that it stands for."""
 MERGE = "tag:yaml.org,2002:merge"
 PLAIN = "tag:maskloom:plain"
 TEXT, LIST, MAPPING = (f"tag:yaml.org,2002:{kind}" for kind in ("str", "seq", "map"))
 LINE_ENDS = re.compile("[\x85\u2028\u2029]")
-"""Line ends in YAML 1.1, characters like others in YAML 1.2."""
+"""Line ends in YAML 1.1, but plain characters in YAML 1.2."""
 
 
 class _Refused(Exception):
-    """What is wrong, and the place."""
+    """What is wrong, with its line and column."""
 
     def __init__(self, what: str, mark: Any) -> None:
         super().__init__(f"{what} (line {mark.line + 1}, column {mark.column + 1})" if mark else what)
 
 
 class _Loader(yaml.SafeLoader):
-    """Takes every value without quotes and without a tag for plain."""
+    """Marks every value that has neither quotes nor a tag as plain."""
 
     def resolve(self, kind: Any, value: Any, implicit: Any) -> Any:
         if kind is yaml.ScalarNode and implicit[0]:
@@ -42,7 +43,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Puts quotes around text that this or any version of YAML would not read as text."""
+    """Puts quotes around text that some version of YAML would read as something else."""
 
     def resolve(self, kind: Any, value: Any, implicit: Any) -> Any:
         found = super().resolve(kind, value, implicit)  # type: ignore[no-untyped-call]
@@ -51,13 +52,14 @@ class _Dumper(yaml.SafeDumper):
 
 
 def read_yaml(text: str, where: str, is_one_value: bool = False) -> Any:
-    """What a YAML text holds: dicts, lists, text, `Plain` and None.
+    """The content of a YAML text: dicts, lists, text, `Plain` and None.
 
     Args:
-        is_one_value: nothing may stand behind the value, a comment neither.
+        where: what the text comes from, for messages.
+        is_one_value: refuse anything after the value, even a comment.
 
     Raises:
-        UserError: naming `where`, the fault, and its line and column.
+        UserError: with `where`, the fault, and its line and column.
     """
     try:
         if len(text) > MOST_CHARACTERS:
@@ -80,7 +82,7 @@ def read_yaml(text: str, where: str, is_one_value: bool = False) -> Any:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         raise UserError(f"{where} is not valid YAML: {_Refused(error.problem or str(error.context), mark)}") from None
-    except (yaml.YAMLError, ValueError, OverflowError) as error:  # a character that cannot be
+    except (yaml.YAMLError, ValueError, OverflowError) as error:  # such as a character that YAML does not allow
         reason = str(error).split("\n")[0]
         raise UserError(f"{where} is not valid YAML: {reason}") from None
     except RecursionError:
@@ -88,12 +90,12 @@ def read_yaml(text: str, where: str, is_one_value: bool = False) -> Any:
 
 
 def write_yaml(tree: Any) -> str:
-    """The YAML text that `read_yaml` and `scalars.read_by_form` read as `tree`, and so does every version of YAML."""
+    """A YAML text that `read_yaml` and `scalars.read_by_form` turn back into `tree`. Every version of YAML reads it alike."""
     return yaml.dump(tree, Dumper=_Dumper, sort_keys=False)
 
 
 def _built(node: Any) -> Any:
-    """The value of a node; what two places refer to becomes two values."""
+    """The value of a node. If two places refer to one node, each gets a value of its own."""
     if isinstance(node, yaml.ScalarNode):
         if node.tag in (PLAIN, MERGE):
             return None if NULL.fullmatch(node.value) else Plain(node.value)
@@ -115,7 +117,7 @@ def _key(node: yaml.ScalarNode) -> str:
 
 
 def _check(root: Any) -> None:
-    """Raises `_Refused` for keys that stand twice, values that hold themselves, and too many of them."""
+    """Raises `_Refused` for doubled keys, tags, values that contain themselves, and too many values."""
     sizes: dict[int, int] = {}
     open_nodes: set[int] = set()
 

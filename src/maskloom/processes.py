@@ -56,13 +56,14 @@ def clean_forks(module: str) -> ForkServerContext:
 
 
 class Deaf:
-    """Processes of `clean_forks` that start in a `with` block and hear no signal but SIGKILL. Who starts them ends them, by
-    `end`; at the interpreter's end, which would wait for them for ever, it is done for whoever did not.
+    """Processes of `clean_forks` that start in a `with` block and ignore all signals but SIGKILL.
 
-    A signal to a whole job is for those who lead it: they stop, and end their processes. The server that all are forked from
-    is started with the signals blocked, and blocked they stay in all of them. What comes for this process waits meanwhile:
-    a process that is half started would be known to nobody. (Not in another thread than the main one, where no handler runs.)
-    All processes that this one starts within the block are taken for its own: one block at a time.
+    The process that starts them ends them, by `end`. The interpreter's end calls it too, for it would wait for them for ever.
+
+    A signal to a whole job is meant for its leaders: they stop, and end their processes. The server that forks all of them is
+    started with the signals blocked, and its forks inherit that. Signals to this process wait until the block ends: nobody would
+    know of a process that is half started. (In the main thread only; handlers do not run in others.) All processes that start
+    within the block are taken for its own: use one block at a time.
     """
 
     def __init__(self) -> None:
@@ -103,7 +104,7 @@ class Deaf:
             raise ChildProcessError(f"reader processes could not be started: {WANT_OF_MEMORY}") from error
 
     def end(self, ask: Callable[[], None] = lambda: None) -> None:
-        """End those that are left; `ask` tells them to, and may wait for them: after a moment they are killed."""
+        """End the processes that are left. `ask` tells them to end, and may wait for them; after a moment they are killed."""
         children, self._children = self._children, []
         if not children:  # also amid the interpreter's end, when modules are no longer there
             return
@@ -124,8 +125,8 @@ class Deaf:
 class _Later:
     """Signals that come between `begin` and `end` are handled at the end.
 
-    That the main thread blocks them is not enough. One that is sent to the process reaches any thread that does not block it,
-    such as one of torch's, and Python calls the handler in the main thread all the same.
+    Blocking them in the main thread is not enough. A signal to the process reaches any thread that does not block it, such as one
+    of torch's, and Python then calls the handler in the main thread.
     """
 
     def __init__(self) -> None:
@@ -157,7 +158,7 @@ class _Later:
 
 
 def _raise_each(numbers: list[int]) -> None:
-    """Raise signals one after the other, whatever their handlers raise."""
+    """Raise signals one after the other, even if a handler raises."""
     if numbers:
         try:
             signal.raise_signal(numbers[0])
@@ -173,7 +174,7 @@ def _kill(children: Iterable[BaseProcess]) -> None:
 def end_with_owner(*_: object) -> None:
     """Called in a process of `clean_forks`: end it at once when the process that it works for ends, or the server.
 
-    The server alone would not do: it lives as long as any of its processes, which hold the pipe that it watches.
+    To watch the server alone is not enough: it lives as long as any of its processes, which hold the pipe that it watches.
     """
     owner = parent_process()
     assert owner is not None
@@ -189,8 +190,7 @@ def end_with_owner(*_: object) -> None:
 
 
 def end_with_parent(with_signal: signal.Signals) -> None:
-    """Have the system send this process a signal when the thread that started it ends, however that comes about; unless it has
-    been told to send another one."""
+    """Have the kernel send this process a signal when the thread that started it ends. An earlier request stays."""
     if sys.platform != "linux":
         return
     prctl, told = ctypes.CDLL(None, use_errno=True).prctl, ctypes.c_int()
@@ -200,8 +200,8 @@ def end_with_parent(with_signal: signal.Signals) -> None:
 
 
 def end_children() -> None:
-    """Kill what processes this one started with multiprocessing and are left, and remove their server's socket: for an end at
-    once, at which the interpreter does nothing."""
+    """Kill the processes that this one started with multiprocessing, and remove their server's socket. For an end at once, at
+    which the interpreter does nothing."""
     _kill(active_children())
     if _sockets is not None and _sockets.still_active():
         _sockets()
@@ -211,9 +211,9 @@ _sockets: Finalize | None = None
 
 
 def _place_sockets() -> None:
-    """Give multiprocessing a folder for its sockets: its own choice, below TMPDIR, may be longer than the path of a socket.
+    """Give multiprocessing a folder for its sockets. Its own choice, below TMPDIR, may be too long for the path of a socket.
 
-    Not a socket without a path (Linux' abstract ones): every user of the machine could connect to that, and run code as us.
+    A socket without a path (Linux' abstract ones) is no way out: every user of the machine could connect, and run code as us.
     """
     global _sockets
     settings = getattr(current_process(), "_config")  # noqa: B009  # as multiprocessing.util.get_temp_dir keeps it
@@ -236,8 +236,8 @@ def temporary_folder() -> Path:
     """Where temporary files go.
 
     Raises:
-        UserError: TMPDIR names what is no folder, or none that can be written to; Python would take another one, and other
-            programs would fail.
+        UserError: TMPDIR is not a folder, or cannot be written to. Python would take another one, and other programs would
+            fail.
     """
     chosen = os.environ.get("TMPDIR")
     if chosen and not Path(chosen).is_dir():
@@ -254,7 +254,7 @@ def temporary_folder() -> Path:
 
 
 class Pool:
-    """A `ProcessPoolExecutor` whose processes do not outlive this one where it is killed: they would wait for ever.
+    """A `ProcessPoolExecutor` whose processes end with this one, even if it is killed: they would wait for ever.
 
     Args:
         module: imported once, in the server that the processes fork from.

@@ -1,27 +1,48 @@
-"""How a program of ours begins and ends: `maskloom`, a rank, a process that another one asks.
+"""How a program of maskloom begins, reads its command line and ends: `maskloom`, a rank, a helper process.
 
-    ready streams -> main() -> exit code -> children are ended, streams written -> the process is gone
+    ready streams -> main() -> exit code -> end children, flush streams -> exit
 
-The end is one for all of them, and at once. What the interpreter would do, wait for processes and threads, is of no use any more,
-and may never come to an end: reader processes hear no signal but SIGKILL.
+All programs end at once, by `end`. The interpreter would first wait for threads and processes. That is useless by then, and may
+take for ever: reader processes ignore all signals but SIGKILL.
 
-This module imports next to nothing.
+This module imports only small modules, so that a program handles signals early.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
+import sys
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from maskloom.early import ready
 
 EXIT_INTERRUPTED = 130
-"""By Ctrl-C, as in a shell."""
+"""Ended by Ctrl-C; shells use the same code."""
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose messages show arguments like all other messages do. Help that cannot be printed is an error."""
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        from maskloom.progress import show
+        from maskloom.redaction import printable, shortened
+
+        if file is sys.stdout and message:
+            show(message.rstrip("\n"))
+        else:
+            super()._print_message(shortened(printable(message)), file)
+
+
+def add_overrides(parser: argparse.ArgumentParser, help: str = "settings that replace the file's") -> None:
+    """Let the parser take any number of `key=value` at the end, as `options.overrides`."""
+    # Without a default, argparse would list it among the required arguments.
+    parser.add_argument("overrides", nargs="*", default=[], metavar="key=value", help=help)
 
 
 def run_program(name: str, main: Callable[[], int]) -> NoReturn:
-    """Call `main` and leave with the exit code that it returns; `name` stands before messages."""
+    """Call `main` and exit with the code that it returns. `name` begins its error messages."""
     ready()
     from maskloom.errors import UserError
     from maskloom.progress import complain
@@ -29,7 +50,7 @@ def run_program(name: str, main: Callable[[], int]) -> NoReturn:
     code: int | str | None
     try:
         code = main()
-    except SystemExit as left:  # argparse's way
+    except SystemExit as left:  # argparse raises it
         code = left.code
     except KeyboardInterrupt:
         code = EXIT_INTERRUPTED
@@ -49,7 +70,7 @@ def run_program(name: str, main: Callable[[], int]) -> NoReturn:
 
 
 def end(code: int) -> NoReturn:
-    """Leave at once: nothing of what the interpreter, NCCL or a reader process would still wait for is needed any more."""
+    """Exit at once, without waiting for threads, NCCL or reader processes."""
     from maskloom.processes import end_children
     from maskloom.progress import flush
 

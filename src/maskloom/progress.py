@@ -1,4 +1,8 @@
-"""Progress of long work: a bar on a terminal, a plain line every few seconds elsewhere."""
+"""Everything that maskloom prints: messages, results, and the progress of long work.
+
+`say`, `warn` and `complain` print messages, and lose them rather than end a run. `show` prints a result, and fails if it cannot.
+Progress is a bar on a terminal, and a line every few seconds otherwise.
+"""
 
 from __future__ import annotations
 
@@ -20,15 +24,14 @@ from maskloom.redaction import printable, redacted, sayable
 
 SECONDS_BETWEEN_LINES = 5.0
 COLUMNS, ROWS = 80, 24
-"""Of a terminal that does not say how large it is."""
-
+"""Size of a terminal that does not tell its own."""
 
 _readers: list[Callable[[str], None]] = []
 _bars: list[tqdm[NoReturn]] = []
 
 
 def add_reader(reader: Callable[[str], None]) -> None:
-    """Have `reader` called with every line that is said from now on, such as a log of this process."""
+    """Call `reader` with every message from now on. A log of this process is such a reader."""
     _readers.append(reader)
 
 
@@ -37,33 +40,33 @@ def remove_reader(reader: Callable[[str], None]) -> None:
 
 
 def say(message: str) -> None:
-    """Print one line at once, so that it is not lost in a buffer when the process is killed."""
+    """Print one line and flush it, so that it is not lost if the process is killed."""
     _tell(sayable(message))
 
 
 def warn(message: str) -> None:
-    """Print one line where it does not mix with a command's output."""
+    """Print one line on stderr, apart from a command's output."""
     _tell(f"WARNING: {sayable(message)}", to_stderr=True)
 
 
 def complain(message: str) -> None:
-    """Print what ended the program, beside its output."""
+    """Print on stderr what ended the program."""
     _tell(sayable(message), to_stderr=True)
 
 
 def show(text: str) -> None:
-    """Print what a command was asked for, to be read or piped on: unlike what is said, it must arrive, however long.
+    """Print the result of a command on stdout, of any length. Unlike a message it must arrive.
 
     Raises:
-        BrokenPipeError: nobody reads it any more (`| head`).
-        UserError: it cannot be written, as on a full disk.
+        BrokenPipeError: the reader is gone, as with `| head`.
+        UserError: it cannot be written, for example because the disk is full.
     """
     with _arriving():
         print(printable(redacted(text)), flush=True)
 
 
 def show_path(path: Path) -> None:
-    """Print a path for a script to use: byte by byte where it goes into a file or a pipe, as `show` on a terminal."""
+    """Print a path for a script. A file or a pipe gets its exact bytes, a terminal what `show` prints."""
     if sys.stdout.isatty() or not isinstance(sys.stdout, io.TextIOWrapper):
         show(str(path))
         return
@@ -88,9 +91,9 @@ def _arriving() -> Iterator[None]:
 def _tell(line: str, to_stderr: bool = False) -> None:
     for reader in _readers:
         reader(line)
-    # Nobody reads it any more (`| head`), or the disk of a log is full: that ends no run.
+    # The reader may be gone (`| head`), or the disk of a log full. That is no reason to end a run.
     with contextlib.suppress(OSError):
-        for bar in _bars:  # of which the line would become a part
+        for bar in _bars:  # otherwise the line would begin behind the bar
             bar.clear()
         print(line, file=sys.stderr if to_stderr else sys.stdout, flush=True)
         for bar in _bars:
@@ -99,7 +102,7 @@ def _tell(line: str, to_stderr: bool = False) -> None:
 
 @contextlib.contextmanager
 def noted_when_slow(note: Callable[[], None]) -> Iterator[None]:
-    """Call `note` from another thread, once, if the block takes longer than a few seconds."""
+    """Call `note` once, from another thread, if the block takes more than SECONDS_BETWEEN_LINES."""
     late = threading.Timer(SECONDS_BETWEEN_LINES, note)
     late.daemon = True
     late.start()
@@ -110,8 +113,10 @@ def noted_when_slow(note: Callable[[], None]) -> Iterator[None]:
 
 
 def flush() -> None:
-    """Write what is still held, before a program ends. What cannot be written goes nowhere: the interpreter would try again, and
-    change the exit code of a run that is done."""
+    """Flush the standard streams before the program ends.
+
+    If that fails, send the rest to /dev/null. Otherwise the interpreter would try again and change the exit code.
+    """
     for stream in (sys.stdout, sys.stderr):
         if stream is None:
             continue
@@ -122,7 +127,7 @@ def flush() -> None:
 
 
 def size(count: float) -> str:
-    """Bytes as people read them: `7.5 KiB`."""
+    """A number of bytes for people: `7.5 KiB`."""
     for unit, scale in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
         if count >= scale:
             return f"{count / scale:,.1f} {unit}"
@@ -137,9 +142,13 @@ def duration(seconds: float) -> str:
 
 
 class Progress:
-    """Counts work done towards `total` units and shows the rate and the time left, on stderr: stdout is for results.
+    """Counts work done and shows the rate and the time left on stderr; stdout is for results.
 
-    Used as a context manager; `advance` is cheap enough to be called for every unit. A total of 0 is one that is not known.
+    It is a context manager. `advance` is cheap enough to be called for every unit.
+
+    Args:
+        total: units to do; 0 if that is not known.
+        unit_scale: units that are shown as one `unit`, such as 1 << 20 bytes as one MiB.
     """
 
     def __init__(self, what: str, total: float, unit: str = "", unit_scale: float = 1.0) -> None:
@@ -163,7 +172,7 @@ class Progress:
             self._line()
 
     def advance(self, amount: float) -> None:
-        """Add `amount` units; prints at most one line every five seconds where there is no terminal."""
+        """Add `amount` units. Without a terminal this prints a line at most every SECONDS_BETWEEN_LINES."""
         self.done += amount
         if self.bar is not None:
             self.bar.n = min(self.done, self.total or self.done) / self.unit_scale  # beyond an estimated total: all
@@ -189,7 +198,7 @@ class Progress:
         _tell(sayable(self.line(elapsed_s)), to_stderr=True)
 
     def line(self, elapsed_s: float) -> str:
-        """What is done after so long, as a line of text."""
+        """One line of text: what is done, the rate, and the time left."""
         rate = self.done / elapsed_s if elapsed_s else 0.0
         done = f"{self.done / self.unit_scale:,.{self.digits}f} {self.unit}"
         per_s = f"{rate / self.unit_scale:,.1f} {self.unit}/s"
@@ -200,7 +209,7 @@ class Progress:
 
 
 def _columns() -> int:
-    """How wide the terminal on stderr says it is; 0 where it does not."""
+    """Width of the terminal on stderr; 0 if it does not tell."""
     try:
         return os.get_terminal_size(sys.stderr.fileno()).columns
     except OSError:

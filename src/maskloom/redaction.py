@@ -1,15 +1,15 @@
-"""What messages and files do not show: secrets, and characters that a terminal would obey.
+"""Keeps secrets and control characters out of messages and files.
 
-Secrets come in by four ways: a user and password or a signed query inside a URL, a value below a key whose name says so
-(`api_key`), a variable of the environment whose name says so, and what a library puts into its error. Whatever is printed
-or saved goes through `redacted`; the configuration refuses secrets that a checkpoint would hold.
+Secrets come from URLs (a password, a signed query), from settings and environment variables whose names say so (`api_key`), and
+from error texts of libraries that quote them. Everything that is printed or saved passes through `redacted`. The configuration
+refuses secrets that a checkpoint would hold.
 
-Names of files, members of a tar, answers of a server and text of a corpus may hold anything: an escape sequence that clears the
-screen, a character that turns the reading direction. Whatever is printed goes through `printable`; a name that is one of many
-in a line goes through `one_line`.
+Text from outside, such as names of files, members of a tar, answers of a server and documents, may hold anything. An escape
+sequence clears the screen, and some characters reverse the reading direction. Everything that is printed passes through
+`printable`. A name inside a line passes through `one_line`.
 
-They may also be of any length. What is said and saved is cut to `LONGEST_MESSAGE_CHARS`; `brief` shortens one value of it.
-Results that a command was asked for are never cut.
+Such text may also be of any length. Messages are cut to `LONGEST_MESSAGE_CHARS`, and `brief` shortens one value in them. The
+results of a command are never cut.
 """
 
 from __future__ import annotations
@@ -21,56 +21,61 @@ from typing import Any
 
 SECRET_NAME = re.compile(r"secret|passw|passphrase|credential|api_?key|(?<![a-z])(key|token)s?(?![a-z])", re.IGNORECASE)
 PLACE_NAME = re.compile(r"_(file|dir|path)$", re.IGNORECASE)
-"""Where a secret is kept is none."""
+"""The place of a secret is not a secret."""
 URL = re.compile(r"\b[a-z][a-z0-9+.-]*://[^\s'\"<>]+", re.IGNORECASE)
 SHORTEST_SECRET = 8
-"""Characters. A shorter value of the environment is no credential, and would be found in the middle of words."""
+"""Characters. A shorter value of the environment is hardly a credential, and would match in the middle of words."""
 LONGEST_MESSAGE_CHARS = 16_000
 """Room for a long traceback in the log of a rank."""
 HIDDEN = "<hidden>"
 UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-"""Control characters but for the line end and the tab, line separators, what sets the reading direction, and half characters."""
+"""Control characters other than line end and tab, line separators, marks of the reading direction, and lone surrogates."""
 
 
 def shown(url: str) -> str:
-    """A URL as messages may have it: without user, password and query, for these can be secrets."""
+    """A URL without user, password and query, which may be secrets: for messages."""
     scheme, mark, rest = url.partition("://")
     if not mark:
         return url
-    if scheme.lower() != "s3":  # an object of S3 may have any character in its name
+    if scheme.lower() != "s3":  # the name of an object on S3 may contain ? and #
         rest = re.split(r"[?#]", rest, maxsplit=1)[0]
     host, slash, path = rest.partition("/")
     return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
 
 
 def redacted(text: str, environment: Mapping[str, str] = os.environ) -> str:
-    """A text without the secrets that can be known: those in its URLs, and values of the environment."""
+    """A text without the secrets that we can know of: those in its URLs, and secret values of the environment."""
     for name in list(environment):
-        value = environment.get(name, "")  # another thread may have removed it meanwhile
+        value = environment.get(name, "")  # another thread may have removed it
         if len(value) >= SHORTEST_SECRET and value in text and is_secret_name(name):
             text = text.replace(value, HIDDEN)
     return URL.sub(lambda match: shown(match[0]), text)
 
 
 def printable(text: str) -> str:
-    """A text without characters that a terminal or a log would obey: `\\x1b` stands for an escape, `\\u202e` for a turn of the
-    reading direction. Line ends and tabs stay, and so does every script, accent and emoji."""
+    """A text with control characters written out: `\\x1b` for an escape, `\\u202e` for a change of the reading direction.
+
+    Line ends, tabs and all letters, accents and emoji stay.
+    """
     return UNPRINTABLE.sub(_escape, text)
 
 
 def one_line(text: str) -> str:
-    """As `printable`, for a name or a text that must not begin a new line: `\\n` and `\\t` are written out too."""
+    """Like `printable`, but line ends and tabs are written out too, as `\\n` and `\\t`: for a name inside a line."""
     return printable(text).replace("\n", r"\n").replace("\t", r"\t")
 
 
 def sayable(text: str) -> str:
-    """A message as it may be said and saved: without known secrets, printable, and not too long."""
-    return shortened(printable(redacted(text)))  # cut last: half a secret would not be known
+    """A message that may be printed and saved: without known secrets, printable, and not too long."""
+    return shortened(printable(redacted(text)))  # cut last: half a secret would not be recognised
 
 
 def shortened(text: str, most: int = LONGEST_MESSAGE_CHARS) -> str:
-    """A text of at most `most` characters and a note of how many were left out in its middle: both ends of a message say
-    something."""
+    """The text, or its first and last part with a note of how many characters are left out between them.
+
+    Args:
+        most: characters that are kept in all.
+    """
     if len(text) <= most:
         return text
     begin, end = most - most // 2, len(text) - most // 2
@@ -78,18 +83,18 @@ def shortened(text: str, most: int = LONGEST_MESSAGE_CHARS) -> str:
 
 
 def brief(value: object, most: int = 200) -> str:
-    """`repr` of a value from outside, shortened: for one of several in a message."""
+    """`repr` of a value from outside, cut to about `most` characters: for one value in a message."""
     return shortened(repr(value), most)
 
 
 def is_secret_name(name: str) -> bool:
-    """Whether a key or variable of this name holds a secret: `COMET_API_KEY`, `password`; not `TOKENIZERS_PARALLELISM`."""
+    """Whether the name of a key or variable suggests a secret. `COMET_API_KEY` does, `TOKENIZERS_PARALLELISM` does not."""
     name = name.replace("-", "_")
     return bool(SECRET_NAME.search(name)) and not PLACE_NAME.search(name)
 
 
 def secret_keys(tree: Any, prefix: str = "") -> Iterator[str]:
-    """Dotted keys of a plain tree whose values are texts and by the keys' names secrets."""
+    """Dotted keys of a plain tree that hold a text and have the name of a secret."""
     for key, value in _items(tree):
         path = f"{prefix}{key}"
         if isinstance(value, str) and value and is_secret_name(str(key)):
@@ -98,7 +103,7 @@ def secret_keys(tree: Any, prefix: str = "") -> Iterator[str]:
 
 
 def secret_urls(tree: Any, prefix: str = "") -> Iterator[str]:
-    """Dotted keys of a plain tree whose values are URLs with a user or password in them."""
+    """Dotted keys of a plain tree that hold a URL with a user or a password."""
     for key, value in _items(tree):
         path = f"{prefix}{key}"
         if isinstance(value, str) and any("@" in _authority(match[0]) for match in URL.finditer(value)):

@@ -1,14 +1,14 @@
-"""What a value without quotes is, in YAML files and on the command line alike: that follows from the key that it stands at.
+"""Reads a value without quotes, in YAML files and on the command line alike. The key decides what it is:
 
-    text          to the letter: `run_dir: 2026-11-28`, `run_dir: 0123`
+    text          as it is written: `run_dir: 2026-11-28`, `run_dir: 0123`
     whole number  decimal: `1000`, also `1e3` and `1000.0`
     number        decimal: `1`, `-0.5`, `.5`, `1e-4`
     switch        `true` or `false`
     nothing       `null`, `~`, or no value
 
-YAML 1.1, YAML 1.2 and people read other forms differently: `0123` is 83, 123 or an error, `1:40` is 100 or text, `no` is false or
-text. Such a value is refused, with what to write; quotes make anything text. Where no type is known (the `deepspeed` block) a
-value is what its form says.
+YAML 1.1, YAML 1.2 and people read some forms differently. `0123` is 83, 123 or an error; `1:40` is 100 or text; `no` is false or
+text. Such a value is refused, and the message says what to write. Quotes make anything text. In the `deepspeed` block types are
+not known: there the form of a value decides.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 LONGEST_NUMBER = 400
-"""Characters. A number of more is a mistake, and reading it takes long."""
+"""Characters of a number. A longer one is a mistake, and takes long to read."""
 LARGEST_EXPONENT = 30
-"""A whole number above 10 to this power fits no setting."""
+"""No setting takes a whole number above 10 to this power."""
 NULL = re.compile(r"(~|null|Null|NULL)?")
 WHOLE = re.compile(r"[-+]?(0|[1-9][0-9]*)")
 NUMBER = re.compile(r"[-+]?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?")
@@ -43,22 +43,22 @@ AMBIGUOUS = re.compile(
     | {DATE.pattern}""",
     re.VERBOSE,
 )
-"""Of what is neither a number nor a switch here, what some version of YAML reads as one, or as a date."""
+"""Text here, but a number, a switch or a date in some version of YAML."""
 
 
 class Plain(str):
-    """The text of a value that stood without quotes."""
+    """The text of a value that was written without quotes."""
 
     __slots__ = ()
 
 
 def is_count(value: Any) -> bool:
-    """Whether a value of JSON is a whole number from 0 that fits 64 bits with a sign: what files of ours count with."""
+    """Whether a value of JSON is a count: a whole number from 0 that fits a signed 64-bit integer."""
     return type(value) is int and 0 <= value < 1 << 63
 
 
 def read_text(given: Any) -> Any:
-    """Raises ValueError for what is not text, and for a word that YAML 1.1 reads as a switch."""
+    """The value of a setting that takes text. Raises ValueError if it is not text, or a word that YAML 1.1 reads as a switch."""
     if isinstance(given, Plain) and (given in SWITCHES or given in LIKE_SWITCHES):
         raise ValueError(f"text belongs here, and this may mean a switch. {_quoted(given)}")
     if isinstance(given, bool | int | float):
@@ -67,7 +67,7 @@ def read_text(given: Any) -> Any:
 
 
 def read_whole(given: Any) -> Any:
-    """Raises ValueError for what is not a whole number."""
+    """The value of a setting that takes a whole number. Raises ValueError if it is not one."""
     if isinstance(given, float) and given.is_integer():
         return int(given)
     if not isinstance(given, Plain):
@@ -81,7 +81,7 @@ def read_whole(given: Any) -> Any:
 
 
 def read_number(given: Any) -> Any:
-    """Raises ValueError for what is not a number."""
+    """The value of a setting that takes a number. Raises ValueError if it is not one."""
     if not isinstance(given, Plain):
         return _of_type(given, (int, float), "a number")
     if NOT_FINITE.fullmatch(given):
@@ -91,7 +91,7 @@ def read_number(given: Any) -> Any:
 
 
 def read_switch(given: Any) -> Any:
-    """Raises ValueError for what is neither true nor false."""
+    """The value of a setting that is true or false. Raises ValueError if it is neither."""
     if isinstance(given, str | int | float) and not isinstance(given, bool) and given not in SWITCHES:
         raise ValueError("neither true nor false")
     if isinstance(given, str) and not isinstance(given, Plain):
@@ -100,8 +100,11 @@ def read_switch(given: Any) -> Any:
 
 
 def read_by_form(given: Any) -> Any:
-    """A value of which no type is known, or a whole tree of such. Raises ValueError if versions of YAML read it differently, and
-    for numbers that JSON, which DeepSpeed reads, does not have."""
+    """A value or a tree of values whose types are not known: each is what its form says.
+
+    Raises:
+        ValueError: versions of YAML read it differently, or it holds a number that JSON lacks; DeepSpeed reads JSON.
+    """
     _check_keys(given)
     value = each_plain(given, _read_plain)
     try:
@@ -112,7 +115,7 @@ def read_by_form(given: Any) -> Any:
 
 
 def _check_keys(tree: Any) -> None:
-    """Raises ValueError for a key without quotes that some version of YAML reads as something else than text."""
+    """Raises ValueError for a key without quotes that some version of YAML does not read as text."""
     for key, part in (
         tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list | tuple) else ()
     ):
@@ -125,7 +128,7 @@ def _check_keys(tree: Any) -> None:
 
 
 def each_plain(tree: Any, read: Callable[[Plain], Any]) -> Any:
-    """The tree with what `read` makes of each value without quotes. A ValueError of `read` gets the keys before it."""
+    """The tree with every value without quotes replaced by `read(value)`. The keys are put before a ValueError of `read`."""
     if isinstance(tree, Plain):
         return read(tree)
     if not isinstance(tree, dict | list | tuple):
@@ -186,7 +189,7 @@ def _read_items(given: Sequence[Any], annotation: Any) -> tuple[Any, ...]:
 
 
 def by_form(given: str) -> Any:
-    """Text, number, switch or nothing, as a value without quotes looks."""
+    """A value without quotes by its form: text, number, switch or None."""
     if NULL.fullmatch(given):
         return None
     if given in SWITCHES:
@@ -199,7 +202,7 @@ def by_form(given: str) -> Any:
 
 
 def is_ambiguous(given: str) -> bool:
-    """Whether a value without quotes is text here, and something else in a version of YAML."""
+    """Whether a value without quotes is text here, but something else in some version of YAML."""
     is_text = len(given) <= LONGEST_NUMBER and isinstance(by_form(given), str)
     return is_text and (given in LIKE_SWITCHES or bool(AMBIGUOUS.fullmatch(given)))
 
@@ -211,12 +214,12 @@ def _decimal(given: Plain, wanted: str) -> decimal.Decimal:
         raise ValueError(f"not {wanted}" + (f": write {_remedy(given)}" if AMBIGUOUS.fullmatch(given) else ""))
     try:
         return decimal.Decimal(given)
-    except decimal.InvalidOperation:  # an exponent that no number has
+    except decimal.InvalidOperation:  # the exponent is out of range
         raise ValueError(f"not {wanted}") from None
 
 
 def _of_type(given: Any, kinds: tuple[type, ...], wanted: str) -> Any:
-    """`given`, if it may be of one of these types: what is no single value is left to others."""
+    """`given`, unless it is a single value of another type, which is refused. pydantic judges lists and dicts."""
     if isinstance(given, str):
         raise ValueError(f"text, and {wanted} belongs here: write it without quotes")
     if isinstance(given, bool | int | float) and (isinstance(given, bool) or not isinstance(given, kinds)):

@@ -1,9 +1,9 @@
-"""How a run stands, for people and for what starts it again: `RUN/status.json`, exit codes, and when another attempt is worth it.
+"""The state of a run: `RUN/status.json`, exit codes, and whether another attempt is worth it.
 
     running -> done | stopped | failed
 
-One process at a time writes `status.json`, whole: the run's first rank, any rank of an attempt that fails, and what started the
-ranks where none of them could (all were killed). `RUN/attempts.jsonl` has a line for each start.
+One process at a time replaces `status.json`. Usually it is the first rank. If an attempt fails, it is any of its ranks. If all
+ranks were killed, it is the process that started them. `RUN/attempts.jsonl` has a line for each start.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ from maskloom.scalars import is_count
 EXIT_DONE = 0
 EXIT_FAILED = 1
 EXIT_STOPPED = 75
-"""Asked to stop (SIGTERM, SIGUSR2, a stop file): a checkpoint was written, and the same command goes on from it. The code of
-sysexits.h for "try again"."""
+"""Somebody asked to stop (SIGTERM, SIGUSR2, a stop file). A checkpoint was written, and the same command resumes from it. This is
+EX_TEMPFAIL of sysexits.h: try again."""
 EXIT_HUNG = 76
 """A rank waited longer than `timeouts` for others."""
 ATTEMPTS_WITHOUT_PROGRESS = 3
 REFRESH_S = 10.0
-"""Between two writings of a running status."""
+"""Time between two writings of a running status."""
 LATEST_UNIX_S = 1e11
-"""Seconds since 1970, some three thousand years."""
+"""The largest time that is believed: about the year 5138."""
 SILENT_S = 6 * REFRESH_S
-"""A run that wrote nothing for so long is most likely gone."""
+"""If a running status is older than this, the run is most likely dead."""
 CHECKPOINT = re.compile(r"step-[0-9]{8,16}")
 """The name of a checkpoint."""
 START = "MASKLOOM_START"
-"""Variable of the environment: what starts ranks gives each attempt a word of its own. Status and attempts have it too, so that
-nobody takes another process's for theirs."""
+"""Environment variable with a random word for each start. The status and the attempts hold the word too, so that whoever starts
+ranks recognises its own."""
 
 State = Literal["running", "stopped", "done", "failed"]
 
@@ -49,17 +49,18 @@ class Status:
     """The content of status.json.
 
     Attributes:
-        state: `running` also where every rank was killed at once and nobody could say so: `updated_unix_s` is old then.
-        step, total_steps: steps done when this was written, and in all.
-        attempt: starts of this run so far, this one included.
-        reason: why it is in this state, in words.
+        state: stays `running` if every rank was killed at once. `updated_unix_s` is old then.
+        step: steps done when this was written.
+        total_steps: steps of the whole run.
+        attempt: number of this start, from 1.
+        reason: why the run is in this state, in words.
         advice: what to do next.
-        can_retry: whether the same command may succeed: not after an error in what was given.
-        last_good_checkpoint: name of the newest whole one, such as `step-00001000`.
+        can_retry: the same command may succeed. False after an error of the user.
+        last_good_checkpoint: name of the newest complete checkpoint, such as `step-00001000`.
         hosts: names of the machines, in the order of their first ranks.
-        world_size: ranks.
-        updated_unix_s: when this was written.
-        start: what START was for the ranks; empty where nobody set it.
+        world_size: number of ranks.
+        updated_unix_s: time of writing.
+        start: value of START for the ranks; empty if it was not set.
     """
 
     state: State
@@ -80,12 +81,12 @@ class Status:
         write_atomically(run / "status.json", self.as_text())
 
     def as_text(self) -> str:
-        """What `parse_status` reads, with the time of writing."""
+        """The JSON that `parse_status` reads, with the time of writing."""
         return json.dumps(asdict(replace(self, updated_unix_s=round(time.time(), 3))), indent=1)
 
 
 def read_status(run: Path) -> Status | None:
-    """The status of a run, None where it has none yet. Raises UserError where it is no file, or no status."""
+    """The status of a run; None if it has none yet. Raises UserError if status.json is damaged or not a plain file."""
     file = run / "status.json"
     try:
         content = read_plain(file)
@@ -98,7 +99,7 @@ def read_status(run: Path) -> Status | None:
 
 
 def parse_status(text: str) -> Status:
-    """Raises ValueError, KeyError or TypeError where the text is no status."""
+    """The status that a JSON text holds. Raises ValueError, KeyError or TypeError if it does not hold one."""
     values = parse_json(text)
     status = Status(**{**values, "hosts": tuple(values["hosts"])})
     if status.state not in get_args(State):
@@ -118,23 +119,26 @@ def parse_status(text: str) -> Status:
 
 
 def note_attempt(run: Path, line: dict[str, Any]) -> None:
-    """Add a line to `RUN/attempts.jsonl`: attempt, step that it begins at, world_size, hosts, start."""
+    """Add a line to `RUN/attempts.jsonl`: number of the attempt, its first step, world_size, hosts, start."""
     with open(run / "attempts.jsonl", "a", encoding="utf-8", opener=open_plain) as file:
         file.write(json.dumps({**line, "unix_s": round(time.time(), 3)}) + "\n")
 
 
 def stands_still(first_steps: list[int]) -> bool:
-    """Whether the newest attempts, which began at these steps, oldest first, got nowhere: as many of them as
-    ATTEMPTS_WITHOUT_PROGRESS began at the same step."""
+    """Whether the newest attempts made no progress: the last ATTEMPTS_WITHOUT_PROGRESS of them began at the same step.
+
+    Args:
+        first_steps: first step of each attempt, oldest first.
+    """
     newest = first_steps[-ATTEMPTS_WITHOUT_PROGRESS:]
     return len(newest) == ATTEMPTS_WITHOUT_PROGRESS and len(set(newest)) == 1
 
 
 def attempt_steps(run: Path, start: str | None = None) -> list[int]:
-    """The steps at which this run's attempts began, oldest first. A line that a crash cut short does not count.
+    """The first step of each attempt of this run, oldest first. A line that a crash cut short does not count.
 
     Args:
-        start: only the attempts with this `start`.
+        start: count only attempts with this value of START.
     """
     steps = []
     with contextlib.suppress(FileNotFoundError):
@@ -147,16 +151,16 @@ def attempt_steps(run: Path, start: str | None = None) -> list[int]:
 
 
 def next_step(status: Status | None) -> int:
-    """The step that another attempt would begin at: that of the newest whole checkpoint."""
+    """The first step of another attempt: that of the newest complete checkpoint."""
     name = (status.last_good_checkpoint if status else None) or "step-0"
     return int(name.rpartition("-")[2])
 
 
 def why_not_again(status: Status | None, first_steps: list[int]) -> str | None:
-    """Why another attempt of a run that ended is of no use; None where it may get on.
+    """Why another attempt of a run that ended is useless; None if it may make progress.
 
     Args:
-        first_steps: the steps that its attempts began at, oldest first.
+        first_steps: first step of each attempt, oldest first.
     """
     if status is None:
         return "it did not begin"

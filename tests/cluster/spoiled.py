@@ -29,7 +29,7 @@ SPOILS = [lambda loss: loss * torch.nan, InfiniteGradient.apply, lambda loss: lo
 
 def spoil() -> None:
     """Patch this process. Once the run has gone back, the same steps have other rows, and go well."""
-    from maskloom.models.bert import MaskedLM
+    from maskloom.models.masked_lm import MaskedLM
     from maskloom.train import loop
 
     old_forward, old_step = MaskedLM.forward, loop.train_step

@@ -22,7 +22,7 @@ from typing import Any
 
 import pytest
 
-from maskloom.launch.ports import preferred_port
+from maskloom.launch.probe import preferred_port
 from maskloom.status import EXIT_DONE, EXIT_FAILED, EXIT_HUNG, EXIT_STOPPED, attempt_steps
 from maskloom.train.refusal import read_intervals
 from tests.integration.conftest import train_in_ranks

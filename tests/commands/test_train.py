@@ -10,9 +10,9 @@ import pytest
 from transformers import BertForMaskedLM
 
 from maskloom.config_file import load_config
-from maskloom.launch.doctor.facts import Request
-from maskloom.launch.doctor.look.rank import as_a_rank
-from maskloom.models.bert import count_parameters
+from maskloom.launch.doctor.look import Request
+from maskloom.launch.doctor.machine import as_a_rank
+from maskloom.models.masked_lm import count_parameters
 from maskloom.tokenizers.base import Tokenizer
 from maskloom.train.resume import check_model
 from tests.models.test_bert import tiny_config
@@ -132,15 +132,15 @@ class TestModelToStartFrom:
         config, overrides = write_config(start), [setting] if setting else []
         assert said in fails("train", config, *overrides, "--processes", processes)
         found = as_a_rank(Request(config=str(config), overrides=overrides, slots=processes, world_size=processes))
-        assert said in found["refusal"]
+        assert said in found.refusal
         assert not Path(start["run_dir"]).exists()
 
     def test_the_doctor_counts_its_parameters(
         self, start: dict, write_config: Callable[[dict], Path], tokenizer: Tokenizer
     ) -> None:
         found = as_a_rank(Request(config=str(write_config(start)), slots=1))
-        assert "refusal" not in found
-        assert found["parameters"] == count_parameters(BertForMaskedLM(tiny_config(tokenizer.vocab_size)))
+        assert not found.refusal
+        assert found.parameters == count_parameters(BertForMaskedLM(tiny_config(tokenizer.vocab_size)))
 
     def test_a_run_that_goes_on_needs_it_no_more(
         self, trained_run: Path, tokenizer: Tokenizer, tmp_path: Path, fails: Command

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from maskloom.data.index.corpus import Index
 from maskloom.data.packing import pack
-from maskloom.data.rows import FIELDS, RowRange, Rows, count_slots, count_text_tokens
+from maskloom.data.rows import FIELDS, RowRange, Rows, count_pairs, count_slots, count_text_tokens
 from maskloom.tokenizers.base import Tokenizer
 
 from .corpora import digest_of
@@ -93,7 +93,18 @@ def test_slots_are_counted_by_piece(index: Index, tokenizer: Tokenizer) -> None:
     for row, starts in zip(rows.tokens, rows.starts, strict=True):
         begins = [*np.flatnonzero(starts), len(row)]
         lengths += [last - first for first, last in itertools.pairwise(begins) if row[first] == tokenizer.cls_id]
-    slots, squares = count_slots(rows, tokenizer)
+    slots, (squares,) = count_slots(rows, tokenizer)
     assert slots == sum(lengths) == np.count_nonzero(rows.tokens != tokenizer.pad_id) < rows.tokens.size
     assert squares == sum(length**2 for length in lengths)
-    assert count_slots(Rows.none(32), tokenizer) == (0, 0)
+    assert count_slots(Rows.none(32), tokenizer) == (0, [0])
+
+
+@pytest.mark.parametrize("window", [None, 1, 3, 16, 100])
+def test_pairs_are_those_that_a_window_lets_see_each_other(window: int | None) -> None:
+    """By counting them one by one."""
+    lengths = np.arange(1, 40)
+    expected = [
+        sum(window is None or abs(one - other) <= window for one in range(length) for other in range(length))
+        for length in lengths
+    ]
+    assert count_pairs(lengths, window).tolist() == expected

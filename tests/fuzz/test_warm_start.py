@@ -15,10 +15,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import BertForMaskedLM
 
-from maskloom.config import Model
-from maskloom.models.bert import build_model
-from maskloom.models.description import COMPUTED, HARMLESS, SIZES, check_description, parse_description
-from maskloom.models.stored import stored_weights, weight_files
+from maskloom.config import Bert
+from maskloom.models.bert import BERT
+from maskloom.models.build import build_model
+from maskloom.models.description import COMPUTED, HARMLESS, check_description, parse_description
+from maskloom.models.stored import stored_table, weight_files
 from maskloom.models.warm_start import open_checkpoint
 from maskloom.tokenizers.base import Tokenizer
 from tests.fuzz.harness import fuzz
@@ -28,7 +29,8 @@ NAME = "model.init here"
 MEMORY_BYTES = 64 << 20
 LOADING_BYTES = 256 << 20
 KEYS = [
-    json.dumps(key).encode() for key in (*SIZES, *COMPUTED, *sorted(HARMLESS), "auto_map", "rope_theta", "model_type")
+    json.dumps(key).encode()
+    for key in (*BERT.description.kept, *COMPUTED, *sorted(HARMLESS), "auto_map", "rope_theta", "model_type")
 ]
 VALUES = [b"true", b"false", b"{}", b"[]", b"-0.0", b"1e-12", b"NaN", b"-Infinity", b'"bert"', b'"gelu"', b'"../../x"']
 TABLE = [
@@ -128,7 +130,7 @@ def test_the_index_of_shards(shards: Path, tmp_path: Path) -> None:
     whole = path.read_bytes()
     parse = written(path, lambda: weight_files(folder, NAME))
     fuzz(parse, [whole], NAMES + VALUES, folder=folder, memory_bytes=MEMORY_BYTES)
-    parse = written(path, lambda: stored_weights(folder, NAME))
+    parse = written(path, lambda: stored_table(folder, NAME))
     fuzz(parse, [whole], NAMES + VALUES, folder=folder, memory_bytes=MEMORY_BYTES, inputs=100)
 
 
@@ -148,6 +150,6 @@ def test_a_pickle(folder: Path) -> None:
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
 def test_a_load(name: str, folder: Path, tokenizer: Tokenizer) -> None:
     path = folder / name
-    parse = written(path, lambda: build_model(Model(init=str(folder)), tokenizer, 0))
+    parse = written(path, lambda: build_model(Bert(init=str(folder)), tokenizer, 0))
     words = KEYS + VALUES if name == "config.json" else TABLE + NAMES
     fuzz(parse, [path.read_bytes()], words, folder=folder, inputs=60, memory_bytes=LOADING_BYTES)

@@ -44,13 +44,13 @@ SPOILED: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 def spoil(spoils: Spoils, batches: str, kill_at: int = 0, kill_before_writing: bool = False) -> None:
     """Patch this process: what `spoils` says becomes of the steps that leave LANE there. Each rank lists the rows that it was
     given in files that begin with `batches`, and kills itself at step `kill_at` once the run has gone back."""
-    from maskloom.models.bert import MaskedLM, PackedBertLayer
+    from maskloom.models.masked_lm import MaskedLM, PackedLayer
     from maskloom.train import loop, recovery
 
     now: dict[str, Any] = {"kind": ""}
     old_forward, old_step, old_back = MaskedLM.forward, loop.train_step, loop.roll_back
 
-    old_layer = PackedBertLayer.forward
+    old_layer = PackedLayer.forward
 
     def forward(self: Any, *arguments: Any) -> Any:
         now["first layer"] = self.bert.encoder.layer[0]
@@ -94,7 +94,7 @@ def spoil(spoils: Spoils, batches: str, kill_at: int = 0, kill_before_writing: b
     def write_intervals(*arguments: Any) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
-    PackedBertLayer.forward = layer
+    PackedLayer.forward = layer
     MaskedLM.forward, loop.train_step, loop.roll_back = forward, train_step, roll_back
     if kill_before_writing:
         recovery.write_intervals = write_intervals
@@ -102,7 +102,7 @@ def spoil(spoils: Spoils, batches: str, kill_at: int = 0, kill_before_writing: b
 
 def snapshot(engine: Any) -> dict[str, Any]:
     """Copies of what an optimizer step changes: weights, their copies in fp32, moments, counts, the loss scale."""
-    from maskloom.train.engine.building import own_part
+    from maskloom.train.engine.reshape import own_part
 
     found: dict[str, Any] = {name: own_part(part).clone() for name, part in engine.module.named_parameters()}
     optimizer = engine.basic_optimizer

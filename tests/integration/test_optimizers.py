@@ -19,8 +19,9 @@ from maskloom.data.cursors import first_cursors
 from maskloom.data.plan import DataPlan, open_corpora
 from maskloom.data.stream import read_steps
 from maskloom.distributed import World
-from maskloom.models.bert import MaskedLM, build_model
-from maskloom.optim.groups import parameter_groups
+from maskloom.models.build import build_model
+from maskloom.models.masked_lm import MaskedLM
+from maskloom.optim import parameter_groups
 from maskloom.optim.schedule import learning_rate
 from maskloom.tokenizers.loading import load_tokenizer
 from maskloom.train.checkpoint import saved_at

@@ -16,8 +16,8 @@ from maskloom.data.cursors import first_cursors
 from maskloom.data.rows import Rows
 from maskloom.data.stream import read_steps
 from maskloom.distributed import World
-from maskloom.models.bert import build_model
-from maskloom.optim.groups import parameter_groups
+from maskloom.models.build import build_model
+from maskloom.optim import parameter_groups
 from maskloom.optim.schedule import learning_rate
 from maskloom.train.setup import prepare
 

@@ -20,7 +20,6 @@ from transformers import BertConfig, BertForMaskedLM
 
 from maskloom.cli import main
 from maskloom.errors import UserError
-from maskloom.models.bert import MaskedLM
 from maskloom.models.warm_start import load_checkpoint, open_checkpoint
 from maskloom.train.checkpoint.digests import digest
 from maskloom.train.engine.files import full_precision_weights, safe_loading
@@ -186,7 +185,7 @@ def test_a_model_to_start_from_runs_no_code(write: Callable[[Bomb, Path], None],
     )
     write(Bomb(trap), tmp_path / "pytorch_model.bin")
     with pytest.raises(UserError, match=r"model\.init here holds a pickle of more than tensors, and was not loaded"):
-        load_checkpoint(MaskedLM, open_checkpoint(str(tmp_path), "model.init here"))
+        load_checkpoint(open_checkpoint(str(tmp_path), "model.init here"))
     assert not trap.exists()
 
 
@@ -194,6 +193,6 @@ def test_no_pickle_is_read_beside_safetensors(trap: Path, tmp_path: Path) -> Non
     shape = BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64)
     BertForMaskedLM(shape).save_pretrained(tmp_path)
     zipped(Bomb(trap), tmp_path / "pytorch_model.bin")
-    _, missing, _ = load_checkpoint(MaskedLM, open_checkpoint(str(tmp_path), "model.init here"))
+    _, missing, _ = load_checkpoint(open_checkpoint(str(tmp_path), "model.init here"))
     assert not missing
     assert not trap.exists()

@@ -37,9 +37,9 @@ def test_processes_may_end_by_themselves(started: Started) -> None:
 GUARDED = """
 import sys, time
 from pathlib import Path
-from maskloom.launch import guardian
+from maskloom.launch import leftovers
 from maskloom.launch.ssh import Ssh
-with guardian.guarded([], "c1", Ssh(), Path(sys.argv[1])):
+with leftovers.guarded([], "c1", Ssh(), Path(sys.argv[1])):
     print("ready", flush=True)
     time.sleep(300 if sys.argv[2] == "dies" else 0)
 """

@@ -16,7 +16,7 @@ import pytest
 from maskloom.distributed import World
 from maskloom.launch.ending import Ended, Stop
 from maskloom.launch.local import _first_failed, run_ranks
-from maskloom.launch.ports import free_port
+from maskloom.launch.probe import free_port
 from tests.waiting import PATIENCE_S, lives, wait_until
 
 FakeRank = Callable[[str], list[str]]
@@ -179,7 +179,7 @@ def test_ctrl_c_twice_ends_the_ranks_at_once(
 
 def test_a_parent_that_died_first_is_noticed() -> None:
     """The request to the kernel came too late: the process sees that its parent is another one."""
-    command = [sys.executable, "-m", "maskloom.launch.tied", "1", sys.executable, "-c", "print('ran')"]
+    command = [sys.executable, "-m", "maskloom.launch.leftovers", "tie", "1", sys.executable, "-c", "print('ran')"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout) == (137, "")
 

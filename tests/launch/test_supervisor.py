@@ -16,7 +16,7 @@ from maskloom.launch import supervisor
 from maskloom.launch.ending import Ended, Stop
 from maskloom.launch.hostfile import Host
 from maskloom.launch.local import run_ranks
-from maskloom.launch.probe import Findings
+from maskloom.launch.probe import Fitness
 from maskloom.launch.ssh import Ssh
 from maskloom.launch.supervisor import (
     NO_RESTART,
@@ -261,8 +261,8 @@ def test_the_first_attempt_needs_all_hosts_and_later_ones_go_on_with_those_that_
 ) -> None:
     hosts = (Host("node1", 2), Host("ada@node2", 2), Host("node3", 1))
     launch = OnHosts(hosts, [], tmp_path, 1.0, Ssh(), None)
-    looks = [Findings("not reached by ssh: refused"), Findings(None, 12001), Findings(None, 12002)]
-    monkeypatch.setattr(supervisor, "look_at_all", lambda *arguments: looks)
+    looks = [Fitness("not reached by ssh: refused"), Fitness(None, 12001), Fitness(None, 12002)]
+    monkeypatch.setattr(supervisor, "probe_hosts", lambda *arguments: looks)
     swept = []
     monkeypatch.setattr(supervisor, "end_leftovers", lambda hosts, token, ssh, grace_s: swept.append((hosts, token)))
     with pytest.raises(UserError, match="node1: not reached by ssh: refused"):
@@ -270,7 +270,7 @@ def test_the_first_attempt_needs_all_hosts_and_later_ones_go_on_with_those_that_
     assert launch.prepare(2) == "3 rank(s) on ada@node2 (2), node3 (1); they meet at node2:12001"
     assert "node1: not reached" in capsys.readouterr().err
     assert swept == [(hosts[1:], launch.token)]
-    looks[1:] = [Findings("disk"), Findings("memory")]
+    looks[1:] = [Fitness("disk"), Fitness("memory")]
     with pytest.raises(UserError, match="node3: memory"):
         launch.prepare(2)
 

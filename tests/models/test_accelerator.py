@@ -11,8 +11,8 @@ import torch
 from torch._dynamo.testing import CompileCounter
 
 from maskloom.data.batch import MicroBatch
-from maskloom.models.bert import MaskedLM
 from maskloom.models.kernels import KERNELS
+from maskloom.models.masked_lm import MaskedLM, new_model
 from maskloom.tokenizers.base import Tokenizer
 
 from .test_bert import bucket, make_rows, tiny_config
@@ -22,7 +22,7 @@ META = torch.device("meta")
 
 def model_on_meta(tokenizer: Tokenizer, kernels: str, **more: object) -> MaskedLM:
     with META:
-        model = MaskedLM(tiny_config(tokenizer.vocab_size, hidden_dropout_prob=0.1, **more))
+        model = new_model(tiny_config(tokenizer.vocab_size, hidden_dropout_prob=0.1, **more))
     model.kernels = KERNELS[kernels]
     return model.to(torch.bfloat16).train()
 

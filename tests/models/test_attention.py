@@ -78,7 +78,7 @@ CHOICES = [
     ("cpu", None, 64, FP32, 0.0, "the device is a CPU"),
     ("cpu", None, 64, BF16, 0.0, "the device is a CPU"),
     ("cuda", HOPPER, 64, FP32, 0.0, "FlashAttention has no float32"),
-    ("cuda", HOPPER, 64, BF16, 0.1, "attention_probs_dropout_prob is 0.1"),
+    ("cuda", HOPPER, 64, BF16, 0.1, "the dropout of attention weights is 0.1"),
     ("cuda", HOPPER, 20, BF16, 0.0, "head size 20 is not a multiple of 8"),
     ("cuda", HOPPER, 264, BF16, 0.0, "head size 264 is above 256"),
     ("cuda", (7, 5), 64, FP16, 0.0, "compute capability 7.5 is below 8.0"),
@@ -158,7 +158,7 @@ class TestWhatTheStartSays:
         assert settle(HOPPER, installed=False) == "FlashAttention 2"
         assert settle(AMPERE, installed=True) == "FlashAttention 2"
         assert settle(BLACKWELL, installed=True) == "FlashAttention 2"
-        assert settle(HOPPER, installed=True, dropout=0.1).startswith("SDPA over rows with a mask: attention_probs")
+        assert settle(HOPPER, installed=True, dropout=0.1).startswith("SDPA over rows with a mask: the dropout of")
         assert activated == []
         assert settle(HOPPER, installed=True) == "FlashAttention 3"
         assert activated == ["FA3"]
@@ -183,8 +183,8 @@ class TestWhatTheStartSays:
         ("size", "dropout", "lasting"),
         [
             (264, 0.0, "head size 264 is above 256"),
-            (64, 0.1, "attention_probs_dropout_prob is 0.1"),
-            (264, 0.1, "attention_probs_dropout_prob is 0.1, head size 264 is above 256"),
+            (64, 0.1, "the dropout of attention weights is 0.1"),
+            (264, 0.1, "the dropout of attention weights is 0.1, head size 264 is above 256"),
         ],
     )
     def test_on_a_cpu_what_a_gpu_would_meet_too(self, size: int, dropout: float, lasting: str) -> None:

@@ -1,4 +1,4 @@
-"""`MaskedLM` is Hugging Face's `BertForMaskedLM`: same names, same logits, same gradients; and where it starts from."""
+"""`MaskedLM` is Hugging Face's `BertForMaskedLM`: same names, same logits, same gradients."""
 
 from __future__ import annotations
 
@@ -16,13 +16,11 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from maskloom.config import Model
 from maskloom.data.batch import MicroBatch, make_micro_batch
 from maskloom.data.masking import MaskRule
 from maskloom.data.rows import Rows
-from maskloom.errors import UserError
-from maskloom.models.bert import MaskedLM, build_model, check_size, count_parameters
 from maskloom.models.kernels import KERNELS
+from maskloom.models.masked_lm import MaskedLM, new_model, packed
 from maskloom.tokenizers.base import Tokenizer
 from maskloom.tokenizers.loading import load_tokenizer
 
@@ -44,7 +42,7 @@ def tiny_config(vocab_size: int, **more: object) -> BertConfig:
 def pair(config: BertConfig) -> tuple[MaskedLM, BertForMaskedLM]:
     """Our model and Hugging Face's with the same weights: every one of them different, biases and LayerNorm too."""
     torch.manual_seed(0)
-    ours, theirs = MaskedLM(config), BertForMaskedLM(config)
+    ours, theirs = new_model(config), BertForMaskedLM(config)
     with torch.no_grad():
         for parameter in ours.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
@@ -210,7 +208,7 @@ def test_a_micro_batch_without_a_predicted_token_has_no_loss(tokenizer: Tokenize
 
 @pytest.mark.parametrize("name", ["hidden_dropout_prob", "attention_probs_dropout_prob"])
 def test_dropout_acts_in_training_alone_and_follows_the_seed(name: str, tokenizer: Tokenizer) -> None:
-    model = MaskedLM(tiny_config(tokenizer.vocab_size, **{name: 0.5}))
+    model = new_model(tiny_config(tokenizer.vocab_size, **{name: 0.5}))
     batch = bucket(make_rows([[32], [10, 20]], tokenizer), tokenizer)
 
     def logits(seed: int) -> torch.Tensor:
@@ -227,7 +225,8 @@ def test_dropout_acts_in_training_alone_and_follows_the_seed(name: str, tokenize
 def test_names_and_shapes_are_hugging_faces(tokenizer: Tokenizer) -> None:
     config = tiny_config(tokenizer.vocab_size)
     ours, theirs = (
-        {key: value.shape for key, value in model(config).state_dict().items()} for model in (MaskedLM, BertForMaskedLM)
+        {key: value.shape for key, value in model(config).state_dict().items()}
+        for model in (new_model, BertForMaskedLM)
     )
     assert ours == theirs
 
@@ -239,7 +238,7 @@ def test_checkpoints_go_both_ways(tokenizer: Tokenizer, tmp_path: Path) -> None:
     ours.save_pretrained(tmp_path / "ours")
     theirs = BertForMaskedLM.from_pretrained(tmp_path / "ours").eval()
     theirs.save_pretrained(tmp_path / "theirs")
-    again = MaskedLM.from_pretrained(tmp_path / "theirs").eval()
+    again = packed(BertForMaskedLM.from_pretrained(tmp_path / "theirs")).eval()
     for name, tensor in ours.state_dict().items():
         assert torch.equal(theirs.state_dict()[name], tensor), name
         assert torch.equal(again.state_dict()[name], tensor), name
@@ -260,7 +259,7 @@ def test_reference_walk(minilm_dir: Path) -> None:
 
     torch.manual_seed(0)
     theirs = BertForMaskedLM.from_pretrained(minilm_dir).eval()
-    ours = MaskedLM(theirs.config).eval()
+    ours = new_model(theirs.config).eval()
     ours.load_state_dict(theirs.state_dict())
     with torch.no_grad():
         logits = theirs(input_ids=input_ids).logits
@@ -275,58 +274,3 @@ def test_reference_walk(minilm_dir: Path) -> None:
     one_hot = F.one_hot(torch.tensor(words), 30522).float()
     by_hand = -(one_hot * logits[0, places].log_softmax(-1)).sum(-1).mean()
     torch.testing.assert_close(loss.detach() / 2, by_hand, atol=1e-5, rtol=0)
-
-
-class TestBuildModel:
-    def test_a_fresh_model_follows_from_the_seed(self, tokenizer: Tokenizer) -> None:
-        settings = Model(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=48)
-        one, line = build_model(settings, tokenizer, 5)
-        same, _ = build_model(settings, tokenizer, 5)
-        other, _ = build_model(settings, tokenizer, 6)
-        weights = [model.bert.encoder.layer[0].intermediate.dense.weight for model in (one, same, other)]
-        assert torch.equal(weights[0], weights[1])
-        assert not torch.equal(weights[0], weights[2])
-        assert "initialised from seed 5" in line
-
-    def test_a_model_that_no_memory_holds_is_refused(self) -> None:
-        """BERT-base is let through on any machine that runs these tests."""
-        check_size(Model(), 30522)
-        with pytest.raises(UserError, match=r"at least 26,388,295,876,608 parameters.*lower model.num_hidden_layers"):
-            check_size(
-                Model(
-                    num_hidden_layers=1 << 12, hidden_size=1 << 15, num_attention_heads=64, intermediate_size=1 << 15
-                ),
-                1,
-            )
-
-    def test_parameters_are_counted_once_each(self, tokenizer: Tokenizer) -> None:
-        model, line = build_model(
-            Model(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=48), tokenizer, 0
-        )
-        vocab, hidden, wide, positions, types = tokenizer.vocab_size, 32, 48, 512, 2
-        norm = 2 * hidden
-        embeddings = (vocab + positions + types) * hidden + norm
-        attention = 4 * (hidden * hidden + hidden) + norm
-        feed_forward = (hidden * wide + wide) + (wide * hidden + hidden) + norm
-        head = (hidden * hidden + hidden) + norm + vocab  # the decoder's matrix is the embeddings'
-        expected = embeddings + attention + feed_forward + head
-        assert count_parameters(model) == expected
-        assert f"{expected:,} parameters" in line
-
-    def test_the_settings_reach_the_model(self, tokenizer: Tokenizer) -> None:
-        settings = Model(
-            hidden_size=24,
-            num_hidden_layers=3,
-            num_attention_heads=2,
-            intermediate_size=40,
-            hidden_act="relu",
-            max_position_embeddings=70,
-            hidden_dropout_prob=0.3,
-            attention_probs_dropout_prob=0.2,
-            initializer_range=0.5,
-            layer_norm_eps=1e-5,
-        )
-        config = build_model(settings, tokenizer, 0)[0].config
-        given = settings.model_dump(exclude={"init"})
-        assert {name: getattr(config, name) for name in given} == given
-        assert (config.vocab_size, config.pad_token_id) == (tokenizer.vocab_size, tokenizer.pad_id)

@@ -8,26 +8,24 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import BertConfig, BertForMaskedLM
+from transformers import BertConfig
 from transformers.activations import ACT2CLS, ACT2FN
 
 from maskloom.errors import UserError
-from maskloom.models.bert import MaskedLM, build_defined
+from maskloom.models.bert import BERT
+from maskloom.models.build import build_defined
 from maskloom.models.description import (
-    ACTIVATIONS,
-    COMPUTED,
-    HARMLESS,
-    KEPT,
-    RANGES,
-    SIZES,
     _known_keys,
     check_description,
     parse_description,
     read_description,
 )
+from maskloom.models.layers import ACTIVATIONS
+from maskloom.models.masked_lm import new_model
 from maskloom.tokenizers.base import Tokenizer
 from tests.models.test_bert import bucket, hugging_face_inputs, make_rows, pair, tiny_config
 
+SIZES = (*BERT.description.sizes, *BERT.description.more_sizes)
 TINY = {
     "model_type": "bert",
     "vocab_size": 100,
@@ -79,16 +77,11 @@ def test_our_forward_computes_what_is_taken(tied: bool, types: int, chunk: int, 
         torch.testing.assert_close(ours.masked_logits(batch)[batch.weights > 0], expected, atol=1e-5, rtol=0)
 
 
-def test_every_key_of_the_installed_bert_config_is_judged() -> None:
-    """A key that a release of transformers adds is refused until it is put into one of the lists."""
-    assert set(_known_keys()) <= {*KEPT, *COMPUTED, *HARMLESS}
-
-
 def test_a_key_that_a_later_bert_config_knows_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     from maskloom.models import description
 
-    known = {**_known_keys(), "norm_kind": "post"}
-    monkeypatch.setattr(description, "_known_keys", lambda: known)
+    known = {**_known_keys(BertConfig), "norm_kind": "post"}
+    monkeypatch.setattr(description, "_known_keys", lambda _: known)
     assert "norm_kind is 'pre', of which maskloom knows nothing" in refusal(norm_kind="pre")
     assert check_description({**TINY, "norm_kind": "post"}, "here").hidden_size == 32
 
@@ -198,13 +191,13 @@ def test_a_number_may_be_written_without_a_point() -> None:
 
 def test_the_numbers_have_defaults() -> None:
     config = check_description(TINY, "here")
-    for key in RANGES:
+    for key in BERT.description.ranges:
         assert getattr(config, key) == getattr(BertConfig(), key)
 
 
 def test_a_run_of_such_a_model_says_how_it_goes_on(tokenizer: Tokenizer, tmp_path: Path) -> None:
     """A run that began from a decoder trained an encoder: with the computed value it goes on."""
-    MaskedLM(tiny_config(tokenizer.vocab_size, pad_token_id=3)).config.save_pretrained(tmp_path)
+    new_model(tiny_config(tokenizer.vocab_size, pad_token_id=3)).config.save_pretrained(tmp_path)
     tree = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(tree | {"is_decoder": True}))
     with pytest.raises(UserError, match=r"is_decoder is True \(computed: False\).* set them in .*config\.json"):
@@ -214,15 +207,3 @@ def test_a_run_of_such_a_model_says_how_it_goes_on(tokenizer: Tokenizer, tmp_pat
         build_defined(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(tree))
     assert build_defined(tmp_path).config.pad_token_id == 3
-
-
-def test_the_names_and_shapes_of_the_table_are_hugging_faces(tokenizer: Tokenizer) -> None:
-    from maskloom.models.stored import encoder_weights, head_weights
-
-    for more in (
-        {},
-        {"num_hidden_layers": 1, "type_vocab_size": 5, "intermediate_size": 7, "max_position_embeddings": 9},
-    ):
-        config = tiny_config(tokenizer.vocab_size, **more)
-        theirs = {name: tuple(value.shape) for name, value in BertForMaskedLM(config).state_dict().items()}
-        assert {**dict(encoder_weights(config)), **dict(head_weights(config))} == theirs

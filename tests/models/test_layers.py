@@ -1,4 +1,4 @@
-"""`encoder_layer` against Hugging Face's `BertLayer`, at the shapes that BERTs have."""
+"""`post_norm` against Hugging Face's `BertLayer`, at the shapes that BERTs have."""
 
 from __future__ import annotations
 
@@ -9,23 +9,31 @@ from transformers import BertConfig
 from transformers.models.bert.modeling_bert import BertLayer
 
 from maskloom.models.attention import piece_mask
-from maskloom.models.bert import PackedBertLayer
+from maskloom.models.bert import BERT
 from maskloom.models.kernels import KERNELS
-from maskloom.models.layers import LayerSettings, Pieces, encoder_layer
+from maskloom.models.layers import Pieces, PostNorm, post_norm
+from maskloom.models.masked_lm import PackedLayer, layers_of, new_model
+
+TINY = {"hidden_size": 64, "num_attention_heads": 2, "intermediate_size": 96, "num_hidden_layers": 1, "vocab_size": 8}
 
 
-def layers(**more: object) -> tuple[PackedBertLayer, BertLayer, BertConfig]:
+def layers(**more: object) -> tuple[PackedLayer, BertLayer, BertConfig]:
     """Ours and Hugging Face's with the same weights, all of them different."""
     dropouts = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    config = BertConfig(**{"hidden_size": 64, "num_attention_heads": 2, "intermediate_size": 96, **dropouts, **more})
+    config = BertConfig(**{**TINY, **dropouts, **more})
     config._attn_implementation = "eager"
     torch.manual_seed(0)
-    ours, theirs = PackedBertLayer(config), BertLayer(config)
+    (ours,) = layers_of(new_model(config))
+    theirs = BertLayer(config)
     with torch.no_grad():
         for parameter in ours.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
     theirs.load_state_dict(ours.state_dict())
     return ours, theirs, config
+
+
+def settings_of(config: BertConfig, kernels: str, trains: bool) -> PostNorm:
+    return BERT.layer_settings(config, KERNELS[kernels], trains)[0]
 
 
 def one_piece_a_row(rows: int, seq_len: int) -> Pieces:
@@ -39,7 +47,7 @@ def test_forward_and_backward_are_hugging_faces(head_size: int, activation: str)
     ours, theirs, config = layers(hidden_size=2 * head_size, hidden_act=activation)
     hidden = torch.randn(3 * 12, 2 * head_size)
     mine, reference = hidden.clone().requires_grad_(), hidden.clone().requires_grad_()
-    settings = LayerSettings.of(config, KERNELS["eager"], training=True)
+    settings = settings_of(config, "eager", trains=True)
     result = ours(mine, one_piece_a_row(3, 12), settings)
     expected = theirs(reference.view(3, 12, -1)).flatten(0, 1)
     torch.testing.assert_close(result, expected, atol=1e-5, rtol=0)
@@ -55,7 +63,7 @@ def test_forward_and_backward_are_hugging_faces(head_size: int, activation: str)
 def test_long_rows(seq_len: int) -> None:
     """The last piece of a long row is what it is alone."""
     ours, _, config = layers(num_attention_heads=1, hidden_size=32)
-    settings = LayerSettings.of(config, KERNELS["eager"], training=False)
+    settings = settings_of(config, "eager", trains=False)
     last = 100
     numbers = torch.zeros(seq_len, dtype=torch.int32)
     numbers[-last:] = 1
@@ -70,10 +78,10 @@ def test_long_rows(seq_len: int) -> None:
 def test_one_compilation_serves_every_layer() -> None:
     """What is compiled under ZeRO-3 takes the weights as arguments."""
     counter = CompileCounter()
-    run = torch.compile(encoder_layer, backend=counter, fullgraph=True, dynamic=False)
+    run = torch.compile(post_norm, backend=counter, fullgraph=True, dynamic=False)
     hidden, pieces = torch.randn(24, 64), one_piece_a_row(2, 12)
     for _ in range(12):
         layer, _, config = layers()
         layer.run = run
-        hidden = layer(hidden, pieces, LayerSettings.of(config, KERNELS["compile"], training=True)).detach()
+        hidden = layer(hidden, pieces, settings_of(config, "compile", trains=True)).detach()
     assert counter.frame_count == 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from maskloom.models.bert import MaskedLM
+from maskloom.models.masked_lm import MaskedLM, new_model
 from maskloom.models.overflow import find_overflow
 from maskloom.tokenizers.base import Tokenizer
 
@@ -15,13 +15,13 @@ from .test_bert import bucket, make_rows, tiny_config
 @pytest.fixture
 def model(tokenizer: Tokenizer) -> MaskedLM:
     torch.manual_seed(0)
-    return MaskedLM(tiny_config(tokenizer.vocab_size)).half().train()
+    return new_model(tiny_config(tokenizer.vocab_size)).half().train()
 
 
 @pytest.mark.parametrize(
     ("weight", "place"),
     [
-        ("bert.embeddings.LayerNorm.weight", "the output of the embeddings (bert.embeddings)"),
+        ("bert.embeddings.LayerNorm.weight", "the output of the embeddings (bert.embeddings.LayerNorm)"),
         ("bert.encoder.layer.1.output.dense.bias", "the output of layer 1 (bert.encoder.layer.1)"),
         ("cls.predictions.transform.LayerNorm.weight", "the output of the head (cls.predictions.transform)"),
         ("cls.predictions.bias", "the output of the decoder (cls.predictions.decoder)"),

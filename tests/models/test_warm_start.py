@@ -26,11 +26,12 @@ from transformers import (
     RobertaForMaskedLM,
 )
 
-from maskloom.config import Model
+from maskloom.config import Bert
 from maskloom.config_file import parse_config
 from maskloom.errors import UserError
-from maskloom.models.bert import MaskedLM, build_defined, build_model, save_definition
+from maskloom.models.build import build_defined, build_model, save_definition
 from maskloom.models.flops import Shape
+from maskloom.models.masked_lm import MaskedLM
 from maskloom.models.warm_start import MOST_SPARE_ROWS, check_init
 from maskloom.tokenizers.base import Tokenizer
 from maskloom.tokenizers.loading import load_tokenizer
@@ -71,7 +72,7 @@ def refusal(folder: Path, tokenizer: Tokenizer, **seq_lens: int) -> str:
     said = str(error.value)
     if not seq_lens:
         with pytest.raises(UserError) as again:
-            build_model(Model(init=str(folder)), tokenizer, 0)
+            build_model(Bert(init=str(folder)), tokenizer, 0)
         assert str(again.value) == said
     assert str(folder) in said
     assert said.isprintable()
@@ -80,7 +81,7 @@ def refusal(folder: Path, tokenizer: Tokenizer, **seq_lens: int) -> str:
 
 def loaded(folder: Path, tokenizer: Tokenizer) -> tuple[MaskedLM, str]:
     check_init(str(folder), tokenizer, {"phases.0.seq_len": 64})
-    return build_model(Model(init=str(folder), hidden_dropout_prob=0.0), tokenizer, 0)
+    return build_model(Bert(init=str(folder), hidden_dropout_prob=0.0), tokenizer, 0)
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +95,7 @@ def pretraining_dir(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFacto
 
 class TestWarmStart:
     def test_what_is_not_needed_is_ignored_by_name(self, pretraining_dir: Path, tokenizer: Tokenizer) -> None:
-        model, line = build_model(Model(init=str(pretraining_dir)), tokenizer, 0)
+        model, line = build_model(Bert(init=str(pretraining_dir)), tokenizer, 0)
         assert "\n" not in line
         ignored, fresh = line.split("; ")[-2:]
         assert "cls.seq_relationship" in ignored
@@ -106,15 +107,15 @@ class TestWarmStart:
             assert tensor.dtype == torch.float32
 
     def test_dropout_is_the_configurations(self, pretraining_dir: Path, tokenizer: Tokenizer) -> None:
-        settings = Model(init=str(pretraining_dir), hidden_dropout_prob=0.25, attention_probs_dropout_prob=0.5)
+        settings = Bert(init=str(pretraining_dir), hidden_dropout_prob=0.25, attention_probs_dropout_prob=0.5)
         layer = build_model(settings, tokenizer, 0)[0].bert.encoder.layer[0]
         assert (layer.output.dropout.p, layer.attention.self.dropout.p) == (0.25, 0.5)
 
     def test_what_is_lacking_is_newly_initialised_by_name(self, minilm_dir: Path) -> None:
         tokenizer = load_tokenizer(minilm_dir)
-        model, line = build_model(Model(init=str(minilm_dir)), tokenizer, 0)
-        same, _ = build_model(Model(init=str(minilm_dir)), tokenizer, 0)
-        other, _ = build_model(Model(init=str(minilm_dir)), tokenizer, 1)
+        model, line = build_model(Bert(init=str(minilm_dir)), tokenizer, 0)
+        same, _ = build_model(Bert(init=str(minilm_dir)), tokenizer, 0)
+        other, _ = build_model(Bert(init=str(minilm_dir)), tokenizer, 1)
         assert "\n" not in line
         ignored, fresh = line.split("; ")[-2:]
         assert "pooler" in ignored
@@ -129,7 +130,7 @@ class TestWarmStart:
 
     def test_another_vocabulary_is_refused(self, minilm_dir: Path, tokenizer: Tokenizer) -> None:
         with pytest.raises(UserError, match=rf"vocabulary of 30522, the tokenizer .* one of {tokenizer.vocab_size}"):
-            build_model(Model(init=str(minilm_dir)), tokenizer, 0)
+            build_model(Bert(init=str(minilm_dir)), tokenizer, 0)
 
     def test_a_shape_beside_init_is_refused(self, run_config: dict) -> None:
         run_config["model"] = {"init": "somewhere", "hidden_size": 32, "num_hidden_layers": 2}
@@ -140,32 +141,32 @@ class TestWarmStart:
         shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
         RobertaForMaskedLM(RobertaConfig(vocab_size=tokenizer.vocab_size, **shape)).save_pretrained(tmp_path)
         with pytest.raises(UserError, match="is a 'roberta' model"):
-            build_model(Model(init=str(tmp_path)), tokenizer, 0)
+            build_model(Bert(init=str(tmp_path)), tokenizer, 0)
 
     def test_a_folder_without_a_checkpoint_is_refused(self, tokenizer: Tokenizer, tmp_path: Path) -> None:
         with pytest.raises(UserError, match=f"model.init {tmp_path}"):
-            build_model(Model(init=str(tmp_path)), tokenizer, 0)
+            build_model(Bert(init=str(tmp_path)), tokenizer, 0)
 
     def test_damaged_weights_are_refused(self, tokenizer: Tokenizer, tmp_path: Path) -> None:
         BertForMaskedLM(tiny_config(tokenizer.vocab_size)).save_pretrained(tmp_path)
         weights = tmp_path / "model.safetensors"
         weights.write_bytes(weights.read_bytes()[:1000])
         with pytest.raises(UserError, match=f"model.init {tmp_path} cannot be loaded"):
-            build_model(Model(init=str(tmp_path)), tokenizer, 0)
+            build_model(Bert(init=str(tmp_path)), tokenizer, 0)
 
     def test_weights_of_another_shape_are_refused(self, tokenizer: Tokenizer, tmp_path: Path) -> None:
         BertForMaskedLM(tiny_config(tokenizer.vocab_size)).save_pretrained(tmp_path)
         config = tmp_path / "config.json"
         config.write_text(json.dumps(json.loads(config.read_text()) | {"intermediate_size": 40}))
         with pytest.raises(UserError, match=r"encoder\.layer\.0\.intermediate\.dense\.bias.*48.*40"):
-            build_model(Model(init=str(tmp_path)), tokenizer, 0)
+            build_model(Bert(init=str(tmp_path)), tokenizer, 0)
 
     def test_an_encoder_that_is_not_all_there_is_refused(self, tokenizer: Tokenizer, tmp_path: Path) -> None:
         BertForMaskedLM(tiny_config(tokenizer.vocab_size)).save_pretrained(tmp_path)
         config = tmp_path / "config.json"
         config.write_text(json.dumps(json.loads(config.read_text()) | {"num_hidden_layers": 3}))
         with pytest.raises(UserError, match=r"lacks bert\.encoder"):
-            build_model(Model(init=str(tmp_path)), tokenizer, 0)
+            build_model(Bert(init=str(tmp_path)), tokenizer, 0)
 
 
 class TestNames:
@@ -265,11 +266,13 @@ class TestNames:
 
     def test_two_encoders_are_refused(self, folder: Path, tokenizer: Tokenizer) -> None:
         rewrite(folder, lambda weights: {f"{side}.{n}": t for n, t in weights.items() for side in ("query", "text")})
-        assert "holds none of BERT's weights. Its weights are query.bert.*" in refusal(folder, tokenizer)
+        assert "holds none of the weights of a 'bert' model. Its weights are query.bert.*" in refusal(folder, tokenizer)
 
     def test_names_of_another_model_are_listed(self, folder: Path, tokenizer: Tokenizer) -> None:
         rewrite(folder, renamed(lambda name: f"base_model.model.{name.removeprefix('bert.')}"))
-        assert "holds none of BERT's weights. Its weights are base_model.model.*" in refusal(folder, tokenizer)
+        assert "holds none of the weights of a 'bert' model. Its weights are base_model.model.*" in refusal(
+            folder, tokenizer
+        )
 
 
 class TestWeights:
@@ -289,7 +292,7 @@ class TestWeights:
 
         rewrite(folder, spoil)
         with pytest.raises(UserError, match=rf"model\.init {folder}: {name} holds values that are not finite"):
-            build_model(Model(init=str(folder)), tokenizer, 0)
+            build_model(Bert(init=str(folder)), tokenizer, 0)
 
     def test_of_a_head_that_is_not_used_they_may_be(self, folder: Path, tokenizer: Tokenizer) -> None:
         rewrite(folder, lambda weights: weights | {"classifier.weight": torch.full((2, 32), torch.nan)})
@@ -311,7 +314,7 @@ class TestWeights:
             ),
         )
         with pytest.raises(UserError, match=r"cls\.predictions\.bias holds values that are not finite"):
-            build_model(Model(init=str(folder)), tokenizer, 0)
+            build_model(Bert(init=str(folder)), tokenizer, 0)
 
     def test_whole_numbers_are_refused(self, folder: Path, tokenizer: Tokenizer) -> None:
         name = "bert.encoder.layer.0.output.dense.weight"
@@ -325,7 +328,7 @@ class TestWeights:
         with pytest.raises(
             UserError, match=f"{decoder} differs from .*: if they are two weights, set tie_word_embeddings"
         ):
-            build_model(Model(init=str(folder)), tokenizer, 0)
+            build_model(Bert(init=str(folder)), tokenizer, 0)
         describe(folder, tie_word_embeddings=False)
         model, _ = loaded(folder, tokenizer)
         assert torch.equal(model.cls.predictions.decoder.weight, own)
@@ -418,7 +421,7 @@ class TestVocabulary:
         aligned, _ = model(batch)
         torch.testing.assert_close(aligned, loss, atol=1e-5, rtol=1e-6)
         assert model.masked_logits(batch).shape[1] == rows
-        assert Shape.of(model.config).vocabulary == rows
+        assert Shape.of(model.config).head == 32**2 + 32 * rows
         assert (tokenizer.random_ids < tokenizer.vocab_size).all()
         save_definition(model, tokenizer, tmp_path / "run")
         again = build_defined(tmp_path / "run")
@@ -488,7 +491,7 @@ class TestWrongKinds:
         self.other(kind, tokenizer.vocab_size).save_pretrained(tmp_path)
         assert f"is a '{kind}' model: only 'bert' is supported" in refusal(tmp_path, tokenizer)
         describe(tmp_path, **json.loads(json.dumps(tiny_config(tokenizer.vocab_size).to_dict())))  # that lies
-        assert "holds none of BERT's weights. Its weights are " in refusal(tmp_path, tokenizer)
+        assert "holds none of the weights of a 'bert' model. Its weights are " in refusal(tmp_path, tokenizer)
 
     @pytest.mark.parametrize(
         ("files", "said"),

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from maskloom.optim import lamb as module
-from maskloom.optim.lamb import Lamb, Piece, Placing
+from maskloom.optim.kind import Placing, TensorPart
+from maskloom.optim.lamb import Lamb
 
 SHAPES = [(3, 5), (4,), (2, 2, 2)]
 
@@ -102,7 +103,7 @@ def placing_between(begin: int, end: int) -> Placing:
         last = first + torch.Size(shape).numel()
         left, right = max(first, begin), min(last, end)
         if left < right:
-            pieces.append(Piece(number, left - begin, right - left))
+            pieces.append(TensorPart(number, left - begin, right - left))
         first = last
     return Placing(len(SHAPES), tuple(pieces))
 
@@ -135,7 +136,7 @@ def test_one_reduction_a_step_and_of_two_numbers_a_tensor() -> None:
     plain = torch.randn(4, requires_grad=True)
     plain.grad = torch.ones(4)
     optimizer = Lamb([{"params": [vector]}, {"params": [plain], "adapts": False}], lr=0.1)
-    optimizer.place({vector: placing_between(0, 27), plain: Placing(1, (Piece(0, 0, 4),))})
+    optimizer.place({vector: placing_between(0, 27), plain: Placing(1, (TensorPart(0, 0, 4),))})
     shapes: list[Any] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "sum_over_ranks", lambda mine: shapes.append(tuple(mine.shape)) or mine)

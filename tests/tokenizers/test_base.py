@@ -1,3 +1,5 @@
+"""What packing and masking need of a tokenizer, whatever its kind."""
+
 from __future__ import annotations
 
 import itertools
@@ -11,14 +13,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer as HFTokenizer
 
 from maskloom.errors import UserError
 from maskloom.tokenizers import base as module
 from maskloom.tokenizers.base import Tokenized, Tokenizer, parts_of
 from maskloom.tokenizers.loading import load_tokenizer, tokenizer_of_definition
 from maskloom.tokenizers.pipeline import AT_BLANKS
-from maskloom.tokenizers.training import train_tokenizer
 from maskloom.tokenizers.wordpiece import SPECIAL_TOKENS
 from tests.conftest import WORDS
 
@@ -135,24 +135,6 @@ def test_the_fingerprint_follows_what_determines_the_encoding(tokenizer: Tokeniz
     assert changed(tokenizer, normalizer=None).fingerprint != tokenizer.fingerprint
 
 
-@pytest.mark.parametrize("vocab_size", [150, 400])
-def test_a_trained_vocabulary_keeps_to_its_size_and_knows_its_text(documents: list[str], vocab_size: int) -> None:
-    tokenizer = train_tokenizer(iter(documents), vocab_size)
-    assert len(SPECIAL_TOKENS) < tokenizer.vocab_size <= vocab_size
-    for text, ids in zip(documents, tokenizer.encode(documents), strict=True):
-        assert tokenizer.unk_id not in ids
-        assert tokenizer.decode(ids).replace(" ", "") == text.replace(" ", "")
-
-
-def test_lower_casing_is_a_choice() -> None:
-    texts = ["River RIVER river"] * 10
-    lower, cased = (
-        train_tokenizer(texts, 100, lowercase=lowercase).encode(["RIVER", "river"]) for lowercase in (True, False)
-    )
-    assert lower[0].tolist() == lower[1].tolist()
-    assert cased[0].tolist() != cased[1].tolist()
-
-
 @pytest.mark.parametrize("absent", SPECIAL_TOKENS)
 def test_a_vocabulary_without_a_special_token_is_refused_by_its_name(tokenizer: Tokenizer, absent: str) -> None:
     tree = json.loads(tokenizer.definition)
@@ -215,58 +197,10 @@ def test_no_text_at_all_is_encoded_as_nothing(tokenizer: Tokenizer) -> None:
         assert documents.lengths.tolist() == [0] * len(texts)
 
 
-def test_words_that_go_on_are_known(tokenizer: Tokenizer) -> None:
-    every = np.arange(tokenizer.vocab_size, dtype=np.int32)
-    begins = tokenizer.starts_word(every[None], np.zeros((1, len(every)), bool))[0]
-    for number in every.tolist():
-        assert begins[number] != tokenizer.token(number).startswith("##")
-    assert not begins.all()
-
-
 def variant(tokenizer: Tokenizer, **normalizer: object) -> Tokenizer:
     tree = json.loads(tokenizer.definition)
     tree["normalizer"].update(normalizer)
     return tokenizer_of_definition(json.dumps(tree), "a variant")
-
-
-NASTY = (
-    "\x00\x1c\x1f\x85\xa0\xad\u0300\u0301\u0316\u03a3\u0130\u1680\u180e\u200b\u200d\u2028\u3000\u4e2d\uac00\ufeff\ufffd"
-)
-nasty_texts = st.lists(
-    st.sampled_from([*NASTY, " ", "\n", "\t", "\r", "\r\n", "[MASK]", "[SEP]", "##a", "ΑΣ", "river", "Stone."])
-    | st.characters(exclude_categories=["Cs"]),
-    max_size=25,
-).map("".join)
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {},
-        {"lowercase": False, "strip_accents": False},
-        {"clean_text": False, "handle_chinese_chars": False, "lowercase": False},
-    ],
-)
-@settings(max_examples=150, deadline=None)
-@given(texts=st.lists(nasty_texts, max_size=5))
-def test_looking_stretches_up_gives_what_encoding_the_whole_text_gives(
-    tokenizer: Tokenizer, changes: dict[str, object], texts: list[str]
-) -> None:
-    """Also for every other kind of white space, for controls, combining marks and literal special tokens."""
-    tested = variant(tokenizer, **changes)
-    assert tested._stretches
-    whole = [encoding.ids for encoding in tested._encoder.encode_batch(texts, add_special_tokens=False)]
-    for _ in range(2):  # unknown, and known
-        assert [ids.tolist() for ids in tested.encode(texts)] == whole
-
-
-def test_a_token_that_can_hold_white_space_is_found_across_it(tokenizer: Tokenizer) -> None:
-    encoder = HFTokenizer.from_str(tokenizer.definition)
-    encoder.add_tokens(["river stone"])
-    tested = tokenizer_of_definition(encoder.to_str(), "with a token of two words")
-    assert tested._stretches is None
-    (ids,) = tested.encode(["the river stone"])
-    assert ids.tolist()[-1] == encoder.token_to_id("river stone")
 
 
 def test_what_is_known_stays_bounded(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:

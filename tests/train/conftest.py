@@ -10,7 +10,7 @@ import pytest
 from maskloom.config import RunConfig
 from maskloom.config_file import parse_config
 from maskloom.distributed import World
-from maskloom.models.bert import build_model
+from maskloom.models.build import build_model
 from maskloom.tokenizers.base import Tokenizer
 from maskloom.train.run_dir import RunDir
 

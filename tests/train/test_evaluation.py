@@ -14,7 +14,7 @@ import pytest
 import torch
 from tokenizers.implementations import BertWordPieceTokenizer
 
-from maskloom.config import Evaluation, Masking, Model
+from maskloom.config import Bert, Evaluation, Masking
 from maskloom.data.batch import MicroBatch
 from maskloom.data.index.corpus import Index
 from maskloom.data.index.indexing import index_tars
@@ -24,7 +24,8 @@ from maskloom.data.stream import held_out_rows
 from maskloom.data.writing.passes import Options
 from maskloom.data.writing.shards import write_shards
 from maskloom.distributed import World
-from maskloom.models.bert import MaskedLM, build_model
+from maskloom.models.build import build_model
+from maskloom.models.masked_lm import MaskedLM
 from maskloom.tokenizers.base import Tokenizer
 from maskloom.tokenizers.loading import load_tokenizer
 from maskloom.tokenizers.wordpiece import SPECIAL_TOKENS
@@ -112,7 +113,7 @@ def test_masks_follow_from_the_corpus_alone(index: Index, tokenizer: Tokenizer) 
 
 @pytest.fixture(scope="module")
 def model(tokenizer: Tokenizer) -> MaskedLM:
-    settings = Model(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=48)
+    settings = Bert(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=48)
     return build_model(settings, tokenizer, 1)[0].eval()
 
 

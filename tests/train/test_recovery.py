@@ -15,7 +15,7 @@ from maskloom.data.index.corpus import Index
 from maskloom.data.masking import MaskRule
 from maskloom.data.plan import DataPlan, Growth, PhasePlan
 from maskloom.distributed import World
-from maskloom.models.bert import MaskedLM
+from maskloom.models.masked_lm import new_model
 from maskloom.tokenizers.base import Tokenizer
 from maskloom.train.recovery import Rollback, collapsed, count_not_finite, diverged, first_not_finite
 from maskloom.train.refusal import PassedOver, read_intervals
@@ -82,8 +82,9 @@ def test_what_is_passed_over_is_left_in_the_folder(tmp_path: Path, capsys: pytes
 def engine(tokenizer: Tokenizer) -> Any:
     """What of an engine is looked at: a model in fp16, and its loss scale."""
     torch.manual_seed(0)
-    model = MaskedLM(tiny_config(tokenizer.vocab_size)).half().train()
-    return SimpleNamespace(model=model, loss_scale=1.0, parts=model.named_parameters)
+    model = new_model(tiny_config(tokenizer.vocab_size)).half().train()
+    named = model.named_parameters
+    return SimpleNamespace(model=model, loss_scale=1.0, parts=named, whole_parameters=lambda: dict(named()))
 
 
 def test_weights_that_are_no_numbers_are_counted(engine: Any) -> None:

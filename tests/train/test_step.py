@@ -14,7 +14,7 @@ import torch
 from maskloom.config_file import parse_config
 from maskloom.distributed import World
 from maskloom.errors import UserError
-from maskloom.train.engine.stepping import Backward, LossScaleCollapsed, StepOutcome
+from maskloom.train.engine.engine import Backward, LossScaleCollapsed, StepOutcome
 from maskloom.train.rank.heartbeats import Pulse
 from maskloom.train.rank.notices import Notices
 from maskloom.train.refusal import NOT_FINITE, GuardState

@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from maskloom.command_line import add_overrides
 from maskloom.commands.arguments import positive
 from maskloom.commands.loading import load_run
 from maskloom.data.masking import MaskRule
 from maskloom.data.plan import open_corpora
 from maskloom.distributed import World
 from maskloom.errors import UserError
+from maskloom.program import add_overrides
 from maskloom.progress import show
 from maskloom.redaction import shown
 from maskloom.train.evaluation import evaluate, unigram_entropy

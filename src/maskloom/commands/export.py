@@ -11,15 +11,16 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
-from transformers import BertForMaskedLM
 from transformers.utils import logging
 
 from maskloom.commands.arguments import positive
 from maskloom.commands.loading import LoadedRun, load_run
 from maskloom.errors import UserError
 from maskloom.files import whole_folder
+from maskloom.models.architecture import architecture_of, longest_piece_of
 from maskloom.progress import say
 from maskloom.tokenizers.writing import write_for_others
 
@@ -39,7 +40,7 @@ def run(options: argparse.Namespace) -> int:
             plain_model(loaded).save_pretrained(partial)
         except SafetensorError as error:
             raise UserError(f"the weights cannot be written into {options.out.parent}: {error}") from None
-        write_for_others(partial, loaded.tokenizer, loaded.model.config.max_position_embeddings)
+        write_for_others(partial, loaded.tokenizer, longest_piece_of(loaded.model.config))
     say(
         f"{options.out}: the model of step {loaded.step:,}; load it with "
         f"AutoModelForMaskedLM.from_pretrained('{options.out}')"
@@ -47,8 +48,9 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def plain_model(loaded: LoadedRun) -> BertForMaskedLM:
+def plain_model(loaded: LoadedRun) -> Any:
     """Hugging Face's own model with the run's weights."""
-    model = BertForMaskedLM(loaded.model.config)
+    config = loaded.model.config
+    model = architecture_of(config).hf_class(config)
     model.load_state_dict(loaded.weights)
     return model.eval()

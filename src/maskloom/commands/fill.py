@@ -1,7 +1,7 @@
 """Fill the masks of a sentence: the likeliest tokens for each [MASK].
 
-MODEL is a run directory, an exported folder, or any folder with a Hugging Face checkpoint of
-BertForMaskedLM and its tokenizer.
+MODEL is a run directory, an exported folder, or any folder with a Hugging Face checkpoint of a
+model for masked tokens (BertForMaskedLM) and its tokenizer.
 
 example:
   maskloom fill runs/quickstart "Returns the [MASK] of the array."
@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import BertForMaskedLM
 from transformers.utils import logging
 
 from maskloom.commands.arguments import positive
 from maskloom.errors import UserError
+from maskloom.models.architecture import longest_piece_of
 from maskloom.models.warm_start import load_checkpoint, open_checkpoint
 from maskloom.progress import show
 from maskloom.redaction import one_line
@@ -41,7 +42,7 @@ def run(options: argparse.Namespace) -> int:
     logging.disable_progress_bar()
     model, tokenizer = _load(Path(options.model))
     ids = tokenizer.encode_with_masks(options.text)
-    most = model.config.max_position_embeddings
+    most = longest_piece_of(model.config)
     if len(ids) > most:
         raise UserError(f"the text has {len(ids)} tokens, the model reads at most {most}: shorten it")
     places = [place for place, token in enumerate(ids) if token == tokenizer.mask_id]
@@ -61,7 +62,7 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _load(source: Path) -> tuple[BertForMaskedLM, Tokenizer]:
+def _load(source: Path) -> tuple[Any, Tokenizer]:
     if (source / "config.yaml").exists():
         from maskloom.commands.export import plain_model
         from maskloom.commands.loading import load_run
@@ -72,10 +73,10 @@ def _load(source: Path) -> tuple[BertForMaskedLM, Tokenizer]:
         raise UserError(
             f"{source} is neither a run directory nor a Hugging Face checkpoint: no config.yaml or config.json"
         )
-    model, missing, _ = load_checkpoint(BertForMaskedLM, open_checkpoint(str(source), str(source)))
+    model, missing, _ = load_checkpoint(open_checkpoint(str(source), str(source)))
     if missing:
         raise UserError(
-            f"{source} is no trained BertForMaskedLM: it lacks {len(missing)} weights, such as {min(missing)}"
+            f"{source} is no trained {type(model).__name__}: it lacks {len(missing)} weights, such as {min(missing)}"
         )
     tokenizer = load_tokenizer(source)
     if tokenizer.vocab_size > model.config.vocab_size:

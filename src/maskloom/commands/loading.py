@@ -11,7 +11,8 @@ import torch
 from maskloom.config import RunConfig
 from maskloom.config_file import load_config
 from maskloom.errors import UserError
-from maskloom.models.bert import MaskedLM, build_defined
+from maskloom.models.build import build_defined
+from maskloom.models.masked_lm import MaskedLM
 from maskloom.tokenizers.base import Tokenizer
 from maskloom.tokenizers.loading import load_tokenizer
 from maskloom.train.checkpoint import read_state, saved_at, tokenizing_of

@@ -20,7 +20,6 @@ from pathlib import Path
 
 import numpy as np
 
-from maskloom.command_line import add_overrides
 from maskloom.commands.arguments import natural, positive, step_range
 from maskloom.config_file import load_config
 from maskloom.data.cursors import first_cursors
@@ -29,6 +28,7 @@ from maskloom.data.rows import Rows
 from maskloom.data.stream import read_steps, skip_steps
 from maskloom.distributed import World
 from maskloom.errors import UserError
+from maskloom.program import add_overrides
 from maskloom.progress import show
 from maskloom.redaction import one_line
 from maskloom.tokenizers.base import Tokenizer

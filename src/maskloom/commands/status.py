@@ -18,12 +18,12 @@ import shlex
 import time
 from pathlib import Path
 
-from maskloom.command_line import add_overrides
 from maskloom.commands.arguments import natural
 from maskloom.config_file import load_config
 from maskloom.errors import UserError
 from maskloom.launch.ending import Ended, in_words
 from maskloom.launch.supervisor import NO_RESTART, settle
+from maskloom.program import add_overrides
 from maskloom.progress import duration, show, show_path
 from maskloom.status import REFRESH_S, SILENT_S, START, Status, attempt_steps, read_status, why_not_again
 from maskloom.train.run_lock import holder_of

@@ -28,7 +28,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("corpus", metavar="CORPUS", help="folder of an index")
     add("out", type=Path, metavar="OUT", help="folder to write tokenizer.json into")
     add("--vocab-size", type=positive, default=30522, help="at most this many ids (default: 30522, as BERT)")
-    add("--kind", choices=trainable_kinds(), default="wordpiece", help="kind of tokenizer (default: wordpiece)")
+    kinds = ", ".join(trainable_kinds())
+    add("--kind", default="wordpiece", help=f"{kinds}, or one that --import adds (default: wordpiece)")
     add(
         "--cased",
         action="store_true",

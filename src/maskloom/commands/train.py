@@ -19,12 +19,12 @@ import os
 import sys
 from pathlib import Path
 
-from maskloom.command_line import add_overrides
 from maskloom.commands.arguments import cores, natural, positive
 from maskloom.config import RunConfig
 from maskloom.config_file import load_config
 from maskloom.distributed import World
 from maskloom.errors import UserError
+from maskloom.program import add_overrides
 from maskloom.progress import show
 
 PROFILE = Path("profile")
@@ -116,7 +116,7 @@ def _profile(options: argparse.Namespace, config: RunConfig) -> int:
 
     from maskloom.launch.ending import Stop
     from maskloom.launch.local import run_ranks
-    from maskloom.launch.ports import free_port, preferred_port
+    from maskloom.launch.probe import free_port, preferred_port
     from maskloom.train.setup import prepare
 
     processes = options.processes or max(torch.cuda.device_count(), 1)

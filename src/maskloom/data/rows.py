@@ -81,11 +81,25 @@ def count_text_tokens(rows: Rows, tokenizer: Tokenizer) -> int:
     return int(tokens.size - np.count_nonzero(added))
 
 
-def count_slots(rows: Rows, tokenizer: Tokenizer) -> tuple[int, int]:
-    """Slots that are no padding ([CLS] and [SEP] are none), and the sum over pieces of the square of their slots: what the
-    encoder and its attention have to compute."""
+def count_slots(rows: Rows, tokenizer: Tokenizer, windows: Sequence[int | None] = (None,)) -> tuple[int, list[int]]:
+    """What the encoder and its attention have to compute.
+
+    Args:
+        windows: slots that attention sees to either side; None for the whole piece.
+
+    Returns:
+        slots that are not padding ([CLS] and [SEP] are not), and for each window the pairs of slots that see each other, each
+        slot with itself included: without a window the sum over pieces of the square of their slots.
+    """
     tokens = rows.tokens.reshape(-1)
     begins = np.flatnonzero(rows.starts)
     lengths = np.diff(np.append(begins, tokens.size))
     lengths = lengths[tokens[begins] != tokenizer.pad_id]
-    return int(lengths.sum()), int((lengths**2).sum())
+    return int(lengths.sum()), [int(count_pairs(lengths, window).sum()) for window in windows]
+
+
+def count_pairs(lengths: NDArray[np.int64], window: int | None) -> NDArray[np.int64]:
+    """Pairs of slots within each piece that are at most `window` apart, in both orders; int64 [N] to int64 [N]."""
+    reach = lengths - 1 if window is None else np.minimum(window, lengths - 1)
+    pairs: NDArray[np.int64] = lengths * (2 * reach + 1) - reach * (reach + 1)
+    return pairs

@@ -1,6 +1,6 @@
 """How ranks ended, in a code and in words, and the request to stop them.
 
-Exit codes are the ranks' own where they have one (status.py), and 128 + N where signal N ended a rank, as in a shell.
+Exit codes are the ranks' own (status.py), or 128 + N if signal N ended a rank, as in a shell.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from maskloom.status import EXIT_DONE, EXIT_HUNG, EXIT_STOPPED
 
 POLL_S = 0.1
 FAILED_GRACE_S = 15.0
-"""After a rank failed: for the others to notice, to say so and to end."""
+"""After a rank failed: time for the others to notice, to say so and to end."""
 TERM_GRACE_S = 5.0
-"""Between SIGTERM and SIGKILL, where ranks did not end by themselves."""
+"""Between SIGTERM and SIGKILL, if ranks did not end by themselves."""
 WELL = (EXIT_DONE, EXIT_STOPPED)
 
 
@@ -32,7 +32,7 @@ class Ended:
 
 
 def exit_code(returncode: int) -> int:
-    """What `subprocess` calls -9, a shell calls 137."""
+    """The code that a shell would have: `subprocess` calls 137 -9."""
     return 128 - returncode if returncode < 0 else returncode
 
 
@@ -73,7 +73,7 @@ class Stop:
         return f"{self.signal.name} to what started the ranks" if self.signal else ""
 
     def wait(self, seconds: float) -> None:
-        """Sleep, but no longer than until a request comes."""
+        """Sleep, or return early once a request comes."""
         until_s = time.monotonic() + seconds
         while not self.signal and time.monotonic() < until_s:
             time.sleep(POLL_S)

@@ -1,8 +1,8 @@
 """The variables that ranks on other machines get, through DeepSpeed's environment file.
 
-DeepSpeed writes them into the command line of every host, where its log and everybody's `ps` show them. So only names that steer
-training are passed on, and none that looks like a secret: credentials belong into files on the hosts, or their names
-(`HF_TOKEN_PATH`, `AWS_PROFILE`) here.
+DeepSpeed writes them into the command line of every host. Its log shows them, and so does `ps` to everybody. So only names that
+steer training are passed on, and none that looks like a secret. Credentials belong in files on the hosts; pass on where they are
+(`HF_TOKEN_PATH`, `AWS_PROFILE`).
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ PASSED_ON = re.compile(
     r"|TOKENIZERS_PARALLELISM|LD_LIBRARY_PATH|TMPDIR|https?_proxy|no_proxy|SSL_CERT_FILE"
 )
 OWN = re.compile(r"CUDA_VISIBLE_DEVICES|DS_ENV_FILE|PYTHONPATH|(OMP|KMP)_(PROC_BIND|PLACES|AFFINITY)")
-"""Of one machine or process only, or set by DeepSpeed's launcher itself."""
+"""Never passed on: they are about one machine or process, or DeepSpeed's launcher sets them itself."""
 DEEPSPEED_FILE = ".deepspeed_env"
 
 
 def for_hosts(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """What ranks on other machines get: what steers training in this environment, and what the user's DeepSpeed environment
-    files say (`DS_ENV_FILE`, else `.deepspeed_env`, in the home folder and then here), which goes first.
+    """The variables for ranks on other machines: those of this environment that steer training, and those of the user's DeepSpeed
+    environment files (`DS_ENV_FILE`, else `.deepspeed_env`, in the home folder and then here). The files win.
 
     Raises:
         UserError: such a file names a secret, or has a line that is not NAME=VALUE.
@@ -50,8 +50,7 @@ def for_hosts(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
 
 
 def environment_file(variables: Mapping[str, str]) -> str:
-    """The text that DeepSpeed reads: NAME=VALUE, without an empty line, each value such that it comes out of pdsh and of the
-    shell of a host as it went in.
+    """The text that DeepSpeed reads: lines NAME=VALUE, no empty one. Values are quoted: pdsh and the shell of a host undo it.
 
     Raises:
         UserError: a value has more than one line.
@@ -65,18 +64,18 @@ def environment_file(variables: Mapping[str, str]) -> str:
 
 
 def in_double_quotes(text: str) -> str:
-    """A text for between double quotes of a shell, where DeepSpeed puts what has other characters than those of paths;
-    pdsh replaces %h and the like in it."""
+    """Quote a text that DeepSpeed will put between double quotes of a shell, as it does unless the text looks like a path. pdsh
+    would replace %h and the like in it."""
     return re.sub(r'([\\"$`])', r"\\\1", text).replace("%", "%%")
 
 
 def without_secrets(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """The environment of the launcher itself, which passes on variables by the beginnings of their names: `MLFLOW...`."""
+    """The environment for DeepSpeed's launcher, which passes on variables by how their names begin: `MLFLOW...`."""
     return {name: value for name, value in environment.items() if not _is_secret(name, value)}
 
 
 def _is_secret(name: str, value: str) -> bool:
-    """By its name, or for the password in its URL, as proxies have it."""
+    """By its name, or by a password in its URL, as proxies have them."""
     return is_secret_name(name) or any(secret_urls({name: value}))
 
 

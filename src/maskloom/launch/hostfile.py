@@ -3,9 +3,9 @@
     node1 slots=8        # a comment
     ada@node2 slots=8
 
-DeepSpeed 0.19.8 trains on this machine alone where the file does not exist, takes 0 slots, passes over whatever stands behind
-the number, and hands any name to ssh: one such as `-oProxyCommand=...` would run a program here. So a name begins with a letter
-or digit, and every fault is named with its line.
+DeepSpeed 0.19.8 trains on this machine alone if the file does not exist. It takes 0 slots, ignores what stands behind the number,
+and hands any name to ssh: `-oProxyCommand=...` would run a program here. So a name must begin with a letter or digit, and every
+fault is reported with its line.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ LINE = re.compile(r"(\S+)[ \t]+slots=([0-9]{1,6})[ \t]*(#.*)?")
 
 @dataclass(frozen=True)
 class Host:
-    """A machine as ssh is told of it (`node1`, `ada@node1`), and the ranks that it has."""
+    """A machine, by the name that ssh gets (`node1`, `ada@node1`), and how many ranks run there."""
 
     name: str
     slots: int

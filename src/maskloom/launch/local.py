@@ -1,7 +1,7 @@
 """Ranks on this machine, as processes that never outlive this one.
 
-Each rank has a session of its own, so that Ctrl-C at a terminal reaches this process only, which passes every request on once.
-A rank that fails ends all: the others get a short time to notice and to say so, then SIGTERM, then SIGKILL.
+Each rank has its own session. So Ctrl-C at a terminal reaches this process only, which passes each request on once. If a rank
+fails, all end: the others get a short time to notice and to say so, then SIGTERM, then SIGKILL.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from maskloom.launch.ending import (
     in_words,
     say_stopping,
 )
-from maskloom.launch.tied import tied
+from maskloom.launch.leftovers import tied
 from maskloom.progress import say, warn
 from maskloom.status import EXIT_DONE, EXIT_HUNG, EXIT_STOPPED
 
@@ -122,7 +122,7 @@ def _kill(ranks: Ranks, failed: int | None, stop: Stop) -> Ended:
 
 
 def _first_failed(ranks: Ranks) -> int | None:
-    """The rank that failed; of several since the last look one that a signal ended, for that is a cause, not a consequence."""
+    """The rank that failed first. Of several since the last look: one that a signal ended, for that is a cause."""
     bad = [rank for rank, process in enumerate(ranks) if process.poll() not in (None, *WELL)]
     return min(bad, key=lambda rank: (ranks[rank].returncode > 0, rank), default=None)
 

@@ -1,17 +1,21 @@
-"""Whether a host can take ranks: a look of a few seconds before each start. `maskloom doctor` looks closer.
+"""Whether a host can take ranks, and at which port they can meet: a look of a few seconds before each attempt.
 
-On the host `python -m maskloom.launch.probe` prints an object of JSON: its faults, and a free port.
+`maskloom doctor` looks closer. On the host `python -m maskloom.launch.probe` prints a JSON object: its faults, and a free port.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import errno
 import json
 import os
 import platform
 import shutil
+import socket
 import subprocess
 import sys
+import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,51 +23,52 @@ from pathlib import Path
 
 from maskloom import __version__
 from maskloom.launch.hostfile import Host
-from maskloom.launch.ports import free_port
-from maskloom.launch.ssh import FAILED, Ssh, last_line
+from maskloom.launch.ssh import AT_ONCE, FAILED, Ssh, last_line
 
 TIMEOUT_S = 60.0
-AT_ONCE = 64
+FIRST_PORT, PORTS = 12000, 20000
+"""Below the ports that Linux gives to outgoing connections (32768 and up), which take any free one."""
+PORT_TRIES = 64
 
 
 @dataclass(frozen=True)
-class Findings:
-    """What a look at a host gave.
+class Fitness:
+    """What a look at a host found.
 
     Attributes:
-        fault: why it can take no ranks; None where it can.
-        port: free on it.
+        fault: why the host can take no ranks; None if it can.
+        port: a free one.
     """
 
     fault: str | None
     port: int = 0
 
 
-def healthy(host: Host, ssh: Ssh, run: Path) -> str | None:
-    """None where the host can take its ranks, else what is wrong with it."""
-    return look_at(host, ssh, run, 0).fault
-
-
-def look_at_all(hosts: Sequence[Host], ssh: Ssh, run: Path, preferred_port: int) -> list[Findings]:
-    """A look at each host, many at once, in their order."""
+def probe_hosts(hosts: Sequence[Host], ssh: Ssh, run: Path, preferred: int) -> list[Fitness]:
+    """Look at all hosts, many at once; the answers are in the order of the hosts."""
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        return list(pool.map(lambda host: look_at(host, ssh, run, preferred_port), hosts))
+        return list(pool.map(lambda host: probe_host(host, ssh, run, preferred), hosts))
 
 
-def look_at(host: Host, ssh: Ssh, run: Path, preferred_port: int) -> Findings:
-    """Ask a host by ssh; `run` is a folder that it must see where this machine does."""
+def probe_host(host: Host, ssh: Ssh, run: Path, preferred: int) -> Fitness:
+    """Ask a host over ssh.
+
+    Args:
+        run: a folder that the host must see at the same path as this machine.
+        preferred: port to begin the search at.
+    """
     versions = f"{platform.python_version()} {__version__}"
-    arguments = ["--slots", str(host.slots), "--versions", versions, "--port", str(preferred_port)]
+    arguments = ["--slots", str(host.slots), "--versions", versions, "--port", str(preferred)]
     if (run / "config.yaml").exists():
         arguments += ["--sees", str((run / "config.yaml").absolute())]
     answer = ssh.run(host.name, "maskloom.launch.probe", arguments, TIMEOUT_S)
     if answer.returncode == FAILED:
-        return Findings(f"not reached by ssh: {last_line(answer.stderr)}")
+        return Fitness(f"not reached by ssh: {last_line(answer.stderr)}")
     try:
         found = json.loads(answer.stdout.splitlines()[-1])
-        return Findings("; ".join(found["faults"]) or None, int(found["port"]))
+        return Fitness("; ".join(found["faults"]) or None, int(found["port"]))
     except (IndexError, ValueError, KeyError, TypeError):
-        return Findings(f"{sys.executable} in {Path.cwd()} does not run there: {last_line(answer.stderr)}")
+        return Fitness(f"{sys.executable} in {Path.cwd()} does not run there: {last_line(answer.stderr)}")
 
 
 def main(arguments: list[str]) -> None:
@@ -71,26 +76,25 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="maskloom.launch.probe")
     parser.add_argument("--slots", type=int, required=True)
     parser.add_argument("--versions", required=True)
-    parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--sees")
     options = parser.parse_args(arguments)
-    faults = []
+    faults, port = [], 0
     if options.versions != (own := f"{platform.python_version()} {__version__}"):
         faults.append(f"Python and maskloom are {own} there, {options.versions} here")
     if options.sees and not Path(options.sees).exists():
         faults.append(f"it does not see {options.sees}: is the shared file system mounted?")
     if fault := _gpu_fault(options.slots):
         faults.append(fault)
-    port = 0
     try:
-        port = free_port(options.port) if options.port else 0
+        port = free_port(options.port)
     except OSError as error:
         faults.append(str(error))
     print(json.dumps({"faults": faults, "port": port}))
 
 
 def _gpu_fault(slots: int) -> str | None:
-    """Whether the driver answers for fewer GPUs than there are to be ranks; nothing where there are none, or no tool to ask."""
+    """Whether the driver answers for fewer GPUs than there are slots. No fault on a host without GPUs, or without nvidia-smi."""
     if os.environ.get("DS_ACCELERATOR", "cuda") != "cuda" or not shutil.which("nvidia-smi"):
         return None
     try:
@@ -101,6 +105,48 @@ def _gpu_fault(slots: int) -> str | None:
     if listing.returncode or (0 < gpus < slots):
         return f"{gpus} GPUs answer, {slots} are wanted: {last_line(listing.stderr or listing.stdout)}"
     return None
+
+
+def preferred_port(run: Path, attempt: int) -> int:
+    """A port that follows from the run, so that two runs on one machine do not meet. Each attempt has another one: what is left
+    of the last attempt may still hold its port."""
+    return FIRST_PORT + zlib.crc32(f"{run.resolve()} {attempt}".encode()) % PORTS
+
+
+def free_port(preferred: int) -> int:
+    """The first free port from `preferred` on, on this machine. Raises OSError if none of the next 64 is free."""
+    for port in range(preferred, preferred + PORT_TRIES):
+        if is_free(port):
+            return port
+    raise OSError(errno.EADDRINUSE, f"ports {preferred} to {preferred + PORT_TRIES - 1} are all taken")
+
+
+def is_free(port: int) -> bool:
+    """Whether nobody listens at a port, on any address of this machine."""
+    for family, address in ((socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")):
+        with contextlib.ExitStack() as stack:
+            try:
+                probe = stack.enter_context(socket.socket(family))
+            except OSError:  # no IPv6 here
+                continue
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            try:
+                probe.bind((address, port))
+                probe.listen(1)
+            except OSError as error:
+                if error.errno == errno.EADDRNOTAVAIL:  # IPv6 is switched off
+                    continue
+                return False
+    return True
+
+
+def spare_port() -> int:
+    """Any free port."""
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return int(probe.getsockname()[1])
 
 
 if __name__ == "__main__":

@@ -34,11 +34,9 @@ from typing import IO
 from maskloom.files import LOCK
 from maskloom.launch.ending import FAILED_GRACE_S, POLL_S, WELL, Ended, Stop, exit_code, in_words, say_stopping
 from maskloom.launch.environment import environment_file, for_hosts, without_secrets
-from maskloom.launch.guardian import guarded
 from maskloom.launch.hostfile import Host, as_hostfile
-from maskloom.launch.leftovers import VARIABLE, end_leftovers
+from maskloom.launch.leftovers import VARIABLE, end_leftovers, guarded, tied
 from maskloom.launch.ssh import FAILED, Ssh
-from maskloom.launch.tied import tied
 from maskloom.progress import say, warn
 from maskloom.status import EXIT_HUNG, EXIT_STOPPED, START
 from maskloom.train.run_lock import named_holder
@@ -66,8 +64,8 @@ class Failures:
 
 
 def host_code(code: int) -> int:
-    """DeepSpeed's launcher ends with -9 where a rank was killed by signal 9, which a shell sees as 247; ours is 137. 255 is ssh's
-    own."""
+    """Our code for that of DeepSpeed's launcher on a host. If signal 9 killed a rank, the launcher ends with -9, and a shell sees
+    247; ours is 137. 255 is ssh's own."""
     return 128 + 256 - code if 256 - LARGEST_SIGNAL <= code < FAILED else code
 
 
@@ -139,9 +137,9 @@ def deepspeed_command(hostfile: Path, master: tuple[str, int], arguments: Sequen
 
 
 def for_pdsh(argument: str) -> str:
-    """An argument such that it comes out of DeepSpeed's launcher, pdsh and the shell of a host as it went in.
+    """Quote an argument. DeepSpeed's launcher, pdsh and the shell of a host undo it.
 
-    The launcher puts what has a space between double quotes, and nothing else; pdsh replaces %h and the like."""
+    The launcher puts an argument with a space between double quotes, and no other. pdsh replaces %h and the like."""
     if " " in argument:
         return re.sub(r"([\\$`])", r"\\\1", argument).replace("%", "%%")
     return shlex.quote(argument).replace("%", "%%")
@@ -156,7 +154,7 @@ def _wait(
     failed_grace_s: float,
     name: str,
 ) -> Ended | None:
-    """Until the launcher has ended by itself (None), or how the attempt ended where its ranks must be ended."""
+    """Wait for the launcher. Returns None if it ended by itself; else how the attempt ended: its ranks are still to be ended."""
     end_at_s, late = math.inf, Ended(EXIT_HUNG, "the other hosts' ranks did not end although those of one had")
     is_asked, failed = False, None
     while launcher.poll() is None:
@@ -184,7 +182,7 @@ def _wait(
 
 
 def _ask_to_stop(run: Path, stop: Stop, name: str) -> bool:
-    """Leave word in the run's folder; False where there is none yet, or its lock is not that of our ranks: theirs would end."""
+    """Write RUN/stop. Returns False if there is no run yet, or if another process holds its lock: its ranks would stop."""
     holder = named_holder(run / LOCK)
     if not (run / "config.yaml").exists() or (holder is not None and holder.start != name):
         return False
@@ -193,7 +191,7 @@ def _ask_to_stop(run: Path, stop: Stop, name: str) -> bool:
 
 
 def _by_itself(code: int, failures: Failures) -> Ended:
-    """How an attempt ended whose launcher ended with this code, with nobody's help."""
+    """How an attempt ended if its launcher ended by itself, with this code."""
     if failures.first:
         return Ended(failures.first[1], _described(*failures.first))
     if code == EXIT_STOPPED:
@@ -216,7 +214,7 @@ def _pass_on(stream: IO[bytes], failures: Failures) -> None:
 
 @contextlib.contextmanager
 def private_files(*texts: str) -> Iterator[tuple[Path, ...]]:
-    """Files that nobody else can read or foresee, for as long as the block runs."""
+    """Files that nobody else can read, at paths that nobody can guess, for as long as the block runs."""
     with tempfile.TemporaryDirectory(prefix="maskloom-") as folder:  # mode 0700
         paths = tuple(Path(folder) / f"{number}" for number in range(len(texts)))
         for path, text in zip(paths, texts, strict=True):

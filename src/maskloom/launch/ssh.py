@@ -25,8 +25,10 @@ OPTIONS = (
     "ServerAliveCountMax=3",  # a host that is gone is noticed within a minute
 )
 CONNECT_TIMEOUT_S = 10
+AT_ONCE = 64
+"""Hosts that are asked at the same time."""
 FAILED = 255
-"""Exit code of ssh where ssh itself failed."""
+"""Exit code of ssh if ssh itself failed."""
 
 
 @dataclass(frozen=True)
@@ -34,14 +36,14 @@ class Ssh:
     """How to reach hosts.
 
     Attributes:
-        config: an ssh_config file in place of the user's; None for the user's.
+        config: an ssh_config file to use instead of the user's; None: the user's.
     """
 
     config: str | None = None
 
     @staticmethod
     def of(config: str | None) -> Ssh:
-        """Raises UserError where the file is not there, or pdsh could not be told of it."""
+        """Raises UserError if the file does not exist, or if pdsh cannot take its path."""
         if config is None:
             return Ssh()
         path = Path(config).absolute()
@@ -59,7 +61,7 @@ class Ssh:
         return words
 
     def address(self, host: str) -> str:
-        """What the name of a host stands for in the ssh_config: other machines know the name, but not the file."""
+        """What a host's name stands for in the ssh_config. Other machines may know the name, but they do not have the file."""
         command = ["ssh", *self.options(), "-G", "--", host]
         listing = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
         found = re.search(r"^hostname (\S+)$", listing.stdout, re.MULTILINE)
@@ -68,7 +70,7 @@ class Ssh:
     def run(
         self, host: str, module: str, arguments: Sequence[str], timeout_s: float
     ) -> subprocess.CompletedProcess[str]:
-        """Run a module of ours on a host; a timeout has exit code 255, as other failures of ssh."""
+        """Run a module of ours on a host. A timeout has exit code 255, like other failures of ssh."""
         command = ["ssh", *self.options(), "-T", "--", host, remote_command(module, arguments)]
         try:
             return subprocess.run(
@@ -79,12 +81,12 @@ class Ssh:
 
 
 def remote_command(module: str, arguments: Sequence[str], environment: Mapping[str, str] = os.environ) -> str:
-    """For the shell of a host: `python -m module` in this folder, with the variables that find and choose the same code."""
+    """A line for the shell of a host: `python -m module` in this folder, with the variables that decide which code runs."""
     kept = [f"{name}={environment[name]}" for name in ("PYTHONPATH", "DS_ACCELERATOR") if name in environment]
     words = ["env", *kept, sys.executable, "-m", module, *arguments]
     return f"cd {shlex.quote(str(Path.cwd()))} && exec {shlex.join(words)}"
 
 
 def last_line(text: str) -> str:
-    """What ssh says when it fails; its warnings come before."""
+    """The last line that is not empty. ssh ends with its error; warnings come before."""
     return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "it said nothing")

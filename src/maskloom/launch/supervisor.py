@@ -2,9 +2,9 @@
 
     check the hosts -> a port -> ranks start, train and end -> status.json says how it stands -> again?
 
-The exit codes of launchers are not to be trusted, and ranks that are killed cannot say anything: whether the run is done, and
-whether it may go on, is what status.json says. Where it still says `running` after the last rank has ended, the supervisor
-writes there how it ended.
+Exit codes of launchers cannot be trusted, and ranks that are killed cannot say anything. So status.json decides whether the run
+is done and whether it may be started again. If it still says `running` after the last rank has ended, the supervisor writes how
+the run ended.
 """
 
 from __future__ import annotations
@@ -22,8 +22,7 @@ from maskloom.launch.ending import Ended, Stop
 from maskloom.launch.hostfile import Host
 from maskloom.launch.leftovers import end_leftovers
 from maskloom.launch.local import run_ranks
-from maskloom.launch.ports import free_port, preferred_port
-from maskloom.launch.probe import look_at_all
+from maskloom.launch.probe import free_port, preferred_port, probe_hosts
 from maskloom.launch.remote import run_on_hosts
 from maskloom.launch.ssh import Ssh
 from maskloom.progress import say, warn
@@ -45,16 +44,16 @@ PAUSES_S = (2.0, 10.0, 30.0, 60.0)
 """Before the first restart, the second, and so on; the last one before all others."""
 WRONG_USAGE = 2
 NOWHERE = 69
-"""Exit code where the ranks can run nowhere: sysexits.h has it for a service that is not available."""
+"""Exit code if the ranks can run nowhere: EX_UNAVAILABLE of sysexits.h."""
 NO_RESTART = "no-restart"
-"""A file of this name in the run's folder, made by anybody: the run is not started again."""
+"""If a file of this name is in the run's folder, the run is not started again. Anybody may make it."""
 
 
 class Launch(Protocol):
     """One way of starting ranks."""
 
     def prepare(self, attempt: int) -> str:
-        """Choose where the ranks run; describes it. Raises UserError where they can run nowhere."""
+        """Choose where the ranks run. Returns that in words. Raises UserError if they can run nowhere."""
 
     def start(self, stop: Stop, name: str) -> Ended:
         """Run the ranks where `prepare` said, with `name` as their START, until all have ended."""
@@ -77,11 +76,11 @@ class OnThisMachine:
 
 
 class OnHosts:
-    """Ranks on the hosts of a hostfile. The first attempt needs all hosts; later ones go on with those that are fit.
+    """Ranks on the hosts of a hostfile. The first attempt needs all hosts; later ones use those that can take ranks.
 
     Args:
         arguments: of `maskloom.train`.
-        master_addr: of the first host, where its name in the ssh_config is not what the others reach it by.
+        master_addr: of the first host, if the others reach it by another name than the ssh_config has.
     """
 
     def __init__(
@@ -100,7 +99,7 @@ class OnHosts:
         self._master = ("", 0)
 
     def prepare(self, attempt: int) -> str:
-        found = look_at_all(self.hosts, self.ssh, self.run, preferred_port(self.run, attempt))
+        found = probe_hosts(self.hosts, self.ssh, self.run, preferred_port(self.run, attempt))
         unfit = [f"  {host.name}: {look.fault}" for host, look in zip(self.hosts, found, strict=True) if look.fault]
         if unfit and (attempt == 1 or len(unfit) == len(self.hosts)):
             raise UserError("hosts that cannot take ranks:\n" + "\n".join(unfit))
@@ -171,8 +170,8 @@ class Outcome:
 
     Attributes:
         ended: how the attempt's ranks ended.
-        status: of the run; None where it has none.
-        is_news: whether this attempt wrote it. Without, the ranks did not come as far as to train.
+        status: of the run; None if it has none.
+        is_news: whether this attempt wrote it. If not, its ranks did not begin to train.
     """
 
     ended: Ended
@@ -181,14 +180,14 @@ class Outcome:
 
     @property
     def state(self) -> str:
-        """That this attempt ended in; empty where it did not begin."""
+        """The state that this attempt ended in; empty if it did not begin."""
         return self.status.state if self.status and self.is_news else ""
 
 
 def no_other(
     outcome: Outcome, first_steps: Sequence[int], max_restarts: int, is_asked_to_stop: bool, forbidden: str | None
 ) -> str | None:
-    """Why no other attempt is made; None where one is.
+    """Why no other attempt is made; None if one is.
 
     Args:
         first_steps: the steps that the attempts began at, oldest first.
@@ -211,7 +210,7 @@ def no_other(
 
 
 def final_code(outcome: Outcome) -> int:
-    """0 only where the run is done and its ranks ended well."""
+    """0 only if the run is done and its ranks ended well."""
     code = outcome.ended.code
     if outcome.state == "done" and code == EXIT_DONE:
         return EXIT_DONE
@@ -236,10 +235,10 @@ def conclusion(run: Path, outcome: Outcome, why: str) -> str:
 
 
 def settle(run: Path, name: str, ended: Ended) -> Outcome:
-    """How a run stands after an attempt; where its ranks were killed and could not say so, that is written for them.
+    """How a run stands after an attempt. If its ranks were killed and could not write that, it is written for them.
 
     Args:
-        name: the START of the attempt's ranks; empty where they had none.
+        name: the START of the attempt's ranks; empty if they had none.
     """
     status = known_status(run)
     is_open = status.state == "running" if status else (run / "config.yaml").exists()
@@ -269,7 +268,7 @@ def _is_of(status: Status | None, name: str) -> bool:
 
 
 def known_status(run: Path) -> Status | None:
-    """The status of a run; None where it has none, or none that can be read."""
+    """The status of a run; None if it has none, or none that can be read."""
     try:
         return read_status(run)
     except UserError as error:

@@ -91,7 +91,7 @@ def choose_attention(
     """
     for is_so, why in (
         (device == "cpu", "the device is a CPU"),
-        (dropout > 0, f"attention_probs_dropout_prob is {dropout:g}"),
+        (dropout > 0, f"the dropout of attention weights is {dropout:g}"),
         (dtype not in HALF, f"FlashAttention has no {str(dtype).removeprefix('torch.')}"),
         (head_size % 8 != 0, f"head size {head_size} is not a multiple of 8"),
         (head_size > MOST_HEAD_SIZE, f"head size {head_size} is above {MOST_HEAD_SIZE}"),

@@ -5,21 +5,25 @@ the model asks for: *model* FLOPs, as in PaLM (Chowdhery et al. 2022, appendix B
 counts for nothing: dense heads, padded rows, scores that a flash attention computes twice, layers that activation
 checkpointing runs again.
 
-Derivation. A product of [m, k] and [k, n] is 2 m k n operations. With L layers, width h, feed-forward width f, vocabulary V,
-s slots in pieces of s_i, and p predicted tokens, a forward pass multiplies
+Derivation. A product of [m, k] and [k, n] is 2 m k n operations. A layer multiplies its s slots with each of its matrices, and
+in attention each slot with those that it sees: their number, summed over the slots, is the number of pairs, s_i^2 in a piece
+of s_i slots. Scores and weighted values are 2 h operations a pair each, at width h. The head multiplies its matrices with the
+p predicted tokens alone. With W weights in the layers' matrices and H in the head's, a forward pass multiplies
 
-    query, key, value, output    L * 4 * 2 h^2 s         = L *  8 h^2 s
-    feed-forward, in and out     L * 2 * 2 h f s         = L *  4 h f s
-    scores, weighted values      L * 2 * 2 h sum(s_i^2)  = L *  4 h sum(s_i^2)
-    head: transform, decoder     2 h^2 p + 2 h V p       =      2 p (h^2 + h V)
+    layers' matrices             2 W s
+    scores, weighted values      4 h pairs, summed over the layers
+    head                         2 H p
 
 The backward pass is two products of the same size for each, so that training costs three times the forward:
 
-    L (24 h^2 + 12 h f) s  +  12 L h sum(s_i^2)  +  6 p (h^2 + h V)
+    6 W s  +  12 h pairs  +  6 H p
 
-whose first term is 72 L h^2 s at f = 4 h. Look-ups, LayerNorm, softmax, GELU, dropout, biases, the loss and the optimizer do
-no product of matrices and are left out: some 100 h operations a token and layer beside the forward's 24 h^2, 0.5 % at
-BERT-base's width (of the operations, not of the time).
+A BERT of L layers, feed-forward width f and vocabulary V has W = L (4 h^2 + 2 h f), H = h^2 + h V and L sum(s_i^2) pairs. Where
+a layer's attention has a window of w slots to either side, a piece of n > w slots has n (2 w + 1) - w (w + 1) pairs.
+
+Look-ups, LayerNorm, softmax, GELU, dropout, biases, the loss and the optimizer do no product of matrices and are left out:
+some 100 h operations a token and layer beside the forward's 24 h^2, 0.5 % at BERT-base's width (of the operations, not of the
+time).
 
 MFU = FLOPs / (seconds * peak of a rank * ranks). The peak is, in this order: `logging.peak_tflops`; the data sheet's figure for
 a GPU that is known; of another GPU, what a product of matrices reaches when it is measured at the start. Other processes use a
@@ -32,41 +36,67 @@ from __future__ import annotations
 
 import re
 import time
-from typing import Literal, NamedTuple
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
 
 import torch
-from transformers import BertConfig
+
+from maskloom.models.masked_lm import hidden_matrices
+from maskloom.models.outline import empty_model
 
 Precision = Literal["fp32", "bf16", "fp16"]
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Shape(NamedTuple):
-    """What the cost of a BERT depends on."""
+    """What the cost of a model depends on.
 
-    layers: int
+    Attributes:
+        matrices: elements of the layers' 2-D weights.
+        hidden: width of the layers.
+        head: elements of the head's 2-D weights, the projection to the vocabulary included.
+        windows: each distinct window of the layers' attention (None: the whole piece), and the number of layers that have it.
+    """
+
+    matrices: int
     hidden: int
-    intermediate: int
-    vocabulary: int
+    head: int
+    windows: tuple[tuple[int | None, int], ...]
 
     @staticmethod
-    def of(config: BertConfig) -> Shape:
-        return Shape(config.num_hidden_layers, config.hidden_size, config.intermediate_size, config.vocab_size)
+    def of(config: Any) -> Shape:
+        """Of a Hugging Face configuration's model."""
+        model = empty_model(config)
+        architecture = model.architecture
+        names = dict(model.named_parameters(remove_duplicate=False))
+        head = [weight for name, weight in names.items() if name.startswith(architecture.head_names)]
+        each = architecture.layer_settings(config, model.kernels, False)
+        windows = Counter(settings.window for settings in each)
+        return Shape(
+            sum(weight.numel() for weight in hidden_matrices(model)),
+            config.hidden_size,
+            sum(weight.numel() for weight in head if weight.ndim == 2),
+            tuple(windows.items()),
+        )
+
+    @property
+    def distinct_windows(self) -> tuple[int | None, ...]:
+        """The windows, in the order in which pairs are counted."""
+        return tuple(window for window, _ in self.windows)
 
 
-def training_flops(shape: Shape, slots: int, squares: int, predicted: int) -> int:
-    """Model FLOPs of a forward and a backward pass; linear in the three counts, so that sums of counts may be given.
+def training_flops(shape: Shape, slots: int, pairs: Sequence[int], predicted: int) -> int:
+    """Model FLOPs of a forward and a backward pass; linear in the counts, so that sums of counts may be given.
 
     Args:
         slots: real tokens, [CLS] and [SEP] included, padding excluded.
-        squares: sum over pieces of the square of their slots; `slots * seq_len` where every row is one full piece.
+        pairs: for each of the shape's windows, pairs of slots that see each other (`data.rows.count_slots`); without a window
+            `slots * seq_len` if every row is one full piece.
         predicted: tokens that are predicted.
     """
-    layers, hidden, intermediate, vocabulary = shape
-    matrices = layers * (24 * hidden**2 + 12 * hidden * intermediate) * slots
-    attention = 12 * layers * hidden * squares
-    head = 6 * predicted * (hidden**2 + hidden * vocabulary)
-    return matrices + attention + head
+    seen = sum(layers * count for (_, layers), count in zip(shape.windows, pairs, strict=True))
+    return 6 * shape.matrices * slots + 12 * shape.hidden * seen + 6 * predicted * shape.head
 
 
 class Peak(NamedTuple):

@@ -13,16 +13,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn import functional as F
-from transformers import BertConfig
 from transformers.activations import ACT2FN
-from transformers.models.bert.modeling_bert import BertLayer
 
 from maskloom.models.attention import attend
 from maskloom.models.kernels import Kernels
+
+ACTIVATIONS = (
+    *("gelu", "gelu_new", "gelu_10", "gelu_accurate", "gelu_fast", "gelu_python", "gelu_python_tanh"),
+    *("gelu_pytorch_tanh", "quick_gelu", "relu", "relu2", "relu6", "leaky_relu", "hardswish", "laplace", "linear"),
+    *("mish", "sigmoid", "silu", "sqrtsoftplus", "swish", "tanh"),
+)
+"""The names that `activation` knows: those of Hugging Face's activations that have no parameters."""
 
 
 def gelu_new(hidden: torch.Tensor) -> torch.Tensor:
@@ -31,7 +36,7 @@ def gelu_new(hidden: torch.Tensor) -> torch.Tensor:
 
 
 def activation(name: str, kernels: Kernels) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The function that `hidden_act` names; for what is not BERT's own, Hugging Face's."""
+    """The function that Hugging Face calls `name`; ours if there is one, else theirs."""
     ours = {"gelu": kernels.gelu, "gelu_new": gelu_new, "relu": F.relu}
     found: Callable[[torch.Tensor], torch.Tensor] = ours.get(name) or ACT2FN[name]
     return found
@@ -43,9 +48,14 @@ class Dense(NamedTuple):
     weight: torch.Tensor
     bias: torch.Tensor
 
+    @staticmethod
+    def of(module: Any) -> Dense:
+        """The parameters of a Linear or a LayerNorm."""
+        return Dense(module.weight, module.bias)
 
-class LayerWeights(NamedTuple):
-    """The parameters of a `BertLayer`, in the order of use."""
+
+class PostNormWeights(NamedTuple):
+    """The parameters of a layer, in the order of use."""
 
     query: Dense
     key: Dense
@@ -56,20 +66,10 @@ class LayerWeights(NamedTuple):
     output: Dense
     output_norm: Dense
 
-    @staticmethod
-    def of(layer: BertLayer) -> LayerWeights:
-        attention = layer.attention
-        modules = (
-            *(attention.self.query, attention.self.key, attention.self.value),
-            *(attention.output.dense, attention.output.LayerNorm),
-            *(layer.intermediate.dense, layer.output.dense, layer.output.LayerNorm),
-        )
-        return LayerWeights(*(Dense(module.weight, module.bias) for module in modules))
-
 
 @dataclass(frozen=True)
-class LayerSettings:
-    """What of the model's configuration a layer needs."""
+class PostNorm:
+    """What of the model's configuration a layer needs; dropouts are 0 in evaluation."""
 
     heads: int
     activation: Callable[[torch.Tensor], torch.Tensor]
@@ -78,42 +78,48 @@ class LayerSettings:
     attention_dropout: float
     kernels: Kernels
 
-    @staticmethod
-    def of(config: BertConfig, kernels: Kernels, training: bool) -> LayerSettings:
-        return LayerSettings(
-            heads=config.num_attention_heads,
-            activation=activation(config.hidden_act, kernels),
-            layer_norm_eps=config.layer_norm_eps,
-            hidden_dropout=config.hidden_dropout_prob if training else 0.0,
-            attention_dropout=config.attention_probs_dropout_prob if training else 0.0,
-            kernels=kernels,
-        )
+    @property
+    def window(self) -> None:
+        """A slot sees its whole piece."""
+        return None
 
 
 class Pieces(NamedTuple):
-    """Where attention may look: what `attention.attend` needs beside query, key and value."""
+    """What attention may look at: what `attention.attend` needs beside query, key and value."""
 
     cu_seqlens: torch.Tensor
     mask: torch.Tensor | None
     seq_len: int
 
 
-def encoder_layer(hidden: torch.Tensor, weights: LayerWeights, pieces: Pieces, settings: LayerSettings) -> torch.Tensor:
+def post_norm(hidden: torch.Tensor, weights: PostNormWeights, pieces: Pieces, settings: PostNorm) -> torch.Tensor:
     """One layer: [T, D] -> [T, D]."""
+    attended = self_attention(hidden, weights, pieces, settings)
+    hidden = add_norm(drop(attended, settings), hidden, weights.attention_norm, settings)
+    return add_norm(drop(feed_forward(hidden, weights, settings), settings), hidden, weights.output_norm, settings)
+
+
+def self_attention(hidden: torch.Tensor, weights: PostNormWeights, pieces: Pieces, settings: PostNorm) -> torch.Tensor:
+    """Attention within pieces, and the product with its output matrix: [T, D] -> [T, D]."""
     projections = weights[:3]
     qkv = F.linear(
         hidden, torch.cat([part.weight for part in projections]), torch.cat([part.bias for part in projections])
     )
     query, key, value = qkv.view(len(hidden), 3, settings.heads, -1).unbind(1)
     context = attend(query, key, value, pieces.cu_seqlens, pieces.mask, pieces.seq_len, settings.attention_dropout)
-    attended = F.linear(context.flatten(1), *weights.attention_output)
-    hidden = dropout_add_norm(attended, hidden, weights.attention_norm, settings)
-    wide = settings.activation(F.linear(hidden, *weights.intermediate))
-    return dropout_add_norm(F.linear(wide, *weights.output), hidden, weights.output_norm, settings)
+    return F.linear(context.flatten(1), *weights.attention_output)
 
 
-def dropout_add_norm(update: torch.Tensor, hidden: torch.Tensor, norm: Dense, settings: LayerSettings) -> torch.Tensor:
-    """LayerNorm(hidden + dropout(update)): [T, D] -> [T, D]."""
-    if settings.hidden_dropout:
-        update = settings.kernels.dropout(update, settings.hidden_dropout)
+def feed_forward(hidden: torch.Tensor, weights: PostNormWeights, settings: PostNorm) -> torch.Tensor:
+    """[T, D] -> [T, D]."""
+    return F.linear(settings.activation(F.linear(hidden, *weights.intermediate)), *weights.output)
+
+
+def drop(update: torch.Tensor, settings: PostNorm) -> torch.Tensor:
+    """Dropout of a sublayer's output: [T, D] -> [T, D]."""
+    return settings.kernels.dropout(update, settings.hidden_dropout) if settings.hidden_dropout else update
+
+
+def add_norm(update: torch.Tensor, hidden: torch.Tensor, norm: Dense, settings: PostNorm) -> torch.Tensor:
+    """LayerNorm(hidden + update): [T, D] -> [T, D]."""
     return F.layer_norm(hidden + update, hidden.shape[-1:], norm.weight, norm.bias, settings.layer_norm_eps)

@@ -1,10 +1,156 @@
-"""What of a model the optimizers ask for."""
+"""The fast forward over the parameters of a Hugging Face model with a head for masked tokens.
+
+Names, shapes, `state_dict` and `save_pretrained` stay Hugging Face's. What is done differently, with the same result:
+
+- rows hold several pieces of documents; attention stays within a piece and positions restart with it;
+- a micro-batch is one flat bucket of T slots of a shape that never changes;
+- the head runs on the K predicted slots only, a sixth of the bucket: most of a small model's arithmetic is there;
+- a layer is one function of its weights (`layers`);
+- dropout and cross-entropy are chosen by name (`kernels`).
+
+Shapes: T slots, K predicted tokens, D hidden size, V vocabulary.
+"""
 
 from __future__ import annotations
 
-from torch import nn
+import functools
+from collections.abc import Callable
+from typing import Any, cast
 
-from maskloom.models.bert import MaskedLM
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from maskloom.data.batch import MicroBatch
+from maskloom.models.architecture import architecture_of
+from maskloom.models.attention import needs_mask, piece_mask
+from maskloom.models.base import Architecture, LayerSettings
+from maskloom.models.head import PaddedDecoder
+from maskloom.models.kernels import KERNELS, Kernels
+from maskloom.models.layers import Pieces
+
+
+class PackedLayer(nn.Module):
+    """A layer over a flat bucket. ZeRO-3 gathers its parameters in its own `__call__`."""
+
+    weights_of: Callable[[Any], Any]
+    run: Callable[..., torch.Tensor]
+    """`Architecture.run`, or under ZeRO-3 its compiled form: a compiled forward cannot wait for parameters."""
+
+    def forward(self, hidden: torch.Tensor, pieces: Pieces, settings: LayerSettings) -> torch.Tensor:
+        """[T, D] -> [T, D]."""
+        return self.run(hidden, self.weights_of(self), pieces, settings)
+
+
+class MaskedLM(nn.Module):
+    """A Hugging Face model whose forward takes a `MicroBatch` and returns sums, not means. `packed` makes one.
+
+    Attributes:
+        architecture: what it is.
+        config: Hugging Face's configuration.
+        kernels: implementations of the parts that are fused.
+        checkpoints_activations: keep of a layer its input alone, and compute it once more in the backward.
+    """
+
+    architecture: Architecture
+    config: Any
+    kernels: Kernels = KERNELS["eager"]
+    checkpoints_activations: bool = False
+
+    def forward(self, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Loss and hits of a micro-batch.
+
+        Returns:
+            fp32 sum of the cross-entropies (nats) of the predicted tokens, and int64 number of those that the most
+            likely token hits.
+        """
+        # index_select and not indexing: its gradient is one addition, and no sort of the indices
+        logits = self._logits(self.encode(batch).index_select(0, batch.masked_index))
+        return self.kernels.cross_entropy(logits, batch.targets, batch.weights)
+
+    def masked_logits(self, batch: MicroBatch) -> torch.Tensor:
+        """Logits [K, V] of the predicted slots."""
+        return self._logits(self.encode(batch)[batch.masked_index])[:, : self.config.vocab_size]
+
+    def encode(self, batch: MicroBatch) -> torch.Tensor:
+        """Hidden states [T, D] of the last layer."""
+        architecture = self.architecture
+        each = architecture.layer_settings(self.config, self.kernels, self.training)
+        hidden = architecture.embed(self, batch)
+        masked = needs_mask(hidden.device, head_size_of(self.config), hidden.dtype, each[0].attention_dropout)
+        mask = piece_mask(batch.pieces, batch.seq_len) if masked else None
+        pieces = Pieces(batch.cu_seqlens, mask, batch.seq_len)
+        for layer, settings in zip(architecture.layers(self), each, strict=True):
+            if self.checkpoints_activations and self.training:
+                hidden = checkpoint(layer, hidden, pieces, settings, use_reentrant=False)
+            else:
+                hidden = layer(hidden, pieces, settings)
+        return architecture.finish(self, hidden)
+
+    def drop(self, hidden: torch.Tensor, probability: float) -> torch.Tensor:
+        """Dropout while the model trains; any shape."""
+        return self.kernels.dropout(hidden, probability) if self.training and probability else hidden
+
+    def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[K, D] -> [K, V'], V' >= V."""
+        logits: torch.Tensor = decoder_of(self)(self.architecture.transform(self, hidden))
+        return logits
+
+
+def new_model(config: Any) -> MaskedLM:
+    """The model of a Hugging Face configuration, with weights drawn from torch's generator.
+
+    Raises:
+        UserError: its architecture is not known.
+    """
+    return packed(architecture_of(config).new(config))
+
+
+def packed(model: Any) -> MaskedLM:
+    """A Hugging Face model with our forward: the same object, with the same parameters."""
+    architecture = architecture_of(model.config)
+    model_class, layer_class = _classes(architecture)
+    for layer in architecture.layers(model):
+        layer.__class__ = layer_class
+    decoder_of(model).__class__ = PaddedDecoder
+    model.__class__ = model_class
+    return cast(MaskedLM, model)
+
+
+@functools.cache
+def _classes(architecture: Architecture) -> tuple[type, type]:
+    """Hugging Face's classes of the model and of its layers, with our forwards before theirs."""
+    theirs, layer = architecture.hf_class, architecture.layer_class
+    functions = {"run": staticmethod(architecture.run), "weights_of": staticmethod(architecture.weights_of)}
+    return (
+        type(f"Packed{theirs.__name__}", (MaskedLM, theirs), {"architecture": architecture}),
+        type(f"Packed{layer.__name__}", (PackedLayer, layer), functions),
+    )
+
+
+def decoder_of(model: Any) -> nn.Linear:
+    """The projection to the vocabulary of a Hugging Face model, or of one with our forward."""
+    return cast(nn.Linear, model.get_output_embeddings())
+
+
+def embedding_of(model: Any) -> nn.Embedding:
+    """The embeddings of the vocabulary's tokens."""
+    return cast(nn.Embedding, model.get_input_embeddings())
+
+
+def layers_of(model: MaskedLM) -> list[PackedLayer]:
+    """The model's layers, in order."""
+    return [cast(PackedLayer, layer) for layer in model.architecture.layers(model)]
+
+
+def head_size_of(config: Any) -> int:
+    """Width of an attention head."""
+    return int(config.hidden_size // config.num_attention_heads)
+
+
+def attention_dropout_of(config: Any) -> float:
+    """Dropout on attention weights in training."""
+    return architecture_of(config).layer_settings(config, KERNELS["eager"], True)[0].attention_dropout
 
 
 def hidden_matrices(model: MaskedLM) -> list[nn.Parameter]:
@@ -12,4 +158,9 @@ def hidden_matrices(model: MaskedLM) -> list[nn.Parameter]:
 
     Under ZeRO-3 call it before DeepSpeed cuts the parameters into vectors.
     """
-    return [weight for weight in model.bert.encoder.layer.parameters() if weight.ndim == 2]
+    return [weight for layer in layers_of(model) for weight in layer.parameters() if weight.ndim == 2]
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Parameters, the tied decoder counted once."""
+    return sum(parameter.numel() for parameter in model.parameters())

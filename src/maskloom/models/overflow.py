@@ -7,21 +7,26 @@ back.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
 from maskloom.data.batch import MicroBatch
-from maskloom.models.bert import MaskedLM
+from maskloom.models.masked_lm import MaskedLM, decoder_of
 
 
-def find_overflow(model: MaskedLM, batch: MicroBatch, scale: float) -> str | None:
+def find_overflow(
+    model: MaskedLM, batch: MicroBatch, scale: float, parameters: Mapping[str, nn.Parameter] | None = None
+) -> str | None:
     """The first place with a value that is not finite, in words; None where all are.
 
     Args:
         model: in training mode, its dropout seeded as for the micro-batch; its gradients are left alone.
         scale: what the loss is multiplied with before the backward.
+        parameters: those whose gradients are looked at too; None for all of the model. Under ZeRO-3 a rank holds parts of them,
+            which have no gradient of their own.
     """
     outputs: dict[str, torch.Tensor] = {}
     wrong: list[str] = []
@@ -29,16 +34,17 @@ def find_overflow(model: MaskedLM, batch: MicroBatch, scale: float) -> str | Non
     def look_at(name: str) -> Any:
         def look(module: nn.Module, inputs: Any, output: torch.Tensor) -> None:
             # At once, as the loss overwrites the logits; and what pads the vocabulary is infinite by intent.
-            if not torch.isfinite(output[:, : model.config.vocab_size] if name == DECODER else output).all():
+            is_logits = module is decoder_of(model)
+            if not torch.isfinite(output[:, : model.config.vocab_size] if is_logits else output).all():
                 wrong.append(f"the output of {name}")
-            if name != DECODER:
+            if not is_logits:
                 outputs[name] = output
 
         return look
 
     handles = [module.register_forward_hook(look_at(name)) for name, module in _stations(model).items()]
     try:
-        loss, _ = model._call_impl(batch)  # as `model(batch)`, but not its compiled form, into which hooks cannot see
+        loss, _ = model._call_impl(batch)  # type: ignore[no-untyped-call]  # as `model(batch)`, but not its compiled form, into which hooks cannot see
     finally:
         for handle in handles:
             handle.remove()
@@ -46,8 +52,8 @@ def find_overflow(model: MaskedLM, batch: MicroBatch, scale: float) -> str | Non
         return wrong[0]
     if not torch.isfinite(loss):
         return "the loss"
-    # Under ZeRO-3 a rank holds parts of the parameters, which have no gradient of their own.
-    parameters = {name: part for name, part in model.named_parameters() if not hasattr(part, "ds_id")}
+    if parameters is None:
+        parameters = dict(model.named_parameters())
     places = {f"the gradient at the output of {name}": output for name, output in reversed(outputs.items())}
     places |= {f"the gradient of {name}": parameter for name, parameter in parameters.items()}
     # autograd.grad runs none of the hooks with which DeepSpeed collects gradients.
@@ -56,17 +62,11 @@ def find_overflow(model: MaskedLM, batch: MicroBatch, scale: float) -> str | Non
     return next((place for place, part in found if part is not None and not torch.isfinite(part).all()), None)
 
 
-DECODER = "the decoder (cls.predictions.decoder)"
-
-
 def _stations(model: MaskedLM) -> dict[str, nn.Module]:
     """The modules whose outputs are looked at, in the order of the forward."""
-    layers = {
-        f"layer {number} (bert.encoder.layer.{number})": layer for number, layer in enumerate(model.bert.encoder.layer)
-    }
-    return {
-        "the embeddings (bert.embeddings)": model.bert.embeddings.LayerNorm,
-        **layers,
-        "the head (cls.predictions.transform)": model.cls.predictions.transform,
-        DECODER: model.cls.predictions.decoder,
-    }
+    paths = {module: path for path, module in model.named_modules()}
+    embeddings, head = model.architecture.stations(model)
+    named = {"the embeddings": embeddings}
+    named |= {f"layer {number}": layer for number, layer in enumerate(model.architecture.layers(model))}
+    named |= {"the head": head, "the decoder": decoder_of(model)}
+    return {f"{name} ({paths[module]})": module for name, module in named.items()}

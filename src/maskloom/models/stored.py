@@ -1,6 +1,6 @@
 """Which weights a checkpoint folder holds, and what they are called: read from headers, without the weights.
 
-    folder -> files (model.safetensors, its shards, or pickles of tensors) -> names, types, shapes -> BERT's names
+    folder -> files (model.safetensors, its shards, or pickles of tensors) -> names, types, shapes -> Hugging Face's names
 
 A safetensors file begins with its table; of pickles torch reads the table alone, and nothing in them is run.
 """
@@ -11,13 +11,12 @@ import json
 import os
 import pickle
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers import BertConfig
 
 from maskloom.errors import UserError
 from maskloom.files import read_plain
@@ -27,15 +26,8 @@ SAFE, PICKLED = "model.safetensors", "pytorch_model.bin"
 FLOATS = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
 WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
 """What torch.compile, FSDP and activation checkpointing put before the name of a module that they wrap."""
-BARE = ("embeddings.", "encoder.", "pooler.")
-"""How the names begin in a checkpoint of `BertModel`, which has no `bert.` before them."""
-ANCHOR = "embeddings.word_embeddings.weight"
 OUTER = re.compile(r"((model|module|_forward_module)\.)+")
 """What frameworks put before the names of a whole model."""
-POOLER = "bert.pooler."
-"""Of Hugging Face's encoder what predicts no masked token."""
-COUNTERS = ("bert.embeddings.position_ids", "bert.embeddings.token_type_ids")
-"""What older checkpoints hold beside the weights: 0, 1, 2 ... and zeros."""
 
 
 class Stored(NamedTuple):
@@ -49,8 +41,8 @@ class Stored(NamedTuple):
     file: Path
 
 
-def stored_weights(folder: Path, name: str) -> dict[str, Stored]:
-    """The weights of a checkpoint folder, by the names that they have in BERT. `name` is what messages call the folder.
+def stored_table(folder: Path, name: str) -> dict[str, Stored]:
+    """The weights of a checkpoint folder, by their names in its files. `name` is what messages call the folder.
 
     Raises:
         UserError: there are none, a file is missing or damaged, or two weights have one name.
@@ -61,8 +53,13 @@ def stored_weights(folder: Path, name: str) -> dict[str, Stored]:
             if other := found.get(weight.name):
                 raise UserError(f"{name}: {printable(weight.name)} is in both {other.file.name} and {path.name}")
             found[weight.name] = weight
+    return found
+
+
+def renamed(found: Mapping[str, Stored], names: Names, name: str) -> dict[str, Stored]:
+    """The weights of a checkpoint by Hugging Face's names. Raises UserError if two have one name."""
     named: dict[str, Stored] = {}
-    for given, ours in berts_names(found).items():
+    for given, ours in names.of(found).items():
         if ours in named:
             raise UserError(f"{name} holds {ours} twice: as {shown(named[ours].name)} and as {shown(given)}")
         named[ours] = found[given]
@@ -171,66 +168,54 @@ def unpickled(path: Path, name: str, device: str) -> dict[str, torch.Tensor]:
     return found
 
 
-def berts_names(names: Iterable[str]) -> dict[str, str]:
-    """Names in a file -> names in `BertForMaskedLM`: wrappers go, and old and bare names become today's."""
-    plain = {}
-    for name in names:
-        ours = name
-        for wrapper in WRAPPERS:
-            ours = ours.replace(wrapper, "")
-        while ours.startswith("module."):
-            ours = ours.removeprefix("module.")
-        for old, new in (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias")):
-            if ours.endswith(old):
-                ours = ours.removesuffix(old) + new
-        plain[name] = ours
-    if prefix := _outer_prefix(plain.values()):
-        plain = {name: ours.removeprefix(prefix) for name, ours in plain.items()}
-    if not any(ours.startswith("bert.") for ours in plain.values()):
-        plain = {name: f"bert.{ours}" if ours.startswith(BARE) else ours for name, ours in plain.items()}
-    return plain
+class Names(NamedTuple):
+    """How weights are called in Hugging Face's model, and what files may call them instead.
 
+    Attributes:
+        prefix: of the encoder's names: `bert.`.
+        parts: how names go on behind it: `embeddings.`, `encoder.`. In a checkpoint of the encoder alone, they begin so.
+        anchor: name of the embeddings behind the prefix, by which a prefix of another model's is found.
+        old_endings: see `Architecture`.
+    """
 
-def _outer_prefix(names: Collection[str]) -> str:
-    """What stands before BERT's names, if that is one thing: the name of a model of which BERT is a part. Without `bert.` behind
-    it, only a wrapper's: RoBERTa's names differ from BERT's by the prefix alone."""
-    prefixes = {name.removesuffix(ANCHOR) for name in names if name.endswith(ANCHOR)}
-    if len(prefixes) != 1:
-        return ""
-    prefix = prefixes.pop()
-    outer = prefix.removesuffix("bert.")
-    is_part = outer == "" or outer.endswith(".")
-    return outer if is_part and (outer != prefix or OUTER.fullmatch(outer)) else ""
+    prefix: str
+    parts: tuple[str, ...]
+    anchor: str
+    old_endings: Mapping[str, str]
 
+    def of(self, names: Iterable[str]) -> dict[str, str]:
+        """Names in a file -> names in Hugging Face's model: wrappers go, and old and bare names become today's."""
+        plain = {}
+        for name in names:
+            ours = name
+            for wrapper in WRAPPERS:
+                ours = ours.replace(wrapper, "")
+            while ours.startswith("module."):
+                ours = ours.removeprefix("module.")
+            for old, new in self.old_endings.items():
+                if ours.endswith(old):
+                    ours = ours.removesuffix(old) + new
+            plain[name] = ours
+        if prefix := self._outer_prefix(plain.values()):
+            plain = {name: ours.removeprefix(prefix) for name, ours in plain.items()}
+        if not any(ours.startswith(self.prefix) for ours in plain.values()):
+            plain = {
+                name: f"{self.prefix}{ours}" if ours.startswith(self.parts) else ours for name, ours in plain.items()
+            }
+        return plain
 
-def encoder_weights(config: BertConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Name and shape of every weight of the encoder, layer by layer."""
-    hidden, wide = config.hidden_size, config.intermediate_size
-    rows = {"word": config.vocab_size, "position": config.max_position_embeddings, "token_type": config.type_vocab_size}
-    for kind, count in rows.items():
-        yield f"bert.embeddings.{kind}_embeddings.weight", (count, hidden)
-    yield from _pair("bert.embeddings.LayerNorm", (hidden,))
-    for number in range(config.num_hidden_layers):
-        layer = f"bert.encoder.layer.{number}"
-        for part in ("self.query", "self.key", "self.value", "output.dense"):
-            yield from _pair(f"{layer}.attention.{part}", (hidden, hidden))
-        yield from _pair(f"{layer}.attention.output.LayerNorm", (hidden,))
-        yield from _pair(f"{layer}.intermediate.dense", (wide, hidden))
-        yield from _pair(f"{layer}.output.dense", (hidden, wide))
-        yield from _pair(f"{layer}.output.LayerNorm", (hidden,))
+    def _outer_prefix(self, names: Collection[str]) -> str:
+        """What stands before Hugging Face's names, if that is one thing: the name of a model of which this one is a part.
 
-
-def head_weights(config: BertConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Name and shape of every weight of the head for masked tokens, those that are tied included."""
-    yield from _pair("cls.predictions.transform.dense", (config.hidden_size, config.hidden_size))
-    yield from _pair("cls.predictions.transform.LayerNorm", (config.hidden_size,))
-    yield from _pair("cls.predictions.decoder", (config.vocab_size, config.hidden_size))
-    yield "cls.predictions.bias", (config.vocab_size,)
-
-
-def _pair(module: str, shape: tuple[int, ...]) -> Iterator[tuple[str, tuple[int, ...]]]:
-    yield f"{module}.weight", shape
-    yield f"{module}.bias", shape[:1]
+        Without the encoder's prefix behind it, only a wrapper's: RoBERTa's names differ from BERT's by the prefix alone.
+        """
+        prefixes = {name.removesuffix(self.anchor) for name in names if name.endswith(self.anchor)}
+        if len(prefixes) != 1:
+            return ""
+        prefix = prefixes.pop()
+        outer = prefix.removesuffix(self.prefix)
+        is_part = outer == "" or outer.endswith(".")
+        return outer if is_part and (outer != prefix or OUTER.fullmatch(outer)) else ""
 
 
 def summary(keys: Iterable[str]) -> str:

@@ -3,35 +3,34 @@
     name -> folder -> config.json (`description`) -> table of its weights (`stored`) -> vocabulary, positions | weights
 
 Everything left of the bar is cheap, and happens before processes start and in `maskloom doctor`. The weights are read by us,
-under BERT's names, and given to Hugging Face's `from_pretrained`, which initialises what is missing.
+under Hugging Face's names, and given to `from_pretrained` of its own class, which initialises what is missing.
 """
 
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from transformers import BertConfig, BertForMaskedLM
 from transformers.utils import logging
 
+from maskloom.config import MODELS, Model
 from maskloom.errors import UserError
-from maskloom.models.description import read_description
+from maskloom.models.architecture import architecture_of, longest_piece_of
+from maskloom.models.description import architecture_in, check_description, read_tree
+from maskloom.models.masked_lm import MaskedLM, count_parameters, packed
+from maskloom.models.outline import Outline, outline_of
 from maskloom.models.stored import (
-    COUNTERS,
     FLOATS,
-    POOLER,
     SAFE,
     Stored,
-    encoder_weights,
-    head_weights,
     printable,
-    stored_weights,
+    renamed,
+    stored_table,
     summary,
     unpickled,
     why_no_weights,
@@ -43,20 +42,19 @@ MOST_SPARE_ROWS = 1 << 10
 """Rows of the embeddings beyond the tokenizer's ids that pass for padding (128 for each of 8 tensor-parallel ranks is the most
 that is usual), if the checkpoint has no tokenizer that would tell."""
 MOST_NAMED = 50
-LAYER = re.compile(r"bert\.encoder\.layer\.([0-9]{1,9})\.")
-EMBEDDING, DECODER = "bert.embeddings.word_embeddings.weight", "cls.predictions.decoder.weight"
-BIAS, DECODER_BIAS = "cls.predictions.bias", "cls.predictions.decoder.bias"
 
 
 class Checkpoint(NamedTuple):
-    """A checkpoint whose configuration and table of weights were found to be those of a BERT that our forward computes."""
+    """A checkpoint whose configuration and table of weights were found to be those of a model that our forward computes."""
 
     name: str
     """What messages call it."""
     folder: Path
-    config: BertConfig
+    config: Any
+    """Hugging Face's configuration."""
+    outline: Outline
     weights: dict[str, Stored]
-    """What of it is used, by BERT's names."""
+    """What of it is used, by Hugging Face's names."""
     ignored: set[str]
     """Names in its files of the weights that are not used: other heads."""
 
@@ -69,62 +67,85 @@ def open_checkpoint(source: str, name: str) -> Checkpoint:
         name: what messages call it.
 
     Raises:
-        UserError: it is no BERT model, or another function than our forward's; it is damaged, or not all there.
+        UserError: it is of no architecture that is known, or another function than our forward's; it is damaged, or not all
+            there.
     """
     folder = _folder_of(source, name)
     try:
-        if not (folder / "config.json").is_file():
-            raise UserError(f"{name} cannot be loaded: it has no config.json; {why_no_weights(folder)}")
-        config = read_description(folder, name)
-        return match_weights(config, stored_weights(folder, name), folder, name)
+        config = check_description(_tree_of(folder, name), name)
+        return match_weights(config, stored_table(folder, name), folder, name)
     except OSError as error:
         raise UserError(f"{name} cannot be loaded: {error}") from None
 
 
-def match_weights(config: BertConfig, stored: dict[str, Stored], folder: Path, name: str) -> Checkpoint:
+def _tree_of(folder: Path, name: str) -> dict[str, Any]:
+    """What a checkpoint's config.json holds. Raises UserError, with what the folder holds instead, if there is none."""
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{name} cannot be loaded: it has no config.json; {why_no_weights(folder)}")
+    return read_tree(folder, name)
+
+
+def match_weights(config: Any, table: dict[str, Stored], folder: Path, name: str) -> Checkpoint:
     """Compare the table of a checkpoint's weights with its configuration.
 
     Raises:
         UserError: weights of the encoder are lacking, have another shape or type, or are none that our forward uses.
     """
-    used: dict[str, tuple[int, ...]] = {}
-    lacking: list[str] = []
-    for weight, due in encoder_weights(config):
-        used[weight] = due
-        if weight not in stored:
-            lacking.append(weight)
-            if len(lacking) == MOST_NAMED:  # a configuration may ask for any number of layers
-                break
-    if len(lacking) == len(used):
+    # A configuration may ask for any number of layers. One more than the names have numbers is enough to miss one.
+    numbers = {part for weight in table for part in weight.split(".") if part.isdecimal()}
+    outline = outline_of(config, len(numbers) + 1)
+    stored = renamed(table, outline.names, name)
+    kind = architecture_of(config).name
+    due = {weight: shape for weight, shape in outline.shapes.items() if not outline.is_of_the_head(weight)}
+    lacking = [weight for weight in due if weight not in stored]
+    if len(lacking) == len(due):
         others = summary(weight.name for weight in stored.values()) or "none"
-        raise UserError(f"{name} is no whole encoder: it holds none of BERT's weights. Its weights are {others}")
+        raise UserError(
+            f"{name} is no whole encoder: it holds none of the weights of a {kind!r} model. Its weights are {others}"
+        )
     if lacking:
         raise UserError(f"{name} is no whole encoder: it lacks {summary(lacking)}")
-    used |= {weight: due for weight, due in head_weights(config) if weight in stored}
+    used = {weight: shape for weight, shape in outline.shapes.items() if weight in stored}
     misfits = sorted(
-        f"{weight} {list(stored[weight].shape)} instead of {list(due)}"
-        for weight, due in used.items()
-        if stored[weight].shape != due
+        f"{weight} {list(stored[weight].shape)} instead of {list(shape)}"
+        for weight, shape in used.items()
+        if stored[weight].shape != shape
     )
     if misfits:
         more = f" and {len(misfits) - MOST_NAMED} more" if len(misfits) > MOST_NAMED else ""
         raise UserError(f"{name}: weights do not fit its config.json: {', '.join(misfits[:MOST_NAMED])}{more}")
     ignored = stored.keys() - used.keys()
-    alien = [weight for weight in ignored if weight.startswith(("bert.", "cls.predictions."))]
-    if alien := [weight for weight in alien if not weight.startswith((POOLER, *COUNTERS))]:
-        numbers = {weight: int(found[1]) for weight in alien if (found := LAYER.match(weight))}
-        if beyond := [weight for weight, number in numbers.items() if number >= config.num_hidden_layers]:
-            raise UserError(
-                f"{name} has weights of more layers than the {config.num_hidden_layers} that its config.json names "
-                f"(num_hidden_layers), such as {printable(min(beyond))}: set it to the number of layers that were trained"
-            )
-        raise UserError(
-            f"{name} has weights that BERT's encoder and head do not, such as {printable(min(alien))}: it is another architecture"
-        )
+    if aliens := _aliens(ignored, outline):
+        raise UserError(f"{name} has weights {_why_alien(aliens, config, outline)}")
     if odd := sorted({stored[weight].dtype for weight in used} - FLOATS.keys()):
         raise UserError(f"{name} holds weights as {', '.join(odd)}: take a checkpoint that is not quantised")
-    heads = {stored[weight].name for weight in ignored if not weight.startswith(COUNTERS)}
-    return Checkpoint(name, folder, config, {weight: stored[weight] for weight in used}, heads)
+    counters = outline.architecture.counter_names
+    heads = {stored[weight].name for weight in ignored if not weight.startswith(counters)}
+    return Checkpoint(name, folder, config, outline, {weight: stored[weight] for weight in used}, heads)
+
+
+def _aliens(ignored: Set[str], outline: Outline) -> list[str]:
+    """Names of weights in a checkpoint's encoder or head that Hugging Face's model does not have."""
+    architecture = outline.architecture
+    known = (*architecture.spare_names, *architecture.counter_names)
+    return [
+        weight
+        for weight in ignored
+        if (weight.startswith(architecture.prefix) or outline.is_of_the_head(weight)) and not weight.startswith(known)
+    ]
+
+
+def _why_alien(aliens: Sequence[str], config: Any, outline: Outline) -> str:
+    """What is wrong with a checkpoint that has such weights."""
+    in_layers = {weight: weight.removeprefix(outline.layer_prefix).split(".")[0] for weight in aliens}
+    numbers = {weight: int(number) for weight, number in in_layers.items() if number.isdecimal() and len(number) < 10}
+    if beyond := [weight for weight, number in numbers.items() if number >= config.num_hidden_layers]:
+        return (
+            f"of more layers than the {config.num_hidden_layers} that its config.json names (num_hidden_layers), such as "
+            f"{printable(min(beyond))}: set it to the number of layers that were trained"
+        )
+    kind = outline.architecture.name
+    return f"that a {kind!r} model does not have, such as {printable(min(aliens))}: it is another architecture"
 
 
 def tokenizer_of(tokenizer: str, init: str | None) -> Tokenizer:
@@ -142,14 +163,36 @@ def tokenizer_of(tokenizer: str, init: str | None) -> Tokenizer:
         raise UserError(f"model.init {init}, whose tokenizer is taken since `tokenizer` is not set: {error}") from None
 
 
-def check_init(source: str, tokenizer: Tokenizer, seq_lens: Mapping[str, int]) -> BertConfig:
+def settle_architecture(settings: Model) -> Model:
+    """The settings in the section of the architecture that `model.init`'s checkpoint has; without `init`, as they are.
+
+    Raises:
+        UserError: the checkpoint cannot be read or is of no known architecture; or the settings name another one, or have keys
+            that it does not.
+    """
+    if settings.init is None:
+        return settings
+    name = f"model.init {settings.init}"
+    kind = architecture_in(_tree_of(_folder_of(settings.init, name), name), name).name
+    if "architecture" in settings.model_fields_set and settings.architecture != kind:
+        raise UserError(
+            f"{name} is a {kind!r} model, and model.architecture is {settings.architecture!r}: leave model.architecture out, or "
+            f"set it to {kind}"
+        )
+    given = settings.model_dump(exclude_unset=True) | {"architecture": kind}
+    if unknown := sorted(given.keys() - MODELS[kind].model_fields.keys()):
+        raise UserError(f"{name} is a {kind!r} model, which has no {', '.join(unknown)}: remove it from model")
+    return MODELS[kind].model_validate(given)
+
+
+def check_init(source: str, tokenizer: Tokenizer, seq_lens: Mapping[str, int]) -> Any:
     """Check what `model.init` names, without reading its weights.
 
     Args:
         seq_lens: setting -> its sequence length.
 
     Returns:
-        its configuration.
+        its Hugging Face configuration.
 
     Raises:
         UserError: the run cannot start from it.
@@ -160,9 +203,9 @@ def check_init(source: str, tokenizer: Tokenizer, seq_lens: Mapping[str, int]) -
     return checkpoint.config
 
 
-def check_positions(config: BertConfig, name: str, seq_lens: Mapping[str, int]) -> None:
+def check_positions(config: Any, name: str, seq_lens: Mapping[str, int]) -> None:
     """Raises UserError if a sequence is longer than the model has positions."""
-    most = config.max_position_embeddings
+    most = longest_piece_of(config)
     if wrong := [f"{setting} {length}" for setting, length in seq_lens.items() if length > most]:
         raise UserError(f"{', '.join(wrong)}: more than the {most} positions of {name}. Lower seq_len")
 
@@ -206,10 +249,8 @@ def vocabulary_note(checkpoint: Checkpoint, tokenizer: Tokenizer) -> str:
     return "".join(f"; {note}" for note in notes)
 
 
-def load_checkpoint(
-    kind: type[BertForMaskedLM], checkpoint: Checkpoint, **settings: Any
-) -> tuple[Any, set[str], set[str]]:
-    """A checkpoint as a model of `kind` in fp32.
+def load_checkpoint(checkpoint: Checkpoint, **settings: Any) -> tuple[Any, set[str], set[str]]:
+    """A checkpoint as Hugging Face's own model in fp32.
 
     Args:
         settings: replace those of its configuration.
@@ -224,7 +265,7 @@ def load_checkpoint(
     logging.set_verbosity_error()  # lines of ours say what its report says
     config = checkpoint.config
     config.update(settings)
-    model, report = kind.from_pretrained(
+    model, report = checkpoint.outline.architecture.hf_class.from_pretrained(
         None,
         config=config,
         state_dict=_read_weights(checkpoint),
@@ -234,16 +275,16 @@ def load_checkpoint(
     return model, set(report["missing_keys"]), checkpoint.ignored
 
 
-def warm_start(
-    kind: type[BertForMaskedLM], source: str, tokenizer: Tokenizer, dropouts: dict[str, float]
-) -> tuple[Any, str]:
+def warm_start(settings: Model, tokenizer: Tokenizer) -> tuple[MaskedLM, str]:
     """The model that `model.init` names, and a line that says what of it was used."""
+    source = str(settings.init)
     checkpoint = open_checkpoint(source, f"model.init {source}")
     note = vocabulary_note(checkpoint, tokenizer)
-    model, missing, unexpected = load_checkpoint(kind, checkpoint, pad_token_id=tokenizer.pad_id, **dropouts)
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    return model, (
-        f"model: {parameters:,} parameters from {source}{note}; "
+    architecture = checkpoint.outline.architecture
+    dropouts = {name: getattr(settings, name) for name in architecture.dropouts}
+    model, missing, unexpected = load_checkpoint(checkpoint, **architecture.token_ids(tokenizer), **dropouts)
+    return packed(model), (
+        f"model: {count_parameters(model):,} parameters from {source}{note}; "
         f"ignored: {summary(unexpected) or 'nothing'}; newly initialised: {summary(missing) or 'nothing'}"
     )
 
@@ -294,15 +335,17 @@ def _read_weights(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
             read[ours] = tensors[weight.name].float()
             if not torch.isfinite(read[ours]).all():
                 raise UserError(f"{name}: {weight.name} holds values that are not finite (NaN or infinite)")
+    outline = checkpoint.outline
     if checkpoint.config.tie_word_embeddings:
-        for tied, source in ((DECODER, EMBEDDING), (DECODER_BIAS, BIAS)):
+        for tied, source in outline.ties.items():
             if tied in read and source in read and not torch.equal(read[tied], read[source]):
                 raise UserError(
                     f"{name}: {tied} differs from {source}, and config.json ties the two: if they are two weights, set "
                     "tie_word_embeddings to false in it"
                 )
-        read.pop(DECODER, None)
-    for one, other in ((BIAS, DECODER_BIAS), (DECODER_BIAS, BIAS)):  # older files have one of the names
-        if one in read and other not in read:
-            read[other] = read[one].clone()
+        read.pop(outline.decoder, None)
+    for tied, source in outline.ties.items():
+        for one, other in ((source, tied), (tied, source)):  # older files have one of the names
+            if source != outline.embedding and one in read and other not in read:
+                read[other] = read[one].clone()
     return read

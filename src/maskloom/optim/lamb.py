@@ -20,31 +20,14 @@ between layouts. No step waits for the device.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
+from torch import nn
 
+from maskloom.config import Optimizer
 from maskloom.distributed import sum_over_ranks
-
-
-class Piece(NamedTuple):
-    """A part of one of a group's tensors inside a flat vector.
-
-    Attributes:
-        tensor: number of the tensor in its group, the same on every rank.
-        start, length: where its elements lie in the vector.
-    """
-
-    tensor: int
-    start: int
-    length: int
-
-
-class Placing(NamedTuple):
-    """What a flat vector holds of its group's `tensors` tensors; the ranks' vectors together hold each once."""
-
-    tensors: int
-    pieces: tuple[Piece, ...]
+from maskloom.optim.kind import FromDeepSpeed, Group, OptimizerKind, Placing, betas, decayed_and_plain
 
 
 class Lamb(torch.optim.Optimizer):
@@ -64,7 +47,7 @@ class Lamb(torch.optim.Optimizer):
     def place(self, placings: dict[torch.Tensor, Placing]) -> None:
         """Say what the flat vectors among the parameters hold; replaces what was said before."""
         self._placings = {
-            vector: (placing, torch.tensor([piece.tensor for piece in placing.pieces], device=vector.device).long())
+            vector: (placing, torch.tensor([part.tensor for part in placing.parts], device=vector.device).long())
             for vector, placing in placings.items()
         }
 
@@ -84,10 +67,10 @@ class Lamb(torch.optim.Optimizer):
         if weights[0] in self._placings:
             assert len(weights) == 1, "a group that ZeRO has spread is one vector"
             placing, numbers = self._placings[weights[0]]
-            parts = [slice(piece.start, piece.start + piece.length) for piece in placing.pieces]
-            weights, updates = [weights[0][part] for part in parts], [updates[0][part] for part in parts]
+            slices = [slice(part.start, part.start + part.length) for part in placing.parts]
+            weights, updates = [weights[0][part] for part in slices], [updates[0][part] for part in slices]
             spread = torch.zeros(2, placing.tensors, dtype=torch.float64, device=numbers.device)
-            if parts:
+            if slices:
                 spread.index_copy_(1, numbers, _squared_norms(weights, updates))
             ratios = _trust_ratios(sum_over_ranks(spread))[numbers]
         else:
@@ -130,3 +113,17 @@ def _trust_ratios(squared_norms: torch.Tensor) -> torch.Tensor:
     """|w| / |u| of each tensor, float32 [tensors]; 1 where either is 0."""
     weight, update = squared_norms.sqrt()
     return torch.where((weight > 0) & (update > 0), weight / update, 1.0).float()
+
+
+def groups(model: nn.Module, settings: Optimizer) -> list[Group]:
+    """The trust ratio scales the updates of what decays, and of nothing else."""
+    decayed, plain = decayed_and_plain(model, settings)
+    return [{**decayed, "adapts": True}, {**plain, "adapts": False}]
+
+
+def build(groups: list[Group], settings: Optimizer, deepspeed: FromDeepSpeed) -> Lamb:
+    """LAMB over these groups; under ZeRO its vectors have to be placed."""
+    return Lamb(groups, lr=settings.lr, betas=betas(settings), eps=settings.eps)
+
+
+LAMB = OptimizerKind(name="lamb", groups=groups, build=build, state_bytes=8, title="LAMB", norms_whole_tensors=True)

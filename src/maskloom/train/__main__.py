@@ -6,13 +6,12 @@ from argparse import Namespace
 from pathlib import Path
 
 from maskloom.early import begin
-from maskloom.program import run_program
+from maskloom.program import Parser, add_overrides, run_program
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Train as one rank. Returns the exit code."""
     from maskloom import extensions
-    from maskloom.command_line import Parser, add_overrides
 
     parser = Parser(
         prog="maskloom.train",
@@ -53,6 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _profile(options: Namespace) -> int:
+    from maskloom import extensions
     from maskloom.config_file import load_config
     from maskloom.distributed import World
     from maskloom.errors import UserError
@@ -63,6 +63,7 @@ def _profile(options: Namespace) -> int:
     world = None
     try:
         world = World.discover()
+        extensions.load(options.imports)
         profile(load_config(options.config, options.overrides), world, options.profile, options.out)
     except (UserError, OSError) as error:
         complain(f"maskloom: rank {world.rank if world else '?'}: {error}")

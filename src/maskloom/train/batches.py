@@ -44,6 +44,7 @@ def ready_steps(
     first_step: int,
     workers: int,
     prefetch_steps: int,
+    windows: Sequence[int | None] = (None,),
 ) -> Generator[ReadyStep]:
     """This rank's part of every step from `first_step` on.
 
@@ -52,6 +53,7 @@ def ready_steps(
     Args:
         layouts: of each phase, once its batch has grown.
         device: of this rank.
+        windows: of the model's attention, whose pairs of slots are counted.
         cursors, first_step, workers, prefetch_steps: see `read_steps`, and what it raises.
     """
 
@@ -68,6 +70,6 @@ def ready_steps(
         layout = layouts[phase].of_smaller(plan.lanes, plan.lane_rows(step.number), world)
         batches = micro_batches(step.rows, layout, capacities[phase], plan.tokenizer)
         pinned = tuple(batch.pinned_for(device) for batch in batches)
-        return ReadyStep(**vars(step), micro_batches=pinned, counts=counts_of(step.rows, plan.tokenizer))
+        return ReadyStep(**vars(step), micro_batches=pinned, counts=counts_of(step.rows, plan.tokenizer, windows))
 
     return ahead(read, ready, device)

@@ -20,8 +20,8 @@ from maskloom.progress import say, warn
 from maskloom.status import EXIT_DONE, EXIT_STOPPED
 from maskloom.train.batches import ReadyStep
 from maskloom.train.due import catch_up, evaluate_run, evaluation_is_due, is_due, log_step, save
-from maskloom.train.engine.building import start_distributed
-from maskloom.train.engine.notes import notes_on_device
+from maskloom.train.engine.device import notes_on_device
+from maskloom.train.engine.engine import start_distributed
 from maskloom.train.metrics import Metrics
 from maskloom.train.rank.notices import agreed_reason
 from maskloom.train.rank.watch import Watch

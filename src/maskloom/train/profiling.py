@@ -34,10 +34,8 @@ from maskloom.errors import UserError
 from maskloom.files import write_atomically
 from maskloom.progress import say, show
 from maskloom.train.checkpoint.state import saved_folders
-from maskloom.train.engine.building import start_distributed
-from maskloom.train.engine.configuration import device_of
-from maskloom.train.engine.engine import Engine
-from maskloom.train.engine.stepping import Backward, StepOutcome
+from maskloom.train.engine.device import device_of
+from maskloom.train.engine.engine import Backward, Engine, StepOutcome, start_distributed
 from maskloom.train.kinds import DATA, OPTIMIZER, TITLES, sum_up, what_ran
 from maskloom.train.rank.heartbeats import Pulse
 from maskloom.train.resume import reconcile

@@ -161,7 +161,8 @@ def first_not_finite(
     found: str | None = None
     for number, micro_batch in enumerate(micro_batches):
         seed_dropout(number)
-        found = found or find_overflow(engine.model, micro_batch, float(scale) * (engine.loss_scale or 1.0))
+        scaled = float(scale) * (engine.loss_scale or 1.0)
+        found = found or find_overflow(engine.model, micro_batch, scaled, engine.whole_parameters())
     places = gather_objects(found, world)
     return "; ".join(f"rank {rank}: {place}" for rank, place in enumerate(places) if place)
 

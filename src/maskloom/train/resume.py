@@ -11,13 +11,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from transformers import BertConfig
-
 from maskloom.config import RunConfig
 from maskloom.config_file import differences, load_config, rechecked
 from maskloom.errors import UserError
-from maskloom.models.bert import read_definition
-from maskloom.models.warm_start import check_init, check_positions
+from maskloom.models.build import check_size, configuration_of, read_definition
+from maskloom.models.warm_start import check_init, check_positions, settle_architecture
 from maskloom.tokenizers.base import Tokenizer
 from maskloom.train.checkpoint.fit import fit_origin, is_same_origin, split_origin, unlike_data
 from maskloom.train.checkpoint.state import saved_folders
@@ -47,10 +45,16 @@ def reconcile(config: RunConfig, data: Mapping[str, Any] | None = None) -> RunCo
     saved_file = folder / "config.yaml"
     if not saved_file.exists():
         refuse_foreign(folder)
+        if config.model.init is not None:
+            config = config.model_copy(update={"model": settle_architecture(config.model)})
         return fit_origin(config, data) if config.from_ and data else config
     saved = load_config(saved_file)
     if config.data.lanes is None:
         config = config.model_copy(update={"data": config.data.model_copy(update={"lanes": saved.data.lanes})})
+    if config.model.init and "architecture" not in config.model.model_fields_set:
+        given = config.model.model_dump(exclude_unset=True)
+        model = type(saved.model).model_validate({**given, "architecture": saved.model.architecture})
+        config = config.model_copy(update={"model": model})
     if config.engine.precision == "auto":
         engine = config.engine.model_copy(update={"precision": saved.engine.precision})
         config = config.model_copy(update={"engine": engine})
@@ -73,11 +77,12 @@ def reconcile(config: RunConfig, data: Mapping[str, Any] | None = None) -> RunCo
     return config
 
 
-def check_model(config: RunConfig, tokenizer: Tokenizer) -> BertConfig | None:
-    """Check the model that a rank would begin with, without its weights: the run's own, its origin's, or `model.init`.
+def check_model(config: RunConfig, tokenizer: Tokenizer) -> Any:
+    """Check the model that a rank would begin with, without its weights: the run's own, its origin's, `model.init`'s, or a
+    new one.
 
     Returns:
-        what it is; None for one that is built from the run's settings, which were checked already.
+        its Hugging Face configuration.
 
     Raises:
         UserError: it cannot be trained so.
@@ -85,8 +90,12 @@ def check_model(config: RunConfig, tokenizer: Tokenizer) -> BertConfig | None:
     run = Path(config.run_dir)
     origin = run if saved_folders(run) else split_origin(config.from_)[0] if config.from_ else None
     if origin is None:
-        init = config.model.init
-        return check_init(init, tokenizer, config.seq_lens) if init is not None else None
+        if config.model.init is not None:
+            return check_init(config.model.init, tokenizer, config.seq_lens)
+        described = configuration_of(config.model, tokenizer)
+        check_positions(described, "the model", config.seq_lens)
+        check_size(described)
+        return described
     described = read_definition(origin / "model")
     check_positions(described, str(origin / "model"), config.seq_lens)
     return described

@@ -25,7 +25,8 @@ from maskloom.config_file import dump_config, saved_form
 from maskloom.distributed import World, gather_objects
 from maskloom.errors import UserError
 from maskloom.files import LOCK, parse_json, read_plain, whole_folder, write_atomically
-from maskloom.models.bert import MaskedLM, save_definition
+from maskloom.models.build import save_definition
+from maskloom.models.masked_lm import MaskedLM
 from maskloom.progress import say, warn
 from maskloom.redaction import brief, sayable
 from maskloom.status import CHECKPOINT, START, State, Status, note_attempt, parse_status, read_status

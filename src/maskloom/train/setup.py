@@ -24,18 +24,18 @@ from maskloom.data.skew import notes_on_run
 from maskloom.distributed import World, gather_objects, sum_over_ranks
 from maskloom.errors import UserError
 from maskloom.models.attention import settle_attention
-from maskloom.models.bert import MaskedLM, build_defined, build_model, check_size
+from maskloom.models.build import build_defined, build_model
 from maskloom.models.flops import DTYPES, Shape, peak_of
+from maskloom.models.masked_lm import MaskedLM, attention_dropout_of, head_size_of
 from maskloom.models.warm_start import tokenizer_of
 from maskloom.processes import temporary_folder
 from maskloom.progress import say, size, warn
 from maskloom.train import checkpoint
 from maskloom.train.checkpoint.fit import stored_tokenizing
 from maskloom.train.checkpoint.state import identity
-from maskloom.train.engine.configuration import deepspeed_config, device_of, resolve_precision
+from maskloom.train.engine.configuration import deepspeed_config
+from maskloom.train.engine.device import device_of, numerics_title, resolve_kernels, resolve_precision
 from maskloom.train.engine.engine import Engine
-from maskloom.train.engine.kernels import resolve_kernels
-from maskloom.train.engine.numerics import numerics_title
 from maskloom.train.rank.heartbeats import Pulse
 from maskloom.train.rank.notices import Notices
 from maskloom.train.refusal import GuardState, PassedOver, jumps, known, read_intervals
@@ -61,8 +61,7 @@ def prepare(config: RunConfig, world: World) -> tuple[RunConfig, DataPlan]:
     temporary_folder()
     tokenizer, corpora = tokenizer_of(config.tokenizer, config.model.init), open_corpora(config.data)
     config = reconcile(config, identity(corpora, tokenizer))
-    if check_model(config, tokenizer) is None:
-        check_size(config.model, tokenizer.vocab_size)
+    check_model(config, tokenizer)
     plan = DataPlan.of(
         config.data,
         config.phases,
@@ -106,7 +105,8 @@ def deepspeed_settings(config: RunConfig, plan: DataPlan, world: World) -> dict[
     """The DeepSpeed configuration of this run at this world size."""
     layouts = phase_layouts(config.phases, plan, world)
     accumulates = any(layout.micro_batches > 1 for layout in layouts)
-    return deepspeed_config(config, layouts[0].micro_batch_rows, accumulates, world.size)
+    sections = config.engine, config.optimizer, config.deepspeed
+    return deepspeed_config(*sections, layouts[0].micro_batch_rows, accumulates, world.size)
 
 
 def phase_layouts(phases: Sequence[Phase], plan: DataPlan, world: World) -> list[Layout]:
@@ -147,9 +147,8 @@ def set_up(
     origin = restore(trainer, found)
 
     described, precision = trainer.engine.model.config, resolve_precision(config.engine.precision)
-    head_size = described.hidden_size // described.num_attention_heads
-    dropout = described.attention_probs_dropout_prob
-    attention = settle_attention(device, head_size, DTYPES[precision], dropout)
+    dropout = attention_dropout_of(described)
+    attention = settle_attention(device, head_size_of(described), DTYPES[precision], dropout)
     peak = peak_of(device, precision, config.logging.peak_tflops)
     own_flops = peak.flops if peak else math.nan  # which makes the sum unknown as well
     flops = float(sum_over_ranks(torch.tensor(own_flops, dtype=torch.float64, device=device)))
@@ -174,7 +173,8 @@ def restore(trainer: Trainer, found: Found | None) -> str:
     plan = trainer.plan
     plan = trainer.plan = replace(plan, jumps=jumps(trainer.passed_over, plan.lanes, len(plan.corpora)))
     model, origin = _model_of(trainer, found)
-    engine = trainer.engine = Engine(config, model, deepspeed_settings(config, plan, world), world)
+    settings = deepspeed_settings(config, plan, world)
+    engine = trainer.engine = Engine(model, config.engine, config.optimizer, settings, world)
     trainer.shape = Shape.of(model.config)
     state = found[1] if found else None
     if found and state:
@@ -187,7 +187,7 @@ def restore(trainer: Trainer, found: Found | None) -> str:
     trainer.guard = state.guard_state() if state else GuardState()
     skipped, max_bad_share = state.skipped if state else 0, config.data.max_bad_share
     trainer.skipped = Skipped(trainer.run, plan, trainer.step, skipped, max_bad_share, world)
-    trainer.tally = Tally(state.tokens_seen if state else 0, trainer.device)
+    trainer.tally = Tally(state.tokens_seen if state else 0, trainer.device, len(trainer.shape.windows))
     return origin
 
 

@@ -20,8 +20,7 @@ from maskloom.distributed import sum_over_ranks
 from maskloom.optim.schedule import learning_rate
 from maskloom.progress import warn
 from maskloom.train.batches import ReadyStep
-from maskloom.train.engine.engine import Engine
-from maskloom.train.engine.stepping import LossScaleCollapsed
+from maskloom.train.engine.engine import Engine, LossScaleCollapsed
 from maskloom.train.rank.notices import NAMES, Heard
 from maskloom.train.recovery import collapsed, first_not_finite
 from maskloom.train.refusal import NOT_FINITE, after_step, highest_loss, why_refused
@@ -38,7 +37,7 @@ class StepResult:
         accuracy: share of the predicted tokens that the model had right.
         lr: learning rate of the step.
         norm: of the global gradient before clipping; on a GPU still on the device: `float` waits for it.
-        counts: int64 [4] on the device, of the global batch; what `tally.counts_of` counts.
+        counts: int64 [3 + W] on the device, of the global batch; what `tally.counts_of` counts.
         refusal: why the step was not taken, None if it was. fp16's own overflows are no refusal.
         heard: what ranks told each other as the step began; on a GPU `read` waits for a copy made then.
     """

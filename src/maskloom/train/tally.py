@@ -5,6 +5,8 @@ The sums stay on the device, so that a step waits for none of them; a logged lin
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
@@ -14,21 +16,22 @@ from maskloom.tokenizers.base import Tokenizer
 from maskloom.train.metrics import Work
 
 
-def counts_of(rows: Rows, tokenizer: Tokenizer) -> torch.Tensor:
-    """int64 [4], of a rank's rows: predicted tokens, text tokens, real slots, squares of the pieces' slots."""
+def counts_of(rows: Rows, tokenizer: Tokenizer, windows: Sequence[int | None] = (None,)) -> torch.Tensor:
+    """int64 [3 + W], of a rank's rows: predicted tokens, text tokens, real slots, and for each of the W windows of attention
+    the pairs of slots that see each other."""
     text_tokens = count_text_tokens(rows, tokenizer)
-    slots, squares = count_slots(rows, tokenizer)
-    return torch.tensor([np.count_nonzero(rows.chosen), text_tokens, slots, squares], dtype=torch.int64)
+    slots, pairs = count_slots(rows, tokenizer, windows)
+    return torch.tensor([np.count_nonzero(rows.chosen), text_tokens, slots, *pairs], dtype=torch.int64)
 
 
 class Tally:
-    """The sums; they begin at a step that has seen so many text tokens."""
+    """The sums; they begin at a step that has seen so many text tokens. `windows` are those of attention that are counted."""
 
-    def __init__(self, tokens_seen: int, device: torch.device) -> None:
+    def __init__(self, tokens_seen: int, device: torch.device, windows: int = 1) -> None:
         self._tokens = torch.tensor(tokens_seen, dtype=torch.int64, device=device)
         # Losses and predicted tokens of the steps taken; of all steps what `counts_of` counts, and the slots that were computed.
         self._losses = torch.zeros(2, dtype=torch.float64, device=device)
-        self._counts = torch.zeros(4, dtype=torch.int64, device=device)
+        self._counts = torch.zeros(3 + windows, dtype=torch.int64, device=device)
         self._computed_slots = 0
 
     def add(self, counts: torch.Tensor, computed_slots: int, loss_sum: torch.Tensor | None) -> None:
@@ -53,8 +56,8 @@ class Tally:
         """The mean loss of a predicted token in the steps that were taken, None where none was, and what all steps did; the
         next sums begin here."""
         loss_sum, taken = self._losses.tolist()
-        predicted, _, slots, squares = self._counts.tolist()
-        work = Work(slots, self._computed_slots, training_flops(shape, slots, squares, predicted))
+        predicted, _, slots, *pairs = self._counts.tolist()
+        work = Work(slots, self._computed_slots, training_flops(shape, slots, pairs, predicted))
         self._losses.zero_()
         self._counts.zero_()
         self._computed_slots = 0

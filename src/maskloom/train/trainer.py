@@ -81,7 +81,8 @@ class Trainer:
         while plan is not self.plan:  # a roll-back makes another plan: its rows are read anew
             plan = self.plan
             reading = (plan, self.world, self.layouts, self.device, self.cursors, self.step)
-            reader = ready_steps(*reading, workers=data.workers, prefetch_steps=data.prefetch_steps)
+            windows = self.shape.distinct_windows
+            reader = ready_steps(*reading, workers=data.workers, prefetch_steps=data.prefetch_steps, windows=windows)
             with contextlib.closing(reader):
                 for batch in reader:
                     yield batch

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from maskloom.launch.doctor.asking import Way
+from maskloom.launch.doctor.hosts import Way
 from maskloom.launch.doctor.network import Speed, measure, ring_rounds, slow_hosts
-from maskloom.launch.ports import spare_port
+from maskloom.launch.probe import spare_port
 
 
 @pytest.mark.parametrize("hosts", range(9))
@@ -30,9 +30,7 @@ def test_the_slow_host_is_the_one_whose_pairs_are_all_slow() -> None:
 
 
 def test_ranks_of_several_hosts_sum() -> None:
-    speed = measure(
-        ["a", "b"], [1, 2], Way(), ("127.0.0.1", spare_port()), 1 << 20, 120.0, {"GLOO_SOCKET_IFNAME": "lo"}
-    )
+    speed = measure({"a": 1, "b": 2}, Way(), ("127.0.0.1", spare_port()), 1 << 20, 120.0, {"GLOO_SOCKET_IFNAME": "lo"})
     assert isinstance(speed, Speed), speed
     assert (speed.backend, speed.ranks, speed.bytes) == ("gloo", 3, 1 << 20)
     assert speed.bytes_per_s > 0
@@ -49,5 +47,5 @@ def test_a_host_whose_ranks_fail_is_named() -> None:
                 else super().command(host, module)
             )
 
-    said = measure(["a", "b"], [1, 1], Broken(), ("127.0.0.1", spare_port()), 1 << 20, 120.0, {})
+    said = measure({"a": 1, "b": 1}, Broken(), ("127.0.0.1", spare_port()), 1 << 20, 120.0, {})
     assert said == {"b": "no such device"}

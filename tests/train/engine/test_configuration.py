@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import torch
 
 from maskloom.config import RunConfig
 from maskloom.config_file import parse_config
-from maskloom.distributed import World
 from maskloom.errors import UserError
-from maskloom.train.engine import configuration
-from maskloom.train.engine.configuration import BUCKET_ELEMENTS, PASSED_ON, RESERVED, deepspeed_config, device_of
+from maskloom.train.engine import configuration as module
+from maskloom.train.engine import device
+from maskloom.train.engine.configuration import BUCKET_ELEMENTS, RESERVED
+from maskloom.train.engine.patches import known_keys
 
 
 class Gpu:
@@ -32,7 +32,13 @@ class Gpu:
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(configuration, "get_accelerator", Gpu)
+    for each in (module, device):
+        monkeypatch.setattr(each, "get_accelerator", Gpu)
+
+
+def deepspeed_config(config: RunConfig, micro_batch_rows: int, accumulates: bool, ranks: int = 1) -> dict[str, Any]:
+    sections = config.engine, config.optimizer, config.deepspeed
+    return module.deepspeed_config(*sections, micro_batch_rows, accumulates, ranks)
 
 
 def run_with(deepspeed: dict[str, Any] | None = None, **chosen: Any) -> RunConfig:
@@ -110,78 +116,17 @@ def test_state_that_no_checkpoint_would_hold_is_refused(key: str) -> None:
         deepspeed_config(run_with({"zero_optimization": {key: {"device": "nvme", "nvme_path": "/fast"}}}), 4, True)
 
 
-class TestMoreRanksThanGpus:
-    """Every rank of the machine refuses, also those that would have a GPU: none waits for the others."""
-
-    def test_a_rank_has_the_gpu_of_its_number(self, gpu: None) -> None:
-        assert device_of(World(1, 4, local_rank=1, local_size=2)) == torch.device("cuda", 1)
-        assert device_of(World(1, 4)) == torch.device("cuda", 0)
-
-    @pytest.mark.parametrize("local_rank", [0, 3])
-    def test_both_numbers_and_the_remedy_are_named(
-        self, local_rank: int, gpu: None, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
-        said = r"^4 ranks on a machine on which rank 7 sees 2 cuda device\(s\) \(CUDA_VISIBLE_DEVICES=0,1\)"
-        with pytest.raises(UserError, match=f"{said}.*--processes 2, slots=2.*--gpus-per-node"):
-            device_of(World(7, 8, local_rank, local_size=4))
-
-    def test_a_launcher_that_does_not_say_how_many_ranks_there_are_is_seen_through(
-        self, gpu: None, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-        with pytest.raises(UserError, match=r"^3 ranks on a machine on which rank 2 sees 2 cuda device\(s\): each"):
-            device_of(World(2, 4, local_rank=2, local_size=1))
-
-    def test_cpus_take_any_number(self) -> None:
-        assert device_of(World(7, 8, local_rank=7, local_size=8)) == torch.device("cpu")
-
-    def test_it_is_said_before_the_ranks_meet(self, gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
-        from maskloom.train.engine import building
-
-        def reached(*_: Any, **__: Any) -> None:
-            raise AssertionError("DeepSpeed was asked")
-
-        monkeypatch.setattr("deepspeed.init_distributed", reached)
-        with pytest.raises(UserError, match="4 ranks on a machine"):
-            building.start_distributed(World(0, 4, local_rank=0, local_size=4))
-
-
-class Recording(dict):
-    """Settings that remember which keys were asked for."""
-
-    def __init__(self, *settings: Any) -> None:
-        super().__init__(*settings)
-        self.asked: set[str] = set()
-
-    def __contains__(self, key: object) -> bool:
-        self.asked.add(str(key))
-        return super().__contains__(key)
-
-    def __getitem__(self, key: str) -> Any:
-        self.asked.add(key)
-        return super().__getitem__(key)
-
-    def get(self, key: str, default: Any = None) -> Any:
-        self.asked.add(key)
-        return super().get(key, default)
-
-    def keys(self) -> Any:
-        return self
-
-    def __copy__(self) -> Recording:
-        return self
-
-
-def test_every_key_that_deepspeed_reads_is_derived_reserved_or_passed_on() -> None:
-    from deepspeed.runtime.config import _REMOVED_TOP_LEVEL_CONFIG_KEYS, DeepSpeedConfig
-
-    settings = Recording({"train_micro_batch_size_per_gpu": 1})
-    DeepSpeedConfig(settings)
+def test_deepspeed_says_itself_which_keys_it_reads() -> None:
     derived = deepspeed_config(run_with(), 4, False).keys()
-    halves = {"bf16", "fp16"}  # reserved or derived, with the precision
-    assert settings.asked - _REMOVED_TOP_LEVEL_CONFIG_KEYS.keys() >= PASSED_ON
-    assert settings.asked - _REMOVED_TOP_LEVEL_CONFIG_KEYS.keys() - halves - RESERVED - derived == PASSED_ON
+    assert known_keys() > derived | {
+        "zero_optimization",
+        "wandb",
+        "flops_profiler",
+        "tensorboard",
+        "wall_clock_breakdown",
+    }
+    assert known_keys().isdisjoint({"nebula", "amp_"})
+    assert known_keys() >= RESERVED - {"amp", "bfloat16", "torch_autocast", "scheduler"}
 
 
 @pytest.mark.parametrize(

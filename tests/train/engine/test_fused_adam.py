@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import struct
 import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from random import Random
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,23 +23,36 @@ from torch.utils import cpp_extension
 
 from maskloom.config import Optimizer
 from maskloom.distributed import World
-from maskloom.launch.ports import free_port
+from maskloom.launch.probe import free_port
+from maskloom.optim import OPTIMIZERS, parameter_groups
 from maskloom.train.engine import cuda_home, fused_adam
-from maskloom.train.engine.building import build_optimizer
-from maskloom.train.engine.fused_adam import links_a_gpu, telling_line, why_no_fused_adam, why_refused
-from tests.optim.test_groups import tiny_model
+from maskloom.train.engine.fused_adam import (
+    linked_libraries,
+    links_a_gpu,
+    offered,
+    telling_line,
+    why_no_fused_adam,
+    why_refused,
+)
+from tests.optim.test_kind import tiny_model
 
 
 @pytest.fixture(autouse=True)
 def _decided_anew() -> Iterator[None]:
-    fused_adam._refusal.cache_clear()
+    fused_adam.why_refused.cache_clear()
     yield
-    fused_adam._refusal.cache_clear()
+    fused_adam.why_refused.cache_clear()
+
+
+def built(settings: Optimizer, world: World) -> torch.optim.Optimizer:
+    """The optimizer of these settings over a small model."""
+    kind = OPTIMIZERS[settings.name]
+    return kind.build(parameter_groups(tiny_model(), settings), settings, offered(kind, world))
 
 
 def test_not_on_a_cpu() -> None:
     assert why_no_fused_adam() == why_refused(World()) == "it is for CUDA"
-    assert isinstance(build_optimizer(tiny_model(), Optimizer(), World()), torch.optim.AdamW)
+    assert isinstance(built(Optimizer(), World()), torch.optim.AdamW)
 
 
 @pytest.fixture
@@ -152,7 +169,7 @@ class TestLoading:
         return made
 
     def test_where_it_can_be_had_it_is_taken(self, made: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
-        assert build_optimizer(tiny_model(), Optimizer(lr=3e-4), World()) == "fused"
+        assert built(Optimizer(lr=3e-4), World()) == "fused"
         assert made == [{"lr": 3e-4, "betas": (0.9, 0.98), "eps": 1e-6, "adam_w_mode": True}]
         assert capsys.readouterr() == ("", "")
 
@@ -169,7 +186,7 @@ class TestLoading:
 
         monkeypatch.setattr(fused_adam, "load_operator", fail)
         for _ in range(2):  # also when a run goes back, and builds its engine anew
-            assert isinstance(build_optimizer(tiny_model(), Optimizer(), World()), torch.optim.AdamW)
+            assert isinstance(built(Optimizer(), World()), torch.optim.AdamW)
         assert (made, tried) == ([], ["fused_adam"])
         assert capsys.readouterr().err == (
             "WARNING: DeepSpeed's FusedAdam is not to be had: its build failed: /usr/bin/ld: cannot find -lcudart. All ranks "
@@ -182,7 +199,7 @@ class TestLoading:
             raise ImportError("undefined symbol")
 
         monkeypatch.setattr(fused_adam, "load_operator", refuse)
-        muon = build_optimizer(tiny_model(), Optimizer(name="muon", gradient_clipping=0.0), World())
+        muon = built(Optimizer(name="muon", gradient_clipping=0.0), World())
         assert isinstance(muon.aux_optimizer, torch.optim.AdamW)
 
     def test_what_was_built_for_cpus_is_not_taken(
@@ -191,7 +208,7 @@ class TestLoading:
         """As torch does when it sees no GPU."""
         put_nvcc(cuda_home.USUAL, "12.8")
         installed.write_text("libc10.so libtorch_cpu.so")
-        assert isinstance(build_optimizer(tiny_model(), Optimizer(), World()), torch.optim.AdamW)
+        assert isinstance(built(Optimizer(), World()), torch.optim.AdamW)
         assert f"its build failed: {installed} is for CPUs" in capsys.readouterr().err
 
 
@@ -220,7 +237,7 @@ class TestStepping:
 
         monkeypatch.setattr(torch.optim.Adam, "step", no_image)
         assert why_refused(World()) == "it does not step"
-        assert isinstance(build_optimizer(tiny_model(), Optimizer(), World()), torch.optim.AdamW)
+        assert isinstance(built(Optimizer(), World()), torch.optim.AdamW)
         assert capsys.readouterr().err == (
             "WARNING: DeepSpeed's FusedAdam is not to be had: it does not step: CUDA error: no kernel image is available for "
             "execution on the device. All ranks take torch's fused AdamW instead\n"
@@ -259,7 +276,7 @@ RANK = """
     from types import SimpleNamespace
     from maskloom.distributed import World
     from maskloom.train.engine import fused_adam
-    from maskloom.train.engine.building import start_distributed
+    from maskloom.train.engine.engine import start_distributed
 
     world = World.discover()
     start_distributed(world, 60.0)
@@ -277,11 +294,11 @@ RANK = """
             return SimpleNamespace(__file__="op.so")
 
         fused_adam.load_operator = load
-        fused_adam._refusal.cache_clear()
+        fused_adam.why_refused.cache_clear()
         print(json.dumps([bad, fused_adam.why_refused(world), len(tried)]))
     fused_adam.load_operator = lambda builder, load: SimpleNamespace(__file__="op.so")
     fused_adam.fault_of_step = lambda: "it does not step: no kernel image" if world.rank == 1 else None
-    fused_adam._refusal.cache_clear()
+    fused_adam.why_refused.cache_clear()
     print(json.dumps([fused_adam.why_refused(world)]))
 """
 
@@ -310,3 +327,54 @@ def test_all_ranks_take_it_or_none() -> None:
     said = [line for _, error in outputs for line in error.splitlines() if "FusedAdam" in line]
     # By the first rank alone.
     assert [f"(rank {rank} on " in line for rank, line in zip((0, 1, 1), said, strict=True)] == [True] * 3
+
+
+def test_they_are_what_the_linker_was_given(tmp_path: Path) -> None:
+    compiler = shutil.which("gcc")
+    if compiler is None:
+        pytest.skip("needs gcc")
+    (tmp_path / "none.c").write_text("int none(void) { return 0; }\n")
+    (tmp_path / "user.c").write_text('const char *said = "libspoken_of.so is not linked";\n')
+    names = ["libcudart-9335f6a2.so.12", "libc10_cuda.so"]
+    for name in names:
+        command = [compiler, "-shared", "-fPIC", "-o", name, "none.c", f"-Wl,-soname,{name}"]
+        subprocess.run(command, cwd=tmp_path, check=True)
+    for given in ([], names):
+        command = [compiler, "-shared", "-fPIC", "-nostdlib", "-o", "out.so", "user.c", "-Wl,--no-as-needed", *given]
+        subprocess.run(command, cwd=tmp_path, check=True)
+        assert linked_libraries(tmp_path / "out.so") == given
+
+
+def test_torch_links_itself() -> None:
+    """A library of hundreds of MiB, made by somebody else."""
+    linked = linked_libraries(Path(torch.__file__).parent / "lib" / "libtorch_python.so")
+    assert {"libtorch.so", "libc.so.6"} <= set(linked)
+
+
+@pytest.mark.parametrize("content", [b"", b"#!/bin/sh\n", b"\x7fELF\x02\x01", b"\x7fELF\x02\x01" + bytes(200)])
+def test_what_is_no_library_is_said(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "op.so").write_bytes(content)
+    with pytest.raises(ValueError, match=r"op\.so is not a shared library"):
+        linked_libraries(tmp_path / "op.so")
+
+
+def test_whatever_is_damaged_in_one_it_is_read_or_refused(tmp_path: Path) -> None:
+    """The places and lengths that it holds may point anywhere."""
+    whole = Path(sys.executable).resolve()
+    content = bytearray(whole.read_bytes()[:4096])
+    random = Random(0)
+    for _ in range(2000):
+        damaged = bytearray(content)
+        for _ in range(random.randint(1, 8)):
+            damaged[random.randrange(6, 1024)] = random.choice([0, 1, 0x7F, 0x80, 0xFF, random.randrange(256)])
+        (tmp_path / "op.so").write_bytes(damaged)
+        with suppress(ValueError):
+            linked_libraries(tmp_path / "op.so")
+
+
+def test_a_place_beyond_all_numbers_is_refused(tmp_path: Path) -> None:
+    segment = struct.pack("<IIQQQQQQ", 2, 0, 2**63, 0, 0, 16, 16, 8)
+    head = b"\x7fELF\x02\x01" + bytes(26) + struct.pack("<Q", 64) + bytes(14) + struct.pack("<HH", 56, 1) + bytes(6)
+    (tmp_path / "op.so").write_bytes(head + segment)
+    with pytest.raises(ValueError, match=r"op\.so is not a shared library"):
+        linked_libraries(tmp_path / "op.so")

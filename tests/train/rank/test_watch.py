@@ -16,7 +16,7 @@ from maskloom.config import RunConfig
 from maskloom.config_file import parse_config
 from maskloom.distributed import World
 from maskloom.errors import PassingFault, UserError
-from maskloom.models.bert import build_model
+from maskloom.models.build import build_model
 from maskloom.status import EXIT_FAILED, EXIT_STOPPED, read_status
 from maskloom.tokenizers.base import Tokenizer
 from maskloom.train.rank.watch import GROUPS_MORE_S, Watch, is_a_peers

@@ -1,13 +1,12 @@
 """Would a run start here, and go on? What `maskloom doctor` finds out before GPUs are spent on it.
 
-    asking    every host at once: over ssh as a run's ranks come there, or here as a process
-    look      what a host finds out about itself, and what a rank there would see
-    facts     what it is asked and tells: JSON
-    network   a small job of the run's real ranks and backend: how fast they sum, and which host is slow
-    checks    facts of all hosts -> findings: ok, warn or fail, each with hosts, value and remedy. Pure
-    estimates what a run needs of memory and disk
-    visit     all of it in its order
+    commands/doctor -> hosts -> on every host: look -> machine    what a host finds out about itself, and what a rank would meet
+                    -> checks                                     what must be the same everywhere; hosts with the same finding
+                    -> network, on every host                     the run's real ranks sum: how fast, and which host is slow
 
-A finding fails where a run would end, or would not be the same run everywhere; it warns where a run goes on, but not as well
-as it could.
+`hosts` starts a program on every host at once, over ssh as a run's ranks start, or here as a process. `estimates` says what a run
+needs of memory and disk. A new check of a host is a function and a row of the table in `machine.look`; if its value must be the
+same everywhere, a row of `checks.SAME`. Both stand in `checks.ORDER`.
+
+A finding fails if a run would end, or would not be the same on every host. It warns if a run lives with it.
 """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from maskloom.config import RunConfig
+from maskloom.optim import OPTIMIZERS
 
 
 def bytes_of_numbers(config: RunConfig) -> int:
@@ -12,12 +13,17 @@ def bytes_of_numbers(config: RunConfig) -> int:
     return 2 if config.engine.precision in ("bf16", "fp16") else 4
 
 
+def state_bytes(config: RunConfig) -> int:
+    """Of the optimizer's state for one weight."""
+    return OPTIMIZERS[config.optimizer.name].state_bytes
+
+
 def checkpoint_bytes(config: RunConfig, parameters: int) -> float:
     """Of one checkpoint, all ranks' files together: weights, ZeRO's fp32 copy of them, and the optimizer's moments."""
     width, stage = bytes_of_numbers(config), config.engine.zero_stage
     weights = 0 if stage == 3 else width
     copy = 4 if stage or width == 2 else 0
-    moments = 8 if config.optimizer.name != "muon" else 4  # of the matrices, which are nearly all, it has one
+    moments = state_bytes(config)
     return parameters * (weights + copy + moments)
 
 
@@ -35,7 +41,7 @@ def rank_bytes(config: RunConfig | None, parameters: int | None, world_size: int
     if not config or not parameters:
         return 0
     width, stage = bytes_of_numbers(config), config.engine.zero_stage
-    states = (8 if config.optimizer.name != "muon" else 4) + (4 if width == 2 else 0)
+    states = state_bytes(config) + (4 if width == 2 else 0)
     whole, shared = {0: (2 * width + states, 0), 1: (2 * width, states), 2: (width, width + states)}.get(
         stage, (0, 2 * width + states)
     )

@@ -1,148 +1,91 @@
 """How fast the hosts sum: a small job of the run's real ranks, over its real backend.
 
-    python -m maskloom.launch.doctor.network     on every host; starts the host's ranks, which time an all-reduce together
+    python -m maskloom.launch.doctor.network     on every host: its ranks time an all-reduce together
 
-An all-reduce is as slow as its slowest host, so that it cannot say which one that is. After it the hosts send to each other two
-by two, along a ring: a host both of whose pairs are slow is the slow one.
+An all-reduce is as slow as its slowest host, so it cannot tell which one that is. After it the hosts send to each other in pairs,
+along a ring: a host is slow if both of its pairs are.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
 import sys
-import threading
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import timedelta
+from itertools import repeat
 from typing import Any
 
-from maskloom.launch.doctor.asking import Way, send
+from pydantic import TypeAdapter
+
+from maskloom.launch.doctor.hosts import Way, run_on_all
+from maskloom.launch.doctor.look import end_with_stdin
 from maskloom.launch.ssh import last_line
+from maskloom.processes import Pool
 from maskloom.program import run_program
 
 PAIR_BYTES = 16 << 20
 REPEATS = 3
 SMALL_REPEATS = 20
 GRACE_S = 5.0
-POLL_S = 0.1
 SLOW_SHARE = 1 / 3
 """A host whose best pair has less than this share of the best pair of all is far slower than the others."""
+Pair = tuple[int, int, float]
+"""Two hosts, and the bytes a second between them."""
 
 
 @dataclass(frozen=True)
-class Job:
-    """What a host, and then each of its ranks, is told.
-
-    Attributes:
-        first_rank, ranks: of this host.
-        host_of: number of the host of every rank.
-        limit_s: until ranks give up.
-    """
+class Trial:
+    """What a host is told of the job."""
 
     host: int
-    first_rank: int
-    ranks: int
-    host_of: tuple[int, ...]
+    slots: tuple[int, ...]  # ranks of every host
     master_addr: str
     master_port: int
-    bytes: int
-    limit_s: float
+    bytes: int  # to be summed
+    limit_s: float  # until ranks give up
     environment: dict[str, str] = field(default_factory=dict)
-    local_rank: int | None = None
 
 
 @dataclass(frozen=True)
 class Speed:
-    """What the job measured.
-
-    Attributes:
-        bytes: that each rank summed.
-        bytes_per_s: bus bandwidth, as nccl-tests have it: 2 (n - 1) / n of the bytes over the time.
-        latency_s: of an all-reduce of four bytes.
-        pairs: (host, host, bytes a second) along the ring of hosts; empty for one host.
-    """
+    """What the job measured."""
 
     backend: str
     ranks: int
-    bytes: int
-    bytes_per_s: float
-    latency_s: float
-    pairs: tuple[tuple[int, int, float], ...] = ()
+    bytes: int  # that each rank summed
+    bytes_per_s: float  # bus bandwidth, as nccl-tests have it: 2 (n - 1) / n of the bytes over the time
+    latency_s: float  # of an all-reduce of four bytes
+    pairs: tuple[Pair, ...] = ()  # along the ring of hosts; none for one host
+
+
+TRIAL, SPEED = TypeAdapter(Trial), TypeAdapter(Speed)
 
 
 def measure(
-    hosts: Sequence[str],
-    slots: Sequence[int],
-    way: Way,
-    master: tuple[str, int],
-    size: int,
-    limit_s: float,
-    environment: dict[str, str],
+    slots: Mapping[str, int], way: Way, master: tuple[str, int], size: int, limit_s: float, environment: dict[str, str]
 ) -> Speed | dict[str, str]:
     """Run the job. Returns what it measured, or what each host said whose ranks failed.
 
     Args:
+        slots: ranks of each host.
         master: address and port of the first rank.
         size: bytes to sum.
     """
-    host_of = tuple(number for number, count in enumerate(slots) for _ in range(count))
-    processes = [way.start(host, "maskloom.launch.doctor.network") for host in hosts]
-    outputs: list[tuple[str, str]] = [("", "")] * len(hosts)
-
-    def follow(number: int) -> None:
-        process = processes[number]
-        assert process.stdout and process.stderr
-        errors: list[str] = []
-        reader = threading.Thread(target=lambda: errors.append(process.stderr.read() if process.stderr else ""))
-        reader.start()
-        output = process.stdout.read()
-        reader.join()
-        outputs[number] = (output, "".join(errors))
-
-    followers = [threading.Thread(target=follow, args=(number,)) for number in range(len(hosts))]
-    for number, process in enumerate(processes):
-        first = sum(slots[:number])
-        job = Job(number, first, slots[number], host_of, *master, size, limit_s, environment)
-        send(process, json.dumps(asdict(job)))
-    for follower in followers:
-        follower.start()
-    late = wait_for_all(processes, 2 * limit_s)
-    for follower in followers:
-        follower.join(10)
+    hosts, counts = list(slots), tuple(slots.values())
+    trials = [Trial(number, counts, *master, size, limit_s, environment) for number in range(len(hosts))]
+    commands = [way.command(host, "maskloom.launch.doctor.network") for host in hosts]
+    requests = [TRIAL.dump_json(trial).decode() for trial in trials]
+    replies = run_on_all(commands, requests, 2 * limit_s, len(hosts), GRACE_S)
     try:
-        values = json.loads(last_line(outputs[0][0]))
-        return Speed(**{**values, "pairs": tuple(tuple(pair) for pair in values["pairs"])})
-    except (ValueError, TypeError, KeyError):
-        pass
-    said = {
-        hosts[number]: last_line(outputs[number][1])
-        for number, process in enumerate(processes)
-        if number not in late and process.returncode
-    }
-    return said or dict.fromkeys(hosts, f"no end after {2 * limit_s:.0f} s")
+        return SPEED.validate_json(last_line(replies[0].output))
+    except ValueError:
+        said = {host: last_line(reply.errors) for host, reply in zip(hosts, replies, strict=True) if reply.code}
+        return said or dict.fromkeys(hosts, f"no end after {2 * limit_s:.0f} s")
 
 
-def wait_for_all(processes: Sequence[subprocess.Popen[str]], limit_s: float) -> list[int]:
-    """Wait until all have ended. Where one fails the others have GRACE_S, for they may wait for it; then, and at the limit, the
-    rest is killed. Returns the numbers of those."""
-    until_s = time.monotonic() + limit_s
-    has_failed = False
-    while (running := [number for number, process in enumerate(processes) if process.poll() is None]) and (
-        time.monotonic() < until_s
-    ):
-        if not has_failed and any(process.returncode for process in processes):
-            has_failed, until_s = True, min(until_s, time.monotonic() + GRACE_S)
-        time.sleep(POLL_S)
-    for number in running:
-        processes[number].kill()
-        processes[number].wait()
-    return running
-
-
-def slow_hosts(pairs: Sequence[tuple[int, int, float]]) -> dict[int, float]:
+def slow_hosts(pairs: Sequence[Pair]) -> dict[int, float]:
     """Hosts that are far slower than the others, with their best pair's bytes a second. With two hosts nobody can tell."""
     best: dict[int, float] = {}
     for one, other, speed in pairs:
@@ -163,56 +106,42 @@ def ring_rounds(hosts: int) -> list[list[tuple[int, int]]]:
 
 
 def main() -> int:
-    """A host's part of the job, or with a `local_rank` one rank of it. Returns the exit code."""
-    job = Job(**json.loads(sys.stdin.readline()))
-    threading.Thread(target=_end_with_stdin, daemon=True).start()
-    if job.local_rank is None:
-        return run_host(job)
-    os.environ |= job.environment
-    speed = run_rank(job)
-    if speed:
-        print(json.dumps(asdict(speed)), flush=True)
+    """A host's part of the job. The first host prints what was measured."""
+    trial = TRIAL.validate_json(sys.stdin.readline())
+    end_with_stdin()
+    os.environ |= trial.environment
+    ranks = trial.slots[trial.host]
+    with Pool(ranks, "torch") as pool:  # no rank is done before all have begun, so each has a process of its own
+        first, *_ = list(pool.map(run_rank, repeat(trial, ranks), range(ranks)))
+    if trial.host == 0:
+        print(SPEED.dump_json(first).decode(), flush=True)
     return 0
 
 
-def run_host(job: Job) -> int:
-    """Start this host's ranks and wait for them; the first rank's line goes to our stdout."""
-    command = [sys.executable, "-m", "maskloom.launch.doctor.network"]
-    ranks = []
-    for local_rank in range(job.ranks):
-        ranks.append(subprocess.Popen(command, stdin=subprocess.PIPE, text=True))
-        send(ranks[-1], json.dumps({**asdict(job), "local_rank": local_rank}))
-    return max(abs(rank.wait()) for rank in ranks)
-
-
-def run_rank(job: Job) -> Speed | None:
-    """Time the job as one rank. Returns what was measured on the first."""
+def run_rank(trial: Trial, local_rank: int) -> Speed:
+    """Time the job as one rank, which takes the GPU of its number."""
     import torch
     from torch import distributed
 
     from maskloom.distributed import World, gather_objects
 
-    assert job.local_rank is not None
-    rank, ranks = job.first_rank + job.local_rank, len(job.host_of)
-    on_gpu = torch.cuda.is_available()
-    device = torch.device("cuda", job.local_rank) if on_gpu else torch.device("cpu")
+    ranks, on_gpu = sum(trial.slots), torch.cuda.is_available()
+    rank = sum(trial.slots[: trial.host]) + local_rank
+    device = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
     if on_gpu:
         torch.cuda.set_device(device)
     torch.set_num_threads(1)
-    distributed.init_process_group(
-        "nccl" if on_gpu else "gloo",
-        init_method=f"tcp://{job.master_addr}:{job.master_port}",
-        rank=rank,
-        world_size=ranks,
-        timeout=timedelta(seconds=job.limit_s),
-    )
+    backend = "nccl" if on_gpu else "gloo"
+    where = f"tcp://{trial.master_addr}:{trial.master_port}"
+    limit = timedelta(seconds=trial.limit_s)
+    distributed.init_process_group(backend, init_method=where, rank=rank, world_size=ranks, timeout=limit)
 
     def finish() -> None:
         if on_gpu:
             torch.cuda.synchronize()
 
-    def timed(work: Any, repeats: int) -> float:
-        """Seconds that one of `repeats` takes, after one that does not count."""
+    def seconds(work: Callable[[], Any], repeats: int) -> float:
+        """That one of `repeats` takes, after one that does not count."""
         work()
         finish()
         distributed.barrier()
@@ -222,47 +151,28 @@ def run_rank(job: Job) -> Speed | None:
         finish()
         return (time.perf_counter() - began_s) / repeats
 
-    large = torch.zeros(job.bytes // 4, device=device)
-    small = torch.zeros(1, device=device)
-    latency_s = timed(lambda: distributed.all_reduce(small), SMALL_REPEATS)
-    seconds = timed(lambda: distributed.all_reduce(large), REPEATS)
-    firsts = [job.host_of.index(host) for host in range(job.host_of[-1] + 1)]
-    mine = measure_pairs(rank, firsts, torch.zeros(PAIR_BYTES // 4, device=device), finish)
-    gathered = gather_objects([list(pair) for pair in mine], World(rank, ranks))
-    distributed.destroy_process_group()
-    if rank:
-        return None
-    pairs = tuple((one, other, speed) for part in gathered for one, other, speed in part)
-    bus = 2 * (ranks - 1) / ranks * job.bytes / seconds
-    return Speed("nccl" if on_gpu else "gloo", ranks, job.bytes, bus, latency_s, pairs)
+    small, large = torch.zeros(1, device=device), torch.zeros(trial.bytes // 4, device=device)
+    latency_s = seconds(lambda: distributed.all_reduce(small), SMALL_REPEATS)
+    bus = 2 * (ranks - 1) / ranks * trial.bytes / seconds(lambda: distributed.all_reduce(large), REPEATS)
+    pairs: list[Pair] = []
+    packet = torch.zeros(PAIR_BYTES // 4, device=device)
+    firsts = [sum(trial.slots[:host]) for host in range(len(trial.slots))]
+    for found in ring_rounds(len(firsts)):
+        mine = [(one, other) for one, other in found if rank in (firsts[one], firsts[other])]
 
-
-def measure_pairs(rank: int, firsts: Sequence[int], tensor: Any, finish: Any) -> list[tuple[int, int, float]]:
-    """Send there and back between the first ranks of neighbouring hosts. Returns the pairs that this rank begins."""
-    from torch import distributed
-
-    found = []
-    for pairs in ring_rounds(len(firsts)):
-        for one, other in pairs:
-            if rank not in (firsts[one], firsts[other]):
-                continue
-            begins, partner = rank == firsts[one], firsts[other] if rank == firsts[one] else firsts[one]
-            for counts in (False, True):  # the first opens the connection
-                began_s = time.perf_counter()
+        def there_and_back(mine: Sequence[tuple[int, int]] = mine) -> None:
+            for one, other in mine:
+                begins = rank == firsts[one]
+                partner = firsts[other if begins else one]
                 for sends in (begins, not begins):
-                    (distributed.send if sends else distributed.recv)(tensor, partner)
-                finish()
-                if counts and begins:
-                    seconds = time.perf_counter() - began_s
-                    found.append((one, other, 2 * tensor.numel() * 4 / seconds))
-        distributed.barrier()
-    return found
+                    (distributed.send if sends else distributed.recv)(packet, partner)
 
-
-def _end_with_stdin() -> None:
-    """End this process when whoever started it is gone: its end of the pipe closes."""
-    sys.stdin.read()
-    os._exit(1)
+        took_s = seconds(there_and_back, 1)
+        pairs += [(one, other, 2 * PAIR_BYTES / took_s) for one, other in mine if rank == firsts[one]]
+    gathered = gather_objects([list(pair) for pair in pairs], World(rank, ranks))
+    distributed.destroy_process_group()
+    ring = tuple((one, other, speed) for part in gathered for one, other, speed in part)
+    return Speed(backend, ranks, trial.bytes, bus, latency_s, ring)
 
 
 if __name__ == "__main__":

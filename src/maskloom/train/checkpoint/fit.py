@@ -14,10 +14,8 @@ from maskloom.errors import UserError
 from maskloom.train.checkpoint.state import TOKENIZING, State, fingerprint, read_state, saved_folders, tokenizing_of
 
 STEP = re.compile(r"[0-9]{1,16}")
-FORK_KEEPS = re.compile(
-    r"model\.(?!init$|initializer_range$|hidden_dropout_prob$|attention_probs_dropout_prob$).*|optimizer\.name|data\.lanes"
-)
-"""What a run that begins with another's checkpoint has to leave as it is, beside its tokenizer and corpora."""
+FORK_KEEPS = re.compile(r"optimizer\.name|data\.lanes")
+"""What a run that begins with another's checkpoint has to leave as it is, beside its tokenizer, corpora and model."""
 
 
 def check_fits(state: State, plan: DataPlan, precision: str | None, folder: Path) -> None:
@@ -110,8 +108,13 @@ def fit_origin(config: RunConfig, data: Mapping[str, Any]) -> RunConfig:
     if config.data.lanes is None:
         config = config.model_copy(update={"data": config.data.model_copy(update={"lanes": saved.data.lanes})})
     found = differences(saved.model_dump(mode="json"), config.model_dump(mode="json"))
+    kept = {
+        f"model.{name}" for model in (saved.model, config.model) for name in {"architecture", *model.shape_fields()}
+    }
     wrong = [
-        f"  {key}: {old!r} in {run}, {new!r} now" for key, (old, new) in found.items() if FORK_KEEPS.fullmatch(key)
+        f"  {key}: {old!r} in {run}, {new!r} now"
+        for key, (old, new) in found.items()
+        if FORK_KEEPS.fullmatch(key) or key in kept
     ]
     wrong += unlike_data(run, data, f"in {run}")
     if step is not None and step > config.total_steps:

@@ -1,50 +1,120 @@
 """`class Engine`: the one face of DeepSpeed. Training knows this class and nothing behind it.
 
-with engine.accumulating(len(micro_batches)) as backward:
-    for micro_batch in micro_batches:
-        loss, hits = engine(micro_batch)
-        backward(loss * scale)
-norm, is_taken = engine.step(lr)
+    with engine.accumulating(len(micro_batches)) as backward:
+        for micro_batch in micro_batches:
+            loss, hits = engine(micro_batch)
+            backward(loss * scale)
+    norm, is_taken = engine.step(lr)
+
+Accumulation is driven by hand: DeepSpeed is told before each backward whether it is the last of the step. A step that must
+not be taken ends with a backward of NaN on every rank. From ZeRO stage 1 on DeepSpeed looks at reduced gradients before it
+does anything with them, and drops those that are not finite; at stage 0 that is done here.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import math
+import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from datetime import timedelta
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
+import deepspeed
 import torch
+from deepspeed.accelerator import get_accelerator
 
-from maskloom.config import RunConfig
+from maskloom.config import Engine as EngineSection
+from maskloom.config import Optimizer
 from maskloom.data.batch import MicroBatch
-from maskloom.distributed import World
-from maskloom.models.bert import MaskedLM
-from maskloom.train.engine.building import build_engine, optimizer_title, own_part, release_engine
+from maskloom.distributed import World, meeting, meeting_place
+from maskloom.models.masked_lm import MaskedLM
+from maskloom.optim import OPTIMIZERS
+from maskloom.train.engine import patches
+from maskloom.train.engine.device import device_of, settle_numerics
 from maskloom.train.engine.files import load_engine
-from maskloom.train.engine.stepping import (
-    Backward,
-    StepOutcome,
-    adapts_loss_scale,
-    apply_gradients,
-    loss_scale,
-    reduction,
-)
+from maskloom.train.engine.forward import prepare_forward
+from maskloom.train.engine.fused_adam import offered
+from maskloom.train.engine.patches import DeepSpeedEngine
+from maskloom.train.engine.reshape import own_part, place_tensors
 from maskloom.train.engine.writing import EngineFile, collect_files
+from maskloom.train.timing import Traffic
+
+Backward = Callable[[torch.Tensor], None]
+
+
+class StepOutcome(NamedTuple):
+    """What became of an optimizer step.
+
+    Attributes:
+        norm: global gradient norm before clipping; on a GPU still on the device, for whoever needs it to wait for.
+        is_taken: if not, weights, moments and counts of the optimizer are what they were.
+    """
+
+    norm: torch.Tensor | float
+    is_taken: bool
+
+
+class LossScaleCollapsed(Exception):
+    """fp16 gradients overflow although the loss scale is at its minimum."""
+
+
+def start_distributed(world: World, timeout_s: float = 1800.0, deterministic: bool = False) -> Traffic:
+    """Join the other ranks; returns the meter of what DeepSpeed sends, which stays at 0 if there are no others.
+
+    Raises:
+        PassingFault: the port is taken, or not all ranks came within `timeout_s`.
+        UserError: there are fewer GPUs than ranks.
+    """
+    device_of(world)  # or DeepSpeed or NCCL would find out, in their words
+    settle_numerics(deterministic)
+    warnings.filterwarnings("ignore", "`torch.distributed.* is deprecated|.*_tensor. is deprecated", FutureWarning)
+    world.export()
+    patches.declare_operators_absent()
+    with meeting(world, timeout_s), meeting_place(world):
+        deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False, timeout=timedelta(seconds=timeout_s))
+    if get_accelerator().device_name() != "cpu":
+        get_accelerator().set_device(world.local_rank)
+    on_cuda = get_accelerator().device_name() == "cuda"
+    traffic = Traffic(functools.partial(torch.cuda.Event, enable_timing=True) if on_cuda else None)
+    if world.size > 1:
+        traffic.install(patches.communication())
+    return traffic
 
 
 class Engine:
     """A model and its optimizer, spread over the ranks by DeepSpeed. Every rank calls every method, in the same order."""
 
-    def __init__(self, config: RunConfig, model: MaskedLM, settings: dict[str, Any], world: World) -> None:
+    def __init__(
+        self,
+        model: MaskedLM,
+        section: EngineSection,
+        optimizer: Optimizer,
+        settings: dict[str, Any],
+        world: World,
+    ) -> None:
         """Wrap the model and its optimizer.
 
         Args:
+            section: `engine` of the configuration.
+            optimizer: `optimizer` of the configuration.
             settings: what `deepspeed_config` gives.
         """
-        self._world, self._reduce = world, config.engine.reduce
-        self.deepspeed: Any = build_engine(config, model, settings, world)
+        self._reduces_once = section.reduce == "step"
+        self._kind = OPTIMIZERS[optimizer.name]
+        prepare_forward(model, section)
+        self._offered = offered(self._kind, world)
+        built = self._kind.build(self._kind.groups(model, optimizer), optimizer, self._offered)
+        wrapped, *_ = deepspeed.initialize(model=model, optimizer=built, config=settings, dist_init_required=False)
+        self.deepspeed: DeepSpeedEngine = wrapped
         """DeepSpeed's own engine: for tests and benchmarks. Training does not touch it."""
+        patches.undo_first_step(self.deepspeed)
+        patches.reduce_nothing_alone(self.deepspeed)
+        if self._kind.updates_before_norm:
+            patches.look_for_overflow_first(self.deepspeed)
+        place_tensors(self.deepspeed, self._kind)
 
     @property
     def model(self) -> MaskedLM:
@@ -63,13 +133,35 @@ class Engine:
         """`MaskedLM.forward`: the fp32 sum of the losses, and the int64 number of hits."""
         return cast(tuple[torch.Tensor, torch.Tensor], self.deepspeed(micro_batch))
 
-    def accumulating(self, micro_batches: int) -> AbstractContextManager[Backward]:
+    @contextlib.contextmanager
+    def accumulating(self, micro_batches: int) -> Iterator[Backward]:
         """The backward passes of one step; when it is left, gradients are averaged over the ranks.
+
+        With `engine.reduce` "step" stages 2 and 3 reduce at the end, once. DeepSpeed then adds micro-batches up in the
+        parameters' `grad`, which in half precision is half: here they are added up in fp32, and rounded to half once, as at
+        stage 1. A single micro-batch is reduced during its backward in any case.
 
         Yields:
             the backward of the next micro-batch, given its loss. A loss of NaN on every rank spoils the step: see `step`.
         """
-        return reduction(self.deepspeed, self._reduce, micro_batches)
+        engine = self.deepspeed
+        once = self._reduces_once and micro_batches > 1 and engine.zero_optimization_stage() >= 2
+        is_half = engine.fp16_enabled() or engine.bfloat16_enabled()
+        sums: dict[torch.nn.Parameter, torch.Tensor] = {}
+        losses = 0
+
+        def backward(loss: torch.Tensor) -> None:
+            nonlocal losses
+            losses += 1
+            is_last = losses == micro_batches
+            engine.set_gradient_accumulation_boundary(is_last)
+            engine.backward(loss, scale_wrt_gas=False)
+            if once and is_half:
+                add_up(engine.module, sums, is_last)
+
+        with engine.coalesce_grad_reduction() if once else contextlib.nullcontext():
+            yield backward
+        engine.set_gradient_accumulation_boundary(True)
 
     def step(self, lr: float, is_spoilt: bool = False) -> StepOutcome:
         """Take the optimizer step, if the gradients are finite.
@@ -79,19 +171,38 @@ class Engine:
             is_spoilt: the last loss was NaN on every rank: the step must not be taken, and fp16's loss scale stays.
 
         Raises:
-            LossScaleCollapsed: fp16 gradients overflow at the smallest loss scale.
+            LossScaleCollapsed: fp16 gradients overflow at the smallest loss scale: so would those of every step to come.
         """
-        return apply_gradients(self.deepspeed, lr, is_spoilt)
+        engine = self.deepspeed
+        for group in engine.optimizer.param_groups:
+            group["lr"] = lr * group["rate"]
+        norm: torch.Tensor | float = math.nan
+        if engine.zero_optimization_stage() == 0:
+            norm = gradient_norm(engine.module)
+            if is_spoilt or not torch.isfinite(norm):
+                engine.zero_grad()
+                return StepOutcome(norm, False)
+        try:
+            with patches.loss_scale_kept(engine) if is_spoilt else contextlib.nullcontext():
+                engine.step()
+        except Exception as error:
+            if "loss scale already at minimum" not in str(error):
+                raise
+            raise LossScaleCollapsed from None
+        kept = engine.get_global_grad_norm()  # None at stage 0 in fp32, which clips without keeping the norm
+        is_taken = bool(engine.was_step_applied())
+        assert not (is_taken and is_spoilt), "DeepSpeed took a step with gradients that are not finite"
+        return StepOutcome(norm if kept is None else kept, is_taken)
 
     @property
     def adapts_loss_scale(self) -> bool:
         """Whether gradients that overflow now and then are normal: fp16 looks for the highest scale that way."""
-        return adapts_loss_scale(self.deepspeed)
+        return patches.adapts_loss_scale(self.deepspeed)
 
     @property
     def loss_scale(self) -> float | None:
         """The loss scale of fp16; None in other precisions."""
-        return loss_scale(self.deepspeed)
+        return float(self.deepspeed.optimizer.loss_scale) if self.deepspeed.fp16_enabled() else None
 
     @property
     def skipped_steps(self) -> int:
@@ -103,9 +214,13 @@ class Engine:
         for name, parameter in self.model.named_parameters():
             yield name, own_part(parameter)
 
+    def whole_parameters(self) -> dict[str, torch.nn.Parameter]:
+        """The parameters that this rank holds whole, by name: all, or under ZeRO-3 none."""
+        return {name: each for name, each in self.model.named_parameters() if not patches.is_cut(each)}
+
     def optimizer_title(self) -> str:
         """What the optimizer is, in words: which of several implementations was taken, and why."""
-        return optimizer_title(self.deepspeed, self._world)
+        return self._kind.titled(self.deepspeed.basic_optimizer, self._offered)
 
     def files(self, folder: Path, may_copy: Callable[[int], bool]) -> list[EngineFile]:
         """The files that this rank would write for a checkpoint in `folder`.
@@ -125,9 +240,34 @@ class Engine:
         Raises:
             UserError: a file is damaged, or the checkpoint is of another model.
         """
-        load_engine(self.deepspeed, folder, same_spread, same_precision)
+        load_engine(self.deepspeed, self._kind, folder, same_spread, same_precision)
 
     def close(self) -> None:
         """Give the memory back. The engine must not be used any more."""
-        release_engine(self.deepspeed)
+        patches.release(self.deepspeed)
         del self.deepspeed
+        torch._dynamo.reset()  # the limit of compilations counts those of the next engine too
+
+
+def add_up(module: torch.nn.Module, sums: dict[torch.nn.Parameter, torch.Tensor], is_last: bool) -> None:
+    """Add `grad` to fp32 sums and clear it; after the last micro-batch put the sums into it."""
+    for parameter in module.parameters():
+        if parameter.grad is None:
+            continue
+        if parameter in sums:
+            sums[parameter].add_(parameter.grad)
+        else:
+            sums[parameter] = parameter.grad.float()
+        if is_last:  # in place: under stage 3 a parameter has no elements here, and takes no other gradient
+            parameter.grad.copy_(sums.pop(parameter))
+        else:
+            parameter.grad = None
+
+
+def gradient_norm(module: torch.nn.Module) -> torch.Tensor:
+    """The norm of all gradients. Not torch's `get_total_norm`: on a CPU it adds squares up in fp32 one after the other, and
+    is off by 1e-4 for an embedding."""
+    gradients = (parameter.grad for parameter in module.parameters())
+    norms = torch.stack([torch.linalg.vector_norm(part.float()) for part in gradients if part is not None])
+    norm: torch.Tensor = norms.norm()
+    return norm

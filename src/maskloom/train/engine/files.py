@@ -16,7 +16,8 @@ from unittest import mock
 import torch
 
 from maskloom.errors import UserError
-from maskloom.train.engine.building import place_tensors
+from maskloom.optim.kind import OptimizerKind
+from maskloom.train.engine.patches import DeepSpeedEngine
 from maskloom.train.engine.reshape import (
     layout_of_engine,
     layout_of_files,
@@ -24,6 +25,7 @@ from maskloom.train.engine.reshape import (
     model_file,
     optimizer_files,
     optimizer_state,
+    place_tensors,
 )
 
 UNREADABLE = (RuntimeError, EOFError, ValueError, LookupError, struct.error)
@@ -64,7 +66,9 @@ def safe_loading() -> Iterator[None]:
         yield
 
 
-def load_engine(engine: Any, folder: Path, same_spread: bool, same_precision: bool) -> None:
+def load_engine(
+    engine: DeepSpeedEngine, kind: OptimizerKind, folder: Path, same_spread: bool, same_precision: bool
+) -> None:
     """Load model and optimizer from a checkpoint; all ranks call it.
 
     Args:
@@ -81,19 +85,12 @@ def load_engine(engine: Any, folder: Path, same_spread: bool, same_precision: bo
             if loaded is None:
                 raise UserError(f"DeepSpeed could not load {folder}")
         else:
-            load_reshaped(engine, folder, keeps_loss_scale=same_precision)
+            load_reshaped(engine, kind, folder, keeps_loss_scale=same_precision)
     # Hyperparameters are the configuration's.
     for group, settings in zip(engine.optimizer.param_groups, before, strict=True):
         group |= settings
-    # torch's AdamW counts steps in a tensor a parameter, the others in an integer: the checkpoint may come from a machine with
-    # another one.
-    optimizer = engine.basic_optimizer
-    counts_in_tensors = isinstance(getattr(optimizer, "aux_optimizer", optimizer), torch.optim.AdamW)
-    for parameter, state in optimizer.state.items():
-        if "step" in state:
-            step = float(state["step"])
-            state["step"] = torch.tensor(step, device=parameter.device) if counts_in_tensors else int(step)
-    place_tensors(engine)
+    kind.settle(engine.basic_optimizer)
+    place_tensors(engine, kind)
 
 
 def full_precision_weights(folder: Path) -> dict[str, torch.Tensor]:

@@ -2,7 +2,9 @@
 otherwise compiled at the first start. All ranks take it or none does: its state has another layout than torch's.
 
 A build of DeepSpeed that was made without a GPU holds DeepSpeed's operator of the same name for CPUs. Which it is follows from
-what the library links.
+what the library links. That is read from the file: readelf need not be installed, and loading the library would run it. An ELF
+file's dynamic section is a list of (tag, value): DT_NEEDED is the place of a name in the table of texts whose address DT_STRTAB
+has. Addresses become places in the file by the segments that are loaded from it. (System V ABI, chapter 5.)
 """
 
 from __future__ import annotations
@@ -11,27 +13,32 @@ import contextlib
 import functools
 import importlib.util
 import io
+import mmap
 import re
 import socket
 from pathlib import Path
-from typing import Any
+from struct import error, unpack_from
 
 import deepspeed
 import torch
 from deepspeed.accelerator import get_accelerator
 
 from maskloom.distributed import World, gather_objects
+from maskloom.optim.kind import FromDeepSpeed, OptimizerKind
 from maskloom.progress import noted_when_slow, say, warn
 from maskloom.redaction import one_line, shortened
 from maskloom.train.engine.cuda_home import settle_cuda_home
-from maskloom.train.engine.linked import linked_libraries
 from maskloom.train.engine.ops import load_operator
+from maskloom.train.engine.patches import muon_class
 
 OF_A_GPU = re.compile(r"lib(cudart|c10_cuda|torch_cuda|amdhip64|c10_hip|torch_hip)[-.]")
 """Libraries of which an operator for GPUs links at least one; wheels that carry their own write a digest behind the name."""
 TELLING = re.compile(r"(?i)\b(error|fatal|cannot|undefined|not found|no such)\b")
 FAILED = "its build failed"
 DOES_NOT_STEP = "it does not step"
+ELF64_LITTLE_ENDIAN = b"\x7fELF\x02\x01"
+PT_LOAD, PT_DYNAMIC = 1, 2
+DT_NULL, DT_NEEDED, DT_STRTAB = 0, 1, 5
 
 
 def why_no_fused_adam() -> str | None:
@@ -71,19 +78,22 @@ def links_a_gpu(library: Path) -> bool:
         return False
 
 
-def fused_adam(world: World) -> Any | None:
-    """DeepSpeed's FusedAdam, its operator loaded; None if `why_refused` says why. Every rank calls it."""
-    return None if _refusal(world) else deepspeed.ops.adam.FusedAdam
-
-
-def why_refused(world: World) -> str:
-    """Why FusedAdam was not taken, in a few words; empty where it was."""
-    return _refusal(world)
+def offered(kind: OptimizerKind, world: World) -> FromDeepSpeed:
+    """What DeepSpeed offers for an optimizer of this kind: FusedAdam, if the kind takes it and all ranks can have it. Every rank
+    calls it."""
+    if not kind.takes_fused_adam:
+        return FromDeepSpeed(muon_class=muon_class)
+    if why := why_refused(world):
+        return FromDeepSpeed(None, why if torch.cuda.is_available() else "", muon_class)
+    return FromDeepSpeed(deepspeed.ops.adam.FusedAdam, "", muon_class)
 
 
 @functools.cache  # going back in a run builds an engine anew: a build that failed would take its minutes again
-def _refusal(world: World) -> str:
-    """Agree over the ranks whether all have it; compiled by the first rank of each machine, while the others wait."""
+def why_refused(world: World) -> str:
+    """Why FusedAdam is not taken, in a few words; empty if it is.
+
+    The ranks agree whether all have it. The first rank of each machine compiles it, while the others wait.
+    """
     if get_accelerator().device_name() != "cuda":
         return "it is for CUDA"
     if why := first_fault(why_no_fused_adam(), world):
@@ -138,3 +148,38 @@ def telling_line(output: str) -> str:
     lines = [line for line in output.splitlines() if line.strip()]
     told = [line for line in lines[1:] if TELLING.search(line) and not line.startswith(("FAILED:", "ninja:"))]
     return shortened(one_line((told or lines or ["no reason given"])[0]))
+
+
+def linked_libraries(file: Path) -> list[str]:
+    """Names of the libraries that a shared library of x86-64 or arm64 links, such as libc.so.6.
+
+    Raises:
+        ValueError: it is none, or is damaged.
+    """
+    with file.open("rb") as opened:
+        try:
+            with mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:
+                return _linked(content)
+        except (error, IndexError, KeyError, OverflowError, ValueError) as fault:
+            raise ValueError(f"{file} is not a shared library: {fault!r}") from None
+
+
+def _linked(content: mmap.mmap) -> list[str]:
+    if content[:6] != ELF64_LITTLE_ENDIAN:
+        raise ValueError("it does not begin as one")
+    (table,) = unpack_from("<Q", content, 32)
+    size, count = unpack_from("<HH", content, 54)
+    segments = [unpack_from("<I4xQQ8xQ", content, table + number * size) for number in range(count)]
+    dynamic = [(place, length) for kind, place, _, length in segments if kind == PT_DYNAMIC]
+    needed, texts = [], 0
+    for at in range(dynamic[0][0], sum(dynamic[0]), 16):
+        tag, value = unpack_from("<qQ", content, at)
+        if tag == DT_NULL:
+            break
+        needed += [value] if tag == DT_NEEDED else []
+        texts = value if tag == DT_STRTAB else texts
+    loaded = [
+        (place, start) for kind, place, start, length in segments if kind == PT_LOAD and 0 <= texts - start < length
+    ]
+    begin = texts - loaded[0][1] + loaded[0][0]
+    return [content[begin + name : content.find(b"\0", begin + name)].decode() for name in needed]

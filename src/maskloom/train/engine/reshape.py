@@ -17,13 +17,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 
 from maskloom.errors import UserError
-
-MOMENTUM = "momentum_buffer"
+from maskloom.optim.kind import OptimizerKind, Placing, TensorPart
+from maskloom.train.engine.patches import DeepSpeedEngine
 
 
 class Piece(NamedTuple):
@@ -39,17 +39,19 @@ class Vector(NamedTuple):
     """Flat weights in fp32, their optimizer state (tensors that belong to them, and plain values), and their pieces.
 
     Attributes:
-        whole: at stages 1 and 2 Muon's momentum is of whole parameters also where the weights are cut: where these lie in it.
+        whole: the whole parameters, at stages 1 and 2: some optimizers keep state of these although the weights are cut.
+        whole_state: names of that state.
     """
 
     weights: torch.Tensor
     state: dict[str, Any]
     pieces: list[Piece]
     whole: list[Piece] | None = None
+    whole_state: frozenset[str] = frozenset()
 
     def pieces_of(self, key: str) -> list[Piece]:
         """The pieces of a tensor of the state."""
-        return self.whole if key == MOMENTUM and self.whole is not None else self.pieces
+        return self.whole if key in self.whole_state and self.whole is not None else self.pieces
 
 
 Sources = dict[str, list[tuple[torch.Tensor, Piece]]]
@@ -70,7 +72,7 @@ class Saved(NamedTuple):
     scaler: dict[str, Any]
 
 
-def layout_of_engine(engine: Any) -> str:
+def layout_of_engine(engine: DeepSpeedEngine) -> str:
     """What decides whether DeepSpeed itself can load a checkpoint, beside stage and number of ranks."""
     optimizer = engine.optimizer
     if engine.zero_optimization_stage():
@@ -105,8 +107,13 @@ def model_file(folder: Path) -> Path:
     return stage3 if stage3.exists() else folder / "mp_rank_00_model_states.pt"
 
 
-def read_saved(folder: Path, names: list[str]) -> Saved:
-    """The vectors of a checkpoint, mapped. `names` are the parameters in the order of the optimizer's groups."""
+def read_saved(folder: Path, names: list[str], whole_state: frozenset[str]) -> Saved:
+    """The vectors of a checkpoint, mapped.
+
+    Args:
+        names: the parameters in the order of the optimizer's groups.
+        whole_state: as `OptimizerKind` has it.
+    """
     model = _mapped(model_file(folder))
     counters = {key: int(model[key]) for key in ("global_steps", "skipped_steps", "global_samples")}
     parts = optimizer_files(folder)
@@ -114,41 +121,76 @@ def read_saved(folder: Path, names: list[str]) -> Saved:
         return Saved(list(_vectors_stage0(model, names)), counters, {})
     states = [optimizer_state(part) for part in parts]
     scaler = {key: states[0][key] for key in ("loss_scaler", "dynamic_loss_scale", "overflow") if key in states[0]}
-    read = _vectors_stage3 if "fp32_flat_groups" in states[0] else _vectors_stage12
-    return Saved(list(read(states, model["param_shapes"])), counters, scaler)
+    if "fp32_flat_groups" in states[0]:
+        return Saved(list(_vectors_stage3(states, model["param_shapes"])), counters, scaler)
+    return Saved(list(_vectors_stage12(states, model["param_shapes"], whole_state)), counters, scaler)
 
 
-def vectors_of(engine: Any) -> list[Vector]:
+def flat_groups(engine: DeepSpeedEngine) -> list[tuple[torch.Tensor, list[Any]]]:
+    """At stages 1 to 3 each vector of fp32 weights that this rank holds, and the model's parameters that it is made of."""
+    optimizer = engine.optimizer
+    if engine.zero_optimization_stage() == 3:
+        return list(zip(optimizer.fp32_partitioned_groups_flat, optimizer.fp16_groups, strict=True))
+    groups = optimizer.bf16_groups if hasattr(optimizer, "bf16_groups") else optimizer.bit16_groups
+    vectors = [group["params"][0] for group in optimizer.param_groups]
+    return list(zip(vectors, groups, strict=True))
+
+
+def pieces_in(engine: DeepSpeedEngine, group: list[Any]) -> list[Piece]:
+    """What of a group's parameters lies where in this rank's vector of it, stages 1 to 3."""
+    name_of, pieces = engine.param_names, []
+    if engine.zero_optimization_stage() == 3:
+        rank, place = torch.distributed.get_rank(engine.optimizer.dp_process_group), 0
+        for parameter in group:
+            part = parameter.partition_numel()
+            pieces.append(_part(name_of[parameter], parameter.ds_numel, part, rank, place))
+            place += part
+        return pieces
+    for parameter in group:
+        if (held := parameter._hp_mapping) is not None:
+            start, length = held.lp_fragment_address.start, held.lp_fragment_address.numel
+            pieces.append(Piece(name_of[parameter], start, length, held.get_hp_fragment_address().start))
+    return pieces
+
+
+def place_tensors(engine: DeepSpeedEngine, kind: OptimizerKind) -> None:
+    """Tell an optimizer that takes norms of whole tensors which parts of them lie where in the vectors that ZeRO made."""
+    if not kind.norms_whole_tensors or engine.zero_optimization_stage() == 0:
+        return
+    placings = {}
+    for vector, group in flat_groups(engine):
+        numbers = {engine.param_names[parameter]: number for number, parameter in enumerate(group)}
+        pieces = (piece for piece in pieces_in(engine, group) if piece.length)
+        parts = tuple(TensorPart(numbers[piece.name], piece.place, piece.length) for piece in pieces)
+        placings[vector] = Placing(len(group), parts)
+    cast(Any, engine.basic_optimizer).place(placings)
+
+
+def own_part(parameter: Any) -> torch.Tensor:
+    """The elements of a parameter that this rank holds: all, or under ZeRO 3 its share without what pads it, as a vector.
+
+    What pads a share is memory that nobody wrote: it may hold anything.
+    """
+    if not hasattr(parameter, "ds_tensor"):
+        return cast(torch.Tensor, parameter)
+    share: torch.Tensor = parameter.ds_tensor.flatten()
+    return share[: max(0, min(len(share), parameter.ds_numel - torch.distributed.get_rank() * len(share)))]
+
+
+def vectors_of(engine: DeepSpeedEngine, whole_state: frozenset[str]) -> list[Vector]:
     """The vectors that this rank holds, of weights only: `state` is empty."""
-    optimizer, stage = engine.optimizer, engine.zero_optimization_stage()
-    name_of = engine.param_names
+    optimizer, stage, name_of = engine.optimizer, engine.zero_optimization_stage(), engine.param_names
     if stage == 3:
-        rank = torch.distributed.get_rank(optimizer.dp_process_group)
-        found = []
-        for vector, group in zip(optimizer.fp32_partitioned_groups_flat, optimizer.fp16_groups, strict=True):
-            pieces, place = [], 0
-            for parameter in group:
-                part = parameter.partition_numel()
-                pieces.append(_part(name_of[parameter], parameter.ds_numel, part, rank, place))
-                place += part
-            found.append(Vector(vector, {}, pieces))
-        return found
+        return [Vector(vector, {}, pieces_in(engine, group)) for vector, group in flat_groups(engine)]
     if stage:
-        groups = optimizer.bf16_groups if hasattr(optimizer, "bf16_groups") else optimizer.bit16_groups
         found = []
-        for settings, group in zip(optimizer.param_groups, groups, strict=True):
-            pieces = []
-            for parameter in group:
-                held, length = parameter._hp_mapping, 0
-                if held is not None:
-                    length, place = held.lp_fragment_address.numel, held.get_hp_fragment_address().start
-                    pieces.append(Piece(name_of[parameter], held.lp_fragment_address.start, length, place))
+        for vector, group in flat_groups(engine):
             whole = None
             if not hasattr(optimizer, "bf16_groups"):
                 whole = _in_a_row({name_of[each]: each.numel() for each in group if each._hp_mapping is not None})
             # Where a rank holds nothing but what pads the group, its state has to exist all the same.
-            pieces = pieces or [Piece(name_of[group[0]], 0, 0, 0)]
-            found.append(Vector(settings["params"][0], {}, pieces, whole))
+            pieces = pieces_in(engine, group) or [Piece(name_of[group[0]], 0, 0, 0)]
+            found.append(Vector(vector, {}, pieces, whole, whole_state))
         return found
     layout = layout_of_engine(engine)
     if layout == "flat":
@@ -165,7 +207,7 @@ def vectors_of(engine: Any) -> list[Vector]:
     ]
 
 
-def names_in_order(engine: Any) -> list[str]:
+def names_in_order(engine: DeepSpeedEngine) -> list[str]:
     """The names of all parameters in the order of the optimizer's groups; on every rank, whatever it holds."""
     optimizer = engine.optimizer
     for groups in ("fp16_groups", "bf16_groups", "bit16_groups"):
@@ -174,7 +216,7 @@ def names_in_order(engine: Any) -> list[str]:
     return [engine.param_names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
 
 
-def load_reshaped(engine: Any, folder: Path, keeps_loss_scale: bool) -> None:
+def load_reshaped(engine: DeepSpeedEngine, kind: OptimizerKind, folder: Path, keeps_loss_scale: bool) -> None:
     """Load weights, optimizer state and counters of a checkpoint of any layout; all ranks call it.
 
     Raises:
@@ -183,9 +225,9 @@ def load_reshaped(engine: Any, folder: Path, keeps_loss_scale: bool) -> None:
     optimizer = engine.optimizer
     if hasattr(optimizer, "checkpoint_event_prologue"):
         optimizer.checkpoint_event_prologue()
-    saved = read_saved(folder, names_in_order(engine))
+    saved = read_saved(folder, names_in_order(engine), kind.whole_state)
     with torch.no_grad():
-        _fill(engine.basic_optimizer.state, vectors_of(engine), saved.vectors, folder)
+        _fill(engine.basic_optimizer.state, vectors_of(engine, kind.whole_state), saved.vectors, folder)
         _refresh_model(engine)
     for key, count in saved.counters.items():
         setattr(engine, key, count)
@@ -205,13 +247,13 @@ def _fill(states: Any, wanted: list[Vector], saved: list[Vector], folder: Path) 
         for piece in vector.pieces:
             weights.setdefault(piece.name, []).append((vector.weights, piece))
             state_of.setdefault(piece.name, vector.state)
-        for key in filter(lambda key: _is_spread(key, vector.state[key]), vector.state):
+        for key in filter(lambda key: _is_spread(vector.state[key]), vector.state):
             for piece in vector.pieces_of(key):
                 moments.setdefault(key, {}).setdefault(piece.name, []).append((vector.state[key], piece))
     for vector in wanted:
         _copy(vector.weights.data, vector.pieces, weights, folder)
         state = dict(state_of[vector.pieces[0].name])  # plain values are the same for all parameters of a group
-        for key in filter(lambda key: _is_spread(key, state[key]), state):
+        for key in filter(lambda key: _is_spread(state[key]), state):
             pieces = vector.pieces_of(key)
             state[key] = torch.zeros_like(vector.weights)
             if pieces is vector.whole:
@@ -236,11 +278,13 @@ def _copy(vector: torch.Tensor, pieces: list[Piece], sources: Sources, folder: P
             )
 
 
-def _is_spread(key: str, value: Any) -> bool:
-    return isinstance(value, torch.Tensor) and key != "step"
+def _is_spread(value: Any) -> bool:
+    """Whether a value of the state belongs to the weights element by element. torch's counts of steps are tensors of one
+    number."""
+    return isinstance(value, torch.Tensor) and value.ndim > 0
 
 
-def _refresh_model(engine: Any) -> None:
+def _refresh_model(engine: DeepSpeedEngine) -> None:
     """Bring the fp32 weights to where the forward reads them."""
     optimizer, stage = engine.optimizer, engine.zero_optimization_stage()
     layout = layout_of_engine(engine)
@@ -284,7 +328,7 @@ def _vectors_stage0(model: Any, names: list[str]) -> Iterator[Vector]:
         yield Vector(tensor.detach(), states.get(number, {}), _in_a_row({name: sizes[name]}))
 
 
-def _vectors_stage12(ranks: list[Any], shapes: Any) -> Iterator[Vector]:
+def _vectors_stage12(ranks: list[Any], shapes: Any, whole_state: frozenset[str]) -> Iterator[Vector]:
     ends: dict[str, int] = {}  # a rank's piece of a parameter begins where that of the rank before ended
     for rank in ranks:
         states = rank["base_optimizer_state"]["state"]
@@ -295,7 +339,7 @@ def _vectors_stage12(ranks: list[Any], shapes: Any) -> Iterator[Vector]:
                 pieces.append(Piece(name, ends.get(name, 0), address.numel, address.start))
                 ends[name] = pieces[-1].start + address.numel
             whole = _in_a_row({piece.name: sizes[piece.name] for piece in pieces}) if "zero_stage" in rank else None
-            yield Vector(weights.detach(), states.get(number, {}), pieces, whole)
+            yield Vector(weights.detach(), states.get(number, {}), pieces, whole, whole_state)
 
 
 def _vectors_stage3(ranks: list[Any], shapes: Any) -> Iterator[Vector]:

@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 import torch
 from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointEngine
 
+from maskloom.train.engine.patches import DeepSpeedEngine, save_with
+
 
 class EngineFile(NamedTuple):
     """A file of a checkpoint that this rank is to write.
@@ -61,7 +63,7 @@ class Collector(CheckpointEngine):  # type: ignore[misc]
         return True
 
 
-def collect_files(engine: Any, folder: Path, may_copy: Callable[[int], bool]) -> list[EngineFile]:
+def collect_files(engine: DeepSpeedEngine, folder: Path, may_copy: Callable[[int], bool]) -> list[EngineFile]:
     """The files that this rank would write for a checkpoint in `folder`; all ranks call it.
 
     Args:
@@ -69,8 +71,8 @@ def collect_files(engine: Any, folder: Path, may_copy: Callable[[int], bool]) ->
     """
     collector = engine.checkpoint_engine
     if not isinstance(collector, Collector):
-        collector = engine.checkpoint_engine = Collector()
-        engine._copy_recovery_script = lambda folder: None  # a script for `maskloom export`'s task, written on one rank
+        collector = Collector()
+        save_with(engine, collector)
     collector.may_copy = may_copy
     engine.save_checkpoint(str(folder.parent), tag=folder.name, save_latest=False)
     files, collector.files = collector.files, []

@@ -1,0 +1,62 @@
+"""Kinds of values in a configuration, and the base of its sections. `config_sections` and `config` are made of them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import pydantic
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic_core import PydanticCustomError
+
+from maskloom.scalars import read_as
+
+BelowOne = Annotated[float, Field(ge=0.0, lt=1.0)]
+PositiveShare = Annotated[float, Field(gt=0.0, le=1.0)]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+
+# Far above what anybody trains, but low enough that a typing mistake is refused before it fills the memory.
+MOST_STEPS = 10**12
+MOST_ROWS = 1 << 24
+MOST_SEQ_LEN = 1 << 20
+MOST_STEP_SLOTS = 1 << 30
+"""Token slots of one optimizer step over all ranks. BERT-large with LAMB takes 2^25."""
+Steps = Annotated[int, Field(ge=1, le=MOST_STEPS)]
+StepsOrNone = Annotated[int, Field(ge=0, le=MOST_STEPS)]
+"""0 means none, or never."""
+RowCount = Annotated[int, Field(ge=1, le=MOST_ROWS)]
+SeqLen = Annotated[int, Field(ge=8, le=MOST_SEQ_LEN)]
+Width = Annotated[int, Field(ge=1, le=1 << 17)]
+Few = Annotated[int, Field(ge=1, le=1 << 12)]
+"""A count of at most some thousands: layers, heads, attempts."""
+
+
+def _folder(text: str) -> str:
+    """A path. It is taken as it is written, since no shell reads it."""
+    if not text.strip():
+        raise ValueError(f"{text!r} does not name a folder")
+    if not text.isprintable():
+        raise ValueError(f"{text!r} has a line break or another character that cannot be printed: choose another name")
+    if text.startswith("~"):
+        raise ValueError(
+            f"{text!r}: ~ is not expanded here, and would be a folder of that name: write the path in full"
+        )
+    return text
+
+
+Folder = Annotated[str, pydantic.AfterValidator(_folder)]
+
+
+class Section(BaseModel):
+    """A block of the YAML file. It refuses unknown keys, and reads plain values by the types of its fields."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True, protected_namespaces=()
+    )
+
+    @pydantic.field_validator("*", mode="before")
+    @classmethod
+    def _read(cls, given: Any, info: pydantic.ValidationInfo) -> Any:
+        try:
+            return read_as(given, cls.model_fields[str(info.field_name)].annotation)
+        except ValueError as error:
+            raise PydanticCustomError("form", "{reason}", {"reason": str(error)}) from None

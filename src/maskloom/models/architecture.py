@@ -1,0 +1,53 @@
+"""The architectures that there are. A further one is a file with one `Architecture`, and a row here.
+
+Your own stays outside of the package: a module that calls `add`, and `--import MODULE` (examples/add_architecture.py).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from maskloom.config import MODELS
+from maskloom.errors import UserError
+from maskloom.models.base import Architecture, Description, LayerSettings
+from maskloom.models.bert import BERT
+
+__all__ = [
+    "ARCHITECTURES",
+    "Architecture",
+    "Description",
+    "LayerSettings",
+    "add",
+    "architecture_of",
+    "longest_piece_of",
+]
+
+ARCHITECTURES: dict[str, Architecture] = {each.name: each for each in (BERT,)}
+"""By the name that `model.architecture` and config.json's `model_type` have."""
+
+
+def add(architecture: Architecture) -> None:
+    """Add an architecture, and its section of the configuration. Raises ValueError if its name is taken."""
+    name = architecture.name
+    if name in ARCHITECTURES:
+        raise ValueError(f"there is an architecture {name!r} already: {ARCHITECTURES[name].hf_class.__name__}")
+    ARCHITECTURES[name] = architecture
+    MODELS[name] = architecture.settings
+
+
+def architecture_of(config: Any) -> Architecture:
+    """The architecture of a Hugging Face configuration. Raises UserError if it is not in the table."""
+    try:
+        return ARCHITECTURES[config.model_type]
+    except KeyError:
+        raise UserError(f"{config.model_type!r} is not among the architectures that are known: {known()}") from None
+
+
+def longest_piece_of(config: Any) -> int:
+    """The most slots that a piece may have, by a Hugging Face configuration."""
+    return architecture_of(config).longest_piece(config)
+
+
+def known() -> str:
+    """The names in the table, for a message."""
+    return ", ".join(map(repr, ARCHITECTURES))

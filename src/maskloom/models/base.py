@@ -1,0 +1,150 @@
+"""What an architecture is: what one file of this room gives, and all that the rest of maskloom knows of it.
+
+    input_ids -> embed -> for each layer: run(hidden, weights_of(layer), pieces, settings) -> finish
+              -> predicted slots -> transform -> decoder (Hugging Face's output embeddings)
+
+Weights, names and shapes are those of a Hugging Face class, `hf_class`. It is built or loaded as it is; then `masked_lm`
+puts our forward in the place of its own. (A subclass of ours would be "custom code" to Hugging Face, which initialises less
+of such a class.)
+
+What every configuration of Hugging Face answers is asked of it, not of the architecture: `vocab_size`, `hidden_size`,
+`num_hidden_layers`, `num_attention_heads` and `tie_word_embeddings`.
+
+Shapes: T slots, K predicted tokens, D hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from maskloom.config import Model
+from maskloom.data.batch import MicroBatch
+from maskloom.models.kernels import Kernels
+from maskloom.tokenizers.base import Tokenizer
+
+
+class LayerSettings(Protocol):
+    """What is asked of a layer's settings outside of `Architecture.run`, which may know more."""
+
+    @property
+    def attention_dropout(self) -> float:
+        """Dropout on attention weights; 0 in evaluation."""
+
+    @property
+    def window(self) -> int | None:
+        """Slots that a slot sees to either side; None if it sees its whole piece."""
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a config.json of the architecture may say; dropouts and what all models have in common stand elsewhere.
+
+    Any other value is refused by name. So is a key in none of these, unless it has its default.
+
+    Attributes:
+        sizes: keys that have to be there; each is a whole number.
+        more_sizes: keys that may be there; each is a whole number.
+        ranges: keys of a number, and the two numbers that it lies strictly between.
+        choices: keys that choose a function, and the values that our forward computes.
+        computed: keys that our forward does not read, and the values that are right for it.
+        harmless: keys that change nothing about the forward.
+    """
+
+    sizes: tuple[str, ...]
+    more_sizes: tuple[str, ...] = ()
+    ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    choices: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    computed: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    harmless: frozenset[str] = frozenset()
+
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """The keys that a model is built from."""
+        return (*self.sizes, *self.more_sizes, *self.ranges, *self.choices, "tie_word_embeddings")
+
+
+def _unchanged(model: Any, hidden: torch.Tensor) -> torch.Tensor:
+    return hidden
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Architecture:
+    """One architecture. `model` below is a `MaskedLM`: the Hugging Face model with our forward.
+
+    Attributes:
+        hf_class: Hugging Face's class with the head for masked tokens.
+        layer_class: of its layers.
+        settings: section of the configuration. Its fields have the names of `hf_class`'s configuration.
+        description: what a checkpoint's config.json may say.
+        token_ids: the fields of Hugging Face's configuration that hold ids of tokens, by the tokenizer.
+        longest_piece: the most slots that a piece may have, by Hugging Face's configuration.
+        embed: (model, batch) -> [T, D]: the first layer's input.
+        layers: the model's layers, in order.
+        weights_of: a layer's parameters, as `run` takes them.
+        run: (hidden, weights, pieces, settings) -> hidden, both [T, D]: one layer, a pure function that torch.compile takes
+            whole. `pieces` are `layers.Pieces`.
+        layer_settings: (configuration, kernels, whether it trains) -> the settings of each layer. Equal settings should be
+            one object.
+        finish: (model, [T, D]) -> [T, D]: what comes after the last layer. Left out: nothing.
+        transform: (model, [K, D]) -> [K, D]: the head before the decoder.
+        stations: the module whose output is the embeddings, and the one whose output goes into the decoder.
+        head_names: how the names of the head's weights begin. A checkpoint may lack them.
+        spare_names: how the names begin of what else a checkpoint of Hugging Face's encoder holds. It is not read.
+        counter_names: the same of what holds no weights; it is not mentioned.
+        old_endings: ends of names in older checkpoints, and what they are called today.
+        build: makes a model with weights drawn from torch's generator. Left out: `hf_class(config)`.
+    """
+
+    hf_class: Any
+    layer_class: type[nn.Module]
+    settings: type[Model]
+    description: Description
+    token_ids: Callable[[Tokenizer], dict[str, int]]
+    longest_piece: Callable[[Any], int]
+    embed: Callable[[Any, MicroBatch], torch.Tensor]
+    layers: Callable[[Any], nn.ModuleList]
+    weights_of: Callable[[Any], Any]
+    run: Callable[..., torch.Tensor]
+    layer_settings: Callable[[Any, Kernels, bool], Sequence[LayerSettings]]
+    finish: Callable[[Any, torch.Tensor], torch.Tensor] = _unchanged
+    transform: Callable[[Any, torch.Tensor], torch.Tensor]
+    stations: Callable[[Any], tuple[nn.Module, nn.Module]]
+    head_names: tuple[str, ...]
+    spare_names: tuple[str, ...] = ()
+    counter_names: tuple[str, ...] = ()
+    old_endings: Mapping[str, str] = field(default_factory=dict)
+    build: Callable[[Any], Any] | None = None
+
+    @property
+    def name(self) -> str:
+        """The `model_type` of config.json; what `model.architecture` is set to."""
+        return str(self.config_class.model_type)
+
+    @property
+    def config_class(self) -> Any:
+        """Hugging Face's class of the configuration."""
+        return self.hf_class.config_class
+
+    @property
+    def prefix(self) -> str:
+        """How the names of the encoder's weights begin."""
+        return f"{self.hf_class.base_model_prefix}."
+
+    @property
+    def dropouts(self) -> tuple[str, ...]:
+        """The fields of the configuration that are probabilities of dropout. A run sets them, whatever it starts from."""
+        return self.settings.dropouts
+
+    def config(self, settings: Model, tokenizer: Tokenizer) -> Any:
+        """Hugging Face's configuration of a model from scratch."""
+        shape = settings.model_dump(exclude={"architecture", "init"})
+        return self.config_class(vocab_size=tokenizer.vocab_size, **self.token_ids(tokenizer), **shape)
+
+    def new(self, config: Any) -> Any:
+        """Hugging Face's model with weights drawn from torch's generator."""
+        return (self.build or self.hf_class)(config)

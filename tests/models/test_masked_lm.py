@@ -1,0 +1,92 @@
+"""What `packed` makes of a Hugging Face model, and what is asked of it. Its forward is compared with each architecture's."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from transformers import BertForMaskedLM
+from transformers.models.bert.modeling_bert import BertLayer
+
+from maskloom.models.head import PaddedDecoder
+from maskloom.models.masked_lm import (
+    MaskedLM,
+    PackedLayer,
+    attention_dropout_of,
+    decoder_of,
+    embedding_of,
+    head_size_of,
+    hidden_matrices,
+    layers_of,
+    new_model,
+    packed,
+)
+from maskloom.tokenizers.base import Tokenizer
+from tests.models.test_bert import bucket, make_rows, tiny_config
+
+
+def test_the_object_and_its_parameters_stay(tokenizer: Tokenizer) -> None:
+    theirs = BertForMaskedLM(tiny_config(tokenizer.vocab_size))
+    parameters = dict(theirs.named_parameters())
+    ours = packed(theirs)
+    assert ours is theirs
+    assert isinstance(ours, MaskedLM)
+    assert isinstance(ours, BertForMaskedLM)
+    assert all(isinstance(layer, PackedLayer) for layer in layers_of(ours))
+    assert isinstance(decoder_of(ours), PaddedDecoder)
+    after = dict(ours.named_parameters())
+    assert all(after[name] is parameter for name, parameter in parameters.items())
+    assert after.keys() == parameters.keys()
+    assert embedding_of(ours).weight is ours.bert.embeddings.word_embeddings.weight
+
+
+def test_the_weights_of_a_seed_stay_what_they_were() -> None:
+    """Drawn layer by layer after a first model, by Hugging Face's own rules: so runs of all versions begin."""
+    config = tiny_config(100, num_hidden_layers=3)
+    torch.manual_seed(3)
+    found = new_model(config).state_dict()
+    torch.manual_seed(3)
+    expected = BertForMaskedLM(config)
+    expected.bert.encoder.layer = nn.ModuleList([BertLayer(config, number) for number in range(3)])
+    expected.post_init()
+    assert all(torch.equal(found[name], weight) for name, weight in expected.state_dict().items())
+
+
+def test_hidden_matrices_are_the_layers_2_d_weights(tokenizer: Tokenizer) -> None:
+    model = new_model(tiny_config(tokenizer.vocab_size))
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    expected = [
+        name
+        for name, parameter in model.named_parameters()
+        if name.startswith("bert.encoder.layer.") and parameter.ndim == 2
+    ]
+    assert [names[matrix] for matrix in hidden_matrices(model)] == expected
+    assert len(expected) == 2 * 6
+
+
+def test_what_attention_is_chosen_by() -> None:
+    config = tiny_config(100, hidden_size=48, num_attention_heads=3, attention_probs_dropout_prob=0.25)
+    assert (head_size_of(config), attention_dropout_of(config)) == (16, 0.25)
+
+
+@pytest.mark.parametrize("checkpoints", [False, True])
+def test_layers_computed_twice_give_the_same_gradients(checkpoints: bool, tokenizer: Tokenizer) -> None:
+    config = tiny_config(tokenizer.vocab_size, hidden_dropout_prob=0.3)
+    torch.manual_seed(1)
+    plain, other = new_model(config).train(), new_model(config).train()
+    other.load_state_dict(plain.state_dict())
+    other.checkpoints_activations = checkpoints
+    batch = bucket(make_rows([[32], [10, 20]], tokenizer), tokenizer)
+    for model in (plain, other):
+        torch.manual_seed(2)
+        model(batch)[0].backward()
+    for (name, one), two in zip(plain.named_parameters(), other.parameters(), strict=True):
+        assert torch.equal(one.grad, two.grad), name
+
+
+def test_drop_acts_in_training_alone(tokenizer: Tokenizer) -> None:
+    model = new_model(tiny_config(tokenizer.vocab_size))
+    hidden = torch.ones(100, 8)
+    assert model.eval().drop(hidden, 0.5) is hidden
+    assert model.train().drop(hidden, 0.0) is hidden
+    assert 0 < (model.drop(hidden, 0.5) == 0).sum() < hidden.numel()
