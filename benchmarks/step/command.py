@@ -8,7 +8,8 @@ The text is the documentation of the installed packages, unless --corpus names a
 idle machine. Results are added to a file: a case or the training that is measured again replaces what stood there.
 
 examples:
-  python benchmarks/step.py                                  everything for this machine's GPU, or its CPU
+  python benchmarks/step.py                                  everything for this machine's GPU, or its CPU: on two cores
+                                                             about 25 minutes, once the text is prepared
   python benchmarks/step.py --only step --cases base-128 --systems maskloom-compile,hf-sdpa-compile --rounds 3
   python benchmarks/step.py --only loss --seeds 3
   python benchmarks/step.py --report                         docs/benchmarks-step.md and its plots, from all results

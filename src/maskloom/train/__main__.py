@@ -52,6 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _profile(options: Namespace) -> int:
+    from maskloom import extensions
     from maskloom.config_file import load_config
     from maskloom.distributed import World
     from maskloom.errors import UserError
@@ -62,6 +63,7 @@ def _profile(options: Namespace) -> int:
     world = None
     try:
         world = World.discover()
+        extensions.load(options.imports)
         profile(load_config(options.config, options.overrides), world, options.profile, options.out)
     except (UserError, OSError) as error:
         complain(f"maskloom: rank {world.rank if world else '?'}: {error}")
