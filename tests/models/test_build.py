@@ -37,7 +37,10 @@ class TestBuildModel:
         embeddings = (tokenizer.vocab_size + 512 + 2 + 2) * width
         head = width**2 + 3 * width + tokenizer.vocab_size
         parameters = layers * layer + embeddings + head
-        with pytest.raises(UserError, match=rf"the model has {parameters:,} parameters.*: make it smaller"):
+        with pytest.raises(
+            UserError,
+            match=rf"the model has {parameters:,} parameters.*: lower model.num_hidden_layers or model.hidden_size",
+        ):
             check_size(configuration_of(Bert(**shape), tokenizer))
 
     def test_parameters_are_counted_once_each(self, tokenizer: Tokenizer) -> None:

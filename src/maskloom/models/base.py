@@ -145,6 +145,10 @@ class Architecture:
         shape = settings.model_dump(exclude={"architecture", "init"})
         return self.config_class(vocab_size=tokenizer.vocab_size, **self.token_ids(tokenizer), **shape)
 
+    def own_name(self, key: str) -> str:
+        """What the architecture calls a key that all configurations of Hugging Face answer: `dim` for `hidden_size`."""
+        return str(self.config_class.attribute_map.get(key, key))
+
     def new(self, config: Any) -> Any:
         """Hugging Face's model with weights drawn from torch's generator."""
         return (self.build or self.hf_class)(config)

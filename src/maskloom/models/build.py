@@ -47,9 +47,10 @@ def check_size(config: Any) -> None:
     parameters = parameters_of(config)
     memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if 4 * parameters > memory_bytes:
+        layers, width = map(architecture_of(config).own_name, ("num_hidden_layers", "hidden_size"))
         raise UserError(
             f"the model has {parameters:,} parameters, {4 * parameters / 2**30:,.0f} GiB in fp32, and this machine has "
-            f"{memory_bytes / 2**30:,.0f} GiB of memory: make it smaller in the model section (fewer layers, or narrower ones)"
+            f"{memory_bytes / 2**30:,.0f} GiB of memory: lower model.{layers} or model.{width}"
         )
 
 

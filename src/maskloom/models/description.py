@@ -139,18 +139,13 @@ def _size_faults(tree: Mapping[str, Any], architecture: Architecture) -> Iterato
         if key in tree and not (type(tree[key]) is int and 0 < tree[key] < MOST_SIZE)
     ]
     yield from faults
-    width, heads = (_own_key(architecture, key) for key in ("hidden_size", "num_attention_heads"))
+    width, heads = map(architecture.own_name, ("hidden_size", "num_attention_heads"))
     if not faults and tree[width] % tree[heads]:
         yield f"{width} {tree[width]} is not a multiple of {heads} {tree[heads]}"
     for key, (low, high) in description.ranges.items():
         value = tree.get(key, high / 2)
         if isinstance(value, bool) or not isinstance(value, int | float) or not low < value < high:
             yield f"{key} is {shown(value)}, which is not a number between {low:g} and {high:g}"
-
-
-def _own_key(architecture: Architecture, key: str) -> str:
-    """The name that an architecture's config.json has for a key of all models."""
-    return str(architecture.config_class.attribute_map.get(key, key))
 
 
 def _function_faults(tree: Mapping[str, Any], architecture: Architecture) -> Iterator[str]:
