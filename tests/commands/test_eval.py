@@ -72,7 +72,7 @@ def test_nothing_to_evaluate_is_an_error(
 
 
 def test_what_is_no_run_is_refused(tmp_path: Path, fails: Command) -> None:
-    assert "is no run" in fails("eval", tmp_path)
+    assert "is not a run" in fails("eval", tmp_path)
 
 
 def test_a_damaged_checkpoint_is_refused(trained_run: Path, tmp_path: Path, fails: Command) -> None:

@@ -95,7 +95,7 @@ def test_a_step_without_a_checkpoint_is_refused_with_those_there_are(
 
 
 def test_what_is_no_run_is_refused(tmp_path: Path, fails: Command) -> None:
-    assert "is no run" in fails("export", tmp_path, tmp_path / "out")
+    assert "is not a run" in fails("export", tmp_path, tmp_path / "out")
 
 
 def test_damaged_checkpoints_are_not_exported(

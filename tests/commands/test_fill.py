@@ -89,7 +89,7 @@ def test_a_text_that_is_too_long_is_refused(trained_run: Path, fails: Command) -
 
 def test_a_head_that_was_never_trained_is_refused(minilm_dir: Path, fails: Command) -> None:
     message = fails("fill", minilm_dir, TEXT)
-    assert "is no trained BertForMaskedLM: it lacks" in message
+    assert "is not a trained BertForMaskedLM: it lacks" in message
     assert "cls.predictions" in message
 
 

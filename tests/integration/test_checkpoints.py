@@ -243,7 +243,7 @@ def test_what_a_fork_may_not_change_is_listed(
         "phases": [{**settings["phases"][0], "steps": 5}],
     }
     output = run_ranks(write_config({**settings, **changes}), expect=1)
-    wrong = [line.strip() for line in output.split("cannot be gone on from")[1].splitlines() if line.startswith("  ")]
+    wrong = [line.strip() for line in output.split("cannot fork from")[1].splitlines() if line.startswith("  ")]
     assert [line.partition(":")[0] for line in wrong] == [
         "data.lanes",
         "model.hidden_size",
@@ -257,7 +257,7 @@ def test_what_a_fork_may_not_change_is_listed(
     assert not (tmp_path / "fork").exists()
     for origin_of, message in (
         (f"{origin}@5", "has no checkpoint of step 5; it has those of 3, 6, 9"),
-        ("no/run", "is no run"),
+        ("no/run", "is not a run"),
     ):
         fork = {**settings, "run_dir": str(tmp_path / "fork"), "from": origin_of}
         output = run_ranks(write_config(fork), expect=1)

@@ -180,7 +180,7 @@ def test_what_is_no_object_is_refused(data: bytes) -> None:
 def test_a_file_too_large_is_not_read(tmp_path: Path) -> None:
     with (tmp_path / "config.json").open("wb") as file:
         file.truncate(1 << 40)
-    with pytest.raises(UserError, match="which is no model's"):
+    with pytest.raises(UserError, match="no model has as many"):
         read_description(tmp_path, "here")
 
 

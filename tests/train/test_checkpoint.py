@@ -127,7 +127,7 @@ def test_another_version_of_a_part_is_refused_with_the_reason(
     said, why = refusal(state, plan)
     assert said == f"version of {part}: {VERSIONS[part] - 1} in the checkpoint, {VERSIONS[part]} now"
     assert (
-        why == "(this maskloom reads other rows from the same data: go on with the version that wrote the checkpoint)"
+        why == "(this maskloom reads other rows from the same data: resume with the version that wrote the checkpoint)"
     )
 
 
