@@ -71,7 +71,7 @@ def test_nothing_to_evaluate_is_an_error(
     assert expected in fails("eval", run)
 
 
-def test_what_is_no_run_is_refused(tmp_path: Path, fails: Command) -> None:
+def test_what_is_not_a_run_is_refused(tmp_path: Path, fails: Command) -> None:
     assert "is not a run" in fails("eval", tmp_path)
 
 

@@ -142,7 +142,7 @@ class TestModelToStartFrom:
         assert not found.refusal
         assert found.parameters == count_parameters(BertForMaskedLM(tiny_config(tokenizer.vocab_size)))
 
-    def test_a_run_that_goes_on_needs_it_no_more(
+    def test_a_run_that_resumes_needs_it_no_more(
         self, trained_run: Path, tokenizer: Tokenizer, tmp_path: Path, fails: Command
     ) -> None:
         """Its own model counts: also where an evaluation would be longer than it has positions."""

@@ -60,7 +60,7 @@ def forget_after(run: Path, step: int) -> None:
         ("adamw", "bf16", [(1, 2), (3, 3), (2, 1)], 2e-3),  # stage 1 is DeepSpeed's BF16_Optimizer
     ],
 )
-def test_a_run_goes_on_at_another_stage_and_number_of_ranks(
+def test_a_run_resumes_at_another_stage_and_number_of_ranks(
     name: str,
     precision: str,
     way: list[tuple[int, int]],
@@ -175,7 +175,7 @@ def test_a_third_failure_ends_the_run_and_names_the_last_good_checkpoint(
     assert "resuming after step 3 of 20" in output
 
 
-def test_a_fork_goes_on_from_a_step_of_another_run(
+def test_a_fork_begins_from_a_step_of_another_run(
     settings: dict, write_config: Write, run_ranks: Run, tmp_path: Path
 ) -> None:
     """First with the configuration of the other run, which it then equals; then at another learning rate, seed, phase, stage,
