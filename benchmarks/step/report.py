@@ -244,7 +244,8 @@ def _learning(learning: dict[str, Any], device: str, docs: Path) -> list[str]:
         f"{case['seq_len']}, {recipe['vocab_size']:,} ids; learning rate to {recipe['lr']:g} in {recipe['warmup_steps']} steps, "
         "then linearly to 0. Same first weights, text, tokenizer, optimizer and schedule. Both are judged by maskloom's "
         "evaluation of the held-out documents, into whose model the weights are loaded. The clock counts steps and the "
-        "wait for data (one reader process each), not evaluation, nor the first step. The target is a loss that every run reaches.",
+        "wait for data (one reader process each), not evaluation, nor the first step. The target is a loss that every "
+        "run reaches.",
         learning_table(learning),
         f"![loss]({file})",
         *(f"Did not run: `{name}`: {reason}" for name, reason in learning["failures"].items()),
