@@ -3,7 +3,7 @@
     python benchmarks/checkpoint.py [--cases base,two-ranks] [--rounds 5] [--out benchmarks/results/checkpoint.json]
 
 One engine (AdamW, ZeRO 1, fp32 on a CPU) trains, and saves by turns in both ways. `held_up_s` is what a save costs the training:
-the call, and what the steps after it take longer than others, since maskloom goes on writing beside them. maskloom's files are
+the call, and what the steps after it take longer than others, since maskloom still writes beside them. maskloom's files are
 flushed to the disk, read back, digested and renamed to a whole checkpoint when `durable_s` is over; DeepSpeed's are handed to
 the kernel when its call returns, and no more. `load_s` is from the decision to load to an engine that holds the state, from files
 that are not in memory; maskloom's includes the verification of all digests. Seconds are the slowest rank's; medians over the
@@ -141,7 +141,7 @@ class Measured:
         return self.seconds(lambda: self.trainer.engine.deepspeed.load_checkpoint(str(self.run / "theirs")))
 
     def forget_files(self) -> None:
-        """Have no content of a file in memory, as on the machine where a run goes on."""
+        """Have no content of a file in memory, as on the machine where a run resumes."""
         for file in self.run.rglob("*.pt"):
             with file.open("rb") as stream:
                 os.fsync(stream.fileno())

@@ -55,7 +55,7 @@ class System:
     Attributes:
         module: file of `peers/`.
         environment: name under `.cache/environments`; None: the one that runs this.
-        tokenised: reads token ids that were written before, in place of text.
+        tokenised: reads token ids that were written before, instead of text.
         files: folder of its files in the cache.
     """
 
@@ -145,7 +145,7 @@ class Bench:
         return result
 
     def attempt(self, what: str, module: str, environment: str | None, job: dict[str, Any]) -> dict[str, Any] | None:
-        """As `run`; a fault is noted and said, and the rest goes on."""
+        """As `run`; a fault is noted and said, and the rest continues."""
         say(what)
         try:
             return self.run(module, environment, job)

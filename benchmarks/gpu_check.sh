@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # What to do in the first ten minutes on a machine with a GPU: two calls, of at most 5 and 4 minutes. It needs no network.
 #
-#   benchmarks/gpu_check.sh data     text and tokenizer, once: here or, where there is no time for it, on another machine
+#   benchmarks/gpu_check.sh data     text and tokenizer, once: here or, if there is no time for it, on another machine
 #   benchmarks/gpu_check.sh first    does everything run? versions, gpu tests, what the GPU reaches, trainings with a resume and a fork
 #   benchmarks/gpu_check.sh bench    steps of BERT-base and BERT-large at 128 and 512
 #

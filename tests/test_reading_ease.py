@@ -172,6 +172,9 @@ def test_the_program(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert said["longest"][0]["words"] == 36
     assert tool.main([str(tmp_path / "page.md"), "--check"]) == 1
     assert "more than 35: split it" in capsys.readouterr().err
+    (tmp_path / "phrase.md").write_text("The run goes on.\n")
+    assert tool.main([str(tmp_path / "phrase.md"), "--check"]) == 1
+    assert "1 sentences have" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="does not exist"):
         tool.main([str(tmp_path / "none.md")])
 

@@ -23,7 +23,8 @@ A name is a word of its sentence but has no syllables. So a sentence full of nam
 are code in backticks, the `{...}` of an f-string, numbers, acronyms and all else that is not a plain English word.
 
 Short words can still be hard to follow. So --check also counts turns of phrase for which the field has a plainer word: resume
-for "go on", skip for "pass over". [tool.reading_ease.phrases] lists them, each with the most that the code may have.
+for "go on", skip for "pass over". [tool.reading_ease.phrases] lists them, each with the most that code and pages
+together may have.
 """
 
 from __future__ import annotations
@@ -391,7 +392,8 @@ def main(arguments: list[str] | None = None) -> int:
         print("".join(f"{kind}: {sentence}\n" for kind, part in worst.items() for sentence in part), end="")
     if not given.check:
         return 0
-    wrong = faults(code, pages, whole, settings) + phrase_faults(in_code, settings["phrases"])
+    all_of_it = [sentence for part in found.values() for sentence in part]
+    wrong = faults(code, pages, whole, settings) + phrase_faults(all_of_it, settings["phrases"])
     for line in wrong:
         print(line, file=sys.stderr)
     return int(bool(wrong))

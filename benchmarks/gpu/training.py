@@ -2,7 +2,7 @@
 
     start    1 ... N/2 ... N                      losses are finite, and fall
     fork           N/2 ... N                      the losses of the first: on a CPU bit for bit, on a GPU to rounding
-    resume                 N ... more steps       goes on behind step N, and does only what is left
+    resume                 N ... more steps       resumes after step N, and does only what is left
 
 Four layers of BERT-base's width on a GPU, two layers of 64 on a CPU. Rates are not looked at: several trainings run at once.
 """

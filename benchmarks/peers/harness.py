@@ -217,7 +217,7 @@ def rate(
 
     Args:
         batches: dictionaries with `input_ids`, of any shape.
-        least_slots: go on until so many have passed.
+        least_slots: continue until so many have passed.
         most_slots: stop after so many: a pass over files that are not in the page cache ends where it would begin anew.
     """
     asked = time.perf_counter()

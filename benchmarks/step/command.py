@@ -57,7 +57,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--micro-batch-rows", type=positive, metavar="N", help="step: rows at once, if memory is short")
     add("--no-profile", action="store_true", help="step: do not measure where the time goes")
     add("--seeds", type=positive, metavar="N", help="loss: trainings of each system (default: 1)")
-    add("--corpus", metavar="CORPUS", help="folder of an index, in place of the documentation; needs --tokenizer")
+    add("--corpus", metavar="CORPUS", help="folder of an index, instead of the documentation; needs --tokenizer")
     add("--tokenizer", metavar="TOK", help="tokenizer for --corpus")
     add("--cache", type=Path, default=HERE / ".cache/step", help="prepared text (default: benchmarks/.cache/step)")
     add("--threads", type=positive, default=cores(), help="of torch on a CPU (default: all cores)")

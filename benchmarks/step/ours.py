@@ -54,7 +54,7 @@ class Ours:
         self._losses: list[float] = []
         self.cuts_rows = self.trainer.device.type == "cpu"
         self.module = self.trainer.engine.model
-        if system.compiles:  # in place of how `engine.kernels` compiles; nothing has run yet
+        if system.compiles:  # instead of how `engine.kernels` compiles; nothing has run yet
             self.module.compile(dynamic=False, mode=system.compiles)
         if system.compiles == "reduce-overhead":  # results of the micro-batch before may be overwritten
             mark = torch.compiler.cudagraph_mark_step_begin

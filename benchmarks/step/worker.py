@@ -44,7 +44,7 @@ class Worker:
     def __init__(self, job: Job) -> None:
         self.job, self.device = job, job.device
         torch.set_num_threads(job.threads)
-        torch._dynamo.config.fail_on_recompile_limit_hit = True  # in place of going on in eager mode, quietly
+        torch._dynamo.config.fail_on_recompile_limit_hit = True  # instead of continuing in eager mode, quietly
         if job.profiles:  # the kernels that Inductor writes for a CPU are silent otherwise; it costs a microsecond each
             torch._inductor.config.cpp.enable_kernel_profile = True
         self.baseline_bytes = clock.resident_bytes()

@@ -435,7 +435,7 @@ class Cluster:
                 _run([*shaping, "add", "dev", "eth0", "root", "tbf", "rate", rate, "burst", "16kb", "latency", "2s"])
 
     def stop_slurmd(self, node: str) -> None:
-        """Kill a node's slurmd; its jobs' processes go on."""
+        """Kill a node's slurmd; its jobs' processes run on."""
         os.kill(self._pid_of_slurmd(node), signal.SIGKILL)
         self._started.pop(f"slurmd-{node}").wait()
 

@@ -98,7 +98,7 @@ class Run:
             return self.launcher.wait(timeout_s)
         except subprocess.TimeoutExpired:
             raise ClusterError(
-                f"the launcher goes on after {timeout_s:.0f} s:\n{self.output()}\n{self.who()}"
+                f"the launcher still runs after {timeout_s:.0f} s:\n{self.output()}\n{self.who()}"
             ) from None
 
     def is_over(self) -> bool:

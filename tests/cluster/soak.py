@@ -39,7 +39,7 @@ from tests.integration.conftest import final_weights, losses, start_ranks, train
 RANKS = 2
 AFTER_STEPS = range(1, 11)
 STEPS_A_FAULT = 12
-"""Of the run, so that it is not at its end before its last fault: some faults let it go on for a while."""
+"""Of the run, so that it is not at its end before its last fault: some faults let it run for a while."""
 PATIENCE_S = 180.0
 HUNG_S = 4.0
 """`timeouts.train_s` of attempts in which a rank is stopped."""
@@ -175,7 +175,7 @@ def damage(how: str) -> Strike:
     def strike(attempt: Attempt, fault: Fault) -> None:
         kill_all(attempt, fault)
         saved = sorted((attempt.run / "checkpoints").glob("step-*"))
-        if len(saved) < 2:  # the run could not go on from nothing
+        if len(saved) < 2:  # the run could not resume from nothing
             return
         files = sorted(file for file in saved[-1].iterdir() if file.is_file())
         file = files[int(fault.draw * len(files))]
@@ -196,7 +196,7 @@ def damage(how: str) -> Strike:
 
 
 def second_start(attempt: Attempt, fault: Fault) -> None:
-    """A second attempt in the same folder: refused, and the first goes on, until it is killed."""
+    """A second attempt in the same folder: refused, and the first continues, until it is killed."""
     second = Attempt(attempt.run, start_ranks([config_of(attempt.run)], RANKS, log_of(attempt.run)))
     try:
         second.ranks[0].join(PATIENCE_S)
@@ -307,7 +307,7 @@ def strike(run: Path, fault: Fault, expected: dict[int, float]) -> dict[str, Any
 
 
 def whole_step(run: Path) -> int:
-    """Where the next start goes on from: the step of the newest whole checkpoint, 0 without one."""
+    """Where the next start resumes from: the step of the newest whole checkpoint, 0 without one."""
     try:
         return int(saved_at(run).name.removeprefix("step-"))
     except UserError:
@@ -318,7 +318,7 @@ def wait_for_step(attempt: Attempt, step: int) -> None:
     deadline_s = time.monotonic() + PATIENCE_S
     begun_s = (attempt.run / "metrics.jsonl").stat().st_mtime if (attempt.run / "metrics.jsonl").exists() else 0.0
     while True:
-        # A run that goes on from before `step` has logged it in an earlier attempt: what counts is this attempt's line.
+        # A run that resumes from before `step` has logged it in an earlier attempt: what counts is this attempt's line.
         file = attempt.run / "metrics.jsonl"
         with contextlib.suppress(FileNotFoundError, ValueError):
             if file.stat().st_mtime > begun_s and max(losses(attempt.run), default=0) >= step:

@@ -275,7 +275,7 @@ def _splice(data: bytes, where: int, what: int, seeds: Sequence[bytes], words: S
 
 
 def _set_number(data: bytes, where: int, what: int, seeds: Sequence[bytes], words: Sequence[bytes]) -> bytes:
-    """Another number in place of the first that begins behind `where`."""
+    """Another number instead of the first that begins behind `where`."""
     digits = b"0123456789"
     place = _place(data, where)
     begin = next((at for at in range(place, min(len(data), place + 4096)) if data[at] in digits), None)
@@ -288,7 +288,7 @@ def _set_number(data: bytes, where: int, what: int, seeds: Sequence[bytes], word
 
 
 def _set_word(data: bytes, where: int, what: int, seeds: Sequence[bytes], words: Sequence[bytes]) -> bytes:
-    """A word in place of what stands between two delimiters behind `where`."""
+    """A word instead of what stands between two delimiters behind `where`."""
     delimiters = b" \n\t\"',:[]{}=/"
     place = _place(data, where)
     begin = next((at for at in range(place, min(len(data), place + 4096)) if data[at] not in delimiters), None)

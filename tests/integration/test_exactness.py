@@ -83,7 +83,7 @@ def test_kill_all_ranks_and_restart_is_bit_identical(
 def test_resume_at_another_world_size(
     stage: int, run_config: dict, write_config: Callable[..., Path], run_ranks: Callable[..., str], tmp_path: Path
 ) -> None:
-    """From 2 ranks to 1 and to 3: the losses go on as they would have, within rounding (dropout off)."""
+    """From 2 ranks to 1 and to 3: the losses continue as they would have, within rounding (dropout off)."""
     tree = {
         **run_config,
         "model": {**run_config["model"], "hidden_dropout_prob": 0.0},

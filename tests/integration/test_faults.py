@@ -1,5 +1,5 @@
 """Ranks that are killed, stopped, asked to stop or fail, as real processes: how each of them ends, what the run's status says,
-and that the same command goes on bit for bit."""
+and that the same command resumes bit for bit."""
 
 from __future__ import annotations
 

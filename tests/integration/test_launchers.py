@@ -144,7 +144,7 @@ def test_a_killed_rank_is_restarted_from_the_last_checkpoint(
     config, run = write_config(run_config), run_config["run_dir"]
     launcher = supervised(config, "--max-restarts", "1")
     wait_for_step(run, 4, launcher)
-    while not (Path(run) / "checkpoints" / "latest.json").exists():  # it is written while training goes on
+    while not (Path(run) / "checkpoints" / "latest.json").exists():  # it is written while training continues
         assert launcher.poll() is None, launcher.communicate()[0]
         time.sleep(0.1)
     os.kill(ranks_of(launcher)[1], signal.SIGKILL)

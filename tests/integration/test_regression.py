@@ -1,4 +1,4 @@
-"""What must not change from one version to the next: the losses of a run, and that a run goes on.
+"""What must not change from one version to the next: the losses of a run, and that a run resumes.
 
 `MASKLOOM_EXACT=1` asks for the same bits. That holds on one machine only: matrix products of another processor round
 otherwise, by up to 1.2e-6 in a loss over 200 steps (docs/benchmarks-step.md), so that tests allow a little more.

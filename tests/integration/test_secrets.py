@@ -33,7 +33,7 @@ def test_a_signature_and_a_token_are_nowhere(
         run_config["phases"][0]["steps"] = 4
         run_config["evaluation"] = {"every_steps": 4, "seq_len": 32}
         config = write_config(run_config)
-        for steps in ("4", "5"):  # begins, and goes on
+        for steps in ("4", "5"):  # begins, and resumes
             output = maskloom("train", config, f"phases.0.steps={steps}")
             assert output.returncode == 0, output.stderr
             said += output.stdout + output.stderr

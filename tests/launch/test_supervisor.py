@@ -56,7 +56,7 @@ def outcome(state: str | None, ended: Ended, is_news: bool = True, **more: objec
         (outcome("failed", WELL), 1),  # pdsh whose ssh was killed
         (outcome(None, WELL), 1),
         (outcome("stopped", STOPPED), 75),
-        (outcome("stopped", KILLED), 75),  # the checkpoint is written: the same command goes on
+        (outcome("stopped", KILLED), 75),  # the checkpoint is written: the same command resumes it
         (outcome(None, STOPPED), 75),
         (outcome("failed", Ended(76, "")), 76),
         (outcome("failed", KILLED), 137),

@@ -196,7 +196,7 @@ def test_the_numbers_have_defaults() -> None:
 
 
 def test_a_run_of_such_a_model_says_how_to_resume_it(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    """A run that began from a decoder trained an encoder: with the computed value it goes on."""
+    """A run that began from a decoder trained an encoder: with the computed value it resumes."""
     new_model(tiny_config(tokenizer.vocab_size, pad_token_id=3)).config.save_pretrained(tmp_path)
     tree = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(tree | {"is_decoder": True}))

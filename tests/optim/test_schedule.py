@@ -90,7 +90,7 @@ def test_by_hand(settings: dict[str, Any], expected: list[float]) -> None:
 
 @given(st.floats(1e-6, 1.0), st.integers(0, 99), st.integers(100, 500))
 def test_linear_without_a_rest_is_this_expression_bit_for_bit(highest: float, warmup: int, total: int) -> None:
-    """Runs that exist go on as they were."""
+    """Runs that exist resume as they were."""
     expected = [
         highest * step / warmup if step <= warmup else highest * (total + 1 - step) / (total + 1 - warmup)
         for step in range(1, total + 1)

@@ -174,7 +174,7 @@ class TestReconcile:
     def test_auto_keeps_the_precision_and_chooses_kernels_anew(
         self, begin: Callable[..., RunDir], changed: Change
     ) -> None:
-        """As of a run that began on a CPU, and goes on on a GPU."""
+        """As of a run that began on a CPU, and resumes on a GPU."""
         begin(changed(engine__precision="fp32", engine__kernels="eager")).close()
         asked = reconcile(changed(engine__precision="auto", engine__kernels="auto")).engine
         assert (asked.precision, asked.kernels) == ("fp32", "auto")

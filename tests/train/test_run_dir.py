@@ -248,7 +248,7 @@ class TestRunDir:
         run = begin(config)
         run.record("stopped", 3)
         run.close()
-        (run.folder / "stop").touch()  # somebody does not want it to go on yet
+        (run.folder / "stop").touch()  # somebody does not want it to resume yet
         RunDir(config, ALONE).close()
         assert (run.folder / "stop").exists()
         (again := begin(config)).record("done", 12)

@@ -252,8 +252,8 @@ def settle(run: Path, name: str, ended: Ended) -> Outcome:
         status = known_status(run) or Status("failed", 0, load_config(run / "config.yaml").total_steps, 1, start=name)
         if status.state != "running":  # written since
             return Outcome(ended, status, _is_of(status, name))
-        goes_on = f"The same command resumes from {status.last_good_checkpoint or 'the beginning'}"
-        status = replace(status, state="failed", reason=ended.what, advice=goes_on, can_retry=True)
+        resumes = f"The same command resumes from {status.last_good_checkpoint or 'the beginning'}"
+        status = replace(status, state="failed", reason=ended.what, advice=resumes, can_retry=True)
         status.write(run)
         return Outcome(ended, known_status(run), True)
     except UserError:  # a config.yaml that cannot be read: the next start says so

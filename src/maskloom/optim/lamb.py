@@ -12,7 +12,7 @@ the group's concatenated tensors wherever the ranks' borders fall:
 over ranks (two numbers a tensor, one all-reduce) and scales every piece by its tensor's ratio. Everything else is
 elementwise and does not care where tensors begin. Vectors that were not placed are whole tensors, as at ZeRO stage 0.
 
-The ratio is 1 where a norm is 0, and in groups with `adapts` false: biases and LayerNorm, as in the authors' BERT. Squares
+The ratio is 1 if a norm is 0, and in groups with `adapts` false: biases and LayerNorm, as in the authors' BERT. Squares
 are summed in float64: torch's fp32 norm of an embedding of 31 million is off by 2e-3 on a CPU, and the order of a sum differs
 between layouts. No step waits for the device.
 """

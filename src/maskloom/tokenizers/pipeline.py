@@ -4,7 +4,7 @@ The encoder differs from what the file describes in two ways, and gives the file
 special token of the roles. Its roles have names that no text holds. So a literal "[MASK]" stays text, also if the model
 would find it in the vocabulary. All other added tokens are tokens wherever they stand in a text, the special ones too.
 
-A long text is encoded in parts. It is cut only where a cut changes no token. In the pipelines that are known here, that
+A long text is encoded in parts. A cut must not change a token. In the pipelines that are known here, that
 is at a blank between two characters that are not white space. There, a pre-token holds a blank at its front only. No
 added token may hold a blank beside other characters, or take white space from its sides. Any other pipeline is cut
 nowhere, unless its kind knows better (`TokenizerKind.cut_points`).

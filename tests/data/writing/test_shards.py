@@ -1,4 +1,4 @@
-"""A corpus is written whole or not at all, by one machine or several, and a killed job goes on."""
+"""A corpus is written whole or not at all, by one machine or several, and a killed job resumes."""
 
 from __future__ import annotations
 

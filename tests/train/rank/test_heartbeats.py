@@ -139,7 +139,7 @@ def test_a_store_that_does_not_answer_holds_nobody_up(
             board.is_alarmed()
     monkeypatch.setattr(heartbeats, "ANSWER_S", 60)
     os.kill(keeper.pid, signal.SIGCONT)
-    assert board.beats(1) == [BEAT], "it goes on when the store does"
+    assert board.beats(1) == [BEAT], "it continues when the store does"
     keeper.kill()
     keeper.wait()
     began_s = time.monotonic()

@@ -142,7 +142,7 @@ def test_memory_that_lacks_from_the_start_lacks_again(watch: Watch) -> None:
     status = read_status(watch.run.folder)
     assert not status.can_retry
     assert "more memory than there is" in status.advice
-    assert "goes on" not in status.advice
+    assert "resumes" not in status.advice
 
 
 def test_memory_that_lacks_later_may_be_there_again(watch: Watch) -> None:
