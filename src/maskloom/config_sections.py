@@ -254,7 +254,7 @@ class Engine(Section):
     """`auto` is bf16 on a GPU and fp32 on a CPU."""
     zero_stage: Literal[0, 1, 2, 3] = 1
     """DeepSpeed ZeRO stage. Stage 1 spreads the optimizer state over the ranks, 2 also the gradients, 3 also the parameters."""
-    kernels: Literal["auto", "eager", "compile"] = "auto"
+    kernels: Literal["auto", "eager", "compile", "onednn"] = "auto"
     """`compile` lets torch.compile fuse forward and backward: of the whole model, or layer by layer at stage 3. Each start then
     takes a minute more, and needs a C compiler (C++ on CPUs). `auto` is compile on a GPU if possible, and eager on a CPU."""
     deterministic: bool = False

@@ -83,7 +83,7 @@ def test_losses_are_those_of_hugging_faces_modules(
         run_ranks(write_config({**settings, "run_dir": str(tmp_path / name), "engine": engine}))
         return np.asarray([losses(tmp_path / name)[step] for step in range(1, STEPS + 1)])
 
-    for kernels in ("eager", "compile"):
+    for kernels in ("eager", "compile", "onednn"):
         off = np.abs(train(kernels, kernels=kernels) - reference)
         print(
             f"{kernels}: {off.max():.1e}, in the mean {off.mean():.1e}; rounding {rounding.max():.1e}, {rounding.mean():.1e}"

@@ -113,8 +113,14 @@ def on_gpu(tools: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_auto_compiles_on_a_gpu_and_not_on_a_cpu(on_gpu: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert resolve_kernels("auto") == resolve_kernels("compile") == "compile"
     assert resolve_kernels("eager") == "eager"
+    with pytest.raises(UserError, match="onednn is for CPUs, and this run has GPUs"):
+        resolve_kernels("onednn")
     monkeypatch.undo()
     assert resolve_kernels("auto") == "eager"
+    assert resolve_kernels("onednn") == "onednn"
+    monkeypatch.setattr("torch.backends.mkldnn.is_available", lambda: False)
+    with pytest.raises(UserError, match=r"this build of torch has no oneDNN; set engine\.kernels=eager"):
+        resolve_kernels("onednn")
 
 
 def lose_triton(tools: Path, monkeypatch: pytest.MonkeyPatch) -> None:

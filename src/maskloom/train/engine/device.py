@@ -32,6 +32,7 @@ from deepspeed.accelerator import get_accelerator
 from maskloom.config import Engine
 from maskloom.distributed import World
 from maskloom.errors import UserError
+from maskloom.models.kernels import linear
 from maskloom.nvidia_smi import ask_nvidia_smi
 from maskloom.redaction import one_line, shortened
 
@@ -110,16 +111,24 @@ def numerics_title(device: str, precision: str) -> str:
     return "".join(f"{words}, " for words in said)
 
 
-def resolve_kernels(wanted: Literal["auto", "eager", "compile"]) -> Literal["eager", "compile"]:
+def resolve_kernels(
+    wanted: Literal["auto", "eager", "compile", "onednn"],
+) -> Literal["eager", "compile", "onednn"]:
     """`auto` to compile on a GPU, unless something is missing there, and to eager on a CPU.
 
     Raises:
-        UserError: compile was asked for, and cannot be had.
+        UserError: compile or onednn was asked for, and cannot be had.
     """
     if wanted == "auto":
         return "compile" if get_accelerator().device_name() == "cuda" and not why_not_compiled() else "eager"
     if wanted == "compile" and (why := why_not_compiled()):
         raise UserError(f"engine.kernels compile cannot be had here: {why}; or set engine.kernels=eager")
+    if wanted == "onednn" and get_accelerator().device_name() != "cpu":
+        raise UserError("engine.kernels onednn is for CPUs, and this run has GPUs: set engine.kernels=auto")
+    if wanted == "onednn" and not linear.is_available():
+        raise UserError(
+            "engine.kernels onednn cannot be had: this build of torch has no oneDNN; set engine.kernels=eager"
+        )
     return wanted
 
 
