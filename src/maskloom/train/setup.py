@@ -61,7 +61,7 @@ def prepare(config: RunConfig, world: World) -> tuple[RunConfig, DataPlan]:
     temporary_folder()
     tokenizer, corpora = tokenizer_of(config.tokenizer, config.model.init), open_corpora(config.data)
     config = reconcile(config, identity(corpora, tokenizer))
-    check_model(config, tokenizer)
+    described = check_model(config, tokenizer)
     plan = DataPlan.of(
         config.data,
         config.phases,
@@ -80,7 +80,7 @@ def prepare(config: RunConfig, world: World) -> tuple[RunConfig, DataPlan]:
     data = config.data.model_copy(update={"lanes": plan.lanes})
     engine = {
         "precision": resolve_precision(config.engine.precision),
-        "kernels": resolve_kernels(config.engine.kernels),
+        "kernels": resolve_kernels(config.engine.kernels, described.hidden_size),
     }
     config = config.model_copy(update={"data": data, "engine": config.engine.model_copy(update=engine)})
     config = rechecked(config, config.run_dir)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -43,3 +45,15 @@ def test_the_same_twice_is_the_same_bits() -> None:
 def test_other_dtypes_are_torchs_own() -> None:
     hidden, weight = torch.randn(8, 4, dtype=torch.bfloat16), torch.randn(3, 4, dtype=torch.bfloat16)
     assert torch.equal(linear.fused(hidden, weight), linear.reference(hidden, weight))
+
+
+@pytest.mark.parametrize(
+    ("vendor", "flags", "is_faster"),
+    [("AuthenticAMD", "avx2 avx512f", True), ("AuthenticAMD", "avx2", False), ("GenuineIntel", "avx2 avx512f", False)],
+)
+def test_it_is_known_to_be_faster_on_amds_processors_alone(
+    vendor: str, flags: str, is_faster: bool, tmp_path: Path
+) -> None:
+    (tmp_path / "cpuinfo").write_text(f"vendor_id\t: {vendor}\nflags\t\t: fpu {flags}\n")
+    assert linear.is_faster(tmp_path / "cpuinfo") == is_faster
+    assert not linear.is_faster(tmp_path / "none")

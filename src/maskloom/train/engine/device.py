@@ -38,6 +38,9 @@ from maskloom.redaction import one_line, shortened
 
 Precision = Literal["fp32", "bf16", "fp16"]
 CUBLAS_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
+LEAST_ONEDNN_HIDDEN_SIZE = 256
+"""`auto` leaves narrower models with eager. Their products gain less, and small runs whose losses are on record stay as they are,
+bit for bit."""
 FIRST_CAPABILITY = (7, 0)
 """Of the GPUs that Inductor writes for."""
 FIRST_DRIVER = {12: 525, 13: 580}
@@ -112,15 +115,18 @@ def numerics_title(device: str, precision: str) -> str:
 
 
 def resolve_kernels(
-    wanted: Literal["auto", "eager", "compile", "onednn"],
+    wanted: Literal["auto", "eager", "compile", "onednn"], hidden_size: int
 ) -> Literal["eager", "compile", "onednn"]:
-    """`auto` to compile on a GPU, unless something is missing there, and to eager on a CPU.
+    """`auto` to compile on a GPU, unless something is missing there; on a CPU to onednn if that is known to be faster, else to
+    eager.
 
     Raises:
         UserError: compile or onednn was asked for, and cannot be had.
     """
     if wanted == "auto":
-        return "compile" if get_accelerator().device_name() == "cuda" and not why_not_compiled() else "eager"
+        if get_accelerator().device_name() == "cuda":
+            return "eager" if why_not_compiled() else "compile"
+        return "onednn" if hidden_size >= LEAST_ONEDNN_HIDDEN_SIZE and linear.is_faster() else "eager"
     if wanted == "compile" and (why := why_not_compiled()):
         raise UserError(f"engine.kernels compile cannot be had here: {why}; or set engine.kernels=eager")
     if wanted == "onednn" and get_accelerator().device_name() != "cpu":

@@ -24,7 +24,7 @@ def prepare_forward(model: MaskedLM, settings: Engine) -> None:
     gathers a layer at once (a leaf), and what is compiled is the pure function within. Embeddings and head cannot be leaves:
     they share a weight.
     """
-    kernels = resolve_kernels(settings.kernels)
+    kernels = resolve_kernels(settings.kernels, model.config.hidden_size)
     compiles = kernels == "compile"
     if compiles:
         # What lies there is loaded as code, and without the variable it is a name in /tmp that anybody can take first.
