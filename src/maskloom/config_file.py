@@ -22,7 +22,7 @@ from typing import Any
 
 import pydantic
 
-from maskloom.config import MODELS, ONE, SEVERAL, Model, RunConfig, model_section
+from maskloom.config import MODELS, ONE, SEVERAL, Data, Model, RunConfig, model_section
 from maskloom.errors import UserError
 from maskloom.files import open_plain
 from maskloom.plain_yaml import MOST_CHARACTERS, read_yaml, write_yaml
@@ -91,15 +91,15 @@ def dump_config(config: RunConfig) -> str:
     return write_yaml(tree)
 
 
-def saved_form(config: RunConfig) -> RunConfig:
-    """The configuration as a run's folder holds it, without the queries of URLs: they may be keys to private data."""
-    train = config.data.train
+def without_queries(data: Data) -> Data:
+    """The data as a run's folder names it, without the queries of URLs: they may be keys to private data."""
+    train = data.train
     saved = (
         _without_query(train)
         if isinstance(train, str)
         else tuple(corpus.model_copy(update={"path": _without_query(corpus.path)}) for corpus in train)
     )
-    return config.model_copy(update={"data": config.data.model_copy(update={"train": saved})})
+    return data.model_copy(update={"train": saved})
 
 
 def _without_query(url: str) -> str:

@@ -61,7 +61,8 @@ def prepare(config: RunConfig, world: World) -> tuple[RunConfig, DataPlan]:
     temporary_folder()
     tokenizer, corpora = tokenizer_of(config.tokenizer, config.model.init), open_corpora(config.data)
     config = reconcile(config, identity(corpora, tokenizer))
-    check_model(config, tokenizer)
+    run = Path(config.run_dir)
+    check_model(run, config.from_, config.model, tokenizer, config.seq_lens)
     plan = DataPlan.of(
         config.data,
         config.phases,
@@ -69,7 +70,7 @@ def prepare(config: RunConfig, world: World) -> tuple[RunConfig, DataPlan]:
         config.seed,
         corpora,
         tokenizer,
-        stored_tokenizing(Path(config.run_dir), config.from_),
+        stored_tokenizing(run, config.from_),
     )
     plan.check_world(world)
     for note in notes_on_run(plan) if world.is_first else ():

@@ -23,9 +23,8 @@ from tests.trees import tree_with
     ],
 )
 def test_checkpoints_side_by_side(settings: dict[str, Any], steps: int, expected: int) -> None:
-    assert (
-        checkpoints_at_most(parse_config(tree_with(checkpoint=settings, phases=[{"steps": steps}]), "here")) == expected
-    )
+    config = parse_config(tree_with(checkpoint=settings, phases=[{"steps": steps}]), "here")
+    assert checkpoints_at_most(config.checkpoint, config.total_steps) == expected
 
 
 @pytest.mark.parametrize(
@@ -39,7 +38,7 @@ def test_checkpoints_side_by_side(settings: dict[str, Any], steps: int, expected
 )
 def test_bytes_of_a_checkpoint(engine: dict[str, Any], optimizer: str, a_parameter: int) -> None:
     settings = parse_config(tree_with(engine=engine, optimizer={"name": optimizer, "gradient_clipping": 0.0}), "here")
-    assert checkpoint_bytes(settings, 1000) == 1000 * a_parameter
+    assert checkpoint_bytes(settings.engine, settings.optimizer, 1000) == 1000 * a_parameter
 
 
 @pytest.mark.parametrize(
@@ -55,5 +54,5 @@ def test_bytes_of_a_checkpoint(engine: dict[str, Any], optimizer: str, a_paramet
 def test_bytes_of_a_rank(engine: dict[str, Any], optimizer: str, a_parameter: float) -> None:
     """Weights, gradients and the optimizer's numbers; what the stage spreads, over four ranks."""
     settings = parse_config(tree_with(engine=engine, optimizer={"name": optimizer, "gradient_clipping": 0.0}), "here")
-    assert rank_bytes(settings, 1000, 4) == 1000 * a_parameter
-    assert rank_bytes(settings, None, 4) == rank_bytes(None, 1000, 4) == 0
+    assert rank_bytes(settings.engine, settings.optimizer, 1000, 4) == 1000 * a_parameter
+    assert rank_bytes(settings.engine, settings.optimizer, 0, 4) == 0
