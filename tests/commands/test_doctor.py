@@ -12,7 +12,7 @@ import pytest
 from maskloom.cli import main
 from maskloom.commands.doctor import ending, names, table
 from maskloom.launch.doctor.checks import Finding
-from maskloom.launch.doctor.estimates import checkpoint_bytes
+from maskloom.launch.doctor.machine import checkpoint_bytes
 from maskloom.models.build import build_defined
 from maskloom.models.masked_lm import count_parameters
 from maskloom.train.run_lock import RunLock

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import os
 import platform
 import random
@@ -24,12 +25,11 @@ import transformers
 
 import maskloom
 from maskloom import extensions
-from maskloom.config import Data, RunConfig
+from maskloom.config import Checkpoint, Data, Engine, Optimizer, RunConfig
 from maskloom.config_file import load_config
 from maskloom.data.index.loading import load_index
 from maskloom.distributed import World
 from maskloom.errors import DataFault, UserError
-from maskloom.launch.doctor.estimates import checkpoint_bytes, checkpoints_at_most, rank_bytes
 from maskloom.launch.doctor.look import Facts, Line, Request, nearest
 from maskloom.launch.probe import free_port, spare_port
 from maskloom.models.outline import parameters_of
@@ -253,6 +253,38 @@ def memory(free: int, needed_bytes: int) -> Iterator[Line]:
         yield "fail", too_little(free, needed_bytes), "fewer slots, or a higher engine.zero_stage"
     else:  # a power of two, so that hosts of a kind say the same
         yield "ok", f"at least {size(1 << (free.bit_length() - 1))} free", ""
+
+
+def bytes_of_numbers(engine: Engine) -> int:
+    """Of one weight as it is computed with; `auto` counts as fp32, the larger."""
+    return 2 if engine.precision in ("bf16", "fp16") else 4
+
+
+def checkpoint_bytes(engine: Engine, optimizer: Optimizer, parameters: int) -> int:
+    """Of one checkpoint, all ranks' files together: weights, ZeRO's fp32 copy of them, and the optimizer's moments."""
+    width, stage = bytes_of_numbers(engine), engine.zero_stage
+    weights = 0 if stage == 3 else width
+    copy = 4 if stage or width == 2 else 0
+    return parameters * (weights + copy + OPTIMIZERS[optimizer.name].state_bytes)
+
+
+def checkpoints_at_most(settings: Checkpoint, steps: int) -> int:
+    """Checkpoints of a run of so many steps that stand side by side at the fullest moment: the new one is whole before the
+    oldest goes."""
+    every = settings.every_steps or steps
+    saves = -(-steps // every)
+    kept_for_good = steps // math.lcm(every, settings.keep_every_steps) if settings.keep_every_steps else 0
+    return min(saves, settings.keep_last + 1 + kept_for_good)
+
+
+def rank_bytes(engine: Engine, optimizer: Optimizer, parameters: int, world_size: int) -> int:
+    """What a rank holds at least: weights, gradients, and its share of the optimizer's state. No activations."""
+    width = bytes_of_numbers(engine)
+    states = OPTIMIZERS[optimizer.name].state_bytes + (4 if width == 2 else 0)
+    whole, shared = {0: (2 * width + states, 0), 1: (2 * width, states), 2: (width, width + states)}.get(
+        engine.zero_stage, (0, 2 * width + states)
+    )
+    return int(parameters * (whole + shared / world_size))
 
 
 def too_little(free: int, needed_bytes: int) -> str:
