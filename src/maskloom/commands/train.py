@@ -19,11 +19,12 @@ import os
 import sys
 from pathlib import Path
 
-from maskloom.commands.arguments import cores, natural, positive
+from maskloom.commands.arguments import natural, positive
 from maskloom.config import RunConfig, Timeouts
 from maskloom.config_file import load_config
 from maskloom.distributed import World
 from maskloom.errors import UserError
+from maskloom.hardware import cores
 from maskloom.program import add_overrides
 from maskloom.progress import show
 

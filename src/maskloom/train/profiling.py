@@ -16,7 +16,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-import os
 import re
 import statistics
 import tempfile
@@ -32,6 +31,7 @@ from maskloom.data.batch import MicroBatch
 from maskloom.distributed import World, barrier, gather_objects
 from maskloom.errors import UserError
 from maskloom.files import write_atomically
+from maskloom.hardware import cores
 from maskloom.progress import say, show
 from maskloom.train.checkpoint.state import saved_folders
 from maskloom.train.engine.device import device_of
@@ -142,7 +142,7 @@ def profile(config: RunConfig, world: World, steps: int, out: Path) -> None:
         UserError: as for a training; or `out` holds something else.
     """
     run = Path(config.run_dir)
-    threads = recorded_threads(run) or max(1, len(os.sched_getaffinity(0)) // world.local_size)
+    threads = recorded_threads(run) or max(1, cores() // world.local_size)
     traffic = start_distributed(world, config.timeouts.start_s, config.engine.deterministic)
     with tempfile.TemporaryDirectory(prefix="maskloom-profile-") as folder:
         config, plan = prepare(thrown_away(config, steps, Path(folder) / "run"), world)

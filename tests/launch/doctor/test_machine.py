@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from maskloom.config_file import load_config, parse_config
+from maskloom.hardware import ask_nvidia_smi
 from maskloom.launch.doctor import machine
 from maskloom.launch.doctor.look import FACTS, Facts, Line, Request, nearest
 from maskloom.launch.doctor.machine import (
@@ -39,7 +40,6 @@ from maskloom.launch.doctor.machine import (
     source_digest,
 )
 from maskloom.launch.probe import PORT_TRIES
-from maskloom.nvidia_smi import ask_nvidia_smi
 from tests.trees import tree_with
 
 GIB = 1 << 30

@@ -30,16 +30,15 @@ from maskloom.config_file import load_config
 from maskloom.data.index.loading import load_index
 from maskloom.distributed import World
 from maskloom.errors import DataFault, UserError
+from maskloom.hardware import ask_nvidia_smi, free_memory_bytes
 from maskloom.launch.doctor.look import Facts, Line, Request, nearest
 from maskloom.launch.probe import free_port, spare_port
 from maskloom.models.outline import parameters_of
 from maskloom.models.warm_start import tokenizer_of
-from maskloom.nvidia_smi import ask_nvidia_smi
 from maskloom.optim import OPTIMIZERS
 from maskloom.progress import size
 from maskloom.redaction import shown
 from maskloom.tokenizers.loading import find_tokenizer
-from maskloom.train.checkpoint.room import free_memory_bytes
 from maskloom.train.engine.device import unusable_gpus
 from maskloom.train.engine.fused_adam import why_no_fused_adam
 from maskloom.train.engine.ops import stale_locks
