@@ -171,7 +171,7 @@ def read_parts(
                 parts = []
 
 
-def _items(loader: DataLoader[Any], is_over: Callable[[], bool]) -> Generator[Step | UserError]:
+def _items(loader: DataLoader[object], is_over: Callable[[], bool]) -> Generator[Step | UserError]:
     """What the reader yields. Its processes end with the iterator, in whatever way that ends."""
     if not loader.num_workers:
         yield from loader

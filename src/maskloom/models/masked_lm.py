@@ -16,7 +16,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
@@ -29,6 +29,9 @@ from maskloom.models.attention import needs_mask, piece_mask
 from maskloom.models.base import Architecture, LayerSettings
 from maskloom.models.kernels import KERNELS, Kernels
 from maskloom.models.layers import Pieces
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
 
 
 class PaddedDecoder(nn.Linear):
@@ -118,7 +121,7 @@ class MaskedLM(nn.Module):
         return logits
 
 
-def new_model(config: Any) -> MaskedLM:
+def new_model(config: PretrainedConfig) -> MaskedLM:
     """The model of a Hugging Face configuration, with weights drawn from torch's generator.
 
     Raises:
@@ -127,7 +130,7 @@ def new_model(config: Any) -> MaskedLM:
     return packed(architecture_of(config).new(config))
 
 
-def packed(model: Any) -> MaskedLM:
+def packed(model: PreTrainedModel) -> MaskedLM:
     """A Hugging Face model with our forward: the same object, with the same parameters."""
     architecture = architecture_of(model.config)
     model_class, layer_class = _classes(architecture)
@@ -149,12 +152,12 @@ def _classes(architecture: Architecture) -> tuple[type, type]:
     )
 
 
-def decoder_of(model: Any) -> nn.Linear:
+def decoder_of(model: PreTrainedModel) -> nn.Linear:
     """The projection to the vocabulary of a Hugging Face model, or of one with our forward."""
     return cast(nn.Linear, model.get_output_embeddings())
 
 
-def embedding_of(model: Any) -> nn.Embedding:
+def embedding_of(model: PreTrainedModel) -> nn.Embedding:
     """The embeddings of the vocabulary's tokens."""
     return cast(nn.Embedding, model.get_input_embeddings())
 
@@ -164,12 +167,12 @@ def layers_of(model: MaskedLM) -> list[PackedLayer]:
     return [cast(PackedLayer, layer) for layer in model.architecture.layers(model)]
 
 
-def head_size_of(config: Any) -> int:
+def head_size_of(config: PretrainedConfig) -> int:
     """Width of an attention head."""
     return int(config.hidden_size // config.num_attention_heads)
 
 
-def attention_dropout_of(config: Any) -> float:
+def attention_dropout_of(config: PretrainedConfig) -> float:
     """Dropout on attention weights in training."""
     return architecture_of(config).layer_settings(config, KERNELS["eager"], True)[0].attention_dropout
 

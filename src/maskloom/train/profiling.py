@@ -160,7 +160,7 @@ def profile(config: RunConfig, world: World, steps: int, out: Path) -> None:
             return
         step_s = sum(seconds.values())
         is_cuda = trainer.device.type == "cuda"
-        ran = what_ran(measured.events(), is_cuda)
+        ran = what_ran(measured.events(), is_cuda)  # type: ignore[no-untyped-call]
         kinds = sum_up(ran, step_s * steps, steps, plan.tokenizer.vocab_size)
         summary = {
             "format": FORMAT,
@@ -179,7 +179,7 @@ def profile(config: RunConfig, world: World, steps: int, out: Path) -> None:
         say(f"traces: {trace}{more}; open them in https://ui.perfetto.dev. The figures: {out / SUMMARY}")
 
 
-def measure(trainer: Trainer, clock: StepClock, steps: int) -> tuple[float, Any]:
+def measure(trainer: Trainer, clock: StepClock, steps: int) -> tuple[float, torch.profiler.profile]:
     """Warm up, then profile steps. Every rank calls it.
 
     Returns:

@@ -33,7 +33,7 @@ MAY_CHANGE = re.compile(
 are recognised by their digests; `engine.zero_stage` is checked when the checkpoint is loaded."""
 
 
-def reconcile(config: RunConfig, data: Mapping[str, Any] | None = None) -> RunConfig:
+def reconcile(config: RunConfig, data: Mapping[str, object] | None = None) -> RunConfig:
     """The configuration to run with, given what the run directory holds already, or the run that it begins from.
 
     A run that exists keeps what was derived when it began (lanes, the checkpoint that it began from); what may change is

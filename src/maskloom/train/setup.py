@@ -10,7 +10,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -102,7 +101,7 @@ def checked_evaluation(evaluation: Evaluation, corpora: Sequence[Index], world: 
     return evaluation.model_copy(update={"every_steps": 0})
 
 
-def deepspeed_settings(config: RunConfig, plan: DataPlan, world: World) -> dict[str, Any]:
+def deepspeed_settings(config: RunConfig, plan: DataPlan, world: World) -> dict[str, object]:
     """The DeepSpeed configuration of this run at this world size."""
     layouts = phase_layouts(config.phases, plan, world)
     accumulates = any(layout.micro_batches > 1 for layout in layouts)
