@@ -6,7 +6,7 @@ architecture and the optimizer, and puts all of them together.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import pydantic
 from pydantic import Discriminator, Field, PositiveFloat, PositiveInt, Tag
@@ -71,7 +71,7 @@ class Data(Section):
 
     @pydantic.field_validator("train", mode="before")
     @classmethod
-    def _one_or_several(cls, given: Any) -> Any:
+    def _one_or_several(cls, given: object) -> object:
         if not isinstance(given, str | list | tuple) or not given:
             raise ValueError(f"{given!r} is neither a folder or URL nor a list of {{path: ..., weight: ...}}")
         return given

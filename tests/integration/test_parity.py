@@ -17,7 +17,7 @@ from maskloom.data.rows import Rows
 from maskloom.data.stream import read_steps
 from maskloom.distributed import World
 from maskloom.models.build import build_model
-from maskloom.optim import parameter_groups
+from maskloom.optim import OPTIMIZERS
 from maskloom.optim.schedule import learning_rate
 from maskloom.train.setup import prepare
 
@@ -43,7 +43,7 @@ def hugging_face_losses(config: RunConfig, order: Sequence[int]) -> np.ndarray:
     model = BertForMaskedLM(build_model(config.model, plan.tokenizer, config.seed)[0].config)
     model.load_state_dict(build_model(config.model, plan.tokenizer, config.seed)[0].state_dict())
     settings = config.optimizer
-    groups = parameter_groups(model, settings)
+    groups = OPTIMIZERS[settings.name].groups(model, settings)
     optimizer = torch.optim.AdamW(groups, lr=settings.lr, betas=(settings.beta1, settings.beta2), eps=settings.eps)
     found = []
     for number, step in enumerate(read_steps(plan, World(), first_cursors(plan.lanes, 1), 0), start=1):

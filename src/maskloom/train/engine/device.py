@@ -32,8 +32,8 @@ from deepspeed.accelerator import get_accelerator
 from maskloom.config import Engine
 from maskloom.distributed import World
 from maskloom.errors import UserError
+from maskloom.hardware import ask_nvidia_smi
 from maskloom.models.kernels import linear
-from maskloom.nvidia_smi import ask_nvidia_smi
 from maskloom.redaction import one_line, shortened
 
 Precision = Literal["fp32", "bf16", "fp16"]
