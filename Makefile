@@ -21,7 +21,7 @@ pretrain: $(RUN)/export/config.json
 	@echo
 	@echo "made:  $(CORPUS)/shards (text), $(CORPUS)/tokenizer, $(RUN) (the run), $(RUN)/export (for Hugging Face)"
 	@echo "next:  $(BIN)/maskloom monitor runs                                             watch the curves"
-	@echo "       $(BIN)/maskloom train configs/quickstart.yaml --processes 2 phases.0.steps=2000   go on with it"
+	@echo "       $(BIN)/maskloom train configs/quickstart.yaml --processes 2 phases.0.steps=2000   train it longer"
 	@echo "       $(BIN)/maskloom shards YOUR_TEXT data/mine                               use your own text (see README.md)"
 
 $(CORPUS)/shards/index.json: | .venv/.installed
@@ -30,7 +30,7 @@ $(CORPUS)/shards/index.json: | .venv/.installed
 $(CORPUS)/tokenizer/tokenizer.json: $(CORPUS)/shards/index.json
 	$(BIN)/maskloom tokenizer $(CORPUS)/shards $(CORPUS)/tokenizer --vocab-size 8192
 
-# Runs until it is done: a run that was interrupted goes on where it stood.
+# Runs until it is done: a run that was interrupted resumes.
 $(RUN)/.done: $(CORPUS)/tokenizer/tokenizer.json configs/quickstart.yaml
 	$(BIN)/maskloom train configs/quickstart.yaml $$($(BIN)/python -c "import torch; print('' if torch.cuda.is_available() else '--processes 2')")
 	@touch $@

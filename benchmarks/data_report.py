@@ -37,8 +37,8 @@ INTRODUCTION = """
 # Benchmarks of the data layer
 
 maskloom beside Hugging Face `datasets`, webdataset, mosaicml-streaming (its maintained successor `streaming-community`) and
-litdata: the same text, the same tokenizer, the same batches, on one machine in one run. This file is written by the tool
-(`python benchmarks/data.py --report`); how to run it stands in [benchmarks/README.md](../benchmarks/README.md).
+litdata: the same text, the same tokenizer, the same batches, on one machine in one run. `python benchmarks/data.py --report`
+writes this file. [benchmarks/README.md](../benchmarks/README.md) says how to run it.
 """
 
 
@@ -52,10 +52,10 @@ def _rates(result: dict[str, Any], docs: Path) -> str:
         "## Text to masked batches",
         "Batches of 32 rows of 128 slots, 15 % of the tokens masked (80/10/10), as tensors in the training "
         "process. Counted are text tokens: no padding, no `[CLS]`, no `[SEP]`. *A core* is a second of CPU time of "
-        "all processes together (readers and the training process), *wall* a second of the clock; medians over the "
-        "rounds (least to most). The share is that of text tokens in all slots: maskloom keeps a piece within a "
-        "row and gives every piece its `[CLS]` and `[SEP]`, the peers cut a stream of tokens every 128 slots, "
-        "across documents.",
+        "all processes together (readers and the training process). And *wall* is a second of the clock. Figures are "
+        "medians over the rounds (least to most). The share is that of text tokens in all slots. maskloom keeps a "
+        "piece within a row, and gives every piece its `[CLS]` and `[SEP]`. The peers cut a stream of tokens every "
+        "128 slots, across documents.",
     ]
     for tokenised, title in ((False, "### Tokenised on the fly"), (True, "### Tokenised beforehand")):
         text.append(title)
@@ -89,8 +89,8 @@ def _rates(result: dict[str, Any], docs: Path) -> str:
 WHAT_EACH_DOES = """
 What each does:
 
-- **maskloom**: optimizer steps from the reader processes, cut into micro-batches of 32 rows in the training process,
-  with positions, piece boundaries and the places of the masks; order, packing and masks are those of a run, every
+- **maskloom**: optimizer steps from the reader processes, cut into micro-batches of 32 rows in the training process.
+  They have positions, piece boundaries and the places of the masks. Order, packing and masks are those of a run. Every
   block's CRC-32 is checked. *Steps of 32 rows* sends every micro-batch between processes on its own.
 - **datasets, documented**: run_mlm.py's way. On the fly: `IterableDataset` over Arrow with a shuffle buffer of 1000,
   `tokenizer(...)` and `group_texts` in batched `map`s. Beforehand: a map-style `Dataset` of full rows, shuffled.
@@ -99,8 +99,8 @@ What each does:
   are stacked and go to the collator's own masking function, `torch_mask_tokens`, which skips its padding of full rows
   (3.2 to 0.3 ms a batch).
 - **webdataset**: its pipeline on the very shards that maskloom reads, a shuffle buffer of 1000 documents, then
-  `encode_batch_fast`, full rows and the same masking function. It has no form for token ids of its own, so that it
-  stands in the first table alone.
+  `encode_batch_fast`, full rows and the same masking function. It has no form of its own for token ids, so it is in
+  the first table alone.
 - **streaming**: MDS shards of documents (and of rows, as `ndarray:uint16:128`), `shuffle=True` (py1e); then the same.
 - **litdata**: optimised chunks of documents (and tokens through its `TokensLoader`), `shuffle=True`; then the same.
 
@@ -159,9 +159,9 @@ def _resume(result: dict[str, Any], docs: Path) -> str:
             "Seconds from nothing open to the first batch at a step of 32 rows, read in the process itself (the "
             "packages are imported already). webdataset has no resume.",
             _table(["", "from", "how", *(f"step {int(step):,}" for step in steps)], rows),
-            "The time of maskloom is that of one block for each of its 8 lanes, whatever the step: on the fly they are "
-            "tokenised. streaming plans the whole epoch again before its first batch, which takes no time for a corpus of "
-            "this size; the next section has that of a large one.",
+            "The time of maskloom is that of one block for each of its 8 lanes, whatever the step. On the fly they are "
+            "tokenised. Before its first batch `streaming` plans the whole epoch again. That takes no time for a corpus "
+            "of this size; the next section has that of a large one.",
         ]
     )
 
@@ -199,9 +199,9 @@ def _order(result: dict[str, Any], docs: Path) -> str:
     return "\n\n".join(
         [
             "## The order of an epoch",
-            f"Of {size} blocks (maskloom) and samples (streaming's `get_partitions` and `get_shuffle`, what its "
-            "`generate_work` runs once a node before each epoch, for 8 ranks). Memory is what it adds at its peak, "
-            "and what stays for the epoch.",
+            f"Of {size} blocks (maskloom) and samples (streaming). For streaming, `get_partitions` and `get_shuffle` are "
+            "measured: its `generate_work` runs both once a node before each epoch, here for 8 ranks. Memory is what it "
+            "adds at its peak, and what stays for the epoch.",
             _table(["", "time", "peak", "kept"], rows),
         ]
     )
@@ -225,11 +225,12 @@ def _start(result: dict[str, Any], docs: Path) -> str:
     return "\n\n".join(
         [
             "## Start",
-            "Seconds to open and verify the index, and (from nothing) to the first batch, 8 lanes in one rank. With a reader "
-            "process, the start of its interpreter and its imports are in it; without, everything is imported already. "
-            "*Grown*: memory of the process that came with it and is not a mapped file's; *peak*: all its resident memory, "
-            "imports and the mapped index, of which a node holds one copy, included; *children*: the fork server's and the "
-            "reader's own memory. The large index points into the shards of the small corpus, as many times as needed.",
+            "Seconds to open and verify the index, and (from nothing) to the first batch, 8 lanes in one rank. If there is a "
+            "reader process, the start of its interpreter and its imports are in it. If not, everything is imported "
+            "already. Column *grown* is the memory of the process that came with it and is not a mapped file's. Column "
+            "*peak* is all its resident memory, with imports and the mapped index, of which a node holds one copy. Column "
+            "*children* is the fork server's and the reader's own memory. The large index points into the shards of the "
+            "small corpus, as many times as needed.",
             _table(["", "blocks", "step", "readers", "open", "first batch", "grown", "peak", "children"], rows),
         ]
     )
@@ -278,11 +279,11 @@ def _shuffle(result: dict[str, Any], docs: Path) -> str:
         [
             "## How well an epoch is mixed",
             f"{shape['shards']:,} shards of {shape['each']:,} rows, {shape['ranks']} ranks, global batches of "
-            f"{shape['batch']} rows; a block of maskloom holds {shape['block_samples']} rows. *Moved* is the "
-            "distance between a row's place in the source and in the epoch, as a share of the epoch; *neighbours "
-            "together* the share of rows whose next row of the source is in the same global batch. A lane of "
-            "maskloom reads a block to its end, so that a global batch holds rows of at most as many blocks as "
-            "there are lanes; what it reads was shuffled over all shards by `maskloom shards` before.",
+            f"{shape['batch']} rows. A block of maskloom holds {shape['block_samples']} rows. Column *moved* is the "
+            "distance between a row's place in the source and in the epoch, as a share of the epoch. Column *neighbours "
+            "together* is the share of rows whose next row of the source is in the same global batch. A lane of "
+            "maskloom reads a block to its end. So a global batch holds rows of at most as many blocks as there are "
+            "lanes. What it reads was shuffled over all shards by `maskloom shards` before.",
             _table(head, rows),
         ]
     )

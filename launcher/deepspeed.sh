@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Train on the machines of a hostfile, over ssh and pdsh; a run that exists goes on.
+# Train on the machines of a hostfile, over ssh and pdsh; a run that exists resumes.
 #
 #   launcher/deepspeed.sh --hostfile hosts --max-restarts 20 configs/bert_base.yaml run_dir=/shared/runs/base
 #
 # The repository, .venv and run_dir are at the same path on all machines. SIGTERM, SIGUSR2 or Ctrl-C (once) end the run with a
-# checkpoint. Exit codes: 0 done; 75 stopped, the same command goes on; anything else failed.
+# checkpoint. Exit codes: 0 done; 75 stopped, the same command resumes; anything else failed.
 set -euo pipefail
 
 launcher=$(dirname "${BASH_SOURCE[0]}")

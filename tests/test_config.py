@@ -67,7 +67,10 @@ def test_faults_across_sections_are_named_at_once() -> None:
 @pytest.mark.parametrize(
     ("model", "said"),
     [
-        ({"hidden_size": 100, "num_attention_heads": 12}, "hidden_size 100 is no multiple of num_attention_heads 12"),
+        (
+            {"hidden_size": 100, "num_attention_heads": 12},
+            "hidden_size 100 is not a multiple of num_attention_heads 12",
+        ),
         ({"init": "bert", "hidden_size": 768}, "remove hidden_size"),
         ({"hidden_act": "swish"}, "model.hidden_act = 'swish'"),
     ],

@@ -136,7 +136,7 @@ def test_a_link_in_the_place_of_a_temporary_is_not_followed(tmp_path: Path) -> N
     assert not (tmp_path / "status.json").is_symlink()
 
 
-def test_a_file_of_ours_is_no_link(tmp_path: Path) -> None:
+def test_a_file_of_ours_is_not_a_link(tmp_path: Path) -> None:
     os.close(open_own(tmp_path / "lock"))
     os.close(open_own(tmp_path / "lock"))
     for target in ("theirs", "nowhere"):
@@ -192,7 +192,7 @@ def bind(path: Path) -> None:
     [(os.mkfifo, "a named pipe"), (Path.mkdir, "a folder"), (bind, "a socket")],
     ids=["pipe", "folder", "socket"],
 )
-def test_what_is_no_plain_file_is_refused_and_not_waited_for(
+def test_what_is_not_a_plain_file_is_refused_and_not_waited_for(
     make: Callable[[Path], None], what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)  # a socket's path is short

@@ -77,16 +77,67 @@ def test_forms_of_issues(form: Path) -> None:
     assert all(field["attributes"]["label"] for field in given["body"])
 
 
-@pytest.mark.parametrize("page", ["CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", ".github/PULL_REQUEST_TEMPLATE.md"])
-def test_what_the_pages_name_exists(page: str) -> None:
+PAGES = [
+    *sorted(path.relative_to(ROOT).as_posix() for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"))),
+    "benchmarks/README.md",
+    ".github/PULL_REQUEST_TEMPLATE.md",
+]
+FOLDERS = ("src", "tests", "docs", "configs", "tools", "examples", "launcher", "docker", "benchmarks", ".ci")
+
+
+@pytest.fixture(scope="module")
+def paths() -> list[str]:
+    """All files and folders (which end with a slash) of the repository that a page may name, from its root."""
+    found = [
+        path
+        for folder in FOLDERS
+        for path in (ROOT / folder, *(ROOT / folder).rglob("*"))
+        if not {".cache", "__pycache__"} & set(path.parts)
+    ]
+    return [path.relative_to(ROOT).as_posix() + "/" * path.is_dir() for path in found]
+
+
+def anchors(page: Path) -> set[str]:
+    """Of the headings of a page, as GitHub makes them."""
+    heads = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", head.lower()).replace(" ", "-") for head in heads}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_what_the_pages_name_exists(page: str, paths: list[str]) -> None:
+    """Links and their anchors, files and folders of the repository, tests, targets of make."""
     text = (ROOT / page).read_text()
-    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
-        assert (ROOT / target).exists(), f"{page} links to {target}"
-    for name in re.findall(r"`((?:src|tests|docs|configs|tools|examples|\.ci)/[\w./-]*)`", text):
-        if "NAME" not in name:
-            assert (ROOT / name).exists(), f"{page} names {name}"
+    for target, anchor in re.findall(r"\]\(([^)#:\s]*)(?:#([^)]*))?\)", text):
+        linked = (ROOT / page).parent / target if target else ROOT / page
+        assert linked.exists(), f"{page} links to {target}"
+        assert not anchor or linked.suffix != ".md" or anchor in anchors(linked), f"{page} links to {target}#{anchor}"
+    started = rf"(?:{'|'.join(map(re.escape, FOLDERS))})/[\w./-]*"
+    for name, test in re.findall(rf"`({started}|(?:[\w-]+/)*[\w-]+\.py|(?:[\w-]+/)+)(?:::(\w+))?`", text):
+        if "NAME" not in name and name != "dist/" and ".cache" not in name:
+            holding = [path for path in paths if f"/{path}".rstrip("/").endswith(f"/{name}".rstrip("/"))]
+            assert holding, f"{page} names {name}"
+            assert not test or any(re.search(rf"\b{test}\b", (ROOT / path).read_text()) for path in holding), test
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert set(re.findall(r"`make (?:\w+=\S+ )?([\w-]+)`", text)) <= targets
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_modules_that_the_pages_name_exist(page: str) -> None:
+    """`maskloom.a.b`, which may end with a name that the module has, and `python -m maskloom.a`."""
+    text = (ROOT / page).read_text()
+    for name in re.findall(r"(?:`|-m )((?:maskloom|tests|tools)(?:\.\w+)+)", text):
+        first, *parts = name.split(".")
+        folder = ROOT / "src" / first if first == "maskloom" else ROOT / first
+        while parts and (folder / parts[0]).is_dir():
+            folder /= parts.pop(0)
+        module = folder / f"{parts[0]}.py" if parts else folder
+        if not module.exists():  # a name of the package
+            module = folder / "__init__.py"
+            assert not parts or re.search(rf"\b{parts[0]}\b", module.read_text()), f"{page} names {name}"
+        elif len(parts) > 1:
+            assert re.search(rf"^(def|class) {parts[1]}\b|^{parts[1]}\b", module.read_text(), re.MULTILINE), (
+                f"{page} names {name}"
+            )
 
 
 def test_python_versions_agree() -> None:

@@ -32,8 +32,8 @@ def _head() -> str:
 # The GPU path, rehearsed without a GPU
 
 **Compiled, not measured: no figure of maskloom on this page is from a GPU.** The graphs, the kernels, their machine code and
-the operators are those that a Hopper (H100, H200) would run; the rows a second are a prediction from them, and from what is
-[assumed](#method) of the GPU. This file is written by the tool (`make rehearse`); the code is
+the operators are those that a Hopper (H100, H200) would run. The rows a second are predicted from them, and from what is
+[assumed](#method) of the GPU. `make rehearse` writes this file. The code is in
 [benchmarks/rehearse](../benchmarks/rehearse/__init__.py).
 """)
     commands = """```
@@ -42,11 +42,11 @@ make rehearse REHEARSE="--only compile --cases base-128"   a part
 make rehearse REHEARSE_VENV=FOLDER                         in an environment that is there
 ```"""
     needs = flowing("""
-It needs Python 3.12 or 3.11 (`REHEARSE_PYTHON=python3.12`), gcc, and for FusedAdam nvcc of CUDA 13.0 on the PATH; no driver
-and no GPU. It makes its own environment in `benchmarks/.cache/rehearse/.venv`, about 6 GB: the CUDA build of the lowest
-torch that pyproject.toml admits, from the package index. On two cores that takes about 7 minutes once, and the rest about
-a quarter of an hour. What is out of its limits is named at the end, and the command fails. The figures stand in
-`benchmarks/results/rehearsal.json`; a part that is run alone replaces its own there, each with its commit.
+It needs Python 3.12 or 3.11 (`REHEARSE_PYTHON=python3.12`), gcc, and for FusedAdam nvcc of CUDA 13.0 on the PATH. It needs
+no driver and no GPU. It makes its own environment in `benchmarks/.cache/rehearse/.venv`, about 6 GB. That has the CUDA build
+of the lowest torch that pyproject.toml admits, from the package index. On two cores this takes about 7 minutes once, and the
+rest about a quarter of an hour. If a figure is out of its limits, the command names it at the end, and fails. The figures
+are in `benchmarks/results/rehearsal.json`. A part that is run alone replaces its own there, each with its commit.
 """)
     return f"{title}\n\n{commands}\n\n{needs}"
 
@@ -61,15 +61,15 @@ def _checks(results: dict[str, Any]) -> str:
     before = flowing(f"""
 ## What was compiled
 
-Two layers with embeddings, head and loss in bf16, in the micro-batches of `benchmarks/step.py`, forward and backward, over
-three numbers of pieces; `zero3` is what ZeRO-3 compiles, the function of a layer and that of the loss. All as
-`engine.kernels: compile` has it. {_origin(_ours(results, WHOLE[0]))}
+Compiled were forward and backward of two layers with embeddings, head and loss, in bf16. They had the micro-batches of
+`benchmarks/step.py`, over three numbers of pieces. `zero3` is what ZeRO-3 compiles: the function of a layer and that of the
+loss. All is as `engine.kernels: compile` has it. {_origin(_ours(results, WHOLE[0]))}
 """)
     after = flowing(f"""
 `zero3` has two graphs each way, of the layer and of the loss: its limits are 2. Different Triton kernels: {kernels}. [K, V]
-are the logits; the largest fp32 buffer is another one, and stands as a share of their elements. Instructions are those that
-a warp issues, read from the machine code (by `cuobjdump` of the triton package): for a row of the hidden states, 768 or
-1,024 elements, and for an element of the feed-forward layer.
+are the logits. The largest fp32 buffer is another one, and stands as a share of their elements. Instructions are those that
+a warp issues. They are read from the machine code, by `cuobjdump` of the triton package. They are counted for a row of the
+hidden states, 768 or 1,024 elements, and for an element of the feed-forward layer.
 """)
     return f"{before}\n\n{_table(['', 'limit', *found], rows)}\n\n{after}"
 
@@ -89,12 +89,12 @@ def _layer(results: dict[str, Any]) -> str:
     before = flowing(f"""
 ## What a layer moves
 
-Of {WHOLE[0]}, beside products and attention, whose kernels are not Inductor's. Bytes a token are those of the kernels'
-arguments, each buffer read or written once; h is the width. What moves less than 0.05 h is left out.
+The case is {WHOLE[0]}. Products and attention have no bytes here, since their kernels are not Inductor's. Bytes a token are
+those of the kernels' arguments, each buffer read or written once. h is the width. What moves less than 0.05 h is left out.
 """)
     after = flowing(f"""
 With torch's dropout and GELU a layer moves {sums[0]} bytes a token, with ours {sums[1]}. On a CPU Inductor fuses less
-(`benchmarks/elementwise.py`): there a residual's sum is written before LayerNorm reads it, and the gradients of LayerNorm's
+(`benchmarks/elementwise.py`). There a residual's sum is written before LayerNorm reads it, and the gradients of LayerNorm's
 weights are a pass of their own.
 """)
     return f"{before}\n\n{_table(['', 'kernel', 'launches', 'bytes a token'], rows)}\n\n{after}"
@@ -120,10 +120,10 @@ def _prediction(results: dict[str, Any]) -> str:
     before = flowing(f"""
 ## Predicted rows a second of one H200
 
-Predicted, not measured; from cautious to hopeful assumptions. "Torch's" is the compiled path with torch's own dropout and
-GELU, "ours" with our forms of both ([kernels/](../src/maskloom/models/kernels/__init__.py)): plain torch too, which Inductor
-compiles. The share is that of the best product, {prediction.BEST_PRODUCT_FLOPS / 1e12:.0f} TFLOP/s; the MFU of a run's log
-is a share of the data sheet's {prediction.SHEET_FLOPS / 1e12:.0f}, and smaller by a fifth.
+Predicted, not measured, from cautious to hopeful assumptions. "Torch's" is the compiled path with torch's own dropout and
+GELU. "Ours" has our forms of both ([kernels/](../src/maskloom/models/kernels/__init__.py)), which are plain torch that
+Inductor compiles. The share is that of the best product, {prediction.BEST_PRODUCT_FLOPS / 1e12:.0f} TFLOP/s. The MFU of a
+run's log is a share of the data sheet's {prediction.SHEET_FLOPS / 1e12:.0f}, and smaller by a fifth.
 """)
     between = "Milliseconds of an optimizer step, by kind of work:"
     after = "What our forms change, in instructions that are issued:"
@@ -168,25 +168,28 @@ def _method() -> str:
     before = flowing(f"""
 ## Method
 
-A step is a sum, since work on one stream does not overlap: micro-batches times (layers times a layer, and once embeddings,
-head and loss), and the optimizer. A layer's launches are the difference between models of three layers and of two.
+A step is a sum, since work on one stream does not overlap. It has micro-batches times (layers times a layer, and once
+embeddings, head and loss), and the optimizer. A layer's launches are the difference between models of three layers and of two.
 
 - Matrix products: the FLOPs of [flops.py](../src/maskloom/models/flops.py), with the vocabulary padded, at a share of the
   best product.
 - Attention: the longer of its FLOPs and its bytes.
-- Each of Inductor's kernels: the longer of its bytes, at a share of a copy's speed, and of its instructions, at
-  {prediction.ISSUE_PER_S / 1e9:.0f} billion a second (132 multiprocessors of 4 schedulers, one instruction a cycle at
-  1.755 GHz). Loops whose turns do not follow from the sizes (sums over all tokens) count by their bytes alone.
-- Rows are full and one piece. Packed text has shorter pieces, for which attention does less and is less efficient.
+- Each of Inductor's kernels: the longer of its bytes, at a share of a copy's speed, and of its instructions. The GPU issues
+  {prediction.ISSUE_PER_S / 1e9:.0f} billion a second: 132 multiprocessors of 4 schedulers, one instruction a cycle at
+  1.755 GHz. If a loop's turns do not follow from the sizes (sums over all tokens), it counts by its bytes alone.
+- Rows are full and one piece. Packed text has shorter pieces. For these attention does less, and is less efficient.
 
 What is assumed of the GPU stands in one place, [prediction.py](../benchmarks/rehearse/prediction.py). The first two lines
-were measured on an H200 with torch alone, and no record of that is kept here; `benchmarks/gpu_check.sh first` measures both
+were measured on an H200 with torch alone. No record of that is kept here. `benchmarks/gpu_check.sh first` measures both
 again, with products and attention at our shapes.
 """)
     after = flowing("""
-What this cannot tell: whether a kernel is right (nothing runs), how fast products and attention are at these shapes, which
-of several configurations of a kernel is fastest (the one with the fewest instructions is taken), clocks under load, and
-anything of several GPUs. `benchmarks/step.py` on a GPU answers that.
+`benchmarks/step.py` on a GPU answers what this cannot tell:
+
+- whether a kernel is right, since nothing runs;
+- how fast products and attention are at these shapes;
+- which of several configurations of a kernel is fastest; here the one with the fewest instructions is taken;
+- clocks under load, and anything of several GPUs.
 """)
     return f"{before}\n\n{_table(['', 'cautious', 'hopeful', 'of'], rows)}\n\n{after}"
 

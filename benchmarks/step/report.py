@@ -52,33 +52,35 @@ def write(results: Sequence[dict[str, Any]], docs: Path = ROOT / "docs", readme:
 INTRODUCTION = """
 # Benchmarks of a training step
 
-maskloom beside plain Hugging Face on the same text, one machine, one run. This file is written by the tool (`python
-benchmarks/step.py --report`); how to run it stands in [benchmarks/README.md](../benchmarks/README.md).
+maskloom beside plain Hugging Face on the same text, one machine, one run. `python benchmarks/step.py --report` writes
+this file. [benchmarks/README.md](../benchmarks/README.md) says how to run it.
 
 - **The step** is what the clock sees. Batches lie in memory: up to 16 different ones take turns. On a GPU the time is
-  that of events on its stream. Compiling and warming up come before; should a graph be compiled while the clock runs, it is
-  said below. A turn of a system begins with a step or two that are not measured, because the first ones after another
+  that of events on its stream. Compiling and warming up come before. If a graph is compiled while the clock runs, it
+  is said below. A turn of a system begins with a step or two that are not measured. The first ones after another
   process' turn are slower, those of Hugging Face more so.
-- **maskloom** runs the trainer's own step, `maskloom.train.step.train_step`: the sums over the ranks, forward and
-  backward, the loss that is read, the guard, clipping to a norm of 1, AdamW and the tally. On a CPU it also cuts its rows into
-  flat micro-batches, as in training. The engine is that of `maskloom train` (DeepSpeed: ZeRO 0 in fp32; ZeRO 1 with fp32
-  master weights in bf16). Its rows are packed: pieces of documents, each with its `[CLS]` and `[SEP]`, attention within a
-  piece, 15 % of the tokens predicted.
-- **A step of Hugging Face** moves the batch to the device, runs forward and backward, clips to a norm of 1, takes torch's
-  fused AdamW with two parameter groups, and clears the gradients. Masking and collating are not in it.
-- **Hugging Face** is `BertForMaskedLM` with `DataCollatorForLanguageModeling`, bf16 by `torch.autocast` over fp32
-  weights, as its Trainer has it. Its rows are one stream of tokens cut every S slots (run_mlm's `group_texts`), so
-  that none is padded, attention goes across documents and no mask is given, for a mask costs the fastest kernels.
+- **maskloom** runs the trainer's own step, `maskloom.train.step.train_step`. That is the sums over the ranks, forward
+  and backward, the loss that is read, the guard, clipping to a norm of 1, AdamW and the tally. On a CPU it also cuts
+  its rows into flat micro-batches, as in training. The engine is that of `maskloom train`: DeepSpeed with ZeRO 0 in
+  fp32, or ZeRO 1 with fp32 master weights in bf16. Its rows are packed: pieces of documents, each with its `[CLS]` and
+  `[SEP]`. Attention stays within a piece, and 15 % of the tokens are predicted.
+- **A step of Hugging Face** moves the batch to the device, runs forward and backward, clips to a norm of 1, takes
+  torch's fused AdamW with two parameter groups, and clears the gradients. Masking and collating are not in it.
+- **Hugging Face** is `BertForMaskedLM` with `DataCollatorForLanguageModeling`. In bf16 it has `torch.autocast` over
+  fp32 weights, as its Trainer does. Its rows are one stream of tokens cut every S slots (run_mlm's `group_texts`). So
+  none is padded, and attention goes across documents. No mask is given, for a mask costs the fastest kernels.
   `hf-lines` has a document a row, cut and padded to S (`--line_by_line`), with its mask.
-- Both: dropout 0.1 on hidden states, 0 on attention weights (the fast attention has none); a vocabulary of 30,522.
-- **Text tokens** carry text: `[CLS]`, `[SEP]` and padding do not count, for anybody. **FLOPs** are the model's: `72 L
-  h^2 s + 12 L h sum(s_i^2) + 6 p (h^2 + h V)`, with s the real tokens (`[CLS]` and `[SEP]` are computed, and count),
-  s_i the pieces and p the predicted tokens; what a system computes beyond them (padding, the head on tokens that
-  nobody predicts) counts for nothing. **MFU** is their share of the GPU's best matrix product, measured in the same
-  run; a CPU, which other processes use at the same time, has none.
-- **Memory** on a GPU is the most that torch's allocator handed out; on a CPU the most resident memory beyond what the
-  process had before there was a model.
-- Figures are medians of the rounds (least to most); systems take turns, a process each.
+- **Both** have dropout 0.1 on hidden states, 0 on attention weights (the fast attention has none), and a vocabulary of
+  30,522.
+- **Text tokens** carry text: `[CLS]`, `[SEP]` and padding do not count, for anybody.
+- **FLOPs** are the model's: `72 L h^2 s + 12 L h sum(s_i^2) + 6 p (h^2 + h V)`. Here s are the real tokens (`[CLS]` and
+  `[SEP]` are computed, and count), s_i the pieces and p the predicted tokens. What a system computes beyond them
+  (padding, the head on tokens that nobody predicts) counts for nothing.
+- **MFU** is their share of the GPU's best matrix product, measured in the same run. A CPU, which other processes use
+  at the same time, has none.
+- **Memory** on a GPU is the most that torch's allocator handed out. On a CPU it is the most resident memory beyond
+  what the process had before there was a model.
+- Figures are medians of the rounds (least to most). Systems take turns, a process each.
 """
 
 LEFT_OUT = """
@@ -86,8 +88,8 @@ LEFT_OUT = """
 
 What else trains a BERT with masked tokens, and was looked for with pip for this Python and this torch:
 
-- **keras-hub** installs, with TensorFlow; its `BertMaskedLM` runs on torch and has a head on the masked positions.
-  Another framework around other weights: not measured.
+- **keras-hub** installs, with TensorFlow. Its `BertMaskedLM` runs on torch and has a head on the masked positions.
+  It is another framework around other weights, and was not measured.
 - **mosaicml** (MosaicBERT) does not build; **fairseq2** pins another torch; **intel-extension-for-pytorch** is made
   for torch 2.8.
 - **megatron-core** installs; its BERT needs a GPU and its own launcher. **liger-kernel** has no BERT.
@@ -240,9 +242,10 @@ def _learning(learning: dict[str, Any], device: str, docs: Path) -> list[str]:
         "### Time to a loss",
         f"{case['layers']} layers of {case['hidden_size']}, {recipe['steps']:,} steps of {case['step_rows']} rows of "
         f"{case['seq_len']}, {recipe['vocab_size']:,} ids; learning rate to {recipe['lr']:g} in {recipe['warmup_steps']} steps, "
-        "then linearly to 0. Same first weights, text, tokenizer, optimizer and schedule; both are judged by maskloom's pass "
-        "over the held-out documents, into whose model the weights are loaded. The clock counts steps and the wait for data "
-        "(one reader process each), not evaluation, nor the first step. The target is a loss that every run reaches.",
+        "then linearly to 0. Same first weights, text, tokenizer, optimizer and schedule. Both are judged by maskloom's "
+        "evaluation of the held-out documents, into whose model the weights are loaded. The clock counts steps and the "
+        "wait for data (one reader process each), not evaluation, nor the first step. The target is a loss that every "
+        "run reaches.",
         learning_table(learning),
         f"![loss]({file})",
         *(f"Did not run: `{name}`: {reason}" for name, reason in learning["failures"].items()),

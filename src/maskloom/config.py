@@ -102,7 +102,7 @@ class Bert(Model):
     def _heads(self) -> Bert:
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
-                f"hidden_size {self.hidden_size} is no multiple of num_attention_heads {self.num_attention_heads}"
+                f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"
             )
         return self
 
@@ -135,7 +135,7 @@ class Muon(OptimizerSection):
     momentum: BelowOne = 0.95
     """Nesterov momentum."""
     ns_method: Literal["gram", "standard"] = "gram"
-    """Newton-Schulz iteration over the matrix (`standard`) or, cheaper where it is oblong, over its Gram matrix."""
+    """Newton-Schulz iteration over the matrix (`standard`) or, cheaper if it is oblong, over its Gram matrix."""
 
     @classmethod
     def faults(cls, optimizer: Optimizer) -> list[str]:

@@ -91,7 +91,7 @@ def _arriving() -> Iterator[None]:
 def _tell(line: str, to_stderr: bool = False) -> None:
     for reader in _readers:
         reader(line)
-    # The reader may be gone (`| head`), or the disk of a log full. That is no reason to end a run.
+    # The reader may be gone (`| head`), or the disk of a log full. That should not end a run.
     with contextlib.suppress(OSError):
         for bar in _bars:  # otherwise the line would begin behind the bar
             bar.clear()

@@ -224,7 +224,7 @@ KINDS: dict[str, tuple[Strike, int, str]] = {
     "newest checkpoint truncated": (damage("truncated"), 1, "one of its files, anywhere"),
     "newest checkpoint with a flipped bit": (damage("flipped"), 2, "in one of its files, anywhere"),
     "newest checkpoint without a file": (damage("missing"), 1, "any of its files"),
-    "second start in the same folder": (second_start, 1, "refused; the first goes on, and is then killed"),
+    "second start in the same folder": (second_start, 1, "refused; the first continues, and is then killed"),
 }
 """Name -> what it does, how often beside the others, in words."""
 
@@ -378,8 +378,8 @@ minutes in all. Every loss that any attempt logged, and the final weights, are t
 |---|---|---|---|---|---|---|---|
 {rows}
 
-Lost steps are those that were logged and had to be done again: with a checkpoint every 5 steps up to 4, and those since the
-checkpoint before where the newest was damaged or could not be written. A start took {start} s (median) until it had
+Lost steps are those that were logged and had to be done again. With a checkpoint every 5 steps these are up to 4. If the newest
+checkpoint was damaged or could not be written, they are those since the one before. A start took {start} s (median) until it had
 caught up; its ranks fork from a process that has imported everything.
 """
 

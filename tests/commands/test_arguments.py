@@ -14,13 +14,13 @@ STRANGE = ["²", "٣", "１", "1_0", " 1", "1\n", "+1", "-1", "01", "1e3", "0x1"
 
 @pytest.mark.parametrize("text", STRANGE)
 @pytest.mark.parametrize("read", [positive, natural, byte_count, lambda text: step_range(f"0:{text}")])
-def test_what_is_no_whole_number_of_digits_0_to_9_is_refused(read: Callable[[str], object], text: str) -> None:
+def test_what_is_not_a_whole_number_of_digits_0_to_9_is_refused(read: Callable[[str], object], text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError):
         read(text)
 
 
 @pytest.mark.parametrize("text", ["²", "٣", "0.1_5", "nan", "inf", " 0.1", "1", "-0.1", "", "0x0", "00.1"])
-def test_what_is_no_share_is_refused(text: str) -> None:
+def test_what_is_not_a_share_is_refused(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError):
         fraction(text)
 

@@ -71,8 +71,8 @@ def test_nothing_to_evaluate_is_an_error(
     assert expected in fails("eval", run)
 
 
-def test_what_is_no_run_is_refused(tmp_path: Path, fails: Command) -> None:
-    assert "is no run" in fails("eval", tmp_path)
+def test_what_is_not_a_run_is_refused(tmp_path: Path, fails: Command) -> None:
+    assert "is not a run" in fails("eval", tmp_path)
 
 
 def test_a_damaged_checkpoint_is_refused(trained_run: Path, tmp_path: Path, fails: Command) -> None:

@@ -94,8 +94,8 @@ def test_a_step_without_a_checkpoint_is_refused_with_those_there_are(
     assert "no checkpoint of step 5; it has those of 8, 12" in message
 
 
-def test_what_is_no_run_is_refused(tmp_path: Path, fails: Command) -> None:
-    assert "is no run" in fails("export", tmp_path, tmp_path / "out")
+def test_what_is_not_a_run_is_refused(tmp_path: Path, fails: Command) -> None:
+    assert "is not a run" in fails("export", tmp_path, tmp_path / "out")
 
 
 def test_damaged_checkpoints_are_not_exported(

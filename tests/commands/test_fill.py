@@ -89,7 +89,7 @@ def test_a_text_that_is_too_long_is_refused(trained_run: Path, fails: Command) -
 
 def test_a_head_that_was_never_trained_is_refused(minilm_dir: Path, fails: Command) -> None:
     message = fails("fill", minilm_dir, TEXT)
-    assert "is no trained BertForMaskedLM: it lacks" in message
+    assert "is not a trained BertForMaskedLM: it lacks" in message
     assert "cls.predictions" in message
 
 
@@ -174,5 +174,5 @@ def test_tokens_are_printed_on_their_line_whatever_they_hold(
         assert printed in lines[0]
 
 
-def test_text_that_is_no_utf_8_is_refused(trained_run: Path, fails: Command) -> None:
+def test_text_that_is_not_utf_8_is_refused(trained_run: Path, fails: Command) -> None:
     assert r"the text is not UTF-8: a \udcff [MASK]" in fails("fill", trained_run, "a \udcff [MASK]")

@@ -111,7 +111,7 @@ class TestModelToStartFrom:
             ({"position_embedding_type": "relative_key"}, None, "position_embedding_type is 'relative_key'"),
             ({"model_type": "roberta"}, None, "is a 'roberta' model"),
             ({"num_attention_heads": 3}, None, "is not a multiple of num_attention_heads 3"),
-            ({"num_hidden_layers": 3}, None, "is no whole encoder: it lacks bert.encoder"),
+            ({"num_hidden_layers": 3}, None, "is not a whole encoder: it lacks bert.encoder"),
             ({}, "evaluation.seq_len=128", "evaluation.seq_len 128: more than the 64 positions of model.init"),
             ({}, "model.init=/nowhere/at/all", "there is no such folder"),
         ],
@@ -142,7 +142,7 @@ class TestModelToStartFrom:
         assert not found.refusal
         assert found.parameters == count_parameters(BertForMaskedLM(tiny_config(tokenizer.vocab_size)))
 
-    def test_a_run_that_goes_on_needs_it_no_more(
+    def test_a_run_that_resumes_needs_it_no_more(
         self, trained_run: Path, tokenizer: Tokenizer, tmp_path: Path, fails: Command
     ) -> None:
         """Its own model counts: also where an evaluation would be longer than it has positions."""

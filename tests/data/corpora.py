@@ -62,7 +62,7 @@ def digest_of(rows: Rows) -> str:
 
 @dataclass(frozen=True)
 class GlobalStep:
-    """What all ranks read together for a step: its digest, where all lanes stand after it, what was passed over."""
+    """What all ranks read together for a step: its digest, where all lanes stand after it, what was skipped."""
 
     digest: str
     cursors: list[LaneCursors]

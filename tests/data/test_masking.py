@@ -280,7 +280,7 @@ def words_seen(row: np.ndarray, pieces: list[int], tokenizer: Any, draw: Any = "
 
 
 @pytest.mark.parametrize("rest", [0, 60])
-def test_a_word_larger_than_the_budget_is_passed_over(rest: int) -> None:
+def test_a_word_larger_than_the_budget_is_skipped(rest: int) -> None:
     tokens = np.full((300, 60 + rest), 10, dtype=np.int32)
     tokens[:, 1:60] = 29  # one word of 60 tokens, then words of one
     chosen = mask(tokens, MaskRule(0.15, unit="whole_word"), plain(20, 10))[1]

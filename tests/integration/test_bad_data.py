@@ -1,4 +1,4 @@
-"""Training over blocks that are not what was indexed: passed over, counted, listed, bounded, the same after a restart."""
+"""Training over blocks that are not what was indexed: skipped, counted, listed, bounded, the same after a restart."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def plan_of(tree: dict[str, Any]) -> DataPlan:
 
 
 def expected_skips(tree: dict[str, Any]) -> list[tuple[int, Skip]]:
-    """(step, block) that the data alone says will be passed over."""
+    """(step, block) that the data alone says will be skipped."""
     plan = plan_of(tree)
     steps = read_steps(plan, World(), first_cursors(plan.lanes), 0)
     return [(step.number + 1, skip) for step in steps for skip in step.skips]
@@ -79,7 +79,7 @@ def back_to(run: Path | str, step: int, copy: Path) -> Path:
     return copy
 
 
-def test_bad_blocks_are_passed_over_counted_and_listed_also_after_a_restart(
+def test_bad_blocks_are_skipped_counted_and_listed_also_after_a_restart(
     settings: dict, write_config: Callable[..., Path], run_ranks: RunRanks, tmp_path: Path
 ) -> None:
     expected = expected_skips(settings)
@@ -107,7 +107,7 @@ def test_bad_blocks_are_passed_over_counted_and_listed_also_after_a_restart(
             assert losses(copy) == losses(run)
 
 
-def test_a_run_that_stopped_at_a_bad_block_goes_on_past_it_when_told_so(
+def test_a_run_that_stopped_at_a_bad_block_skips_it_when_told_so(
     settings: dict, write_config: Callable[..., Path], run_ranks: RunRanks, tmp_path: Path
 ) -> None:
     """`on_bad_data` may change at a resume: what was read before is what skipping would have read. (One rank: the one that

@@ -60,7 +60,7 @@ def forget_after(run: Path, step: int) -> None:
         ("adamw", "bf16", [(1, 2), (3, 3), (2, 1)], 2e-3),  # stage 1 is DeepSpeed's BF16_Optimizer
     ],
 )
-def test_a_run_goes_on_at_another_stage_and_number_of_ranks(
+def test_a_run_resumes_at_another_stage_and_number_of_ranks(
     name: str,
     precision: str,
     way: list[tuple[int, int]],
@@ -175,7 +175,7 @@ def test_a_third_failure_ends_the_run_and_names_the_last_good_checkpoint(
     assert "resuming after step 3 of 20" in output
 
 
-def test_a_fork_goes_on_from_a_step_of_another_run(
+def test_a_fork_begins_from_a_step_of_another_run(
     settings: dict, write_config: Write, run_ranks: Run, tmp_path: Path
 ) -> None:
     """First with the configuration of the other run, which it then equals; then at another learning rate, seed, phase, stage,
@@ -243,7 +243,7 @@ def test_what_a_fork_may_not_change_is_listed(
         "phases": [{**settings["phases"][0], "steps": 5}],
     }
     output = run_ranks(write_config({**settings, **changes}), expect=1)
-    wrong = [line.strip() for line in output.split("cannot be gone on from")[1].splitlines() if line.startswith("  ")]
+    wrong = [line.strip() for line in output.split("cannot fork from")[1].splitlines() if line.startswith("  ")]
     assert [line.partition(":")[0] for line in wrong] == [
         "data.lanes",
         "model.hidden_size",
@@ -257,7 +257,7 @@ def test_what_a_fork_may_not_change_is_listed(
     assert not (tmp_path / "fork").exists()
     for origin_of, message in (
         (f"{origin}@5", "has no checkpoint of step 5; it has those of 3, 6, 9"),
-        ("no/run", "is no run"),
+        ("no/run", "is not a run"),
     ):
         fork = {**settings, "run_dir": str(tmp_path / "fork"), "from": origin_of}
         output = run_ranks(write_config(fork), expect=1)

@@ -13,7 +13,7 @@ from .conftest import final_weights, losses, train_in_ranks
 
 
 @pytest.mark.parametrize("stage", [0, 2, 3])
-def test_a_run_that_turns_it_on_goes_on_with_the_same_bits(
+def test_a_run_that_turns_it_on_resumes_with_the_same_bits(
     stage: int, run_config: dict, write_config: Callable[..., Path], tmp_path: Path
 ) -> None:
     """Half of it without, the rest with it; dropout everywhere, gradients of the embeddings as rows and as matrices."""

@@ -122,7 +122,7 @@ def test_damaged_newest_checkpoint_falls_back_loudly(
         assert torch.equal(weight, weights[name]), name
 
 
-def test_finished_run_does_nothing_more_and_more_steps_go_on(
+def test_a_finished_run_does_nothing_and_resumes_with_more_steps(
     run_config: dict, write_config: Callable[..., Path], run_ranks: Callable[..., str]
 ) -> None:
     config = write_config(run_config)

@@ -182,7 +182,7 @@ def assert_as_undisturbed(job: Job, undisturbed: dict, start: Callable[..., Job]
 
 
 @pytest.mark.parametrize(("number", "ranks"), [(signal.SIGUSR2, [1]), (signal.SIGTERM, [0, 1])])
-def test_a_signal_stops_all_ranks_and_the_run_goes_on_bit_for_bit(
+def test_a_signal_stops_all_ranks_and_the_run_resumes_bit_for_bit(
     number: signal.Signals, ranks: list[int], start: Callable[..., Job], undisturbed: dict
 ) -> None:
     job = start()
@@ -243,7 +243,7 @@ def stop_at(step: int) -> None:
     loop.train_step = stopping
 
 
-def test_an_evaluation_that_a_stop_leaves_out_is_done_when_the_run_goes_on(start: Callable[..., Job]) -> None:
+def test_an_evaluation_that_a_stop_leaves_out_is_done_when_the_run_resumes(start: Callable[..., Job]) -> None:
     settings = ["phases.0.steps=12", "evaluation.every_steps=4"]
 
     def evaluated(job: Job) -> list[int]:

@@ -213,7 +213,7 @@ def going_back(run_config: dict) -> dict:
     }
 
 
-def test_a_run_goes_back_and_on_behind_the_data_also_when_it_is_killed(
+def test_a_run_rolls_back_and_skips_the_data_also_when_it_is_killed(
     going_back: dict, write_config: Callable[..., Path], maskloom: Callable[..., Any], tmp_path: Path
 ) -> None:
     """Killed after it went back, with readers and without: the rest is that of a run that was not, bit for bit."""

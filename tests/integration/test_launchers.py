@@ -121,7 +121,7 @@ def wait_for_step(run: str, step: int, launcher: subprocess.Popen[str]) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2, signal.SIGINT])
-def test_a_stopped_run_says_so_and_its_command_goes_on(
+def test_a_stopped_run_says_so_and_its_command_resumes_it(
     number: signal.Signals, run_config: dict, write_config: Callable[..., Path]
 ) -> None:
     config, run = write_config(run_config), run_config["run_dir"]

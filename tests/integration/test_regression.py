@@ -62,7 +62,7 @@ def test_the_regression_run_is_the_first_quickstart() -> None:
 
 
 @pytest.mark.parametrize("old", OLD_RUNS, ids=lambda run: f"{run.parent.name}/{run.name}")
-def test_a_run_of_an_older_version_goes_on_with_the_losses_it_would_have_had(
+def test_a_run_of_an_older_version_resumes_with_the_losses_it_would_have_had(
     old: Path, tmp_path: Path, write_config: Callable[..., Path]
 ) -> None:
     """Each was killed after step 8 and resumes from its checkpoint of step 6 (tests/fixtures/make.py)."""

@@ -86,7 +86,7 @@ def kill_a_reader(process: subprocess.Popen[str], out: Path, pieces: int) -> str
     return process.communicate(timeout=PATIENCE_S)[1]
 
 
-def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(
+def test_killed_at_any_moment_it_resumes_to_the_same_bytes(
     inputs: list[Path], whole: dict[str, bytes], tmp_path: Path
 ) -> None:
     rng, out = random.Random(1), tmp_path / "out"

@@ -103,7 +103,7 @@ def test_ranks_that_do_not_stop_in_time_are_killed(fake_rank: FakeRank, rank_pid
     assert not any(map(lives, rank_pids(2)))
 
 
-def test_a_request_before_the_ranks_have_begun_is_no_failure(
+def test_a_request_before_the_ranks_have_begun_is_not_a_failure(
     fake_rank: FakeRank, rank_pids: Callable[[int], list[int]]
 ) -> None:
     ended = run(fake_rank(SLEEP), stop=asked(signal.SIGTERM, lambda: rank_pids(2)))

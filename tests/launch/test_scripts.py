@@ -99,7 +99,7 @@ def submit(slurm: Path, config: Path, status: Status | None, code: int, **variab
         (None, 1, 1, False),  # it never began: most likely a mistake
     ],
 )
-def test_a_job_goes_back_into_the_queue_where_another_attempt_may_get_on(
+def test_a_job_returns_to_the_queue_if_another_attempt_may_help(
     slurm: Path, status: Status | None, srun: int, code: int, is_requeued: bool
 ) -> None:
     ended, asked = submit(slurm, ROOT / "configs/quickstart.yaml", status, srun)

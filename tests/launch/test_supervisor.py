@@ -131,7 +131,7 @@ def trains(run: Path, begins: int, status: Status, ended: Ended) -> Callable[[st
     return attempt
 
 
-def test_attempts_go_on_until_the_run_is_done(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_attempts_are_made_until_the_run_is_done(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     done = replace(RUNNING, state="done", step=12)
     launch = FakeLaunch(
         trains(run, 0, RUNNING, KILLED),
@@ -245,7 +245,7 @@ def test_no_attempt_is_made_of_a_run_that_another_process_took_over(
     locks[0].release()
 
 
-def test_a_damaged_status_is_no_reason_to_fail(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_status_does_not_fail_a_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (run / "status.json").write_text("{")
     assert known_status(run) is None
     assert "damaged" in capsys.readouterr().err
@@ -256,7 +256,7 @@ def test_a_run_that_never_was_stays_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def test_the_first_attempt_needs_all_hosts_and_later_ones_go_on_with_those_that_are_fit(
+def test_the_first_attempt_needs_all_hosts_and_later_ones_resume_on_those_that_are_fit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     hosts = (Host("node1", 2), Host("ada@node2", 2), Host("node3", 1))

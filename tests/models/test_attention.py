@@ -100,7 +100,7 @@ def test_the_table_of_attention_choices(
     assert choose_attention(device, capability, head_size, dtype, dropout) == Attention(bool(why), why)
 
 
-def test_the_choice_is_no_part_of_the_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_choice_is_not_a_part_of_the_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     """Compiled code holds the answer: asked once for each graph, nothing breaks it."""
     asked: list[torch.device] = []
 

@@ -151,7 +151,7 @@ def test_all_faults_are_listed() -> None:
         {"dtype": "no type", "pad_token_id": -1, "eos_token_id": [1, 2]},
     ],
 )
-def test_what_changes_nothing_is_passed_over(more: dict[str, Any]) -> None:
+def test_what_changes_nothing_is_ignored(more: dict[str, Any]) -> None:
     config = check_description({**TINY, **more}, "here")
     assert {key: getattr(config, key) for key in TINY} == TINY
     assert config.to_dict() == check_description(TINY, "here").to_dict()
@@ -172,7 +172,7 @@ def test_without_a_type_its_classes_tell(classes: Any, kind: str | None) -> None
     "data",
     [b"", b"{", b"[]", b"3", b"null", b"\xff\xfe{}", b'{"a": ' + b"9" * 5000 + b"}", b"[" * 100_000, b'"\xed\xa0\x80"'],
 )
-def test_what_is_no_object_is_refused(data: bytes) -> None:
+def test_what_is_not_an_object_is_refused(data: bytes) -> None:
     with pytest.raises(UserError, match=r"model\.init here cannot be loaded: its config\.json"):
         parse_description(data, "model.init here")
 
@@ -180,7 +180,7 @@ def test_what_is_no_object_is_refused(data: bytes) -> None:
 def test_a_file_too_large_is_not_read(tmp_path: Path) -> None:
     with (tmp_path / "config.json").open("wb") as file:
         file.truncate(1 << 40)
-    with pytest.raises(UserError, match="which is no model's"):
+    with pytest.raises(UserError, match="no model has as many"):
         read_description(tmp_path, "here")
 
 
@@ -195,7 +195,7 @@ def test_the_numbers_have_defaults() -> None:
         assert getattr(config, key) == getattr(BertConfig(), key)
 
 
-def test_a_run_of_such_a_model_says_how_it_goes_on(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_a_run_of_such_a_model_says_how_to_resume_it(tokenizer: Tokenizer, tmp_path: Path) -> None:
     """A run that began from a decoder trained an encoder: with the computed value it goes on."""
     new_model(tiny_config(tokenizer.vocab_size, pad_token_id=3)).config.save_pretrained(tmp_path)
     tree = json.loads((tmp_path / "config.json").read_text())

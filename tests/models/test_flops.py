@@ -164,7 +164,7 @@ def test_a_cpu_has_the_peak_that_is_given_or_none(precision: str) -> None:
     assert peak_of(device, precision, 1.5) == (1.5e12, "logging.peak_tflops")
 
 
-def test_measured_peak_is_no_less_than_a_product_reaches(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_measured_peak_is_at_least_what_a_product_reaches(monkeypatch: pytest.MonkeyPatch) -> None:
     """With a clock of ours: of the products of side 256 one is held up and the best takes 5 ms, too short to be the size; the
     best of side 512 takes 30 ms, and so it is the size, of which a repetition takes 25 ms."""
     from maskloom.models import flops

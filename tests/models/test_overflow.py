@@ -53,7 +53,7 @@ def test_gradient_of_a_parameter(model: MaskedLM, tokenizer: Tokenizer) -> None:
     assert find_overflow(model, batch, 1e3) == "the gradient of bert.embeddings.word_embeddings.weight"
 
 
-def test_padding_of_the_vocabulary_is_no_overflow(model: MaskedLM, tokenizer: Tokenizer) -> None:
+def test_padding_of_the_vocabulary_is_not_an_overflow(model: MaskedLM, tokenizer: Tokenizer) -> None:
     model.cls.predictions.decoder.alignment = 64
     batch = bucket(make_rows([[32]], tokenizer), tokenizer)
     assert tokenizer.vocab_size % 64

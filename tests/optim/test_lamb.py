@@ -152,7 +152,7 @@ def test_norms_of_large_tensors_are_right() -> None:
     torch.testing.assert_close(weight.detach(), torch.full_like(weight, 8.0 * (1 - 1e-3)), rtol=1e-7, atol=0)
 
 
-def test_a_saved_state_goes_on() -> None:
+def test_a_saved_state_resumes() -> None:
     ours, others = weights_of(3), weights_of(3)
     one = Lamb([{"params": ours}], lr=0.1)
     with_gradients(ours, 0)

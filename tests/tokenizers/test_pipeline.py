@@ -323,7 +323,7 @@ def test_no_mark_of_an_added_token_is_cut_at() -> None:
 
 
 @pytest.mark.parametrize(("kind", "expected"), [(kind, kind.startswith(("BERT", "WordPiece"))) for kind in KINDS])
-def test_only_word_pieces_say_where_a_word_goes_on(kind: str, expected: bool) -> None:
+def test_only_word_pieces_say_that_a_word_continues(kind: str, expected: bool) -> None:
     assert tokenizers_of(kind, "nothing")[0].knows_words is expected
 
 
@@ -343,7 +343,7 @@ def test_a_pattern_without_an_end_is_a_fault_and_no_traceback() -> None:
 
 @pytest.mark.parametrize("role", ["[PAD]", "[CLS]", "[SEP]", "[MASK]"])
 @pytest.mark.parametrize("kind", ["BERT", "WordLevel", "byte level", "Unigram"])
-def test_what_is_unknown_is_no_other_role(kind: str, role: str) -> None:
+def test_the_unknown_token_has_no_other_role(kind: str, role: str) -> None:
     tree = json.loads(KINDS[kind]().to_str())
     tree["model"] |= {"unk_id": SPECIAL_TOKENS.index(role)} if kind == "Unigram" else {"unk_token": role}
     with pytest.raises(UserError, match=rf"has \{role} for what its vocabulary does not hold"):

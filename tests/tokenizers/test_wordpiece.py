@@ -190,7 +190,7 @@ def test_a_vocabulary_that_is_not_text_is_refused(content: bytes, tmp_path: Path
         load_tokenizer(write(tmp_path, content))
 
 
-def test_words_that_go_on_are_known(tokenizer: Tokenizer) -> None:
+def test_pieces_that_continue_a_word_are_known(tokenizer: Tokenizer) -> None:
     every = np.arange(tokenizer.vocab_size, dtype=np.int32)
     begins = tokenizer.starts_word(every[None], np.zeros((1, len(every)), bool))[0]
     for number in every.tolist():

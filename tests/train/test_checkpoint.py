@@ -126,7 +126,7 @@ def test_another_version_of_a_part_is_refused_with_the_reason(
     said, why = refusal(state, plan)
     assert said == f"version of {part}: {VERSIONS[part] - 1} in the checkpoint, {VERSIONS[part]} now"
     assert (
-        why == "(this maskloom reads other rows from the same data: go on with the version that wrote the checkpoint)"
+        why == "(this maskloom reads other rows from the same data: resume with the version that wrote the checkpoint)"
     )
 
 
@@ -137,7 +137,7 @@ def without_tokenizing(state: State) -> State:
     )
 
 
-def test_a_run_goes_on_with_the_version_of_tokenizing_that_it_began_with(plan: DataPlan) -> None:
+def test_a_run_keeps_the_version_of_tokenizing_that_it_began_with(plan: DataPlan) -> None:
     first = replace(plan, tokenizer=plan.tokenizer.as_of(1))
     old = without_tokenizing(state_of(first))
     check_fits(old, first, "fp32", HERE)
@@ -395,7 +395,7 @@ class TestSaver:
         saver.follow()
         saver.notices.hear(saver.notices.said())
 
-    def test_training_goes_on_until_all_is_on_the_disk(self, saver: Saver, plan: DataPlan, tmp_path: Path) -> None:
+    def test_training_continues_until_all_is_on_the_disk(self, saver: Saver, plan: DataPlan, tmp_path: Path) -> None:
         saver.start(TensorEngine(), self.state(plan, 4))
         deadline = time.monotonic() + 60
         while saver.last_good is None:
@@ -445,7 +445,7 @@ class TestSaver:
         saver.finish(must_succeed=True)
         assert capsys.readouterr().err.count("no room in memory for a copy of the state") == 1
 
-    def test_without_room_on_the_disk_it_is_no_save_and_the_third_ends_the_run(
+    def test_without_room_on_the_disk_nothing_is_saved_and_the_third_time_ends_the_run(
         self,
         saver: Saver,
         plan: DataPlan,

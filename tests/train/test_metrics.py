@@ -133,7 +133,7 @@ def test_the_line_that_people_read(tmp_path: Path, clock: Clock, capsys: pytest.
     assert [line["mfu"] for line in lines] == pytest.approx([3e9 / 12e9 / seconds for seconds in (300, 30, 30, 30)])
 
 
-def test_going_back_is_no_step(tmp_path: Path, clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_roll_back_is_not_a_step(tmp_path: Path, clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
     metrics = Metrics(tmp_path, 0, left(), 0, World(), PEAK_FLOPS)
     take_steps(metrics, clock, range(1, 7), 20.0)
     clock.now_s += 1000.0

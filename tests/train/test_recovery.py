@@ -36,7 +36,7 @@ def interval(after_step: int, bad_steps: int) -> PassedOver:
     return PassedOver(after_step, (after_step + 1, after_step + 9), 12, bad_steps, "its loss is nan", [])
 
 
-def test_a_run_goes_back_from_the_same_checkpoint_so_often() -> None:
+def test_a_run_rolls_back_to_the_same_checkpoint_so_often() -> None:
     assert WAY.times([]) == 0
     assert WAY.times([interval(10, 3), interval(20, 3), interval(20, 4)]) == 2
 
@@ -54,7 +54,7 @@ def test_a_refusal_says_what_happened(place: str, said: str) -> None:
     )
 
 
-def test_the_rows_since_the_checkpoint_are_passed_over(plan: DataPlan) -> None:
+def test_the_rows_since_the_checkpoint_are_skipped(plan: DataPlan) -> None:
     found = WAY.interval(plan, CURSORS, [], bad_steps=3, saved_bad_steps=0)
     assert (found.after_step, found.rows_of_steps, found.reason) == (20, (21, 23), "step 23: its loss is nan")
     assert found.rows == 2 * (3 + 4 + 5)
@@ -62,12 +62,12 @@ def test_the_rows_since_the_checkpoint_are_passed_over(plan: DataPlan) -> None:
 
 
 def test_bad_steps_that_are_counted_elsewhere_are_not_counted_again(plan: DataPlan) -> None:
-    """By the checkpoint, and by the intervals up to it; those beyond it go with what is passed over."""
+    """By the checkpoint, and by the intervals up to it; those beyond it go with what is skipped."""
     before = [interval(10, 4), interval(20, 8), interval(21, 16)]
     assert WAY.interval(plan, CURSORS, before, bad_steps=3 + 4 + 8 + 16 + 32, saved_bad_steps=32).bad_steps == 3 + 16
 
 
-def test_what_is_passed_over_is_left_in_the_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_skipped_is_listed_in_the_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "checkpoints").mkdir()
     intervals = [interval(10, 4), interval(20, 3)]
     WAY.carry_out(tmp_path, intervals, World(1, 2))

@@ -92,7 +92,7 @@ def test_no_spike_before_the_window_is_full_and_a_phase_begins_it_anew() -> None
     assert state == GuardState(1, (9.0,), 0, 0)
 
 
-def test_it_goes_back_after_so_many_in_a_row() -> None:
+def test_it_rolls_back_after_so_many_in_a_row() -> None:
     guard = Guard(skips_before_rollback=3)
     state, _ = run([1.0, math.nan, math.nan], guard)
     assert not must_roll_back(state, guard)

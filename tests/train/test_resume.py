@@ -21,7 +21,7 @@ class TestReconcile:
         Path(config.run_dir).mkdir()
         assert reconcile(config) is config
 
-    def test_the_same_configuration_goes_on(self, started: RunConfig) -> None:
+    def test_the_same_configuration_resumes(self, started: RunConfig) -> None:
         assert reconcile(started) == started
 
     def test_every_refused_difference_is_listed(self, started: RunConfig, changed: Change) -> None:
@@ -96,7 +96,7 @@ class TestReconcile:
         assert reconcile(wanted) == wanted
         assert wanted.schedules[0] == started.schedules[0], "the steps that are done had these rates"
 
-    def test_a_muon_run_goes_on(self, run_config: dict, begin: Callable[..., RunDir]) -> None:
+    def test_a_muon_run_resumes(self, run_config: dict, begin: Callable[..., RunDir]) -> None:
         run_config["optimizer"] = {"name": "muon", "gradient_clipping": 0.0, "muon": {"lr": 0.02}}
         wanted = parse_config(run_config, "run.yaml")
         begin(wanted).close()
@@ -181,7 +181,7 @@ class TestReconcile:
         with pytest.raises(UserError, match=r"engine\.precision: 'fp32' in the run, 'bf16' now"):
             reconcile(changed(engine__precision="bf16"))
 
-    def test_a_folder_that_is_no_run_is_refused(self, config: RunConfig) -> None:
+    def test_a_folder_that_is_not_a_run_is_refused(self, config: RunConfig) -> None:
         folder = Path(config.run_dir)
         folder.mkdir()
         (folder / "thesis.txt").write_text("years of work")

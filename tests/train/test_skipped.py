@@ -1,4 +1,4 @@
-"""Blocks that were passed over: listed with their step, counted over a restart, bounded."""
+"""Blocks that were skipped: listed with their step, counted over a restart, bounded."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ def test_steps_begin_where_the_run_stands(trainer: Trainer) -> None:
     assert rows_of(trainer, trainer.steps(), 2) == all_steps[2:]
 
 
-def test_after_a_roll_back_the_same_iterator_goes_on_from_where_the_run_stands_then(trainer: Trainer) -> None:
+def test_after_a_roll_back_the_same_iterator_continues_from_the_checkpoint(trainer: Trainer) -> None:
     steps = trainer.steps()
     before = rows_of(trainer, steps, 3)
     trainer.plan = replace(trainer.plan)  # as `restore` does

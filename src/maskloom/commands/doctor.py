@@ -137,7 +137,7 @@ def left_file(run: Path | None) -> Iterator[tuple[str, str]]:
 
 
 def table(findings: Sequence[Finding]) -> str:
-    """The findings as aligned text: mark, check, hosts, value; what to do stands below where anything is to be done."""
+    """The findings as aligned text: mark, check, hosts, value; what to do stands below, if anything."""
     rows = [(MARKS[found.level], found.check, names(found.hosts)) for found in findings]
     widths = [max((len(row[column]) for row in rows), default=0) for column in range(3)]
     indent = " " * (sum(widths) + 2 * len(widths))

@@ -29,7 +29,7 @@ from maskloom.train.metrics import read_metrics
 def configure(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("run", type=Path, metavar="RUN", help="run directory")
-    add_overrides(parser, "settings that replace the run's: data.train where the data moved")
+    add_overrides(parser, "settings that replace the run's: data.train if the data moved")
     add("--step", type=positive, help="checkpoint to take (default: the newest)")
     add("--json", action="store_true", help="print one JSON object")
 

@@ -50,7 +50,7 @@ def run(options: argparse.Namespace) -> int:
         raise UserError(f"no {MASK} in the text: {options.text!r}")
     with torch.no_grad():
         logits = model(input_ids=torch.tensor([ids])).logits[0, places]
-    likely = logits.softmax(-1)[:, : tokenizer.vocab_size]  # a padded vocabulary has rows that are no tokens
+    likely = logits.softmax(-1)[:, : tokenizer.vocab_size]  # a padded vocabulary has rows without a token
     shares, tokens = likely.topk(min(options.top, likely.shape[-1]))
     for place, token_row, share_row in zip(places, tokens.tolist(), shares.tolist(), strict=True):
         likeliest = ", ".join(
@@ -76,7 +76,7 @@ def _load(source: Path) -> tuple[Any, Tokenizer]:
     model, missing, _ = load_checkpoint(open_checkpoint(str(source), str(source)))
     if missing:
         raise UserError(
-            f"{source} is no trained {type(model).__name__}: it lacks {len(missing)} weights, such as {min(missing)}"
+            f"{source} is not a trained {type(model).__name__}: it lacks {len(missing)} weights, such as {min(missing)}"
         )
     tokenizer = load_tokenizer(source)
     if tokenizer.vocab_size > model.config.vocab_size:

@@ -1,9 +1,9 @@
-"""Train, on this machine or on the hosts of a hostfile; a run that exists in run_dir goes on.
+"""Train, on this machine or on the hosts of a hostfile. A run that exists in run_dir resumes.
 
 On this machine it starts one process a GPU, or --processes on the CPU. On the hosts of --hostfile (lines such as
 `node1 slots=8`) it starts them through deepspeed's launcher, over pdsh and ssh. SIGTERM, SIGUSR2, Ctrl-C and the file
-RUN/stop end the run after a step, with a checkpoint and exit code 75: the same command goes on. Without a launcher of
-ours: `deepspeed --module maskloom.train CONFIG ...`, torchrun, or srun (launcher/slurm.sbatch).
+RUN/stop end the run after a step, with a checkpoint and exit code 75. The same command resumes it. Without a launcher
+of ours: `deepspeed --module maskloom.train CONFIG ...`, torchrun, or srun (launcher/slurm.sbatch).
 
 example:
   maskloom train configs/quickstart.yaml run_dir=runs/first phases.0.steps=200

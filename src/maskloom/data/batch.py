@@ -63,8 +63,8 @@ class MicroBatch:
 
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """The tensor on `device`. CUDA copies it from pinned memory while this process goes on: from other memory, the copy waits
-    for all the work that the GPU was given before."""
+    """The tensor on `device`. CUDA copies it from pinned memory while this process continues. From other memory, the copy
+    waits for all the work that the GPU was given before."""
     if device.type == "cuda" and tensor.device.type == "cpu":
         tensor = tensor.pin_memory()  # as it is, if it is there already
     return tensor.to(device, non_blocking=True)
@@ -92,8 +92,8 @@ def to_host(tensor: torch.Tensor) -> Callable[[], list[float]]:
 class Layout:
     """How a global batch falls into micro-batches, the same on every rank, so that collectives meet.
 
-    A rank runs A = ceil(rows / most) micro-batches of ceil(rows / A) rows, where `rows` is the largest share that any rank
-    has and `most` the configured maximum; what is left is filled with rows of weight 0.
+    A rank runs A = ceil(rows / most) micro-batches of ceil(rows / A) rows. `rows` is the largest share that any rank has,
+    `most` the configured maximum. Empty rows, of weight 0, fill what is left.
     """
 
     micro_batches: int

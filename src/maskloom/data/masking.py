@@ -63,8 +63,8 @@ class MaskRule:
         """The rule of a configuration, at `masking.rate`.
 
         Raises:
-            UserError: protected tokens that do not exist, or so many that no token of the vocabulary can be predicted; whole
-                words or spans of a tokenizer whose tokens do not say where a word begins.
+            UserError: protected tokens that do not exist, or so many that no token of the vocabulary can be predicted.
+                Also whole words or spans, if the tokenizer's tokens do not say where a word begins.
         """
         if masking.unit != "token" and not tokenizer.knows_words:
             raise UserError(
@@ -285,7 +285,7 @@ def fill(sizes: Int64s, budget: Int64s) -> Bools:
     there are no more turns than sizes in a row (at most 1 + sqrt(2 S)), and most rows are full after two.
 
     Args:
-        sizes: int64 [R, W]; tokens of each unit in order; 0 is no unit.
+        sizes: int64 [R, W]; tokens of each unit in order; 0 stands for none.
         budget: int64 [R].
 
     Returns:

@@ -6,8 +6,8 @@ SpanBERT draws a length and a start until its budget is full. Here the cut is on
 overlap. Its first border is drawn so that every word of a run begins a span equally often (but the first, which always
 does). SpanBERT shortens spans at the end of the text; here both ends of a run do, and an unknown token ends a run. Two
 chosen neighbours look like one longer span, as SpanBERT's do. In both, the last span of a budget is cut; SpanBERT may cut
-inside a word. For lack of overlap, the stretches of masked words that a model meets are a little longer than SpanBERT's: 3.9
-words against 3.5 on average at S = 128, 4.3 against 3.9 at S = 512 (15 %, exact).
+inside a word. Since spans never overlap, the stretches of masked words that a model meets are a little longer than
+SpanBERT's. With 15 %, exact, they have 3.9 words on average at S = 128 (SpanBERT: 3.5), and 4.3 at S = 512 (SpanBERT: 3.9).
 
 Shapes: U words (of all rows).
 """

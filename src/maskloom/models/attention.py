@@ -46,7 +46,7 @@ def attend(
     Args:
         query, key, value: [T, H, D].
         cu_seqlens: int32 [N + 1]; where the pieces begin, and T.
-        mask: what `piece_mask` gives, or None where `needs_mask` is False.
+        mask: what `piece_mask` gives, or None if `needs_mask` is False.
         seq_len: S.
         dropout: probability with which an attention weight is dropped.
 
@@ -54,7 +54,7 @@ def attend(
         [T, H, D].
     """
     if mask is None:
-        from torch.nn.attention.varlen import varlen_attn  # loads flash attention: only where it is used
+        from torch.nn.attention.varlen import varlen_attn  # loads flash attention: only if it is used
 
         return cast(torch.Tensor, varlen_attn(query, key, value, cu_seqlens, cu_seqlens, seq_len, seq_len))
     slots, heads, size = query.shape
@@ -68,7 +68,7 @@ class Attention(NamedTuple):
 
     Attributes:
         is_masked: over rows with a mask, by SDPA; else over the pieces, by the variable-length kernel.
-        why: what asks for the mask, in words; empty where none is needed.
+        why: what asks for the mask, in words; empty if none is needed.
     """
 
     is_masked: bool
@@ -120,7 +120,7 @@ def capability_of(device: torch.device) -> tuple[int, int] | None:
 
 
 def settle_attention(device: torch.device, head_size: int, dtype: torch.dtype, dropout: float) -> str:
-    """Settle which kernel a training forward runs, and say it, with the reason where it is not the fastest; on a CPU also
+    """Settle which kernel a training forward runs, and say it, with the reason if it is not the fastest; on a CPU also
     what in the model would be the reason on a GPU.
 
     torch's own variable-length kernel is FlashAttention 2. On a Hopper it becomes FlashAttention 3 (Shah et al., 2024) where

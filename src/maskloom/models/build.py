@@ -80,5 +80,5 @@ def read_definition(folder: Path) -> PretrainedConfig:
         return read_description(folder, str(folder))
     except UserError as error:
         raise UserError(
-            f"{error}. The run was trained with the computed values: if it is to go on, set them in {folder / 'config.json'}"
+            f"{error}. The run was trained with the computed values: to resume it, set them in {folder / 'config.json'}"
         ) from None

@@ -71,7 +71,7 @@ def read_tree(folder: Path, name: str) -> dict[str, Any]:
     path = folder / "config.json"
     try:
         if path.stat().st_size > MOST_BYTES:
-            raise UserError(f"{name}: config.json has {path.stat().st_size:,} bytes, which is no model's")
+            raise UserError(f"{name}: config.json has {path.stat().st_size:,} bytes: no model has as many")
         data = read_plain(path)
     except UserError as error:
         raise UserError(f"{name} cannot be loaded: {error}") from None
@@ -87,7 +87,7 @@ def parse_description(data: bytes, name: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise UserError(f"{name} cannot be loaded: its config.json is not JSON: {error}") from None
     if not isinstance(tree, dict):
-        raise UserError(f"{name} cannot be loaded: its config.json holds {shown(tree)} in place of an object")
+        raise UserError(f"{name} cannot be loaded: its config.json holds {shown(tree)} instead of an object")
     return tree
 
 

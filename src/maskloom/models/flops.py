@@ -1,13 +1,13 @@
 """Floating-point operations of training, and what the device could do: the two halves of MFU.
 
-What is counted, for real tokens only ([CLS] and [SEP] are computed and count; padding does not), is what the mathematics of
-the model asks for: *model* FLOPs, as in PaLM (Chowdhery et al. 2022, appendix B). What an implementation does beyond it
-counts for nothing: dense heads, padded rows, scores that a flash attention computes twice, layers that activation
-checkpointing runs again.
+Counted are *model* FLOPs: what the mathematics of the model asks for, as in PaLM (Chowdhery et al. 2022, appendix B). Only
+real tokens count. [CLS] and [SEP] are among them, padding is not. What an implementation does beyond that counts for
+nothing: dense heads, padded rows, scores that a flash attention computes twice, layers that activation checkpointing runs
+again.
 
-Derivation. A product of [m, k] and [k, n] is 2 m k n operations. A layer multiplies its s slots with each of its matrices, and
-in attention each slot with those that it sees: their number, summed over the slots, is the number of pairs, s_i^2 in a piece
-of s_i slots. Scores and weighted values are 2 h operations a pair each, at width h. The head multiplies its matrices with the
+Derivation. A product of [m, k] and [k, n] is 2 m k n operations. A layer multiplies its s slots with each of its matrices. In
+attention it multiplies each slot with those that it sees. Each such two are a pair: a piece of s_i slots has s_i^2 pairs.
+Scores and weighted values are 2 h operations a pair each, at width h. The head multiplies its matrices with the
 p predicted tokens alone. With W weights in the layers' matrices and H in the head's, a forward pass multiplies
 
     layers' matrices             2 W s
@@ -18,18 +18,18 @@ The backward pass is two products of the same size for each, so that training co
 
     6 W s  +  12 h pairs  +  6 H p
 
-A BERT of L layers, feed-forward width f and vocabulary V has W = L (4 h^2 + 2 h f), H = h^2 + h V and L sum(s_i^2) pairs. Where
-a layer's attention has a window of w slots to either side, a piece of n > w slots has n (2 w + 1) - w (w + 1) pairs.
+A BERT of L layers, feed-forward width f and vocabulary V has W = L (4 h^2 + 2 h f), H = h^2 + h V and L sum(s_i^2) pairs. If a
+layer's attention has a window of w slots to either side, a piece of n > w slots has n (2 w + 1) - w (w + 1) pairs.
 
-Look-ups, LayerNorm, softmax, GELU, dropout, biases, the loss and the optimizer do no product of matrices and are left out:
-some 100 h operations a token and layer beside the forward's 24 h^2, 0.5 % at BERT-base's width (of the operations, not of the
-time).
+Left out is what multiplies no matrices: look-ups, LayerNorm, softmax, GELU, dropout, biases, the loss and the optimizer.
+These are some 100 h operations a token and layer, beside the forward's 24 h^2. At BERT-base's width that is 0.5 % of the
+operations, and more of the time.
 
 MFU = FLOPs / (seconds * peak of a rank * ranks). The peak is, in this order: `logging.peak_tflops`; the data sheet's figure for
 a GPU that is known; of another GPU, what a product of matrices reaches when it is measured at the start. Other processes use a
 CPU at the same time, so that nothing is measured there: without `logging.peak_tflops` there is no MFU. A data sheet's figure is
-never reached (an H200, 989 TFLOP/s in bf16, multiplies at about 790), a measured one nearly is: the two MFUs do not compare,
-which is why a run says at its start which one it uses.
+never reached: an H200 has 989 TFLOP/s in bf16 and multiplies at about 790. A measured one nearly is. The two MFUs do not
+compare, so a run says at its start which one it uses.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ def peak_of(device: torch.device, precision: Precision, given_tflops: float | No
 
 
 def peak_flops(device: str, precision: Precision) -> float | None:
-    """FLOP/s of a GPU by its data sheet; None where it is not tabled, is a part of one (MIG), or lacks the precision.
+    """FLOP/s of a GPU by its data sheet; None if it is not tabled, is a part of one (MIG), or lacks the precision.
 
     Args:
         device: as `torch.cuda.get_device_name` spells it.
@@ -140,11 +140,11 @@ def peak_flops(device: str, precision: Precision) -> float | None:
     return None
 
 
-# Device, and TFLOP/s in fp32, fp16 and bf16: dense, at boost clock, accumulated in fp32 (GeForce cards are twice as fast with
-# fp16 sums, which torch does not use). fp32 is that of the plain units: torch does not use TF32 unless it is told to.
-# Sources: NVIDIA's data sheets of V100 (2020), T4, A100 (2021), A30, A10, A40, L4, L40, L40S, H100 (its sparse figures
-# halved), H200, GH200 and HGX B200 / GB200; its white papers on GA102 (RTX 3090, A6000), Ada (RTX 4090, 6000) and
-# Blackwell RTX (5090). V100 and T4 have no bf16 in their tensor cores.
+# Device, and TFLOP/s in fp32, fp16 and bf16: dense, at boost clock, accumulated in fp32. (GeForce cards are twice as fast
+# with fp16 sums, which torch does not use.) The fp32 figure is that of the plain units: TF32 is off in torch by default.
+# NVIDIA's data sheets have V100 (2020), T4, A100 (2021), A30, A10, A40, L4, L40, L40S, H100 (its sparse figures halved),
+# H200, GH200 and HGX B200 / GB200. Its white papers have GA102 (RTX 3090, A6000), Ada (RTX 4090, 6000) and Blackwell RTX
+# (5090). V100 and T4 have no bf16 in their tensor cores.
 PEAK_TFLOPS: tuple[tuple[str, float, float, float | None], ...] = (
     (r"(NVIDIA )?(Tesla )?V100-SXM[23]-\d+GB(-LS)?", 15.7, 125.0, None),
     (r"(NVIDIA )?(Tesla )?V100-PCIE-\d+GB", 14.0, 112.0, None),

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 class PaddedDecoder(nn.Linear):
-    """The projection to the vocabulary, padded where the device's matrix products need aligned shapes.
+    """The projection to the vocabulary, padded if the device's matrix products need aligned shapes.
 
     A vocabulary of 30522 rows of 2 bytes is aligned to 4 bytes, and tensor cores want 16: cuBLAS would take a kernel
     several times slower. The padding tokens have logits of -inf: they take no part in the softmax and are never likeliest.

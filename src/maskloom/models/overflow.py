@@ -1,8 +1,7 @@
-"""Where a forward or backward first leaves the numbers that its precision has.
+"""Find the layer at which a forward or backward first leaves the numbers that its precision has.
 
-fp16 ends at 65504. A run whose loss scale cannot be lowered further says which layer is to blame: the micro-batch is run
-once more, without torch.compile, and every layer's output is looked at on the way forward, then every gradient on the way
-back.
+fp16 ends at 65504. A run whose loss scale cannot be lowered further says which layer is to blame. The micro-batch is run
+once more, without torch.compile. Every layer's output is looked at on the way forward, then every gradient on the way back.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from maskloom.models.masked_lm import MaskedLM, decoder_of
 def find_overflow(
     model: MaskedLM, batch: MicroBatch, scale: float, parameters: Mapping[str, nn.Parameter] | None = None
 ) -> str | None:
-    """The first place with a value that is not finite, in words; None where all are.
+    """The first place with a value that is not finite, in words; None if all are.
 
     Args:
         model: in training mode, its dropout seeded as for the micro-batch; its gradients are left alone.

@@ -173,7 +173,7 @@ class Names(NamedTuple):
 
     Attributes:
         prefix: of the encoder's names: `bert.`.
-        parts: how names go on behind it: `embeddings.`, `encoder.`. In a checkpoint of the encoder alone, they begin so.
+        parts: what follows it in a name: `embeddings.`, `encoder.`. In a checkpoint of the encoder alone, names begin so.
         anchor: name of the embeddings behind the prefix, by which a prefix of another model's is found.
         old_endings: see `Architecture`.
     """

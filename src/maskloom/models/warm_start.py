@@ -104,10 +104,10 @@ def match_weights(config: PretrainedConfig, table: dict[str, Stored], folder: Pa
     if len(lacking) == len(due):
         others = summary(weight.name for weight in stored.values()) or "none"
         raise UserError(
-            f"{name} is no whole encoder: it holds none of the weights of a {kind!r} model. Its weights are {others}"
+            f"{name} is not a whole encoder: it holds none of the weights of a {kind!r} model. Its weights are {others}"
         )
     if lacking:
-        raise UserError(f"{name} is no whole encoder: it lacks {summary(lacking)}")
+        raise UserError(f"{name} is not a whole encoder: it lacks {summary(lacking)}")
     used = {weight: shape for weight, shape in outline.shapes.items() if weight in stored}
     misfits = sorted(
         f"{weight} {list(stored[weight].shape)} instead of {list(shape)}"

@@ -53,7 +53,7 @@ class Lamb(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Update every parameter that has a gradient; on all ranks together where parameters are spread over them."""
+        """Update every parameter that has a gradient; on all ranks together if parameters are spread over them."""
         for group in self.param_groups:
             weights = [weight for weight in group["params"] if weight.grad is not None]
             if weights:

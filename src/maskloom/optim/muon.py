@@ -4,7 +4,7 @@ Embeddings, the tied decoder and the head's transform stay with AdamW. Muon keep
 from which it makes an orthogonal update. What follows from that:
 
 - ZeRO has to see whole gradients: at stage 3 DeepSpeed must not scatter them (`reduce_scatter`).
-- At stages 1 and 2 a rank keeps the momentum of whole matrices, also where a border between ranks cuts the weights.
+- At stages 1 and 2 a rank keeps the momentum of whole matrices, even if a border between ranks cuts the weights.
 - The norm that DeepSpeed clips by is taken after the updates were orthogonalised.
 
 DeepSpeed finds the matrices by the attribute `use_muon` of a parameter.

@@ -7,7 +7,7 @@ r"""Step to learning rate: pure.
         | /                  \_ share  it would reach lr * final_lr_share one step after the last, so that no step is
         +----------------------->         without effect
 
-Where a phase has `rewarm_up`, the stretch of steps before it ends there and a new one begins (You et al., 2019).
+If a phase has `rewarm_up`, the stretch of steps before it ends there and a new one begins (You et al., 2019).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """WordPiece (Schuster & Nakajima, 2012) and BERT's pipeline: all that is known of `##`, `vocab.txt` and BERT's special tokens.
 
-A token that goes on with a word begins with `##`. BERT's normalizer and pre-tokenizer look at characters and words, and
+A token that continues a word begins with `##`. BERT's normalizer and pre-tokenizer look at characters and words, and
 never across white space. So a text is encoded by its stretches between blanks, most of which were seen before. A stretch
 too long to encode at once is cut before ASCII punctuation, and before what the normalizer puts blanks around. These are
 words of their own.
@@ -127,7 +127,7 @@ def oldest_version(tree: Tree, roles: frozenset[str]) -> int:
 
 
 def settings_for_hugging_face(tree: Tree) -> dict[str, object]:
-    """What `BertTokenizer` has to know if someone names it in place of the class that is written."""
+    """What `BertTokenizer` has to know if someone names it instead of the class that is written."""
     normalizer = tree.get("normalizer") or {}
     if normalizer.get("type") != "BertNormalizer":
         return {}

@@ -1,7 +1,7 @@
 """What ran in a step, by kind: the events of torch.profiler, classed by their names.
 
-On a GPU the time is that of its kernels, each classed by its own name and by the operator that launched it; on a CPU it is
-the time of an operator without the operators inside it. What is left of the step is `gaps`: no kernel ran (on a CPU: Python,
+On a GPU the time is that of its kernels. Each is classed by its own name and by the operator that launched it. On a CPU it
+is the time of an operator without the operators inside it. What is left of the step is `gaps`: no kernel ran (on a CPU: Python,
 and whatever is not an operator).
 
 An operator or kernel is classed by the first of these that fits:
@@ -68,7 +68,7 @@ class Ran:
 
     Attributes:
         name: of the kernel, or on a CPU of the operator.
-        operator: what launched the kernel; on a CPU as `name`; empty where it is not known.
+        operator: what launched the kernel; on a CPU as `name`; empty if it is not known.
         shapes: of the operator's tensors.
         scopes: names of the operators and scopes around it.
         seconds: it took.

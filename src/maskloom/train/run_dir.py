@@ -305,7 +305,7 @@ def recorded_threads(folder: Path) -> int | None:
         return threads
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{environment} is damaged ({brief(error)}): remove it to go on with this machine's number of threads"
+            f"{environment} is damaged ({brief(error)}): remove it to resume with this machine's number of threads"
         ) from None
 
 

@@ -53,7 +53,7 @@ class Tally:
         return int(self._tokens)
 
     def take(self, shape: Shape) -> tuple[float | None, Work]:
-        """The mean loss of a predicted token in the steps that were taken, None where none was, and what all steps did; the
+        """The mean loss of a predicted token in the steps that were taken, None if none was, and what all steps did; the
         next sums begin here."""
         loss_sum, taken = self._losses.tolist()
         predicted, _, slots, *pairs = self._counts.tolist()

@@ -64,7 +64,7 @@ def test_systems_take_turns_forwards_and_backwards(scripted: type[Scripted]) -> 
     assert not found["failures"]
 
 
-def test_a_system_that_fails_is_listed_and_the_others_go_on(scripted: type[Scripted]) -> None:
+def test_a_system_that_fails_is_listed_and_the_others_continue(scripted: type[Scripted]) -> None:
     scripted.answers = {
         ("hf-sdpa", "ready"): RuntimeError("no memory"),
         ("hf-eager", "turn"): RuntimeError("the loss is nan"),

@@ -37,7 +37,7 @@ def test_a_profile_has_every_part_of_a_step(worker: Worker) -> None:
     assert 0 < profile["wait_s"] < profile["step_s"]
 
 
-def test_a_loss_that_is_no_number_ends_a_turn(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_loss_that_is_nan_ends_a_turn(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker.trained, "mean_loss", lambda: float("nan"))
     with pytest.raises(RuntimeError, match="the loss of the measured steps is nan"):
         worker.turn(steps=1)

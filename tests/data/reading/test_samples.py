@@ -262,7 +262,7 @@ class TestTokens:
             said = CUT_OFF if end < TOKENS_HEAD.size else OTHER_FORMAT if end < table_end else OTHER_SIZE
             assert self.refused(whole[:end]) == said
 
-    def test_a_member_that_goes_on_is_refused(self) -> None:
+    def test_a_member_with_more_bytes_is_refused(self) -> None:
         for more in range(1, 20):
             assert self.refused(self.member() + bytes(more)) == OTHER_SIZE
 

@@ -82,7 +82,7 @@ def test_clocks_are_compared_as_the_first_line_comes(monkeypatch: pytest.MonkeyP
     assert 90 < answer.skew_s < 110
 
 
-def test_another_maskloom_is_no_facts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_maskloom_has_no_facts(monkeypatch: pytest.MonkeyPatch) -> None:
     old = [sys.executable, "-c", 'print(\'{"unix_s": 0}\'); print(\'{"hostname": "x"}\')']
     monkeypatch.setattr(Way, "command", lambda self, host, module: old)
     (answer,) = ask(["node7"], [Request()], Way(), limit_s=60.0)

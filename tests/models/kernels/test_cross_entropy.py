@@ -79,7 +79,7 @@ def test_padding_of_minus_infinity_counts_for_nothing() -> None:
         assert (padded_gradient[:, 7:] == 0).all()
 
 
-def test_a_logit_that_is_no_number_makes_the_loss_none() -> None:
+def test_a_logit_that_is_not_finite_makes_the_loss_so() -> None:
     for value in (math.nan, math.inf):
         logits = torch.zeros(2, 4)
         logits[1, 2] = value

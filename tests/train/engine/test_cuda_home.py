@@ -74,7 +74,7 @@ def test_a_wrapper_that_stands_first_is_followed(script: str, root: Path, monkey
     assert find_cuda_home("13.0") == home
 
 
-def test_a_wrapper_that_does_not_say_what_it_runs_is_passed_over(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrapper_that_does_not_say_what_it_runs_is_skipped(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wrapper = make_nvcc(root / "local", '#!/bin/sh\nexec "$REAL_NVCC" "$@"\n')
     first_on_path(monkeypatch, wrapper)
     assert find_cuda_home("13.0") is None
@@ -113,7 +113,7 @@ def test_conda_has_its_headers_below_targets(root: Path) -> None:
     assert version_of(home) == "12.6"
 
 
-def test_a_folder_with_one_of_both_is_no_toolkit(root: Path) -> None:
+def test_a_folder_with_one_of_both_is_not_a_toolkit(root: Path) -> None:
     assert not is_toolkit(make_nvcc(root / "wrapper").parent)
     headers = make_toolkit(root / "headers")
     (headers / "bin" / "nvcc").unlink()

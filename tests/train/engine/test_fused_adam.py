@@ -352,7 +352,7 @@ def test_torch_links_itself() -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"#!/bin/sh\n", b"\x7fELF\x02\x01", b"\x7fELF\x02\x01" + bytes(200)])
-def test_what_is_no_library_is_said(content: bytes, tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_library_is_named(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "op.so").write_bytes(content)
     with pytest.raises(ValueError, match=r"op\.so is not a shared library"):
         linked_libraries(tmp_path / "op.so")

@@ -29,7 +29,7 @@ def grown(some: list[Beat | None]) -> list[Beat | None]:
 
 
 class TestBlame:
-    def test_a_rank_whose_beats_do_not_go_on(self) -> None:
+    def test_a_rank_whose_beats_stop(self) -> None:
         before = beats({}, {}, {})
         after = [before[1] if beat and beat.rank == 1 else beat for beat in grown(before)]
         said = blame(before, after, me=0)
@@ -113,7 +113,7 @@ def test_ranks_read_each_others_beats(store: tuple[subprocess.Popen[str], int]) 
     assert [first.leave(), second.left(), second.leave()] == [1, 1, 2]
 
 
-def test_what_is_no_beat_is_none(store: tuple[subprocess.Popen[str], int]) -> None:
+def test_what_is_not_a_beat_is_none(store: tuple[subprocess.Popen[str], int]) -> None:
     board = Board("127.0.0.1", store[1], "a")
     for text in (b"\xff", "[]", '{"rank": 0}', '{"rank": {}}'):
         board._ask(lambda store, text=text: store.set("beat/0", text))

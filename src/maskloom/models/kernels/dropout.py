@@ -4,7 +4,7 @@ torch draws a random number an element. On a CPU that is a twentieth of a BERT's
 of dropout, residual and LayerNorm wait for its instructions and not for its bytes. Both fused forms draw less:
 
 - on a CPU 64 random bits for four elements, 16 each;
-- in compiled code for a GPU 64 random bits for eight elements, a byte each: a draw is ten rounds of Philox (Salmon et al.,
+- in compiled code for a GPU 64 random bits for eight elements, a byte each. A draw is ten rounds of Philox (Salmon et al.,
   2011), as costly as all the rest of an element. The bytes are plain torch, which Inductor fuses.
 
 An eager step on a GPU keeps torch's own kernel, which draws for four elements at once.

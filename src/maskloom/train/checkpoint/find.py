@@ -85,7 +85,7 @@ def find_origin(origin: str, world: World) -> tuple[Path, State]:
 def saved_at(run: Path, step: int | None = None) -> Path:
     """The checkpoint of `step`, or the newest whole one, for one process. Raises UserError if there is none."""
     if not (run / "config.yaml").exists():
-        raise UserError(f"{run} is no run: it has no config.yaml")
+        raise UserError(f"{run} is not a run: it has no config.yaml")
     if step is not None:
         folder = _folder_at(run, step)
         if fault := damage(folder):
@@ -242,7 +242,7 @@ def _verify(folder: Path, world: World) -> tuple[str | None, str]:
 
 
 def _first_rank(function: Callable[[], T], world: World) -> T:
-    """What `function` gives on the first rank, on every rank: what JSON can hold. Raises UserError on all of them where it
+    """What `function` gives on the first rank, on every rank: what JSON can hold. Raises UserError on all of them if it
     fails there."""
     result: T | None = None
     error: str | None = None

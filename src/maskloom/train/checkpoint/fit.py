@@ -1,4 +1,4 @@
-"""What may differ between a checkpoint and the run that goes on from it."""
+"""What may differ between a checkpoint and the run that resumes or forks from it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def check_fits(state: State, plan: DataPlan, precision: str | None, folder: Path
     wrong = unlike(written, fingerprint(plan), "in the checkpoint")
     if any("version of" in line for line in wrong):
         wrong.append(
-            "  (this maskloom reads other rows from the same data: go on with the version that wrote the checkpoint)"
+            "  (this maskloom reads other rows from the same data: resume with the version that wrote the checkpoint)"
         )
     corpora, lanes = len(plan.corpora), plan.lanes
     if not wrong and [len(lane) for lane in state.cursors] != [corpora] * lanes:
@@ -62,7 +62,7 @@ def unlike_data(run: Path, data: Mapping[str, object], where: str) -> list[str]:
 
 
 def _stored_fingerprint(run: Path) -> dict[str, object]:
-    """What the data of a run's checkpoints follows from; empty where it has none that can be read."""
+    """What the data of a run's checkpoints follows from; empty if it has none that can be read."""
     for folder in saved_folders(run):
         try:
             return read_state(folder).fingerprint
@@ -84,7 +84,7 @@ def split_origin(origin: str) -> tuple[Path, int | None]:
 
 
 def fit_origin(config: RunConfig, data: Mapping[str, object]) -> RunConfig:
-    """The configuration of a run that begins with another's checkpoint, with that run's lanes where it gives none.
+    """The configuration of a run that begins with another's checkpoint, with that run's lanes if it gives none.
 
     Args:
         data: what `identity` gives for the run's tokenizer and corpora.
@@ -95,9 +95,11 @@ def fit_origin(config: RunConfig, data: Mapping[str, object]) -> RunConfig:
     assert config.from_ is not None
     run, step = split_origin(config.from_)
     if not (run / "config.yaml").exists():
-        raise UserError(f"from={config.from_}: {run} is no run (no config.yaml); give RUN or RUN@step")
+        raise UserError(f"from={config.from_}: {run} is not a run (no config.yaml); give RUN or RUN@step")
     if run.resolve() == Path(config.run_dir).resolve():
-        raise UserError(f"from={config.from_} is run_dir itself: a run goes on with its own checkpoints without `from`")
+        raise UserError(
+            f"from={config.from_} is run_dir itself: leave `from` out, and the run resumes from its own checkpoints"
+        )
     saved = load_config(run / "config.yaml")
     if config.data.lanes is None:
         config = config.model_copy(update={"data": config.data.model_copy(update={"lanes": saved.data.lanes})})
@@ -115,7 +117,7 @@ def fit_origin(config: RunConfig, data: Mapping[str, object]) -> RunConfig:
         wrong.append(f"  steps: {step} done in {config.from_}, {config.total_steps} in all now (they are counted on)")
     if wrong:
         raise UserError(
-            f"from={config.from_} cannot be gone on from with this configuration:\n"
+            f"cannot fork from {config.from_}: these settings differ, and may not:\n"
             + "\n".join(wrong)
             + "\nSet these back; what else differs (learning rate, schedule, further phases, masking, seed, ...) may"
         )

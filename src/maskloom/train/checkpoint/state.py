@@ -106,8 +106,8 @@ def parse_state(text: str | bytes, folder: Path) -> State:
     except TypeError:
         keys = ", ".join(key if key.isidentifier() else repr(key) for key in list(values)[:MOST_KEYS])
         raise UserError(
-            f"{folder} was written by another version of maskloom ({keys} in its data.json): go on with that version, or start a "
-            "new run in another run_dir"
+            f"{folder} was written by another version of maskloom ({keys} in its data.json): resume with that version, or start "
+            "a new run in another run_dir"
         ) from None
     try:
         state.check()

@@ -28,7 +28,7 @@ RESERVED = {
     "managed_gradient_accumulation",
     "bfloat16",
 }
-"""What maskloom decides, also where it does not write it into DeepSpeed's configuration."""
+"""What maskloom decides, even if it does not write it into DeepSpeed's configuration."""
 BUCKET_ELEMENTS = 2**24
 """Gradients that are reduced at once, unless `deepspeed.zero_optimization.reduce_bucket_size` says otherwise. DeepSpeed's own
 5e8 is more than BERT-large has: the only bucket would be full when the backward is over, and nothing would overlap."""

@@ -69,7 +69,7 @@ def device_of(world: World) -> torch.device:
         raise UserError(
             f"{ranks} ranks on a machine on which rank {world.rank} sees {count} {kind} device(s){shown}: each rank needs one. "
             f"Start at most {count} there (--processes {count}, slots={count} in a hostfile, --ntasks-per-node={count}), or show "
-            "every rank all devices, if each is shown its own (Slurm: --gpus-per-node in place of --gpus-per-task)"
+            "every rank all devices, if each is shown its own (Slurm: --gpus-per-node instead of --gpus-per-task)"
         )
     return torch.device(kind, world.local_rank)
 

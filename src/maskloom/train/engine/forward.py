@@ -18,7 +18,7 @@ from maskloom.train.engine.device import resolve_kernels
 
 
 def prepare_forward(model: MaskedLM, settings: Engine) -> None:
-    """Choose the kernels, and compile where that is asked for: before DeepSpeed puts its hooks around the modules.
+    """Choose the kernels, and compile if that is asked for: before DeepSpeed puts its hooks around the modules.
 
     Under ZeRO-3 a layer's parameters are there only within its `__call__`, and compiled code cannot gather them. So DeepSpeed
     gathers a layer at once (a leaf), and what is compiled is the pure function within. Embeddings and head cannot be leaves:

@@ -29,11 +29,11 @@ OUR_LOCK = "maskloom.lock"
 
 
 def load_operator(builder: Any, load: Callable[[], Any] | None = None) -> Any:
-    """Have one of DeepSpeed's operators ready: loaded, and compiled before where it is not installed.
+    """Have one of DeepSpeed's operators ready: loaded, and compiled before if it is not installed.
 
     Args:
         builder: of `deepspeed.ops.op_builder`, with `name` and `load`.
-        load: in place of `builder.load`.
+        load: called instead of `builder.load`.
 
     Returns:
         the operator's module.

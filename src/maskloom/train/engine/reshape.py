@@ -188,7 +188,7 @@ def vectors_of(engine: DeepSpeedEngine, whole_state: frozenset[str]) -> list[Vec
             whole = None
             if not hasattr(optimizer, "bf16_groups"):
                 whole = _in_a_row({name_of[each]: each.numel() for each in group if each._hp_mapping is not None})
-            # Where a rank holds nothing but what pads the group, its state has to exist all the same.
+            # If a rank holds nothing but what pads the group, its state has to exist all the same.
             pieces = pieces_in(engine, group) or [Piece(name_of[group[0]], 0, 0, 0)]
             found.append(Vector(vector, {}, pieces, whole, whole_state))
         return found
@@ -263,7 +263,7 @@ def _fill(states: Any, wanted: list[Vector], saved: list[Vector], folder: Path) 
 
 
 def _copy(vector: torch.Tensor, pieces: list[Piece], sources: Sources, folder: Path) -> None:
-    """Fill the pieces of a vector. Raises UserError where the sources do not hold all of a piece."""
+    """Fill the pieces of a vector. Raises UserError if the sources do not hold all of a piece."""
     for piece in pieces:
         covered = piece.start
         for source, held in sorted(sources.get(piece.name, []), key=lambda found: found[1].start):
