@@ -21,7 +21,7 @@ from maskloom.config_file import (
     dump_config,
     load_config,
     parse_config,
-    saved_form,
+    without_queries,
 )
 from maskloom.data.plan import open_corpora
 from maskloom.errors import UserError
@@ -501,7 +501,7 @@ class TestSecrets:
         url = "https://host/shards?X-Amz-Signature=S3CRET"
         for train in (url, [{"path": url, "weight": 2.0}, {"path": "/local"}]):
             config = parse_config({**run_config, "data": {**run_config["data"], "train": train}}, "run.yaml")
-            saved = dump_config(saved_form(config))
+            saved = dump_config(config.model_copy(update={"data": without_queries(config.data)}))
             assert "S3CRET" not in saved
             assert (
                 parse_config(yaml.safe_load(saved), "saved").data.corpora[0].path
@@ -510,4 +510,5 @@ class TestSecrets:
             with pytest.raises(UserError, match=r"the query of this URL was not saved with the run") as error:
                 open_corpora(parse_config(yaml.safe_load(saved), "saved").data)
             assert "data.train=URL" in str(error.value)
-        assert saved_form(parse_config(run_config, "x")) == parse_config(run_config, "x")
+        plain = parse_config(run_config, "x").data
+        assert without_queries(plain) == plain

@@ -126,8 +126,12 @@ class System:
 KERNELS = tuple(
     choice for choice in typing.get_args(Engine.model_fields["kernels"].annotation) if choice != "auto"
 )  # what `auto` becomes
+DEVICES: dict[str, tuple[Device, ...]] = dict.fromkeys(KERNELS, ("cpu", "cuda")) | {"onednn": ("cpu",)}
 SYSTEMS = (
-    *(System(f"maskloom-{kernels}", True, f"maskloom, kernels {kernels}", "packed", kernels) for kernels in KERNELS),
+    *(
+        System(f"maskloom-{kernels}", True, f"maskloom, kernels {kernels}", "packed", kernels, devices=DEVICES[kernels])
+        for kernels in KERNELS
+    ),
     System(
         "maskloom-graphs",
         True,

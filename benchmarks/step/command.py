@@ -28,9 +28,10 @@ from typing import TYPE_CHECKING, Any
 
 from machine import name_of, stamp
 
-from maskloom.commands.arguments import cores, positive
+from maskloom.commands.arguments import positive
 from maskloom.errors import UserError
 from maskloom.files import write_atomically
+from maskloom.hardware import cores
 from maskloom.program import Parser
 from maskloom.progress import say
 

@@ -111,7 +111,7 @@ MODELS: dict[str, type[Model]] = {"bert": Bert}
 """The section of each architecture. `maskloom.models.architecture.add` adds a user's own."""
 
 
-def model_section(given: Any) -> type[Model] | None:
+def model_section(given: object) -> type[Model] | None:
     """The section that the `model` block of a tree of plain values is read by; None for an unknown architecture."""
     name = given.get("architecture") if isinstance(given, dict) else None
     return MODELS.get(name) if isinstance(name, str) else Bert
@@ -207,7 +207,7 @@ class Optimizer(Section):
         return self
 
     @pydantic.model_serializer(mode="wrap")
-    def _dump(self, dump: pydantic.SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _dump(self, dump: pydantic.SerializerFunctionWrapHandler) -> dict[str, object]:
         """Without the sections of optimizers that were added: a run of another one is read without them too."""
         tree: dict[str, Any] = dump(self)
         return {key: value for key, value in tree.items() if key not in ADDED or value is not None}
@@ -302,7 +302,7 @@ class RunConfig(Section):
 
     @pydantic.field_validator("model", mode="wrap")
     @classmethod
-    def _by_architecture(cls, given: Any, read: pydantic.ValidatorFunctionWrapHandler) -> Any:
+    def _by_architecture(cls, given: object, read: pydantic.ValidatorFunctionWrapHandler) -> object:
         if not isinstance(given, dict):
             return read(given)
         if section := model_section(given):
@@ -318,7 +318,7 @@ class RunConfig(Section):
 
     @pydantic.model_validator(mode="before")
     @classmethod
-    def _tokenizer_of_init(cls, tree: Any) -> Any:
+    def _tokenizer_of_init(cls, tree: object) -> object:
         """A run that starts from a checkpoint takes its tokenizer, unless another one is named."""
         if not isinstance(tree, dict) or tree.get("tokenizer") is not None:
             return tree

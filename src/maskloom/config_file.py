@@ -16,13 +16,14 @@ import re
 import reprlib
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pydantic
+from pydantic_core import ErrorDetails
 
-from maskloom.config import MODELS, ONE, SEVERAL, Model, RunConfig, model_section
+from maskloom.config import MODELS, ONE, SEVERAL, Data, Model, RunConfig, model_section
 from maskloom.errors import UserError
 from maskloom.files import open_plain
 from maskloom.plain_yaml import MOST_CHARACTERS, read_yaml, write_yaml
@@ -63,7 +64,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     return parse_config(tree, str(path))
 
 
-def parse_config(tree: dict[str, Any], where: str) -> RunConfig:
+def parse_config(tree: dict[str, object], where: str) -> RunConfig:
     """Check a tree of plain values, read from `where`. Raises UserError with all faults."""
     _refuse_secrets(tree, where)
     try:
@@ -91,15 +92,15 @@ def dump_config(config: RunConfig) -> str:
     return write_yaml(tree)
 
 
-def saved_form(config: RunConfig) -> RunConfig:
-    """The configuration as a run's folder holds it, without the queries of URLs: they may be keys to private data."""
-    train = config.data.train
+def without_queries(data: Data) -> Data:
+    """The data as a run's folder names it, without the queries of URLs: they may be keys to private data."""
+    train = data.train
     saved = (
         _without_query(train)
         if isinstance(train, str)
         else tuple(corpus.model_copy(update={"path": _without_query(corpus.path)}) for corpus in train)
     )
-    return config.model_copy(update={"data": config.data.model_copy(update={"train": saved})})
+    return data.model_copy(update={"train": saved})
 
 
 def _without_query(url: str) -> str:
@@ -107,7 +108,7 @@ def _without_query(url: str) -> str:
     return left if left == url else f"{left}{QUERY_LEFT_OUT}"
 
 
-def _refuse_secrets(tree: dict[str, Any], where: str) -> None:
+def _refuse_secrets(tree: Mapping[str, object], where: str) -> None:
     """Raises UserError if values are secrets: the run saves its configuration, and each checkpoint the deepspeed block."""
     wrong = [
         f"{key}: a URL here holds no user and no password: leave them out (S3's credentials are found as the AWS tools "
@@ -128,7 +129,9 @@ def _refusal(where: str, faults: Sequence[str]) -> UserError:
     return UserError(f"{where}:\n" + "\n".join(f"  {_printable(fault)}" for fault in faults))
 
 
-def differences(left: dict[str, Any], right: dict[str, Any], prefix: str = "") -> dict[str, tuple[Any, Any]]:
+def differences(
+    left: Mapping[str, object], right: Mapping[str, object], prefix: str = ""
+) -> dict[str, tuple[Any, Any]]:
     """Dotted key -> (left value, right value) for every leaf in which two plain trees differ."""
     found: dict[str, tuple[Any, Any]] = {}
     for key in sorted(left.keys() | right.keys()):
@@ -163,7 +166,7 @@ def apply_override(tree: dict[str, Any], override: str) -> None:
         raise UserError(f"{key!r}: {'.'.join(parents)!r} holds one value, and no keys below it")
 
 
-def _value(text: str, where: str) -> Any:
+def _value(text: str, where: str) -> object:
     if text.startswith(("'", '"', "[", "{")):
         return read_yaml(text, where, is_one_value=True)
     return None if NULL.fullmatch(text) else Plain(text)
@@ -185,7 +188,7 @@ def _position(items: list[Any], name: str, where: str) -> int:
     return int(name)
 
 
-def _fault(detail: Any, tree: dict[str, Any]) -> str:
+def _fault(detail: ErrorDetails, tree: Mapping[str, object]) -> str:
     key = ".".join(str(part) for part in detail["loc"] if part not in (ONE, SEVERAL))
     match detail["type"]:
         case "extra_forbidden":
@@ -211,13 +214,13 @@ def _printable(text: str) -> str:
     return text if text.isprintable() else repr(text)[1:-1]
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     short = reprlib.Repr()
     short.maxstring = short.maxother = short.maxlong = LONGEST_SHOWN
     return short.repr(value)
 
 
-def _keys_beside(loc: tuple[int | str, ...], tree: dict[str, Any]) -> list[str]:
+def _keys_beside(loc: tuple[int | str, ...], tree: Mapping[str, object]) -> list[str]:
     """The keys of the section that holds the last part of `loc`."""
     section: type[pydantic.BaseModel] = RunConfig
     for part in loc[:-1]:
@@ -228,7 +231,7 @@ def _keys_beside(loc: tuple[int | str, ...], tree: dict[str, Any]) -> list[str]:
     return [field.alias or name for name, field in section.model_fields.items()]
 
 
-def _section_in(annotation: Any) -> type[pydantic.BaseModel] | None:
+def _section_in(annotation: object) -> type[pydantic.BaseModel] | None:
     if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
         return annotation if issubclass(annotation, pydantic.BaseModel) else None
     return next((found for part in typing.get_args(annotation) if (found := _section_in(part))), None)

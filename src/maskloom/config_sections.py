@@ -6,7 +6,7 @@ architecture and the optimizer, and puts all of them together.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import pydantic
 from pydantic import Discriminator, Field, PositiveFloat, PositiveInt, Tag
@@ -71,7 +71,7 @@ class Data(Section):
 
     @pydantic.field_validator("train", mode="before")
     @classmethod
-    def _one_or_several(cls, given: Any) -> Any:
+    def _one_or_several(cls, given: object) -> object:
         if not isinstance(given, str | list | tuple) or not given:
             raise ValueError(f"{given!r} is neither a folder or URL nor a list of {{path: ..., weight: ...}}")
         return given
@@ -254,9 +254,11 @@ class Engine(Section):
     """`auto` is bf16 on a GPU and fp32 on a CPU."""
     zero_stage: Literal[0, 1, 2, 3] = 1
     """DeepSpeed ZeRO stage. Stage 1 spreads the optimizer state over the ranks, 2 also the gradients, 3 also the parameters."""
-    kernels: Literal["auto", "eager", "compile"] = "auto"
+    kernels: Literal["auto", "eager", "compile", "onednn"] = "auto"
     """`compile` lets torch.compile fuse forward and backward: of the whole model, or layer by layer at stage 3. Each start then
-    takes a minute more, and needs a C compiler (C++ on CPUs). `auto` is compile on a GPU if possible, and eager on a CPU."""
+    takes a minute more, and needs a C compiler (C++ on CPUs). `onednn` is for CPUs: products by oneDNN in place of MKL. `auto` is
+    compile on a GPU if possible. On a CPU it is onednn if that is known to be faster (AMD with AVX-512, models of 256 and wider),
+    else eager."""
     deterministic: bool = False
     """Use only operators whose results never vary. GPUs are slower then, and losses repeat bit for bit on the same hardware,
     versions and number of ranks. On a CPU they do so anyway."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import pydantic
 from pydantic import BaseModel, ConfigDict, Field
@@ -55,7 +55,7 @@ class Section(BaseModel):
 
     @pydantic.field_validator("*", mode="before")
     @classmethod
-    def _read(cls, given: Any, info: pydantic.ValidationInfo) -> Any:
+    def _read(cls, given: object, info: pydantic.ValidationInfo) -> object:
         try:
             return read_as(given, cls.model_fields[str(info.field_name)].annotation)
         except ValueError as error:

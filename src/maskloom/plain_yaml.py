@@ -29,24 +29,25 @@ LINE_ENDS = re.compile("[\x85\u2028\u2029]")
 class _Refused(Exception):
     """What is wrong, with its line and column."""
 
-    def __init__(self, what: str, mark: Any) -> None:
+    def __init__(self, what: str, mark: yaml.Mark | None) -> None:
         super().__init__(f"{what} (line {mark.line + 1}, column {mark.column + 1})" if mark else what)
 
 
 class _Loader(yaml.SafeLoader):
     """Marks every value that has neither quotes nor a tag as plain."""
 
-    def resolve(self, kind: Any, value: Any, implicit: Any) -> Any:
+    def resolve(self, kind: type[yaml.Node], value: str, implicit: tuple[bool, bool]) -> str:
         if kind is yaml.ScalarNode and implicit[0]:
             return MERGE if value == "<<" else PLAIN
-        return super().resolve(kind, value, implicit)  # type: ignore[no-untyped-call]
+        tag: str = super().resolve(kind, value, implicit)  # type: ignore[no-untyped-call]
+        return tag
 
 
 class _Dumper(yaml.SafeDumper):
     """Puts quotes around text that some version of YAML would read as something else."""
 
-    def resolve(self, kind: Any, value: Any, implicit: Any) -> Any:
-        found = super().resolve(kind, value, implicit)  # type: ignore[no-untyped-call]
+    def resolve(self, kind: type[yaml.Node], value: str, implicit: tuple[bool, bool]) -> str:
+        found: str = super().resolve(kind, value, implicit)  # type: ignore[no-untyped-call]
         is_text = kind is yaml.ScalarNode and implicit[0] and found == TEXT
         return PLAIN if is_text and (not isinstance(by_form(value), str) or is_ambiguous(value)) else found
 
@@ -89,12 +90,12 @@ def read_yaml(text: str, where: str, is_one_value: bool = False) -> Any:
         raise UserError(f"{where} is not valid YAML: lists or mappings are nested too deeply") from None
 
 
-def write_yaml(tree: Any) -> str:
+def write_yaml(tree: object) -> str:
     """A YAML text that `read_yaml` and `scalars.read_by_form` turn back into `tree`. Every version of YAML reads it alike."""
     return yaml.dump(tree, Dumper=_Dumper, sort_keys=False)
 
 
-def _built(node: Any) -> Any:
+def _built(node: yaml.Node) -> Any:
     """The value of a node. If two places refer to one node, each gets a value of its own."""
     if isinstance(node, yaml.ScalarNode):
         if node.tag in (PLAIN, MERGE):
@@ -116,12 +117,12 @@ def _key(node: yaml.ScalarNode) -> str:
     return Plain(node.value) if node.tag == PLAIN else node.value
 
 
-def _check(root: Any) -> None:
+def _check(root: yaml.Node) -> None:
     """Raises `_Refused` for doubled keys, tags, values that contain themselves, and too many values."""
     sizes: dict[int, int] = {}
     open_nodes: set[int] = set()
 
-    def size(node: Any) -> int:
+    def size(node: yaml.Node) -> int:
         if node.tag not in (PLAIN, MERGE, TEXT, LIST, MAPPING):
             raise _Refused("tags mean nothing here: remove what begins with '!'", node.start_mark)
         if isinstance(node, yaml.ScalarNode):

@@ -17,7 +17,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 SECRET_NAME = re.compile(r"secret|passw|passphrase|credential|api_?key|(?<![a-z])(key|token)s?(?![a-z])", re.IGNORECASE)
 PLACE_NAME = re.compile(r"_(file|dir|path)$", re.IGNORECASE)
@@ -93,7 +92,7 @@ def is_secret_name(name: str) -> bool:
     return bool(SECRET_NAME.search(name)) and not PLACE_NAME.search(name)
 
 
-def secret_keys(tree: Any, prefix: str = "") -> Iterator[str]:
+def secret_keys(tree: object, prefix: str = "") -> Iterator[str]:
     """Dotted keys of a plain tree that hold a text and have the name of a secret."""
     for key, value in _items(tree):
         path = f"{prefix}{key}"
@@ -102,7 +101,7 @@ def secret_keys(tree: Any, prefix: str = "") -> Iterator[str]:
         yield from secret_keys(value, f"{path}.")
 
 
-def secret_urls(tree: Any, prefix: str = "") -> Iterator[str]:
+def secret_urls(tree: object, prefix: str = "") -> Iterator[str]:
     """Dotted keys of a plain tree that hold a URL with a user or a password."""
     for key, value in _items(tree):
         path = f"{prefix}{key}"
@@ -116,7 +115,7 @@ def _escape(match: re.Match[str]) -> str:
     return f"\\x{number:02x}" if number < 0x100 else f"\\u{number:04x}"
 
 
-def _items(tree: Any) -> Iterator[tuple[Any, Any]]:
+def _items(tree: object) -> Iterator[tuple[object, object]]:
     if isinstance(tree, Mapping):
         yield from tree.items()
     elif isinstance(tree, list | tuple):

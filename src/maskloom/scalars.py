@@ -19,8 +19,9 @@ import math
 import re
 import types
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Literal, Union, get_args, get_origin
 
+Scalar = str | int | float | bool | None
 LONGEST_NUMBER = 400
 """Characters of a number. A longer one is a mistake, and takes long to read."""
 LARGEST_EXPONENT = 30
@@ -52,12 +53,12 @@ class Plain(str):
     __slots__ = ()
 
 
-def is_count(value: Any) -> bool:
+def is_count(value: object) -> bool:
     """Whether a value of JSON is a count: a whole number from 0 that fits a signed 64-bit integer."""
     return type(value) is int and 0 <= value < 1 << 63
 
 
-def read_text(given: Any) -> Any:
+def read_text(given: object) -> object:
     """The value of a setting that takes text. Raises ValueError if it is not text, or a word that YAML 1.1 reads as a switch."""
     if isinstance(given, Plain) and (given in SWITCHES or given in LIKE_SWITCHES):
         raise ValueError(f"text belongs here, and this may mean a switch. {_quoted(given)}")
@@ -66,7 +67,7 @@ def read_text(given: Any) -> Any:
     return str(given) if isinstance(given, str) else given
 
 
-def read_whole(given: Any) -> Any:
+def read_whole(given: object) -> object:
     """The value of a setting that takes a whole number. Raises ValueError if it is not one."""
     if isinstance(given, float) and given.is_integer():
         return int(given)
@@ -80,7 +81,7 @@ def read_whole(given: Any) -> Any:
     return int(value)
 
 
-def read_number(given: Any) -> Any:
+def read_number(given: object) -> object:
     """The value of a setting that takes a number. Raises ValueError if it is not one."""
     if not isinstance(given, Plain):
         return _of_type(given, (int, float), "a number")
@@ -90,7 +91,7 @@ def read_number(given: Any) -> Any:
     return float(given)
 
 
-def read_switch(given: Any) -> Any:
+def read_switch(given: object) -> object:
     """The value of a setting that is true or false. Raises ValueError if it is neither."""
     if isinstance(given, str | int | float) and not isinstance(given, bool) and given not in SWITCHES:
         raise ValueError("neither true nor false")
@@ -99,7 +100,7 @@ def read_switch(given: Any) -> Any:
     return SWITCHES[given] if isinstance(given, Plain) else given
 
 
-def read_by_form(given: Any) -> Any:
+def read_by_form(given: object) -> object:
     """A value or a tree of values whose types are not known: each is what its form says.
 
     Raises:
@@ -114,7 +115,7 @@ def read_by_form(given: Any) -> Any:
     return value
 
 
-def _check_keys(tree: Any) -> None:
+def _check_keys(tree: object) -> None:
     """Raises ValueError for a key without quotes that some version of YAML does not read as text."""
     for key, part in (
         tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list | tuple) else ()
@@ -127,7 +128,7 @@ def _check_keys(tree: Any) -> None:
             raise ValueError(f"{key!r}: {error}") from None
 
 
-def each_plain(tree: Any, read: Callable[[Plain], Any]) -> Any:
+def each_plain(tree: object, read: Callable[[Plain], object]) -> object:
     """The tree with every value without quotes replaced by `read(value)`. The keys are put before a ValueError of `read`."""
     if isinstance(tree, Plain):
         return read(tree)
@@ -142,7 +143,7 @@ def each_plain(tree: Any, read: Callable[[Plain], Any]) -> Any:
     return parts if isinstance(tree, dict) else list(parts.values())
 
 
-def _read_plain(given: Plain) -> Any:
+def _read_plain(given: Plain) -> Scalar:
     if NUMBER.fullmatch(given) and by_form(given) in (given, math.inf, -math.inf):
         raise ValueError("too large for a number")
     if DATE.fullmatch(given):
@@ -152,7 +153,7 @@ def _read_plain(given: Plain) -> Any:
     return by_form(given)
 
 
-def read_as(given: Any, annotation: Any) -> Any:
+def read_as(given: object, annotation: object) -> object:
     """A value as a field of this type takes it; sections are left to their own fields. Raises ValueError saying what is wrong."""
     while get_origin(annotation) is Annotated:
         annotation = get_args(annotation)[0]
@@ -168,17 +169,22 @@ def read_as(given: Any, annotation: Any) -> Any:
         annotation = type(get_args(annotation)[0])
     if get_origin(annotation) is dict:
         return read_by_form(given)
-    readers = {str: read_text, int: read_whole, float: read_number, bool: read_switch}
+    readers: dict[object, Callable[[object], object]] = {
+        str: read_text,
+        int: read_whole,
+        float: read_number,
+        bool: read_switch,
+    }
     return readers[annotation](given) if annotation in readers else given
 
 
-def _is_list(annotation: Any) -> bool:
+def _is_list(annotation: object) -> bool:
     while get_origin(annotation) is Annotated:
         annotation = get_args(annotation)[0]
     return get_origin(annotation) is tuple
 
 
-def _read_items(given: Sequence[Any], annotation: Any) -> tuple[Any, ...]:
+def _read_items(given: Sequence[object], annotation: object) -> tuple[object, ...]:
     items = []
     for place, item in enumerate(given):
         try:
@@ -188,7 +194,7 @@ def _read_items(given: Sequence[Any], annotation: Any) -> tuple[Any, ...]:
     return tuple(items)
 
 
-def by_form(given: str) -> Any:
+def by_form(given: str) -> Scalar:
     """A value without quotes by its form: text, number, switch or None."""
     if NULL.fullmatch(given):
         return None
@@ -218,7 +224,7 @@ def _decimal(given: Plain, wanted: str) -> decimal.Decimal:
         raise ValueError(f"not {wanted}") from None
 
 
-def _of_type(given: Any, kinds: tuple[type, ...], wanted: str) -> Any:
+def _of_type(given: object, kinds: tuple[type, ...], wanted: str) -> object:
     """`given`, unless it is a single value of another type, which is refused. pydantic judges lists and dicts."""
     if isinstance(given, str):
         raise ValueError(f"text, and {wanted} belongs here: write it without quotes")

@@ -12,9 +12,10 @@ import contextlib
 import json
 import re
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from maskloom.errors import UserError
 from maskloom.files import open_plain, parse_json, read_plain, write_atomically
@@ -118,7 +119,7 @@ def parse_status(text: str) -> Status:
     return status
 
 
-def note_attempt(run: Path, line: dict[str, Any]) -> None:
+def note_attempt(run: Path, line: Mapping[str, object]) -> None:
     """Add a line to `RUN/attempts.jsonl`: number of the attempt, its first step, world_size, hosts, start."""
     with open(run / "attempts.jsonl", "a", encoding="utf-8", opener=open_plain) as file:
         file.write(json.dumps({**line, "unix_s": round(time.time(), 3)}) + "\n")

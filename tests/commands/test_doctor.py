@@ -12,7 +12,7 @@ import pytest
 from maskloom.cli import main
 from maskloom.commands.doctor import ending, names, table
 from maskloom.launch.doctor.checks import Finding
-from maskloom.launch.doctor.estimates import checkpoint_bytes
+from maskloom.launch.doctor.machine import checkpoint_bytes
 from maskloom.models.build import build_defined
 from maskloom.models.masked_lm import count_parameters
 from maskloom.train.run_lock import RunLock
@@ -70,7 +70,8 @@ def test_what_the_estimate_of_a_checkpoint_says(trained_run: Path) -> None:
     parameters = count_parameters(build_defined(trained_run / "model"))
     newest = max((trained_run / "checkpoints").glob("step-*"))
     real = sum(file.stat().st_size for file in newest.rglob("*") if file.is_file())
-    estimate = checkpoint_bytes(load_config(trained_run / "config.yaml"), parameters)
+    config = load_config(trained_run / "config.yaml")
+    estimate = checkpoint_bytes(config.engine, config.optimizer, parameters)
     assert estimate <= real < 1.2 * estimate  # a small model: headers count
 
 

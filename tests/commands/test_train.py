@@ -148,11 +148,17 @@ class TestModelToStartFrom:
         """Its own model counts: also where an evaluation would be longer than it has positions."""
         gone = load_config(trained_run / "config.yaml", [f"run_dir={trained_run}"])
         gone = gone.model_copy(update={"model": gone.model.model_copy(update={"init": "/gone"})})
-        described = check_model(gone, tokenizer)
+        lengths = gone.seq_lens
+        described = check_model(trained_run, None, gone.model, tokenizer, lengths)
         assert described is not None
         assert described.max_position_embeddings == 512
-        fork = gone.model_copy(update={"run_dir": str(tmp_path / "fork"), "from_": f"{trained_run}@8"})
-        assert check_model(fork, tokenizer) is not None
+        assert check_model(tmp_path / "fork", f"{trained_run}@8", gone.model, tokenizer, lengths) is not None
         longer = gone.evaluation.model_copy(update={"seq_len": 513})
         with pytest.raises(ValueError, match=r"evaluation\.seq_len 513: more than the 512 positions of .*model"):
-            check_model(gone.model_copy(update={"evaluation": longer}), tokenizer)
+            check_model(
+                trained_run,
+                None,
+                gone.model,
+                tokenizer,
+                gone.model_copy(update={"evaluation": longer}).seq_lens,
+            )

@@ -46,7 +46,9 @@ def test_compiled_follows_eager(
             assert other["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-4), f"stage {stage}"
 
 
-@pytest.mark.parametrize(("stage", "kernels"), [(1, "eager"), (3, "eager"), (1, "compile")])
+@pytest.mark.parametrize(
+    ("stage", "kernels"), [(1, "eager"), (3, "eager"), (1, "compile"), (0, "onednn"), (3, "onednn")]
+)
 def test_activation_checkpointing_changes_nothing(
     stage: int,
     kernels: str,

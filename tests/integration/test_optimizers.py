@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from maskloom import optim
 from maskloom.config import RunConfig
 from maskloom.config_file import load_config
 from maskloom.data.batch import Layout, micro_batches
@@ -21,7 +22,6 @@ from maskloom.data.stream import read_steps
 from maskloom.distributed import World
 from maskloom.models.build import build_model
 from maskloom.models.masked_lm import MaskedLM
-from maskloom.optim import parameter_groups
 from maskloom.optim.schedule import learning_rate
 from maskloom.tokenizers.loading import load_tokenizer
 from maskloom.train.checkpoint import saved_at
@@ -163,7 +163,7 @@ def master_weights(model: MaskedLM, config: RunConfig) -> Weights:
     file = saved_at(Path(config.run_dir)) / "mp_rank_00_model_states.pt"
     masters = torch.load(file, map_location="cpu")["optimizer"]["fp32_groups"]
     names = {parameter: name for name, parameter in model.named_parameters()}
-    groups = [group["params"] for group in parameter_groups(model, config.optimizer)]
+    groups = [group["params"] for group in optim.OPTIMIZERS[config.optimizer.name].groups(model, config.optimizer)]
     return {
         names[parameter]: master
         for group, part in zip(groups, masters, strict=True)

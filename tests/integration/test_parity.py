@@ -17,7 +17,7 @@ from maskloom.data.rows import Rows
 from maskloom.data.stream import read_steps
 from maskloom.distributed import World
 from maskloom.models.build import build_model
-from maskloom.optim import parameter_groups
+from maskloom.optim import OPTIMIZERS
 from maskloom.optim.schedule import learning_rate
 from maskloom.train.setup import prepare
 
@@ -43,7 +43,7 @@ def hugging_face_losses(config: RunConfig, order: Sequence[int]) -> np.ndarray:
     model = BertForMaskedLM(build_model(config.model, plan.tokenizer, config.seed)[0].config)
     model.load_state_dict(build_model(config.model, plan.tokenizer, config.seed)[0].state_dict())
     settings = config.optimizer
-    groups = parameter_groups(model, settings)
+    groups = OPTIMIZERS[settings.name].groups(model, settings)
     optimizer = torch.optim.AdamW(groups, lr=settings.lr, betas=(settings.beta1, settings.beta2), eps=settings.eps)
     found = []
     for number, step in enumerate(read_steps(plan, World(), first_cursors(plan.lanes, 1), 0), start=1):
@@ -83,7 +83,7 @@ def test_losses_are_those_of_hugging_faces_modules(
         run_ranks(write_config({**settings, "run_dir": str(tmp_path / name), "engine": engine}))
         return np.asarray([losses(tmp_path / name)[step] for step in range(1, STEPS + 1)])
 
-    for kernels in ("eager", "compile"):
+    for kernels in ("eager", "compile", "onednn"):
         off = np.abs(train(kernels, kernels=kernels) - reference)
         print(
             f"{kernels}: {off.max():.1e}, in the mean {off.mean():.1e}; rounding {rounding.max():.1e}, {rounding.mean():.1e}"

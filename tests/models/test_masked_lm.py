@@ -8,10 +8,10 @@ from torch import nn
 from transformers import BertForMaskedLM
 from transformers.models.bert.modeling_bert import BertLayer
 
-from maskloom.models.head import PaddedDecoder
 from maskloom.models.masked_lm import (
     MaskedLM,
     PackedLayer,
+    PaddedDecoder,
     attention_dropout_of,
     decoder_of,
     embedding_of,
@@ -90,3 +90,21 @@ def test_drop_acts_in_training_alone(tokenizer: Tokenizer) -> None:
     assert model.eval().drop(hidden, 0.5) is hidden
     assert model.train().drop(hidden, 0.0) is hidden
     assert 0 < (model.drop(hidden, 0.5) == 0).sum() < hidden.numel()
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_padding_takes_no_part(bias: bool) -> None:
+    decoder = nn.Linear(8, 50, bias=bias)
+    hidden = torch.randn(3, 8, requires_grad=True)
+    expected = decoder(hidden)
+    decoder.__class__ = PaddedDecoder
+    assert torch.equal(decoder(hidden), expected)  # a CPU needs none
+    decoder.alignment = 64
+    padded = decoder(hidden)
+    assert padded.shape == (3, 64)
+    torch.testing.assert_close(padded[:, :50], expected)
+    assert torch.equal(padded[:, 50:], torch.full((3, 14), -torch.inf))
+    torch.testing.assert_close(padded.softmax(-1)[:, :50], expected.softmax(-1))
+    padded.logsumexp(-1).sum().backward()
+    assert torch.isfinite(decoder.weight.grad).all()
+    assert torch.isfinite(hidden.grad).all()

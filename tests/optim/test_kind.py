@@ -11,7 +11,7 @@ from transformers import BertConfig
 
 from maskloom.config import Muon, Optimizer
 from maskloom.models.masked_lm import MaskedLM, new_model
-from maskloom.optim import OPTIMIZERS, parameter_groups
+from maskloom.optim import OPTIMIZERS
 from maskloom.optim.kind import FromDeepSpeed
 
 
@@ -29,7 +29,7 @@ def names_in(groups: list[dict[str, Any]], model: MaskedLM) -> list[list[str]]:
 @pytest.mark.parametrize("name", ["adamw", "lamb", "muon"])
 def test_every_parameter_stands_in_one_group_and_biases_and_norms_do_not_decay(name: Any) -> None:
     model = tiny_model()
-    groups = parameter_groups(model, Optimizer(name=name, weight_decay=0.2, gradient_clipping=0.0))
+    groups = OPTIMIZERS[name].groups(model, Optimizer(name=name, weight_decay=0.2, gradient_clipping=0.0))
     in_groups = names_in(groups, model)
     every = [name for name, _ in model.named_parameters()]
     assert sorted(itertools.chain(*in_groups)) == sorted(every)  # the tied decoder once
@@ -38,14 +38,14 @@ def test_every_parameter_stands_in_one_group_and_biases_and_norms_do_not_decay(n
 
 
 def test_lamb_adapts_what_decays() -> None:
-    groups = parameter_groups(tiny_model(), Optimizer(name="lamb", weight_decay=0.0))
+    groups = OPTIMIZERS["lamb"].groups(tiny_model(), Optimizer(name="lamb", weight_decay=0.0))
     assert [group["adapts"] for group in groups] == [True, False]
 
 
 def test_muon_moves_the_matrices_of_the_layers_and_nothing_else() -> None:
     model = tiny_model()
     settings = Optimizer(name="muon", lr=1e-3, muon=Muon(lr=0.02, momentum=0.9), gradient_clipping=0.0)
-    matrices, decayed, plain = parameter_groups(model, settings)
+    matrices, decayed, plain = OPTIMIZERS["muon"].groups(model, settings)
     assert [group["use_muon"] for group in (matrices, decayed, plain)] == [True, False, False]
     assert (matrices["rate"], matrices["momentum"], matrices["ns_method"]) == (pytest.approx(20), 0.9, "gram")
     assert (decayed["rate"], decayed["betas"], decayed["eps"]) == (1.0, (0.9, 0.98), 1e-6)
@@ -59,12 +59,13 @@ def test_muon_moves_the_matrices_of_the_layers_and_nothing_else() -> None:
 
 
 def test_left_out_settings_of_muon_are_those_of_the_configuration() -> None:
-    matrices, *_ = parameter_groups(tiny_model(), Optimizer(name="muon", gradient_clipping=0.0))
+    matrices, *_ = OPTIMIZERS["muon"].groups(tiny_model(), Optimizer(name="muon", gradient_clipping=0.0))
     assert (matrices["rate"], matrices["momentum"]) == (1.0, Muon().momentum)
 
 
 def built(model: MaskedLM, settings: Optimizer) -> torch.optim.Optimizer:
-    return OPTIMIZERS[settings.name].build(parameter_groups(model, settings), settings, FromDeepSpeed())
+    kind = OPTIMIZERS[settings.name]
+    return kind.build(kind.groups(model, settings), settings, FromDeepSpeed())
 
 
 @pytest.mark.parametrize("name", ["adamw", "lamb"])

@@ -24,8 +24,9 @@ def test_products_are_those_of_the_formula() -> None:
     from maskloom.models.flops import Shape, training_flops
 
     parts = prediction.step_parts(facts(), FULL)
-    padded = Shape(3, HIDDEN, 4 * HIDDEN, prediction.PADDED_VOCABULARY)
-    expected = 2 * training_flops(padded, SLOTS, 0, 19 * ROWS)  # two micro-batches; attention apart
+    head = HIDDEN**2 + HIDDEN * prediction.PADDED_VOCABULARY
+    padded = Shape(3 * 12 * HIDDEN**2, HIDDEN, head, ((None, 3),))
+    expected = 2 * training_flops(padded, SLOTS, [0], 19 * ROWS)  # two micro-batches; attention apart
     assert parts.products == pytest.approx(expected / prediction.BEST_PRODUCT_FLOPS)
 
 

@@ -36,7 +36,6 @@ from maskloom.train.checkpoint import Saver, State, check_fits, damage, fingerpr
 from maskloom.train.checkpoint import save as saving
 from maskloom.train.checkpoint.digests import digest
 from maskloom.train.checkpoint.fit import is_same_origin, split_origin, stored_tokenizing
-from maskloom.train.checkpoint.room import UNLIMITED, free_memory_bytes
 from maskloom.train.checkpoint.state import folder_of
 from maskloom.train.checkpoint.writing import publish, write_parts
 from maskloom.train.engine.writing import EngineFile, copied, tensor_bytes
@@ -537,29 +536,6 @@ def test_a_copy_shares_nothing_and_keeps_what_is_shared() -> None:
     assert copy["b"][0][0, 0] == 99
     assert copy["b"][1][0][1] == 99
     assert type(copy["c"]["shape"]) is torch.Size
-
-
-def test_a_containers_limit_of_memory_counts(tmp_path: Path) -> None:
-    def write(name: str, text: str) -> None:
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(text)
-
-    write("proc/meminfo", "MemTotal: 4000 kB\nMemAvailable:   2000 kB\n")
-    write("proc/self/cgroup", "0::/a/b\n")
-    assert free_memory_bytes(tmp_path) == 2000 << 10
-    write("sys/fs/cgroup/a/memory.max", "1000000\n")
-    write("sys/fs/cgroup/a/memory.current", "700000\n")
-    write("sys/fs/cgroup/a/memory.stat", "anon 100\ninactive_file 50000\n")
-    write("sys/fs/cgroup/a/b/memory.max", "max\n")
-    assert free_memory_bytes(tmp_path) == 350000
-    write("proc/self/cgroup", "5:memory,cpu:/job\n3:pids:/job\n")
-    write("sys/fs/cgroup/memory/job/memory.limit_in_bytes", f"{UNLIMITED * 8}\n")
-    assert free_memory_bytes(tmp_path) == 2000 << 10
-    write("sys/fs/cgroup/memory/job/memory.limit_in_bytes", "500000\n")
-    write("sys/fs/cgroup/memory/job/memory.usage_in_bytes", "400000\n")
-    write("sys/fs/cgroup/memory/job/memory.stat", "total_inactive_file 1\n")
-    assert free_memory_bytes(tmp_path) == 100001
-    assert free_memory_bytes() > 0
 
 
 def test_an_origin_is_a_run_and_perhaps_a_step() -> None:

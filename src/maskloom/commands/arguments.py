@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import re
 
 from maskloom.scalars import NUMBER
@@ -48,8 +47,3 @@ def step_range(text: str) -> range:
     if not match or int(match[1]) >= int(match[2]):
         raise argparse.ArgumentTypeError(f"'{text}' is not a range of steps A:B with A < B")
     return range(int(match[1]), int(match[2]))
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0))

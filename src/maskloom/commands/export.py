@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError
 from transformers.utils import logging
@@ -23,6 +23,9 @@ from maskloom.files import whole_folder
 from maskloom.models.architecture import architecture_of, longest_piece_of
 from maskloom.progress import say
 from maskloom.tokenizers.writing import write_for_others
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -48,7 +51,7 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def plain_model(loaded: LoadedRun) -> Any:
+def plain_model(loaded: LoadedRun) -> PreTrainedModel:
     """Hugging Face's own model with the run's weights."""
     config = loaded.model.config
     model = architecture_of(config).hf_class(config)

@@ -28,7 +28,7 @@ from pathlib import Path
 
 import numpy as np
 
-from maskloom.commands.arguments import byte_count, cores, fraction, positive
+from maskloom.commands.arguments import byte_count, fraction, positive
 from maskloom.commands.shards import describe, local_folder
 from maskloom.config import Storage
 from maskloom.data.index.corpus import Index
@@ -39,6 +39,7 @@ from maskloom.data.reading.storage import is_remote, list_tars, local_path
 from maskloom.data.writing.shards import finish
 from maskloom.errors import DataFault, UserError
 from maskloom.files import naming, read_plain, refuse_existing
+from maskloom.hardware import cores
 from maskloom.processes import Pool
 from maskloom.progress import Progress, say, show, size, warn
 

@@ -30,7 +30,7 @@ import shlex
 from collections.abc import Callable
 from pathlib import Path
 
-from maskloom.commands.arguments import WHOLE, byte_count, cores, fraction, positive
+from maskloom.commands.arguments import WHOLE, byte_count, fraction, positive
 from maskloom.data.index.corpus import Index
 from maskloom.data.index.loading import load_index
 from maskloom.data.reading.storage import is_remote, local_path
@@ -41,6 +41,7 @@ from maskloom.data.writing.shards import finish_or_open, write_part, write_shard
 from maskloom.data.writing.token_shards import tokenize_corpus
 from maskloom.data.writing.work import JobPart, work_folder
 from maskloom.errors import UserError
+from maskloom.hardware import cores
 from maskloom.progress import Progress, say, size, warn
 from maskloom.tokenizers.loading import load_tokenizer
 

@@ -19,11 +19,12 @@ import os
 import sys
 from pathlib import Path
 
-from maskloom.commands.arguments import cores, natural, positive
-from maskloom.config import RunConfig
+from maskloom.commands.arguments import natural, positive
+from maskloom.config import RunConfig, Timeouts
 from maskloom.config_file import load_config
 from maskloom.distributed import World
 from maskloom.errors import UserError
+from maskloom.hardware import cores
 from maskloom.program import add_overrides
 from maskloom.progress import show
 
@@ -82,16 +83,17 @@ def run(options: argparse.Namespace) -> int:
 
     import torch
 
-    from maskloom.train.setup import prepare
+    from maskloom.train.setup import deepspeed_settings, prepare
 
     processes = options.processes or max(torch.cuda.device_count(), 1)
     if options.show_deepspeed:
-        show(json.dumps(_derived(config, World(size=processes)), indent=2))
+        world = World(size=processes)
+        show(json.dumps(deepspeed_settings(*prepare(config, world), world), indent=2))
         return 0
     prepare(config, World(size=processes, local_size=processes))  # bad input is said once, and not by every rank
     if processes == 1 and not options.max_restarts:
         return train_as_rank(arguments)
-    return _on_this_machine(processes, options.max_restarts, config, arguments)
+    return _on_this_machine(processes, options.max_restarts, Path(config.run_dir), config.timeouts, arguments)
 
 
 def _profile_options(options: argparse.Namespace) -> list[str]:
@@ -133,14 +135,14 @@ def _profile(options: argparse.Namespace, config: RunConfig) -> int:
     return 0
 
 
-def _on_this_machine(processes: int, max_restarts: int, config: RunConfig, arguments: list[str]) -> int:
+def _on_this_machine(processes: int, max_restarts: int, run: Path, timeouts: Timeouts, arguments: list[str]) -> int:
     from maskloom.launch.ending import Stop
     from maskloom.launch.supervisor import OnThisMachine, supervise
 
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // processes)))
-    command, run = [sys.executable, "-u", "-m", "maskloom.train", *arguments], Path(config.run_dir)
+    command = [sys.executable, "-u", "-m", "maskloom.train", *arguments]
     with Stop() as stop:
-        return supervise(OnThisMachine(command, processes, run, _grace_s(config)), run, max_restarts, stop)
+        return supervise(OnThisMachine(command, processes, run, _grace_s(timeouts)), run, max_restarts, stop)
 
 
 def _on_hosts(options: argparse.Namespace, config: RunConfig, arguments: list[str]) -> int:
@@ -154,13 +156,15 @@ def _on_hosts(options: argparse.Namespace, config: RunConfig, arguments: list[st
     from maskloom.models.warm_start import tokenizer_of
     from maskloom.train.checkpoint.fit import stored_tokenizing
     from maskloom.train.resume import check_model, reconcile
+    from maskloom.train.setup import deepspeed_settings, prepare
 
     if options.processes:
         raise UserError("--processes is for this machine: a hostfile says how many each host has, as slots=N")
     hosts, ssh = read_hostfile(options.hostfile), Ssh.of(options.ssh_config)
     world = World(size=sum(host.slots for host in hosts), local_size=hosts[0].slots)
     if options.show_deepspeed:
-        show(json.dumps(_derived(config, World(size=world.size)), indent=2))  # here there need not be the hosts' GPUs
+        world = World(size=world.size)  # here there need not be the hosts' GPUs
+        show(json.dumps(deepspeed_settings(*prepare(config, world), world), indent=2))
         return 0
     if missing := [tool for tool in ("pdsh", "ssh") if not shutil.which(tool)]:
         raise UserError(
@@ -169,24 +173,17 @@ def _on_hosts(options: argparse.Namespace, config: RunConfig, arguments: list[st
     # All but the devices: this machine need not have those of the hosts.
     known = reconcile(config)
     tokenizer = tokenizer_of(known.tokenizer, known.model.init)
-    check_model(known, tokenizer)
     run = Path(config.run_dir)
+    check_model(run, known.from_, known.model, tokenizer, known.seq_lens)
     begun = stored_tokenizing(run, known.from_)
     DataPlan.of(
         known.data, known.phases, known.masking, known.seed, open_corpora(known.data), tokenizer, begun
     ).check_world(world)
-    launch = OnHosts(hosts, arguments, run, _grace_s(config), ssh, options.master_addr)
+    launch = OnHosts(hosts, arguments, run, _grace_s(config.timeouts), ssh, options.master_addr)
     with Stop() as stop:
         return supervise(launch, run, options.max_restarts, stop)
 
 
-def _derived(config: RunConfig, world: World) -> dict[str, object]:
-    from maskloom.train.setup import deepspeed_settings, prepare
-
-    prepared, plan = prepare(config, world)
-    return deepspeed_settings(prepared, plan, world)
-
-
-def _grace_s(config: RunConfig) -> float:
+def _grace_s(timeouts: Timeouts) -> float:
     """How long ranks may take to end after a request: the rest of a step, and saving. Ranks that take longer end themselves."""
-    return config.timeouts.train_s + config.timeouts.start_s
+    return timeouts.train_s + timeouts.start_s

@@ -32,7 +32,7 @@ class Cursor(NamedTuple):
         seq_len, taken = self.reads[-1]
         return Cursor(self.number, (*self.reads[:-1], (seq_len, taken + rows)))
 
-    def to_json(self) -> list[Any]:
+    def to_json(self) -> list[object]:
         return [self.number, *([seq_len, taken] for seq_len, taken in self.reads)]
 
     @staticmethod

@@ -34,6 +34,7 @@ from maskloom.data.reading.storage import is_remote
 from maskloom.data.rows import Rows
 from maskloom.distributed import World
 from maskloom.errors import DataFault, UserError
+from maskloom.hardware import cores
 from maskloom.processes import WANT_OF_MEMORY, Deaf, clean_forks, end_with_owner
 from maskloom.progress import warn
 from maskloom.tokenizers.base import Tokenizer
@@ -146,7 +147,7 @@ def read_parts(
     workers = min(workers, len(mine))
     last_step = plan.total_steps if last_step is None else last_step
     # The encoders of all readers on this node share its cores.
-    threads = max(1, len(os.sched_getaffinity(0)) // (world.local_size * max(workers, 1)))
+    threads = max(1, cores() // (world.local_size * max(workers, 1)))
     reader = LaneReader(plan, {lane: cursors[lane] for lane in mine}, first_step, last_step, threads)
     loader: DataLoader[Any] = DataLoader(
         reader,
@@ -170,7 +171,7 @@ def read_parts(
                 parts = []
 
 
-def _items(loader: DataLoader[Any], is_over: Callable[[], bool]) -> Generator[Step | UserError]:
+def _items(loader: DataLoader[object], is_over: Callable[[], bool]) -> Generator[Step | UserError]:
     """What the reader yields. Its processes end with the iterator, in whatever way that ends."""
     if not loader.num_workers:
         yield from loader

@@ -5,12 +5,15 @@ Your own stays outside of the package: a module that calls `add`, and `--import 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from maskloom.config import MODELS
 from maskloom.errors import UserError
 from maskloom.models.base import Architecture, Description, LayerSettings
 from maskloom.models.bert import BERT
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 __all__ = [
     "ARCHITECTURES",
@@ -35,7 +38,7 @@ def add(architecture: Architecture) -> None:
     MODELS[name] = architecture.settings
 
 
-def architecture_of(config: Any) -> Architecture:
+def architecture_of(config: PretrainedConfig) -> Architecture:
     """The architecture of a Hugging Face configuration. Raises UserError if it is not in the table."""
     try:
         return ARCHITECTURES[config.model_type]
@@ -43,7 +46,7 @@ def architecture_of(config: Any) -> Architecture:
         raise UserError(f"{config.model_type!r} is not among the architectures that are known: {known()}") from None
 
 
-def longest_piece_of(config: Any) -> int:
+def longest_piece_of(config: PretrainedConfig) -> int:
     """The most slots that a piece may have, by a Hugging Face configuration."""
     return architecture_of(config).longest_piece(config)
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import nn
@@ -26,6 +26,9 @@ from maskloom.config import Model
 from maskloom.data.batch import MicroBatch
 from maskloom.models.kernels import Kernels
 from maskloom.tokenizers.base import Tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
 
 
 class LayerSettings(Protocol):
@@ -126,9 +129,10 @@ class Architecture:
         return str(self.config_class.model_type)
 
     @property
-    def config_class(self) -> Any:
+    def config_class(self) -> type[PretrainedConfig]:
         """Hugging Face's class of the configuration."""
-        return self.hf_class.config_class
+        found: type[PretrainedConfig] = self.hf_class.config_class
+        return found
 
     @property
     def prefix(self) -> str:
@@ -140,7 +144,7 @@ class Architecture:
         """The fields of the configuration that are probabilities of dropout. A run sets them, whatever it starts from."""
         return self.settings.dropouts
 
-    def config(self, settings: Model, tokenizer: Tokenizer) -> Any:
+    def config(self, settings: Model, tokenizer: Tokenizer) -> PretrainedConfig:
         """Hugging Face's configuration of a model from scratch."""
         shape = settings.model_dump(exclude={"architecture", "init"})
         return self.config_class(vocab_size=tokenizer.vocab_size, **self.token_ids(tokenizer), **shape)
@@ -149,6 +153,6 @@ class Architecture:
         """What the architecture calls a key that all configurations of Hugging Face answer: `dim` for `hidden_size`."""
         return str(self.config_class.attribute_map.get(key, key))
 
-    def new(self, config: Any) -> Any:
+    def new(self, config: PretrainedConfig) -> PreTrainedModel:
         """Hugging Face's model with weights drawn from torch's generator."""
         return (self.build or self.hf_class)(config)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -22,8 +22,11 @@ from maskloom.models.layers import (
     post_norm,
 )
 
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
-def _build(config: Any) -> BertForMaskedLM:
+
+def _build(config: PretrainedConfig) -> BertForMaskedLM:
     """The layers are drawn a second time, as earlier versions did: the weights of a seed stay what they were."""
     model = BertForMaskedLM(config)
     numbers = range(config.num_hidden_layers)
@@ -50,7 +53,7 @@ def _weights_of(layer: Any) -> PostNormWeights:
     return PostNormWeights(*map(Dense.of, modules))
 
 
-def _layer_settings(config: Any, kernels: Kernels, trains: bool) -> list[PostNorm]:
+def _layer_settings(config: PretrainedConfig, kernels: Kernels, trains: bool) -> list[PostNorm]:
     settings = PostNorm(
         heads=config.num_attention_heads,
         activation=activation(config.hidden_act, kernels),

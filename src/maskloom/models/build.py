@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -16,6 +16,9 @@ from maskloom.models.masked_lm import MaskedLM, count_parameters, new_model
 from maskloom.models.outline import parameters_of
 from maskloom.models.warm_start import settle_architecture, warm_start
 from maskloom.tokenizers.base import Tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 
 def build_model(settings: Model, tokenizer: Tokenizer, seed: int) -> tuple[MaskedLM, str]:
@@ -34,12 +37,12 @@ def build_model(settings: Model, tokenizer: Tokenizer, seed: int) -> tuple[Maske
     return model, f"model: {count_parameters(model):,} parameters, initialised from seed {seed}"
 
 
-def configuration_of(settings: Model, tokenizer: Tokenizer) -> Any:
+def configuration_of(settings: Model, tokenizer: Tokenizer) -> PretrainedConfig:
     """Hugging Face's configuration of a model from scratch."""
     return ARCHITECTURES[settings.architecture].config(settings, tokenizer)
 
 
-def check_size(config: Any) -> None:
+def check_size(config: PretrainedConfig) -> None:
     """Raises UserError if the weights of a configuration's model are more than this machine's memory.
 
     Each rank builds a new model whole, in fp32, and would find out after minutes.
@@ -71,7 +74,7 @@ def build_defined(folder: Path, settings: Model | None = None) -> MaskedLM:
         raise UserError(f"{folder / 'config.json'} cannot be read: {error}") from None
 
 
-def read_definition(folder: Path) -> Any:
+def read_definition(folder: Path) -> PretrainedConfig:
     """The Hugging Face configuration of the model that `save_definition` described, as our forward computes it."""
     try:
         return read_description(folder, str(folder))

@@ -12,20 +12,22 @@ The configuration that is built holds what was checked and nothing else.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import math
 import re
 import reprlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from maskloom.config import Model
 from maskloom.errors import UserError
 from maskloom.files import read_plain
 from maskloom.models.architecture import ARCHITECTURES, known
 from maskloom.models.base import Architecture
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 MOST_BYTES = 16 << 20  # a config.json has a few kB, and with the names of many labels a few hundred
 MOST_SIZE = 1 << 31
@@ -55,7 +57,7 @@ SHORT = reprlib.Repr()
 SHORT.maxstring = SHORT.maxother = 100
 
 
-def read_description(folder: Path, name: str) -> Any:
+def read_description(folder: Path, name: str) -> PretrainedConfig:
     """The Hugging Face configuration in a folder's config.json. `name` is what messages call the folder.
 
     Raises:
@@ -89,7 +91,7 @@ def parse_description(data: bytes, name: str) -> dict[str, Any]:
     return tree
 
 
-def architecture_in(tree: Mapping[str, Any], name: str) -> Architecture:
+def architecture_in(tree: Mapping[str, object], name: str) -> Architecture:
     """The architecture that a config.json names. Raises UserError if it is not known."""
     kind = tree.get("model_type")
     if kind is None:
@@ -100,7 +102,7 @@ def architecture_in(tree: Mapping[str, Any], name: str) -> Architecture:
     return ARCHITECTURES[kind]
 
 
-def check_description(tree: Mapping[str, Any], name: str) -> Any:
+def check_description(tree: Mapping[str, Any], name: str) -> PretrainedConfig:
     """The Hugging Face configuration that a config.json describes.
 
     Raises:
@@ -118,7 +120,7 @@ def check_description(tree: Mapping[str, Any], name: str) -> Any:
     return architecture.config_class(**kept)
 
 
-def _kind_by_classes(classes: Any) -> str:
+def _kind_by_classes(classes: object) -> str:
     """The type of model by the names of its classes, for the first config.json files had no `model_type`."""
     if not classes:
         return str(Model.model_fields["architecture"].default)
@@ -173,19 +175,18 @@ def _function_faults(tree: Mapping[str, Any], architecture: Architecture) -> Ite
             yield f"{key} is {shown(tree[key])}, which no {shown(architecture.name)} model has"
 
 
-def _own_code(auto_map: Any) -> str:
+def _own_code(auto_map: object) -> str:
     """The code by which `auto_map` replaces Hugging Face's own; empty if it names tokenizers alone."""
     if not isinstance(auto_map, dict):
         return shown(auto_map) if auto_map else ""
     return ", ".join(shown(code) for key, code in auto_map.items() if key.startswith(("AutoModel", "AutoConfig")))
 
 
-@functools.cache
-def _known_keys(config_class: Any) -> dict[str, Any]:
+def _known_keys(config_class: type[PretrainedConfig]) -> dict[str, object]:
     """The keys that the installed class of a configuration has, and their defaults."""
     return {field.name: field.default for field in dataclasses.fields(config_class)}
 
 
-def shown(value: Any) -> str:
+def shown(value: object) -> str:
     """A value from a file, short and without control characters."""
     return "NaN" if isinstance(value, float) and math.isnan(value) else SHORT.repr(value)

@@ -38,12 +38,15 @@ import re
 import time
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 
 from maskloom.models.masked_lm import hidden_matrices
 from maskloom.models.outline import empty_model
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 Precision = Literal["fp32", "bf16", "fp16"]
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -65,7 +68,7 @@ class Shape(NamedTuple):
     windows: tuple[tuple[int | None, int], ...]
 
     @staticmethod
-    def of(config: Any) -> Shape:
+    def of(config: PretrainedConfig) -> Shape:
         """Of a Hugging Face configuration's model."""
         model = empty_model(config)
         architecture = model.architecture

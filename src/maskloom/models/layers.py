@@ -102,17 +102,18 @@ def post_norm(hidden: torch.Tensor, weights: PostNormWeights, pieces: Pieces, se
 def self_attention(hidden: torch.Tensor, weights: PostNormWeights, pieces: Pieces, settings: PostNorm) -> torch.Tensor:
     """Attention within pieces, and the product with its output matrix: [T, D] -> [T, D]."""
     projections = weights[:3]
-    qkv = F.linear(
+    qkv = settings.kernels.linear(
         hidden, torch.cat([part.weight for part in projections]), torch.cat([part.bias for part in projections])
     )
     query, key, value = qkv.view(len(hidden), 3, settings.heads, -1).unbind(1)
     context = attend(query, key, value, pieces.cu_seqlens, pieces.mask, pieces.seq_len, settings.attention_dropout)
-    return F.linear(context.flatten(1), *weights.attention_output)
+    return settings.kernels.linear(context.flatten(1), *weights.attention_output)
 
 
 def feed_forward(hidden: torch.Tensor, weights: PostNormWeights, settings: PostNorm) -> torch.Tensor:
     """[T, D] -> [T, D]."""
-    return F.linear(settings.activation(F.linear(hidden, *weights.intermediate)), *weights.output)
+    linear = settings.kernels.linear
+    return linear(settings.activation(linear(hidden, *weights.intermediate)), *weights.output)
 
 
 def drop(update: torch.Tensor, settings: PostNorm) -> torch.Tensor:

@@ -14,20 +14,46 @@ Shapes: T slots, K predicted tokens, D hidden size, V vocabulary.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from maskloom.data.batch import MicroBatch
 from maskloom.models.architecture import architecture_of
 from maskloom.models.attention import needs_mask, piece_mask
 from maskloom.models.base import Architecture, LayerSettings
-from maskloom.models.head import PaddedDecoder
 from maskloom.models.kernels import KERNELS, Kernels
 from maskloom.models.layers import Pieces
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+
+class PaddedDecoder(nn.Linear):
+    """The projection to the vocabulary, padded if the device's matrix products need aligned shapes.
+
+    A vocabulary of 30522 rows of 2 bytes is aligned to 4 bytes, and tensor cores want 16: cuBLAS would take a kernel
+    several times slower. The padding tokens have logits of -inf: they take no part in the softmax and are never likeliest.
+    """
+
+    alignment: int | None = None
+    """Multiple that the vocabulary is padded to; None: 64 on a GPU, no padding on a CPU."""
+    linear: Callable[..., torch.Tensor] = staticmethod(F.linear)
+    """Of the kernels; the padded form is a GPU's, and torch's."""
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[K, D] -> [K, V'], V' >= V."""
+        multiple = self.alignment or (1 if hidden.device.type == "cpu" else 64)
+        missing = -self.out_features % multiple
+        if not missing:
+            return self.linear(hidden, self.weight, self.bias)
+        bias = self.weight.new_zeros(self.out_features) if self.bias is None else self.bias
+        return F.linear(hidden, F.pad(self.weight, (0, 0, 0, missing)), F.pad(bias, (0, missing), value=-math.inf))
 
 
 class PackedLayer(nn.Module):
@@ -97,7 +123,7 @@ class MaskedLM(nn.Module):
         return logits
 
 
-def new_model(config: Any) -> MaskedLM:
+def new_model(config: PretrainedConfig) -> MaskedLM:
     """The model of a Hugging Face configuration, with weights drawn from torch's generator.
 
     Raises:
@@ -106,7 +132,7 @@ def new_model(config: Any) -> MaskedLM:
     return packed(architecture_of(config).new(config))
 
 
-def packed(model: Any) -> MaskedLM:
+def packed(model: PreTrainedModel) -> MaskedLM:
     """A Hugging Face model with our forward: the same object, with the same parameters."""
     architecture = architecture_of(model.config)
     model_class, layer_class = _classes(architecture)
@@ -128,12 +154,12 @@ def _classes(architecture: Architecture) -> tuple[type, type]:
     )
 
 
-def decoder_of(model: Any) -> nn.Linear:
+def decoder_of(model: PreTrainedModel) -> nn.Linear:
     """The projection to the vocabulary of a Hugging Face model, or of one with our forward."""
     return cast(nn.Linear, model.get_output_embeddings())
 
 
-def embedding_of(model: Any) -> nn.Embedding:
+def embedding_of(model: PreTrainedModel) -> nn.Embedding:
     """The embeddings of the vocabulary's tokens."""
     return cast(nn.Embedding, model.get_input_embeddings())
 
@@ -143,12 +169,12 @@ def layers_of(model: MaskedLM) -> list[PackedLayer]:
     return [cast(PackedLayer, layer) for layer in model.architecture.layers(model)]
 
 
-def head_size_of(config: Any) -> int:
+def head_size_of(config: PretrainedConfig) -> int:
     """Width of an attention head."""
     return int(config.hidden_size // config.num_attention_heads)
 
 
-def attention_dropout_of(config: Any) -> float:
+def attention_dropout_of(config: PretrainedConfig) -> float:
     """Dropout on attention weights in training."""
     return architecture_of(config).layer_settings(config, KERNELS["eager"], True)[0].attention_dropout
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -17,6 +17,9 @@ from maskloom.models.architecture import architecture_of
 from maskloom.models.base import Architecture
 from maskloom.models.masked_lm import MaskedLM, count_parameters, decoder_of, embedding_of, packed
 from maskloom.models.stored import Names
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ class Outline:
         return name.startswith(self.architecture.head_names)
 
 
-def outline_of(config: Any, most_layers: int | None = None) -> Outline:
+def outline_of(config: PretrainedConfig, most_layers: int | None = None) -> Outline:
     """The weights of a configuration's model; with `most_layers`, as if it had at most so many layers.
 
     Raises:
@@ -73,7 +76,7 @@ def outline_of(config: Any, most_layers: int | None = None) -> Outline:
     )
 
 
-def empty_model(config: Any, most_layers: int | None = None) -> MaskedLM:
+def empty_model(config: PretrainedConfig, most_layers: int | None = None) -> MaskedLM:
     """The model on the meta device: shapes without numbers. `most_layers` and errors as for `outline_of`."""
     if most_layers is not None and most_layers < config.num_hidden_layers:
         config = copy.deepcopy(config)
@@ -85,7 +88,7 @@ def empty_model(config: Any, most_layers: int | None = None) -> MaskedLM:
         raise UserError(f"the model's sizes are larger than any tensor's: {error}") from None
 
 
-def parameters_of(config: Any) -> int:
+def parameters_of(config: PretrainedConfig) -> int:
     """Parameters of a configuration's model, the tied decoder counted once. There may be many layers: two are built."""
     models = [empty_model(config, min(layers, config.num_hidden_layers)) for layers in (1, 2)]
     one, two = map(count_parameters, models)

@@ -6,8 +6,7 @@ once more, without torch.compile. Every layer's output is looked at on the way f
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import nn
@@ -30,8 +29,8 @@ def find_overflow(
     outputs: dict[str, torch.Tensor] = {}
     wrong: list[str] = []
 
-    def look_at(name: str) -> Any:
-        def look(module: nn.Module, inputs: Any, output: torch.Tensor) -> None:
+    def look_at(name: str) -> Callable[[nn.Module, object, torch.Tensor], None]:
+        def look(module: nn.Module, inputs: object, output: torch.Tensor) -> None:
             # At once, as the loss overwrites the logits; and what pads the vocabulary is infinite by intent.
             is_logits = module is decoder_of(model)
             if not torch.isfinite(output[:, : model.config.vocab_size] if is_logits else output).all():

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -37,6 +37,9 @@ from maskloom.models.stored import (
 )
 from maskloom.tokenizers.base import Tokenizer
 from maskloom.tokenizers.loading import load_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 MOST_SPARE_ROWS = 1 << 10
 """Rows of the embeddings beyond the tokenizer's ids that pass for padding (128 for each of 8 tensor-parallel ranks is the most
@@ -78,14 +81,14 @@ def open_checkpoint(source: str, name: str) -> Checkpoint:
         raise UserError(f"{name} cannot be loaded: {error}") from None
 
 
-def _tree_of(folder: Path, name: str) -> dict[str, Any]:
+def _tree_of(folder: Path, name: str) -> dict[str, object]:
     """What a checkpoint's config.json holds. Raises UserError, with what the folder holds instead, if there is none."""
     if not (folder / "config.json").is_file():
         raise UserError(f"{name} cannot be loaded: it has no config.json; {why_no_weights(folder)}")
     return read_tree(folder, name)
 
 
-def match_weights(config: Any, table: dict[str, Stored], folder: Path, name: str) -> Checkpoint:
+def match_weights(config: PretrainedConfig, table: dict[str, Stored], folder: Path, name: str) -> Checkpoint:
     """Compare the table of a checkpoint's weights with its configuration.
 
     Raises:
@@ -135,7 +138,7 @@ def _aliens(ignored: Set[str], outline: Outline) -> list[str]:
     ]
 
 
-def _why_alien(aliens: Sequence[str], config: Any, outline: Outline) -> str:
+def _why_alien(aliens: Sequence[str], config: PretrainedConfig, outline: Outline) -> str:
     """What is wrong with a checkpoint that has such weights."""
     in_layers = {weight: weight.removeprefix(outline.layer_prefix).split(".")[0] for weight in aliens}
     numbers = {weight: int(number) for weight, number in in_layers.items() if number.isdecimal() and len(number) < 10}
@@ -185,7 +188,7 @@ def settle_architecture(settings: Model) -> Model:
     return MODELS[kind].model_validate(given)
 
 
-def check_init(source: str, tokenizer: Tokenizer, seq_lens: Mapping[str, int]) -> Any:
+def check_init(source: str, tokenizer: Tokenizer, seq_lens: Mapping[str, int]) -> PretrainedConfig:
     """Check what `model.init` names, without reading its weights.
 
     Args:
@@ -203,7 +206,7 @@ def check_init(source: str, tokenizer: Tokenizer, seq_lens: Mapping[str, int]) -
     return checkpoint.config
 
 
-def check_positions(config: Any, name: str, seq_lens: Mapping[str, int]) -> None:
+def check_positions(config: PretrainedConfig, name: str, seq_lens: Mapping[str, int]) -> None:
     """Raises UserError if a sequence is longer than the model has positions."""
     most = longest_piece_of(config)
     if wrong := [f"{setting} {length}" for setting, length in seq_lens.items() if length > most]:

@@ -8,11 +8,9 @@ One of your own is a module that calls `add`, named on the command line: `masklo
 
 from __future__ import annotations
 
-from torch import nn
-
-from maskloom.config import Optimizer, add_optimizer
+from maskloom.config import add_optimizer
 from maskloom.optim.adamw import ADAMW
-from maskloom.optim.kind import Group, OptimizerKind
+from maskloom.optim.kind import OptimizerKind
 from maskloom.optim.lamb import LAMB
 from maskloom.optim.muon import MUON
 
@@ -28,8 +26,3 @@ def add(kind: OptimizerKind) -> None:
     """
     add_optimizer(kind.name, kind.section)
     OPTIMIZERS[kind.name] = kind
-
-
-def parameter_groups(model: nn.Module, settings: Optimizer) -> list[Group]:
-    """The groups of a model's parameters as the optimizer of these settings takes them."""
-    return OPTIMIZERS[settings.name].groups(model, settings)

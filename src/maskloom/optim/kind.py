@@ -99,7 +99,7 @@ def _go_with_all(spread: Spread) -> str | None:
     return None
 
 
-def _tell_nothing(zero_stage: int) -> dict[str, Any]:
+def _tell_nothing(zero_stage: int) -> dict[str, object]:
     return {}
 
 

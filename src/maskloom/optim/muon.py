@@ -79,7 +79,7 @@ def refusal(spread: Spread) -> str | None:
     )
 
 
-def zero_settings(zero_stage: int) -> dict[str, Any]:
+def zero_settings(zero_stage: int) -> dict[str, object]:
     """Whole gradients for every rank, at stage 3 too."""
     return {"reduce_scatter": False} if zero_stage == 3 else {}
 

@@ -149,7 +149,7 @@ def _minds_blanks(token: Tree, normalizers: set[str | None]) -> bool:
     return bool(strips or holds or (token.get("normalized") and not content.isascii()))
 
 
-def _makes_a_role(merge: Any, roles: Set[str]) -> bool:
+def _makes_a_role(merge: str | list[str], roles: Set[str]) -> bool:
     """Whether a merge of BPE ("a b", or [a, b]) has a role among its parts, or makes one."""
     parts = merge.split(" ") if isinstance(merge, str) else list(merge)
     return not {*parts, "".join(parts)}.isdisjoint(roles)

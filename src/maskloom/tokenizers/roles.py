@@ -120,7 +120,7 @@ def roles_beside(folder: Path) -> dict[str, str]:
     return found
 
 
-def content_of(token: Any) -> Any:
+def content_of(token: object) -> object:
     """The spelling of a token that a file gives as a string, or as an object with `content`."""
     return token.get("content") if isinstance(token, dict) else token
 
@@ -151,7 +151,7 @@ def ends_template(roles: Roles, vocabulary: Mapping[str, int]) -> Tree:
     return {"type": "TemplateProcessing", "single": single, "pair": [*single, *second], "special_tokens": tokens}
 
 
-def _ends_of(post_processor: Any) -> Iterator[tuple[str, str]]:
+def _ends_of(post_processor: object) -> Iterator[tuple[str, str]]:
     """("cls", token) and ("sep", token) of a post-processor that puts them around a text."""
     for step in steps_of(post_processor, "processors"):
         if step.get("type") in ("BertProcessing", "RobertaProcessing"):

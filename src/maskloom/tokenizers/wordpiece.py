@@ -126,7 +126,7 @@ def oldest_version(tree: Tree, roles: frozenset[str]) -> int:
     return 1 if is_plain else TOKENIZING
 
 
-def settings_for_hugging_face(tree: Tree) -> dict[str, Any]:
+def settings_for_hugging_face(tree: Tree) -> dict[str, object]:
     """What `BertTokenizer` has to know if someone names it instead of the class that is written."""
     normalizer = tree.get("normalizer") or {}
     if normalizer.get("type") != "BertNormalizer":

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from argparse import Namespace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from maskloom.early import begin
+
+if TYPE_CHECKING:  # whatever takes time to import comes after `begin`
+    from argparse import Namespace
 
 
 def main(arguments: list[str] | None = None) -> int:

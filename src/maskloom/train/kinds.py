@@ -106,7 +106,7 @@ def part_of(ran: Ran, vocab_size: int) -> str:
     return "elementwise" if _any(ELEMENTWISE, names) else "other"
 
 
-def sum_up(everything: Iterable[Ran], wall_s: float, steps: int, vocab_size: int) -> dict[str, Any]:
+def sum_up(everything: Iterable[Ran], wall_s: float, steps: int, vocab_size: int) -> dict[str, object]:
     """Seconds a step by part.
 
     Args:

@@ -8,7 +8,6 @@ how a signal ends the loop, `rank/stopping.py`.
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from collections.abc import Iterator
 
@@ -16,6 +15,7 @@ import torch
 
 from maskloom.config import RunConfig
 from maskloom.distributed import World, barrier, set_timeouts
+from maskloom.hardware import cores
 from maskloom.progress import say, warn
 from maskloom.status import EXIT_DONE, EXIT_STOPPED
 from maskloom.train.batches import ReadyStep
@@ -102,7 +102,7 @@ def attempt(config: RunConfig, world: World, run: RunDir, watch: Watch) -> int:
     config, plan = prepare(config, world)
     for note in notes_on_device(asked) if world.is_first else ():
         warn(note)
-    torch.set_num_threads(run.threads(world, len(os.sched_getaffinity(0))))
+    torch.set_num_threads(run.threads(world, cores()))
     with watch.section("load", set_timeouts):
         trainer, peak_flops = set_up(config, plan, world, traffic, watch.pulse)
     run.begin(trainer.config, trainer.engine.model, plan.tokenizer, world, trainer.step)

@@ -16,7 +16,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-import os
 import re
 import statistics
 import tempfile
@@ -32,6 +31,7 @@ from maskloom.data.batch import MicroBatch
 from maskloom.distributed import World, barrier, gather_objects
 from maskloom.errors import UserError
 from maskloom.files import write_atomically
+from maskloom.hardware import cores
 from maskloom.progress import say, show
 from maskloom.train.checkpoint.state import saved_folders
 from maskloom.train.engine.device import device_of
@@ -142,7 +142,7 @@ def profile(config: RunConfig, world: World, steps: int, out: Path) -> None:
         UserError: as for a training; or `out` holds something else.
     """
     run = Path(config.run_dir)
-    threads = recorded_threads(run) or max(1, len(os.sched_getaffinity(0)) // world.local_size)
+    threads = recorded_threads(run) or max(1, cores() // world.local_size)
     traffic = start_distributed(world, config.timeouts.start_s, config.engine.deterministic)
     with tempfile.TemporaryDirectory(prefix="maskloom-profile-") as folder:
         config, plan = prepare(thrown_away(config, steps, Path(folder) / "run"), world)
@@ -160,7 +160,7 @@ def profile(config: RunConfig, world: World, steps: int, out: Path) -> None:
             return
         step_s = sum(seconds.values())
         is_cuda = trainer.device.type == "cuda"
-        ran = what_ran(measured.events(), is_cuda)
+        ran = what_ran(measured.events(), is_cuda)  # type: ignore[no-untyped-call]
         kinds = sum_up(ran, step_s * steps, steps, plan.tokenizer.vocab_size)
         summary = {
             "format": FORMAT,
@@ -179,7 +179,7 @@ def profile(config: RunConfig, world: World, steps: int, out: Path) -> None:
         say(f"traces: {trace}{more}; open them in https://ui.perfetto.dev. The figures: {out / SUMMARY}")
 
 
-def measure(trainer: Trainer, clock: StepClock, steps: int) -> tuple[float, Any]:
+def measure(trainer: Trainer, clock: StepClock, steps: int) -> tuple[float, torch.profiler.profile]:
     """Warm up, then profile steps. Every rank calls it.
 
     Returns:

@@ -48,7 +48,7 @@ class GuardState:
     in_a_row: int = 0
     bad_steps: int = 0
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         return {**vars(self), "losses": list(self.losses)}
 
     @staticmethod
@@ -118,7 +118,7 @@ class PassedOver:
     reason: str
     cursors: list[list[list[Any]]]
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         return {**asdict(self), "rows_of_steps": list(self.rows_of_steps)}
 
     @staticmethod

@@ -13,7 +13,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from maskloom.config import RunConfig
+from transformers import PretrainedConfig
+
+from maskloom.config import Model, RunConfig
 from maskloom.config_file import differences, load_config, rechecked
 from maskloom.errors import UserError
 from maskloom.models.build import check_size, configuration_of, read_definition
@@ -31,7 +33,7 @@ MAY_CHANGE = re.compile(
 are recognised by their digests; `engine.zero_stage` is checked when the checkpoint is loaded."""
 
 
-def reconcile(config: RunConfig, data: Mapping[str, Any] | None = None) -> RunConfig:
+def reconcile(config: RunConfig, data: Mapping[str, object] | None = None) -> RunConfig:
     """The configuration to run with, given what the run directory holds already, or the run that it begins from.
 
     A run that exists keeps what was derived when it began (lanes, the checkpoint that it began from); what may change is
@@ -79,11 +81,16 @@ def reconcile(config: RunConfig, data: Mapping[str, Any] | None = None) -> RunCo
     return config
 
 
-def check_model(config: RunConfig, tokenizer: Tokenizer, must_fit: bool = True) -> Any:
+def check_model(
+    run: Path, from_: str | None, model: Model, tokenizer: Tokenizer, seq_lens: Mapping[str, int], must_fit: bool = True
+) -> PretrainedConfig:
     """Check the model that a rank would begin with, without its weights: the run's own, its origin's, `model.init`'s, or a
     new one.
 
     Args:
+        run: the run's folder, which need not exist.
+        from_: what the run begins from.
+        seq_lens: setting -> its sequence length.
         must_fit: refuse a new model that is larger than this machine's memory.
 
     Returns:
@@ -92,18 +99,17 @@ def check_model(config: RunConfig, tokenizer: Tokenizer, must_fit: bool = True) 
     Raises:
         UserError: it cannot be trained so.
     """
-    run = Path(config.run_dir)
-    origin = run if saved_folders(run) else split_origin(config.from_)[0] if config.from_ else None
+    origin = run if saved_folders(run) else split_origin(from_)[0] if from_ else None
     if origin is None:
-        if config.model.init is not None:
-            return check_init(config.model.init, tokenizer, config.seq_lens)
-        described = configuration_of(config.model, tokenizer)
-        check_positions(described, "the model", config.seq_lens)
+        if model.init is not None:
+            return check_init(model.init, tokenizer, seq_lens)
+        described = configuration_of(model, tokenizer)
+        check_positions(described, "the model", seq_lens)
         if must_fit:
             check_size(described)
         return described
     described = read_definition(origin / "model")
-    check_positions(described, str(origin / "model"), config.seq_lens)
+    check_positions(described, str(origin / "model"), seq_lens)
     return described
 
 

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from maskloom.config import RunConfig
-from maskloom.config_file import dump_config, saved_form
+from maskloom.config_file import dump_config, without_queries
 from maskloom.distributed import World, gather_objects
 from maskloom.errors import UserError
 from maskloom.files import LOCK, parse_json, read_plain, whole_folder, write_atomically
@@ -124,7 +124,8 @@ class RunDir:
         self.step, self._begun, self._trains = step, True, True
         if not self.is_writer:
             return
-        write_atomically(self.folder / "config.yaml", dump_config(saved_form(config)))  # from here on it is a run
+        saved = config.model_copy(update={"data": without_queries(config.data)})
+        write_atomically(self.folder / "config.yaml", dump_config(saved))  # from here on it is a run
         if not (self.folder / "model").exists():
             with whole_folder(self.folder / "model") as partial:
                 save_definition(model, tokenizer, partial)

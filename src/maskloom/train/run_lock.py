@@ -19,7 +19,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from maskloom.errors import UserError
 from maskloom.files import LOCK, NO_LOCKS, open_own, open_plain
@@ -177,7 +177,7 @@ def named_holder(path: Path) -> Holder | None:
     return Holder(int(pid), host, since, command if command.isprintable() else "", start)
 
 
-def _lock(file: IO[Any], path: Path, how: int) -> bool | None:
+def _lock(file: IO[str] | IO[bytes], path: Path, how: int) -> bool | None:
     """Lock a file: True if it is locked, False if its file system has no locks, None if somebody else holds it."""
     end_s = time.monotonic() + MOMENT_S
     while True:

@@ -10,7 +10,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -61,7 +60,8 @@ def prepare(config: RunConfig, world: World) -> tuple[RunConfig, DataPlan]:
     temporary_folder()
     tokenizer, corpora = tokenizer_of(config.tokenizer, config.model.init), open_corpora(config.data)
     config = reconcile(config, identity(corpora, tokenizer))
-    check_model(config, tokenizer)
+    run = Path(config.run_dir)
+    described = check_model(run, config.from_, config.model, tokenizer, config.seq_lens)
     plan = DataPlan.of(
         config.data,
         config.phases,
@@ -69,7 +69,7 @@ def prepare(config: RunConfig, world: World) -> tuple[RunConfig, DataPlan]:
         config.seed,
         corpora,
         tokenizer,
-        stored_tokenizing(Path(config.run_dir), config.from_),
+        stored_tokenizing(run, config.from_),
     )
     plan.check_world(world)
     for note in notes_on_run(plan) if world.is_first else ():
@@ -80,7 +80,7 @@ def prepare(config: RunConfig, world: World) -> tuple[RunConfig, DataPlan]:
     data = config.data.model_copy(update={"lanes": plan.lanes})
     engine = {
         "precision": resolve_precision(config.engine.precision),
-        "kernels": resolve_kernels(config.engine.kernels),
+        "kernels": resolve_kernels(config.engine.kernels, described.hidden_size),
     }
     config = config.model_copy(update={"data": data, "engine": config.engine.model_copy(update=engine)})
     config = rechecked(config, config.run_dir)
@@ -101,7 +101,7 @@ def checked_evaluation(evaluation: Evaluation, corpora: Sequence[Index], world: 
     return evaluation.model_copy(update={"every_steps": 0})
 
 
-def deepspeed_settings(config: RunConfig, plan: DataPlan, world: World) -> dict[str, Any]:
+def deepspeed_settings(config: RunConfig, plan: DataPlan, world: World) -> dict[str, object]:
     """The DeepSpeed configuration of this run at this world size."""
     layouts = phase_layouts(config.phases, plan, world)
     accumulates = any(layout.micro_batches > 1 for layout in layouts)

@@ -36,8 +36,8 @@ import socket
 import statistics
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import torch
 
@@ -45,6 +45,8 @@ from maskloom.data.plan import PhasePlan, place_in
 from maskloom.distributed import World, gather_objects, sum_over_ranks
 from maskloom.progress import warn
 
+P = ParamSpec("P")
+R = TypeVar("R")
 MESSAGES = {
     "all_reduce": ("tensor", 0),
     "all_reduce_coalesced": ("tensors", 0),
@@ -114,9 +116,9 @@ class Traffic:
         other.around = self.around
         return other
 
-    def timed(self, call: Callable[..., Any], *args: Any) -> Any:
+    def timed(self, call: Callable[P, R], *args: P.args, **options: P.kwargs) -> R:
         """The result of a call, the time of which counts."""
-        return self._timed(call, *args)
+        return self._timed(call, *args, **options)
 
     def take(self) -> Totals:
         """What was sent since the last call; waits for collectives that are under way."""
@@ -142,7 +144,7 @@ class Traffic:
         counted.uncounted = method  # type: ignore[attr-defined]
         return counted
 
-    def _timed(self, call: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    def _timed(self, call: Callable[P, R], *args: P.args, **options: P.kwargs) -> R:
         if self._new_event is None:
             began_s = time.perf_counter()
             with self.around():
@@ -178,7 +180,7 @@ class _Handle:
         return getattr(self._handle, name)
 
 
-def _bytes_of(message: Any) -> int:
+def _bytes_of(message: torch.Tensor | Iterable[torch.Tensor]) -> int:
     if isinstance(message, torch.Tensor):
         return message.numel() * message.element_size()
     return sum(_bytes_of(part) for part in message)
@@ -206,9 +208,9 @@ class OwnTime:
         """Begin behind a logged line."""
         self._marked_s = time.perf_counter()
 
-    def waiting(self, call: Callable[..., Any], *args: Any) -> Any:
+    def waiting(self, call: Callable[P, R], *args: P.args, **options: P.kwargs) -> R:
         """The result of a call that waits for other ranks."""
-        return self._waits.timed(call, *args)
+        return self._waits.timed(call, *args, **options)
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:

@@ -7,17 +7,20 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from maskloom.config import RunConfig
 from maskloom.config_file import load_config, parse_config
+from maskloom.hardware import ask_nvidia_smi
 from maskloom.launch.doctor import machine
 from maskloom.launch.doctor.look import FACTS, Facts, Line, Request, nearest
 from maskloom.launch.doctor.machine import (
     COLUMNS,
     Rank,
+    checkpoint_bytes,
+    checkpoints_at_most,
     chosen_blocks,
     configuration,
     cores,
@@ -31,12 +34,12 @@ from maskloom.launch.doctor.machine import (
     multiply,
     operator_builds,
     port,
+    rank_bytes,
     room_for,
     run_dir,
     source_digest,
 )
 from maskloom.launch.probe import PORT_TRIES
-from maskloom.nvidia_smi import ask_nvidia_smi
 from tests.trees import tree_with
 
 GIB = 1 << 30
@@ -140,18 +143,18 @@ def test_damaged_and_missing_shards(
     config = load_config(write_config(run_config))
     skips = load_config(write_config(run_config), ["data.on_bad_data=skip"])
     first, *_, last = sorted(shards.glob("*.tar"))
-    ((_, digest, (level, value, _)),) = look_at_corpora(config, Request())
+    ((_, digest, (level, value, _)),) = look_at_corpora(config.data, Request())
     assert (level, value.endswith(" read and verified")) == ("ok", True)
     with first.open("r+b") as file:
         file.seek(600)
         file.write(b"\xff" * 64)
-    ((path, still, (level, value, _)),) = look_at_corpora(config, Request())
+    ((path, still, (level, value, _)),) = look_at_corpora(config.data, Request())
     assert (path, still, level) == (str(shards), digest, "fail")
     assert first.name in value
-    ((_, _, (level, _, _)),) = look_at_corpora(skips, Request())
+    ((_, _, (level, _, _)),) = look_at_corpora(skips.data, Request())
     assert level == "warn"
     last.unlink()
-    ((_, digest, (level, value, _)),) = look_at_corpora(config, Request())
+    ((_, digest, (level, value, _)),) = look_at_corpora(config.data, Request())
     assert (digest, level) == (None, "fail")
     assert last.name in value
 
@@ -268,9 +271,9 @@ def test_room_for_all_checkpoints_that_will_stand_side_by_side(tmp_path: Path) -
 
 
 def test_space_and_inodes() -> None:
-    assert [line[0] for _, line in room_for(3, 1000.0, 4, 3000, 1024)] == ["ok"]
-    assert [line[0] for _, line in room_for(3, 1000.0, 4, 3000, None)] == ["ok"]  # a file system without a fixed number
-    few = dict(room_for(3, 1000.0, 4, 2999, 12))
+    assert [line[0] for _, line in room_for(3, 1000, 4, 3000, 1024)] == ["ok"]
+    assert [line[0] for _, line in room_for(3, 1000, 4, 3000, None)] == ["ok"]  # a file system without a fixed number
+    few = dict(room_for(3, 1000, 4, 2999, 12))
     assert few["disk space"][0] == few["disk inodes"][0] == "fail"
     assert "12 inodes free, 1,024 are wanted" in few["disk inodes"][1]
     assert few["disk space"][2]
@@ -289,22 +292,66 @@ def test_the_port(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_operators(monkeypatch: pytest.MonkeyPatch) -> None:
-    def config(name: str) -> RunConfig:
-        return parse_config(tree_with(optimizer={"name": name, "gradient_clipping": 0.0}), "here")
-
     why = "no nvcc"
     monkeypatch.setattr(machine, "why_no_fused_adam", lambda: why)
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    ((level, value, remedy),) = fused_adam(config("adamw"))
+    ((level, value, remedy),) = fused_adam("adamw")
     assert (level, value, bool(remedy)) == ("warn", "torch's instead: no nvcc", True)
     why = ""
-    assert [level for level, _, _ in fused_adam(config("adamw"))] == ["ok"]
-    assert list(fused_adam(config("lamb"))) == list(fused_adam(None)) == []
+    assert [level for level, _, _ in fused_adam("adamw")] == ["ok"]
+    assert list(fused_adam("lamb")) == []
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    assert list(fused_adam(config("adamw"))) == []
+    assert list(fused_adam("adamw")) == []
 
     monkeypatch.setattr(machine, "stale_locks", lambda: [Path("/x/fused_adam/lock")])
     ((level, value, remedy),) = operator_builds()
     assert (level, value, bool(remedy)) == ("warn", "killed build left /x/fused_adam/lock", True)
     monkeypatch.setattr(machine, "stale_locks", list)
     assert list(operator_builds()) == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "steps", "expected"),
+    [
+        ({"every_steps": 500, "keep_last": 2}, 10_000, 3),
+        ({"every_steps": 500, "keep_last": 4}, 10_000, 5),
+        ({"every_steps": 500}, 600, 2),
+        ({"every_steps": 0}, 600, 1),
+        ({"every_steps": 500, "keep_every_steps": 1000}, 10_000, 13),
+        ({"every_steps": 400, "keep_every_steps": 1000}, 10_000, 8),  # of multiples of 1000, those saved: of 2000
+    ],
+)
+def test_checkpoints_side_by_side(settings: dict[str, Any], steps: int, expected: int) -> None:
+    config = parse_config(tree_with(checkpoint=settings, phases=[{"steps": steps}]), "here")
+    assert checkpoints_at_most(config.checkpoint, config.total_steps) == expected
+
+
+@pytest.mark.parametrize(
+    ("engine", "optimizer", "a_parameter"),
+    [
+        ({"zero_stage": 0, "precision": "fp32"}, "adamw", 4 + 8),
+        ({"zero_stage": 1, "precision": "bf16"}, "adamw", 2 + 4 + 8),
+        ({"zero_stage": 3, "precision": "bf16"}, "lamb", 4 + 8),
+        ({"zero_stage": 1, "precision": "fp32"}, "muon", 4 + 4 + 4),
+    ],
+)
+def test_bytes_of_a_checkpoint(engine: dict[str, Any], optimizer: str, a_parameter: int) -> None:
+    settings = parse_config(tree_with(engine=engine, optimizer={"name": optimizer, "gradient_clipping": 0.0}), "here")
+    assert checkpoint_bytes(settings.engine, settings.optimizer, 1000) == 1000 * a_parameter
+
+
+@pytest.mark.parametrize(
+    ("engine", "optimizer", "a_parameter"),
+    [
+        ({"zero_stage": 0, "precision": "fp32"}, "adamw", 4 + 4 + 8),
+        ({"zero_stage": 1, "precision": "bf16"}, "adamw", 2 + 2 + (4 + 8) / 4),
+        ({"zero_stage": 2, "precision": "bf16"}, "adamw", 2 + (2 + 4 + 8) / 4),
+        ({"zero_stage": 3, "precision": "bf16"}, "lamb", (2 + 2 + 4 + 8) / 4),
+        ({"zero_stage": 1, "precision": "fp32"}, "muon", 4 + 4 + 4 / 4),
+    ],
+)
+def test_bytes_of_a_rank(engine: dict[str, Any], optimizer: str, a_parameter: float) -> None:
+    """Weights, gradients and the optimizer's numbers; what the stage spreads, over four ranks."""
+    settings = parse_config(tree_with(engine=engine, optimizer={"name": optimizer, "gradient_clipping": 0.0}), "here")
+    assert rank_bytes(settings.engine, settings.optimizer, 1000, 4) == 1000 * a_parameter
+    assert rank_bytes(settings.engine, settings.optimizer, 0, 4) == 0

@@ -110,11 +110,25 @@ def on_gpu(tools: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tools
 
 
+@pytest.mark.parametrize(
+    ("hidden_size", "is_faster", "kernels"), [(768, True, "onednn"), (768, False, "eager"), (128, True, "eager")]
+)
+def test_auto_on_a_cpu(hidden_size: int, is_faster: bool, kernels: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module.linear, "is_faster", lambda: is_faster)
+    assert resolve_kernels("auto", hidden_size) == kernels
+
+
 def test_auto_compiles_on_a_gpu_and_not_on_a_cpu(on_gpu: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert resolve_kernels("auto") == resolve_kernels("compile") == "compile"
-    assert resolve_kernels("eager") == "eager"
+    assert resolve_kernels("auto", 768) == resolve_kernels("compile", 768) == "compile"
+    assert resolve_kernels("eager", 768) == "eager"
+    with pytest.raises(UserError, match="onednn is for CPUs, and this run has GPUs"):
+        resolve_kernels("onednn", 768)
     monkeypatch.undo()
-    assert resolve_kernels("auto") == "eager"
+    assert resolve_kernels("auto", 768) in ("eager", "onednn")
+    assert resolve_kernels("onednn", 768) == "onednn"
+    monkeypatch.setattr("torch.backends.mkldnn.is_available", lambda: False)
+    with pytest.raises(UserError, match=r"this build of torch has no oneDNN; set engine\.kernels=eager"):
+        resolve_kernels("onednn", 768)
 
 
 def lose_triton(tools: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,22 +167,22 @@ def test_what_is_missing_turns_auto_to_eager_and_ends_what_asked_for_compile(
     assert why_not_compiled() is None
     assert callable(lose)
     lose(on_gpu, monkeypatch)
-    assert resolve_kernels("auto") == "eager"
+    assert resolve_kernels("auto", 768) == "eager"
     with pytest.raises(UserError, match=f"engine.kernels compile cannot be had here: .*{said}.*engine.kernels=eager"):
-        resolve_kernels("compile")
+        resolve_kernels("compile", 768)
 
 
 def test_clang_will_do(on_gpu: Path) -> None:
     (on_gpu / "gcc").rename(on_gpu / "clang")
-    assert resolve_kernels("auto") == "compile"
+    assert resolve_kernels("auto", 768) == "compile"
 
 
 def test_a_cpu_needs_a_compiler_of_cpp(tools: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match=r"there is no C\+\+ compiler g\+\+: install g\+\+, or set CXX"):
-        resolve_kernels("compile")
+        resolve_kernels("compile", 768)
     put(tools, "c++-14")
     monkeypatch.setenv("CXX", "c++-14")
-    assert resolve_kernels("compile") == "compile"
+    assert resolve_kernels("compile", 768) == "compile"
 
 
 @pytest.fixture

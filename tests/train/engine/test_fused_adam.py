@@ -24,7 +24,7 @@ from torch.utils import cpp_extension
 from maskloom.config import Optimizer
 from maskloom.distributed import World
 from maskloom.launch.probe import free_port
-from maskloom.optim import OPTIMIZERS, parameter_groups
+from maskloom.optim import OPTIMIZERS
 from maskloom.train.engine import cuda_home, fused_adam
 from maskloom.train.engine.fused_adam import (
     linked_libraries,
@@ -47,7 +47,7 @@ def _decided_anew() -> Iterator[None]:
 def built(settings: Optimizer, world: World) -> torch.optim.Optimizer:
     """The optimizer of these settings over a small model."""
     kind = OPTIMIZERS[settings.name]
-    return kind.build(parameter_groups(tiny_model(), settings), settings, offered(kind, world))
+    return kind.build(kind.groups(tiny_model(), settings), settings, offered(kind, world))
 
 
 def test_not_on_a_cpu() -> None:

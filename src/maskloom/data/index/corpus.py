@@ -50,7 +50,7 @@ class Index:
     files: Path
     settings: Storage
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         return _reopen, (self.folder, self.files, self.header["table_digest"], self.settings)
 
     @property

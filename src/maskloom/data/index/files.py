@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -111,11 +112,11 @@ class Tokens:
         fingerprint, _, version = mark.partition(":")
         return Tokens(fingerprint, int(version or 1))
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         return {"tokenizer": self.tokenizer, **({"tokenizing": self.tokenizing} if self.tokenizing != 1 else {})}
 
 
-def corpus_digest(header: dict[str, Any], columns: dict[str, NDArray[Any]]) -> str:
+def corpus_digest(header: dict[str, Any], columns: Mapping[str, NDArray[np.generic]]) -> str:
     """The digest of a corpus of text, over its shards' digests, its block table, and how documents are found and held out."""
     identity: list[Any] = [VERSION, header["text_key"], header["held_out_threshold"]]
     identity.append([[shard["sha256"], shard["split"]] for shard in header["shards"]])
@@ -123,7 +124,7 @@ def corpus_digest(header: dict[str, Any], columns: dict[str, NDArray[Any]]) -> s
     return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
 
 
-def table_digest(header: dict[str, Any], columns: dict[str, NDArray[Any]]) -> str:
+def table_digest(header: dict[str, Any], columns: Mapping[str, NDArray[np.generic]]) -> str:
     """Digest of all that an index says, except the URLs of its shards."""
     kept = {key: value for key, value in header.items() if key not in ("table_digest", "shards")}
     shards = [{key: value for key, value in shard.items() if key != "url"} for shard in header["shards"]]

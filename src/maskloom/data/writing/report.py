@@ -8,14 +8,16 @@ hash: counting must cost little beside writing.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from maskloom.progress import size
+
+K = TypeVar("K", bound=Hashable)
 
 WHOLE_BYTES = 64 << 20  # up to this much text, the scripts of all documents are counted
 SAMPLED_ONE_IN = 16
@@ -101,7 +103,7 @@ class Report:
             max(self.sampled_one_in, other.sampled_one_in),
         )
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Plain values, in the same order however the corpus was counted."""
         letters = {name: self.letters[name] for name in NAMES if name in self.letters}
         lengths = {str(size): self.lengths[size] for size in sorted(self.lengths)}
@@ -201,5 +203,5 @@ def _kinds() -> NDArray[np.uint8]:
     return np.where(np.append(is_letter, False), kinds, 0).astype(np.uint8)
 
 
-def _sum(one: dict[Any, int], other: dict[Any, int]) -> dict[Any, int]:
+def _sum(one: Mapping[K, int], other: Mapping[K, int]) -> dict[K, int]:
     return {key: one.get(key, 0) + other.get(key, 0) for key in [*one, *(key for key in other if key not in one)]}

@@ -14,7 +14,7 @@ import json
 import os
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -64,7 +64,7 @@ class SpillWriter:
         if self.held_bytes >= self.run_bytes:
             self._write_run()
 
-    def finish(self, notes: dict[str, Any]) -> None:
+    def finish(self, notes: Mapping[str, object]) -> None:
         """Write what is held, the table and `notes`."""
         self._write_run()
         table_at = self.position

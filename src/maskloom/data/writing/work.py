@@ -82,7 +82,7 @@ class WorkPlan:
     names: tuple[str, ...]
     files: tuple[tuple[str, str], ...]
 
-    def header(self) -> dict[str, Any]:
+    def header(self) -> dict[str, object]:
         """Everything but the files, as plain values."""
         values = {key: value for key, value in asdict(self).items() if key != "files"}
         return {"version": VERSION, **values, "inputs": list(self.inputs), "names": list(self.names)}
@@ -306,7 +306,7 @@ def _create(folder: Path, plan: WorkPlan) -> None:
         shutil.rmtree(made, ignore_errors=True)
 
 
-def _to_json(indexed: IndexedShard | None) -> dict[str, Any] | None:
+def _to_json(indexed: IndexedShard | None) -> dict[str, object] | None:
     if indexed is None:
         return None
     shard = {key: value for key, value in asdict(indexed.shard).items() if key != "url"}

@@ -26,20 +26,11 @@ SAME: dict[str, tuple[Level, str]] = {
     "data": ("fail", "another corpus there: ranks would read different rows"),
 }
 """How bad it is if a host differs from most, and what to do."""
+VERSIONS = ("python", "torch", "deepspeed", "maskloom", "transformers", "numpy", "maskloom's source")
 ORDER = (
-    *(
-        "hosts",
-        "configuration",
-        "python",
-        "torch",
-        "deepspeed",
-        "maskloom",
-        "transformers",
-        "numpy",
-        "maskloom's source",
-    ),
-    *("GPUs", "GPU kinds", "GPU health", "clocks", "CPU cores", "memory", "CONFIG", "tokenizer", "run_dir"),
-    *("disk space", "disk inodes", "data", "port", "lock", "FusedAdam", "operator builds"),
+    *("hosts", "configuration", *VERSIONS, "GPUs", "GPU kinds", "GPU health", "clocks", "CPU cores", "memory"),
+    *("CONFIG", "tokenizer", "run_dir", "disk space", "disk inodes", "data", "port", "lock", "FusedAdam"),
+    *("operator builds",),
 )
 """Of the table; a check of data has the corpus behind its name."""
 UNREACHED = "do hosts reach each other on all ports? On several networks set GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME"

@@ -10,6 +10,7 @@ import contextlib
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -19,30 +20,34 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from maskloom.launch.doctor.look import FACTS, REQUEST, Facts, Line, Request
-from maskloom.launch.ssh import AT_ONCE, FAILED, Ssh, last_line, remote_command
+from maskloom.launch.ssh import AT_ONCE, Ssh, last_line, remote_command
 
 POLL_S = 0.05
 END_S = 2.0
 """For a program to end by itself once its stdin has ended."""
 CLOSED = ("connection closed", "see sshd's log there: MaxStartups, AllowUsers, or it is shutting down")
-SSH_FAILURES = {
-    "IDENTIFICATION HAS CHANGED": ("host key changed", "if it was reinstalled: ssh-keygen -R HOST, then ssh HOST once"),
-    "Host key verification failed": ("unknown host key", "ssh HOST once and accept its key, or add it to known_hosts"),
-    "Permission denied": ("permission denied", "put your key into ~/.ssh/authorized_keys there: ssh-copy-id HOST"),
-    "Too many authentication failures": ("permission denied", "name the one key for HOST in ~/.ssh/config"),
-    "Could not resolve hostname": (
-        "unknown name",
-        "correct the hostfile, or add HOST to DNS, /etc/hosts or ~/.ssh/config",
-    ),
-    "No route to host": ("no route", "is it on, and its network up?"),
-    "Network is unreachable": ("no route", "is this machine's network up?"),
-    "Connection refused": ("connection refused", "no sshd listens there: start it, or set its Port in ~/.ssh/config"),
-    "not responding": ("timeout", "is it still on, and its network up?"),
-    "timed out": ("timeout", "is it on, and its network up? A firewall may drop port 22"),
-    "Connection closed": CLOSED,
-    "Connection reset": CLOSED,
-}
-"""What ssh says -> our name for it, and what to do."""
+SHARED = "start where every host has the same folder, on a shared file system"
+SILENCES: tuple[tuple[int | None, str, str, str], ...] = (
+    (255, "IDENTIFICATION HAS CHANGED", "host key changed", "reinstalled? ssh-keygen -R HOST, then ssh HOST once"),
+    (255, "Host key verification failed", "unknown host key", "ssh HOST once and accept it, or add it to known_hosts"),
+    (255, "Permission denied", "permission denied", "put your key into ~/.ssh/authorized_keys there: ssh-copy-id HOST"),
+    (255, "Too many authentication", "permission denied", "name the one key for HOST in ~/.ssh/config"),
+    (255, "Could not resolve hostname", "unknown name", "correct the hostfile, or add HOST to DNS or ~/.ssh/config"),
+    (255, "No route to host", "no route", "is it on, and its network up?"),
+    (255, "Network is unreachable", "no route", "is this machine's network up?"),
+    (255, "Connection refused", "connection refused", "start sshd there, or set its Port in ~/.ssh/config"),
+    (255, "not responding", "timeout", "is it still on, and its network up?"),
+    (255, "timed out", "timeout", "is it on, and its network up? A firewall may drop port 22"),
+    (255, "Connection closed", *CLOSED),
+    (255, "Connection reset", *CLOSED),
+    (255, "", "ssh failed", "try: ssh -o BatchMode=yes HOST true"),
+    (None, "cd: .*/.*No such file", "no such folder", SHARED),
+    (126, "", "no such Python", f"install the same environment at the same path: {sys.executable}"),
+    (127, "", "no such Python", f"install the same environment at the same path: {sys.executable}"),
+    (None, "No module named", "not installed", f"install maskloom and what it needs for {sys.executable} there"),
+    (None, "", "no facts", "is its maskloom the same as this one?"),
+)
+"""An exit code (255 is ssh's own), what is said with it (a pattern) -> our name for it, and what to do. The first one counts."""
 
 
 @dataclass(frozen=True)
@@ -91,10 +96,7 @@ def run_on_all(
     def run(command: list[str], request: str) -> Reply:
         nonlocal all_end_s
         began_s, end_s = 0.0, time.monotonic() + limit_s
-        with (
-            tempfile.TemporaryFile("w+", errors="replace") as output,
-            tempfile.TemporaryFile("w+", errors="replace") as errors,
-        ):
+        with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
             process = subprocess.Popen(command, text=True, stdin=subprocess.PIPE, stdout=output, stderr=errors)
             assert process.stdin
             with contextlib.suppress(OSError):  # one that is gone says itself why
@@ -111,9 +113,10 @@ def run_on_all(
                 process.wait(END_S)
             process.kill()
             process.wait()
-            for file in (output, errors):
-                file.seek(0)
-            return Reply(code, output.read(), errors.read(), began_s or time.time())
+            output.seek(0)
+            errors.seek(0)
+            said, why = (file.read().decode(errors="replace") for file in (output, errors))
+            return Reply(code, said, why, began_s or time.time())
 
     with ThreadPoolExecutor(at_once) as pool:
         return list(pool.map(run, commands, requests))
@@ -140,16 +143,7 @@ def answer_of(host: str, reply: Reply, limit_s: float) -> Answer:
 
 def why_silent(code: int, errors: str, host: str) -> Line:
     """What ssh, the remote shell or Python said instead of an answer, with a name before it."""
-    said = last_line(errors)
-    if code == FAILED:  # ssh's own
-        unknown = ("ssh failed", "try: ssh -o BatchMode=yes HOST true")
-        name, remedy = next((known for words, known in SSH_FAILURES.items() if words in errors), unknown)
-    elif "cd:" in errors and "/" in said and "No such file" in said:
-        name, remedy = "no such folder", "start where every host has the same folder, on a shared file system"
-    elif code in (126, 127):
-        name, remedy = "no such Python", f"install the same environment at the same path: {sys.executable}"
-    elif "No module named" in errors:
-        name, remedy = "not installed", f"install maskloom and what it needs for {sys.executable} there"
-    else:
-        name, remedy, said = "no facts", "is its maskloom the same as this one?", f"{said} (exit code {code})"
-    return "fail", f"{name}: {said}", remedy.replace("HOST", host)
+    rows = (row for row in SILENCES if row[0] in (code, None) and re.search(row[1], errors))
+    _, _, name, remedy = next(rows)
+    ends = f" (exit code {code})" if name == "no facts" else ""
+    return "fail", f"{name}: {last_line(errors)}{ends}", remedy.replace("HOST", host)

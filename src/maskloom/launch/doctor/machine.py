@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import os
 import platform
 import random
@@ -24,22 +25,20 @@ import transformers
 
 import maskloom
 from maskloom import extensions
-from maskloom.config import RunConfig
+from maskloom.config import Checkpoint, Data, Engine, Optimizer, RunConfig
 from maskloom.config_file import load_config
 from maskloom.data.index.loading import load_index
 from maskloom.distributed import World
 from maskloom.errors import DataFault, UserError
-from maskloom.launch.doctor.estimates import checkpoint_bytes, checkpoints_at_most, rank_bytes
+from maskloom.hardware import ask_nvidia_smi, free_memory_bytes
 from maskloom.launch.doctor.look import Facts, Line, Request, nearest
 from maskloom.launch.probe import free_port, spare_port
-from maskloom.models import outline
+from maskloom.models.outline import parameters_of
 from maskloom.models.warm_start import tokenizer_of
-from maskloom.nvidia_smi import ask_nvidia_smi
 from maskloom.optim import OPTIMIZERS
 from maskloom.progress import size
 from maskloom.redaction import shown
 from maskloom.tokenizers.loading import find_tokenizer
-from maskloom.train.checkpoint.room import free_memory_bytes
 from maskloom.train.engine.device import unusable_gpus
 from maskloom.train.engine.fused_adam import why_no_fused_adam
 from maskloom.train.engine.ops import stale_locks
@@ -74,11 +73,12 @@ class Rank:
 def look(request: Request) -> Facts:
     """All that this machine can tell."""
     rank, gpus = as_a_rank(request), torch.cuda.device_count()
-    needed_bytes = rank_bytes(rank.config, rank.parameters, request.world_size)
-    workers = rank.config.data.workers if rank.config else 0
+    config = rank.config
+    needed_bytes = rank_bytes(config.engine, config.optimizer, rank.parameters, request.world_size) if config else 0
+    workers = config.data.workers if config else 0
     kinds = sorted({torch.cuda.get_device_name(number) for number in range(gpus)})
     packages = (torch, deepspeed, maskloom, transformers, numpy)  # a host that lacks one told that it cannot import it
-    files = {"CONFIG": file_digest(Path(request.config))} | ({"tokenizer": rank.tokenizer} if rank.config else {})
+    files = {"CONFIG": file_digest(Path(request.config))} | ({"tokenizer": rank.tokenizer} if config else {})
     same = {
         "python": platform.python_version(),
         **{package.__name__: package.__version__ for package in packages},
@@ -97,7 +97,7 @@ def look(request: Request) -> Facts:
         *((name, [line]) for name, line in disk(rank, request)),
         *((f"data {path}", [line]) for path, _, line in rank.corpora),
         ("port", port(request)),
-        ("FusedAdam", fused_adam(rank.config)),
+        ("FusedAdam", fused_adam(config.optimizer.name) if config else ()),
         ("operator builds", operator_builds()),
     ]
     lines = tuple((name, line) for name, found in checks for line in found)
@@ -110,32 +110,27 @@ def as_a_rank(request: Request) -> Rank:
     try:
         extensions.load()
         rank.config = config = load_config(request.config, request.overrides)
-        rank.corpora += look_at_corpora(config, request)
+        rank.corpora += look_at_corpora(config.data, request)
         with contextlib.suppress(UserError):  # `prepare` says it
             rank.tokenizer = file_digest(find_tokenizer(config.tokenizer))
         with contextlib.suppress(UserError):  # `prepare` says it
-            rank.parameters = parameters_of(config)
+            tokenizer = tokenizer_of(config.tokenizer, config.model.init)
+            run, lengths = Path(config.run_dir), config.seq_lens
+            described = check_model(run, config.from_, config.model, tokenizer, lengths, must_fit=False)
+            rank.parameters = parameters_of(described)  # if it does not fit, `memory` says by how much
         prepare(config, World(request.first_rank, request.world_size))  # GPUs and slots are compared on their own
     except (UserError, OSError) as error:
         rank.refusal = str(error)
     return rank
 
 
-def parameters_of(config: RunConfig) -> int:
-    """Number of parameters of the run's model. Takes no memory for them."""
-    tokenizer = tokenizer_of(config.tokenizer, config.model.init)
-    return outline.parameters_of(
-        check_model(config, tokenizer, must_fit=False)
-    )  # if it does not fit, `memory` says by how much
-
-
-def look_at_corpora(config: RunConfig, request: Request) -> Iterator[tuple[str, str | None, Line]]:
+def look_at_corpora(data: Data, request: Request) -> Iterator[tuple[str, str | None, Line]]:
     """Open each corpus, and verify some of its blocks. Yields its path, the digest of its index, and what is found."""
-    skips = config.data.on_bad_data == "skip"
-    for corpus in config.data.corpora:
+    skips = data.on_bad_data == "skip"
+    for corpus in data.corpora:
         digest: str | None = None
         try:
-            index = load_index(corpus.path, config.data.storage, finds_shards=not skips)
+            index = load_index(corpus.path, data.storage, finds_shards=not skips)
             digest, blocks = index.digest[:16], len(index.columns["offset"])
             chosen = chosen_blocks(blocks, request)
             for block in chosen:
@@ -259,6 +254,38 @@ def memory(free: int, needed_bytes: int) -> Iterator[Line]:
         yield "ok", f"at least {size(1 << (free.bit_length() - 1))} free", ""
 
 
+def bytes_of_numbers(engine: Engine) -> int:
+    """Of one weight as it is computed with; `auto` counts as fp32, the larger."""
+    return 2 if engine.precision in ("bf16", "fp16") else 4
+
+
+def checkpoint_bytes(engine: Engine, optimizer: Optimizer, parameters: int) -> int:
+    """Of one checkpoint, all ranks' files together: weights, ZeRO's fp32 copy of them, and the optimizer's moments."""
+    width, stage = bytes_of_numbers(engine), engine.zero_stage
+    weights = 0 if stage == 3 else width
+    copy = 4 if stage or width == 2 else 0
+    return parameters * (weights + copy + OPTIMIZERS[optimizer.name].state_bytes)
+
+
+def checkpoints_at_most(settings: Checkpoint, steps: int) -> int:
+    """Checkpoints of a run of so many steps that stand side by side at the fullest moment: the new one is whole before the
+    oldest goes."""
+    every = settings.every_steps or steps
+    saves = -(-steps // every)
+    kept_for_good = steps // math.lcm(every, settings.keep_every_steps) if settings.keep_every_steps else 0
+    return min(saves, settings.keep_last + 1 + kept_for_good)
+
+
+def rank_bytes(engine: Engine, optimizer: Optimizer, parameters: int, world_size: int) -> int:
+    """What a rank holds at least: weights, gradients, and its share of the optimizer's state. No activations."""
+    width = bytes_of_numbers(engine)
+    states = OPTIMIZERS[optimizer.name].state_bytes + (4 if width == 2 else 0)
+    whole, shared = {0: (2 * width + states, 0), 1: (2 * width, states), 2: (width, width + states)}.get(
+        engine.zero_stage, (0, 2 * width + states)
+    )
+    return int(parameters * (whole + shared / world_size))
+
+
 def too_little(free: int, needed_bytes: int) -> str:
     return f"{size(free)} free, weights, gradients and moments are {size(needed_bytes)}"
 
@@ -287,18 +314,20 @@ def run_dir(request: Request) -> Iterator[Line]:
 
 def disk(rank: Rank, request: Request) -> Iterator[tuple[str, Line]]:
     """On the first host: the room that the run's folder has for checkpoints."""
-    if request.number or not (rank.config and rank.parameters and request.run_dir):
+    config = rank.config
+    if request.number or not (config and rank.parameters and request.run_dir):
         return
     with contextlib.suppress(OSError):  # `run_dir` says it
         room = os.statvfs(nearest(Path(request.run_dir)))
         inodes = room.f_favail if room.f_files else None  # file systems without a fixed number say 0
         saved = len(list(Path(request.run_dir, "checkpoints").glob("step-*/manifest.json")))
-        count = max(1, checkpoints_at_most(rank.config) - saved)  # a new one is whole before an old one goes
-        each_bytes = checkpoint_bytes(rank.config, rank.parameters)
+        most = checkpoints_at_most(config.checkpoint, config.total_steps)
+        count = max(1, most - saved)  # a new one is whole before an old one goes
+        each_bytes = checkpoint_bytes(config.engine, config.optimizer, rank.parameters)
         yield from room_for(count, each_bytes, request.world_size, room.f_bavail * room.f_frsize, inodes)
 
 
-def room_for(count: int, each_bytes: float, ranks: int, free: int, inodes: int | None) -> Iterator[tuple[str, Line]]:
+def room_for(count: int, each_bytes: int, ranks: int, free: int, inodes: int | None) -> Iterator[tuple[str, Line]]:
     """Room for so many checkpoints, of so many bytes each. A file system may not say how many inodes are free."""
     value = f"{size(free)} free, {count} checkpoint(s) of about {size(each_bytes)} to come"
     remedy = "free space, lower checkpoint.keep_last, or set run_dir to another file system"
@@ -322,9 +351,9 @@ def port(request: Request) -> Iterator[Line]:
     yield ("fail", f"{request.port} is taken", OTHER_RUN) if is_taken else ("ok", f"{found} is free", "")
 
 
-def fused_adam(config: RunConfig | None) -> Iterator[Line]:
+def fused_adam(optimizer: str) -> Iterator[Line]:
     """Whether DeepSpeed's FusedAdam can be had on GPUs, if the run would use it."""
-    if config and OPTIMIZERS[config.optimizer.name].takes_fused_adam and torch.cuda.is_available():
+    if OPTIMIZERS[optimizer].takes_fused_adam and torch.cuda.is_available():
         if why := why_no_fused_adam():
             remedy = "install nvcc and ninja for DeepSpeed's; without, a run takes torch's"
             yield "warn", f"torch's instead: {why}", remedy

@@ -15,7 +15,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import repeat
-from typing import Any
 
 from pydantic import TypeAdapter
 
@@ -140,7 +139,7 @@ def run_rank(trial: Trial, local_rank: int) -> Speed:
         if on_gpu:
             torch.cuda.synchronize()
 
-    def seconds(work: Callable[[], Any], repeats: int) -> float:
+    def seconds(work: Callable[[], object], repeats: int) -> float:
         """That one of `repeats` takes, after one that does not count."""
         work()
         finish()

@@ -2,7 +2,8 @@
 
 `eager` runs the fused forms; of GELU torch has one. `compile` hands Inductor plain torch, which it fuses with what surrounds
 it; a kernel of ours would only be a wall to it. Random numbers on a CPU are the exception: Inductor's cost more than the rest
-of the operations that they are fused with. A third choice is one more row of the table.
+of the operations that they are fused with. `onednn` is `eager` with oneDNN's products, for CPUs. A further choice is one more row
+of the table.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 
-from maskloom.models.kernels import cross_entropy, dropout, gelu
+from maskloom.models.kernels import cross_entropy, dropout, gelu, linear
 
 
 class Kernels(NamedTuple):
@@ -21,10 +22,12 @@ class Kernels(NamedTuple):
     dropout: Callable[[torch.Tensor, float], torch.Tensor]
     cross_entropy: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
     gelu: Callable[[torch.Tensor], torch.Tensor]
+    linear: Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor] = linear.reference
 
 
 KERNELS = {
     "eager": Kernels(dropout.fused, cross_entropy.fused, gelu.reference),
     "compile": Kernels(dropout.compiled, cross_entropy.reference, gelu.fused),
+    "onednn": Kernels(dropout.fused, cross_entropy.fused, gelu.reference, linear.fused),
 }
 """By the names of `engine.kernels`."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from maskloom.config import RunConfig
 from maskloom.config_file import differences, load_config
@@ -45,14 +44,14 @@ def check_fits(state: State, plan: DataPlan, precision: str | None, folder: Path
         )
 
 
-def unlike(old: Mapping[str, Any], new: Mapping[str, Any], where: str) -> list[str]:
+def unlike(old: Mapping[str, object], new: Mapping[str, object], where: str) -> list[str]:
     """A line for each key whose values differ; `where` says what the old ones are of."""
     return [
         f"  {key}: {old.get(key)} {where}, {new.get(key)} now" for key in {**new, **old} if old.get(key) != new.get(key)
     ]
 
 
-def unlike_data(run: Path, data: Mapping[str, Any], where: str) -> list[str]:
+def unlike_data(run: Path, data: Mapping[str, object], where: str) -> list[str]:
     """`unlike` of the tokenizer and the corpora that a run's checkpoints were written with, and of `identity`'s."""
     stored = _stored_fingerprint(run)
     return (
@@ -62,7 +61,7 @@ def unlike_data(run: Path, data: Mapping[str, Any], where: str) -> list[str]:
     )
 
 
-def _stored_fingerprint(run: Path) -> dict[str, Any]:
+def _stored_fingerprint(run: Path) -> dict[str, object]:
     """What the data of a run's checkpoints follows from; empty if it has none that can be read."""
     for folder in saved_folders(run):
         try:
@@ -84,7 +83,7 @@ def split_origin(origin: str) -> tuple[Path, int | None]:
     return (Path(run), int(step)) if at and STEP.fullmatch(step) else (Path(origin), None)
 
 
-def fit_origin(config: RunConfig, data: Mapping[str, Any]) -> RunConfig:
+def fit_origin(config: RunConfig, data: Mapping[str, object]) -> RunConfig:
     """The configuration of a run that begins with another's checkpoint, with that run's lanes if it gives none.
 
     Args:

@@ -21,8 +21,8 @@ from pathlib import Path
 from maskloom.config import Checkpoint
 from maskloom.distributed import World, gather_objects
 from maskloom.errors import SaveFailed
+from maskloom.hardware import free_disk_bytes, free_memory_bytes
 from maskloom.progress import say, warn
-from maskloom.train.checkpoint.room import free_disk_bytes, free_memory_bytes
 from maskloom.train.checkpoint.state import State, folder_of
 from maskloom.train.checkpoint.writing import publish, write_parts
 from maskloom.train.engine.engine import Engine

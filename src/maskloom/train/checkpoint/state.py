@@ -71,13 +71,13 @@ class State:
         return [PassedOver.from_json(values) for values in self.passed_over]
 
 
-def identity(corpora: Sequence[Index], tokenizer: Tokenizer) -> dict[str, Any]:
+def identity(corpora: Sequence[Index], tokenizer: Tokenizer) -> dict[str, object]:
     """What corpora and tokenizer are, wherever their files lie."""
     digests = {f"corpus {number}": index.digest for number, index in enumerate(corpora)}
     return {**digests, "tokenizer": tokenizer.fingerprint}
 
 
-def fingerprint(plan: DataPlan) -> dict[str, Any]:
+def fingerprint(plan: DataPlan) -> dict[str, object]:
     """What decides which rows a step sees, beside the configuration."""
     return {
         **identity(plan.corpora, plan.tokenizer),
@@ -87,7 +87,7 @@ def fingerprint(plan: DataPlan) -> dict[str, Any]:
     }
 
 
-def tokenizing_of(stored: Mapping[str, Any]) -> int:
+def tokenizing_of(stored: Mapping[str, object]) -> int:
     """The version of tokenizing that a stored fingerprint says; the first one was not written down."""
     version = stored.get(TOKENIZING, 1)
     return version if isinstance(version, int) else 0

@@ -37,11 +37,11 @@ BUCKET_ELEMENTS = 2**24
 def deepspeed_config(
     engine: Engine,
     optimizer: Optimizer,
-    given: Mapping[str, Any],
+    given: Mapping[str, object],
     micro_batch_rows: int,
     accumulates: bool,
     ranks: int = 1,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """The DeepSpeed configuration: what is derived, and what the run passes through.
 
     Args:
@@ -127,7 +127,9 @@ def _check_offload(zero: dict[str, Any], optimizer: Optimizer) -> None:
             )
 
 
-def _zero_config(engine: Engine, given: Any, precision: Precision, accumulates: bool, ranks: int) -> dict[str, Any]:
+def _zero_config(
+    engine: Engine, given: object, precision: Precision, accumulates: bool, ranks: int
+) -> dict[str, object]:
     stage, overlap = engine.zero_stage, engine.overlap
     if stage == 0:
         return {"stage": 0}
@@ -144,7 +146,7 @@ def _zero_config(engine: Engine, given: Any, precision: Precision, accumulates: 
     return {"stage": stage, "overlap_comm": overlap, **({} if sized else {"reduce_bucket_size": BUCKET_ELEMENTS})}
 
 
-def _refuse_unknown(given: Mapping[str, Any], known: frozenset[str]) -> None:
+def _refuse_unknown(given: Mapping[str, object], known: frozenset[str]) -> None:
     lines = []
     for key in sorted(given.keys() - known):
         near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)

@@ -32,11 +32,15 @@ from deepspeed.accelerator import get_accelerator
 from maskloom.config import Engine
 from maskloom.distributed import World
 from maskloom.errors import UserError
-from maskloom.nvidia_smi import ask_nvidia_smi
+from maskloom.hardware import ask_nvidia_smi
+from maskloom.models.kernels import linear
 from maskloom.redaction import one_line, shortened
 
 Precision = Literal["fp32", "bf16", "fp16"]
 CUBLAS_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
+LEAST_ONEDNN_HIDDEN_SIZE = 256
+"""`auto` leaves narrower models with eager. Their products gain less, and small runs whose losses are on record stay as they are,
+bit for bit."""
 FIRST_CAPABILITY = (7, 0)
 """Of the GPUs that Inductor writes for."""
 FIRST_DRIVER = {12: 525, 13: 580}
@@ -110,16 +114,27 @@ def numerics_title(device: str, precision: str) -> str:
     return "".join(f"{words}, " for words in said)
 
 
-def resolve_kernels(wanted: Literal["auto", "eager", "compile"]) -> Literal["eager", "compile"]:
-    """`auto` to compile on a GPU, unless something is missing there, and to eager on a CPU.
+def resolve_kernels(
+    wanted: Literal["auto", "eager", "compile", "onednn"], hidden_size: int
+) -> Literal["eager", "compile", "onednn"]:
+    """`auto` to compile on a GPU, unless something is missing there; on a CPU to onednn if that is known to be faster, else to
+    eager.
 
     Raises:
-        UserError: compile was asked for, and cannot be had.
+        UserError: compile or onednn was asked for, and cannot be had.
     """
     if wanted == "auto":
-        return "compile" if get_accelerator().device_name() == "cuda" and not why_not_compiled() else "eager"
+        if get_accelerator().device_name() == "cuda":
+            return "eager" if why_not_compiled() else "compile"
+        return "onednn" if hidden_size >= LEAST_ONEDNN_HIDDEN_SIZE and linear.is_faster() else "eager"
     if wanted == "compile" and (why := why_not_compiled()):
         raise UserError(f"engine.kernels compile cannot be had here: {why}; or set engine.kernels=eager")
+    if wanted == "onednn" and get_accelerator().device_name() != "cpu":
+        raise UserError("engine.kernels onednn is for CPUs, and this run has GPUs: set engine.kernels=auto")
+    if wanted == "onednn" and not linear.is_available():
+        raise UserError(
+            "engine.kernels onednn cannot be had: this build of torch has no oneDNN; set engine.kernels=eager"
+        )
     return wanted
 
 

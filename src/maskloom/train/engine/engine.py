@@ -17,10 +17,10 @@ import contextlib
 import functools
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import deepspeed
 import torch
@@ -92,7 +92,7 @@ class Engine:
         model: MaskedLM,
         section: EngineSection,
         optimizer: Optimizer,
-        settings: dict[str, Any],
+        settings: Mapping[str, object],
         world: World,
     ) -> None:
         """Wrap the model and its optimizer.

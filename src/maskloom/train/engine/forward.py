@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from deepspeed.accelerator import get_accelerator
@@ -23,7 +24,7 @@ def prepare_forward(model: MaskedLM, settings: Engine) -> None:
     gathers a layer at once (a leaf), and what is compiled is the pure function within. Embeddings and head cannot be leaves:
     they share a weight.
     """
-    kernels = resolve_kernels(settings.kernels)
+    kernels = resolve_kernels(settings.kernels, model.config.hidden_size)
     compiles = kernels == "compile"
     if compiles:
         # What lies there is loaded as code, and without the variable it is a name in /tmp that anybody can take first.
@@ -33,6 +34,8 @@ def prepare_forward(model: MaskedLM, settings: Engine) -> None:
         torch._dynamo.config.recompile_limit = 64
         torch._dynamo.config.fail_on_recompile_limit_hit = True
     model.kernels = KERNELS[kernels]
+    decoder: Any = decoder_of(model)
+    decoder.linear = model.kernels.linear
     model.checkpoints_activations = settings.activation_checkpointing
     # The embedding's gradient as its few rows, which are added to the decoder's of the same weight. Dense, it is a matrix of
     # zeros to be filled and added: a twentieth of a BERT-base's step on a CPU. Inductor has no sparse tensors.

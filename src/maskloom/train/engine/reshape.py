@@ -278,7 +278,7 @@ def _copy(vector: torch.Tensor, pieces: list[Piece], sources: Sources, folder: P
             )
 
 
-def _is_spread(value: Any) -> bool:
+def _is_spread(value: object) -> bool:
     """Whether a value of the state belongs to the weights element by element. torch's counts of steps are tensors of one
     number."""
     return isinstance(value, torch.Tensor) and value.ndim > 0

@@ -43,13 +43,13 @@ class Collector(CheckpointEngine):  # type: ignore[misc]
         self.files: list[EngineFile] = []
         self.may_copy: Callable[[int], bool] = lambda _: False
 
-    def create(self, info: Any) -> None:
+    def create(self, info: object) -> None:
         self.files = []
 
     def makedirs(self, path: str, exist_ok: bool = False) -> None:
         """Nothing: whoever writes the files makes their folder."""
 
-    def save(self, state_dict: Any, path: str) -> None:
+    def save(self, state_dict: object, path: str) -> None:
         size_bytes = tensor_bytes(state_dict)
         is_copy = self.may_copy(size_bytes)
         self.files.append(
@@ -59,7 +59,7 @@ class Collector(CheckpointEngine):  # type: ignore[misc]
     def load(self, path: str, map_location: Any = None) -> Any:
         return torch.load(path, map_location=map_location, weights_only=False)
 
-    def commit(self, info: Any) -> bool:
+    def commit(self, info: object) -> bool:
         return True
 
 
@@ -79,7 +79,7 @@ def collect_files(engine: DeepSpeedEngine, folder: Path, may_copy: Callable[[int
     return files
 
 
-def tensor_bytes(content: Any) -> int:
+def tensor_bytes(content: object) -> int:
     """The memory behind the tensors of nested dictionaries, lists and tuples; what they share counts once."""
     sizes: dict[int, int] = {}
     _walk(content, lambda storage: sizes.setdefault(storage._cdata, storage.nbytes()))
@@ -119,7 +119,7 @@ def _storage_copy(storage: Any) -> torch.UntypedStorage:
     return same
 
 
-def _walk(value: Any, visit: Callable[[torch.UntypedStorage], Any]) -> None:
+def _walk(value: object, visit: Callable[[torch.UntypedStorage], object]) -> None:
     if isinstance(value, torch.Tensor):
         visit(value.untyped_storage())
     elif isinstance(value, dict):

@@ -1,11 +1,20 @@
-"""How much memory and how much space are free."""
+"""What this machine has: cores, free memory and disk, and its GPUs as the driver's own tool tells."""
 
 from __future__ import annotations
 
+import csv
 import os
+import shutil
+import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 UNLIMITED = 1 << 60  # a limit of cgroup version 1 that is none
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0))
 
 
 def free_memory_bytes(root: Path = Path("/")) -> int:
@@ -49,3 +58,23 @@ def _free_in_group(folder: Path, limit: str, usage: str, cache: str) -> int:
         return max(0, int(most) - taken + int(counts.get(cache, 0)))
     except (OSError, ValueError):
         return UNLIMITED
+
+
+def ask_nvidia_smi(table: str, columns: Sequence[str], timeout_s: float = 60.0) -> list[dict[str, str]]:
+    """Rows of one of nvidia-smi's tables, whatever torch can do with the GPUs. None if there is no such tool, it lacks a column,
+    or its answer cannot be read.
+
+    Args:
+        table: its option, such as `--query-gpu`.
+        timeout_s: a driver that hangs does not answer.
+    """
+    tool = shutil.which("nvidia-smi")
+    if not tool:
+        return []
+    command = [tool, f"{table}={','.join(columns)}", "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=timeout_s, check=True)
+        rows = list(csv.reader(done.stdout.splitlines()))
+    except (OSError, subprocess.SubprocessError, csv.Error):
+        return []
+    return [dict(zip(columns, (cell.strip() for cell in row), strict=True)) for row in rows if len(row) == len(columns)]
