@@ -256,7 +256,7 @@ class Engine(Section):
     """DeepSpeed ZeRO stage. Stage 1 spreads the optimizer state over the ranks, 2 also the gradients, 3 also the parameters."""
     kernels: Literal["auto", "eager", "compile", "onednn"] = "auto"
     """`compile` lets torch.compile fuse forward and backward: of the whole model, or layer by layer at stage 3. Each start then
-    takes a minute more, and needs a C compiler (C++ on CPUs). `onednn` is for CPUs: products by oneDNN in place of MKL. `auto` is
+    takes a minute more, and needs a C compiler (C++ on CPUs). `onednn` is for CPUs: products by oneDNN instead of MKL. `auto` is
     compile on a GPU if possible. On a CPU it is onednn if that is known to be faster (AMD with AVX-512, models of 256 and wider),
     else eager."""
     deterministic: bool = False
