@@ -73,6 +73,8 @@ def test_without_a_name_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> None
         ("a-b", "", r"--import 'a-b' is not the name of a module: .*"),
         ("ours", "import absent_too", r"--import ours .*: ModuleNotFoundError: .*'absent_too' \(.*ours\.py, line 1\)"),
         ("ours", "\n\n1 / 0", r"--import ours .*: ZeroDivisionError: division by zero \(.*ours\.py, line 3\)"),
+        ("ours", "raise ValueError('1\\n  2')", r"--import ours .*: ValueError: 1 2 \(.*ours\.py, line 1\)"),
+        ("ours", "import sys\nsys.exit(0)", r"--import ours .*: SystemExit: 0 \(.*ours\.py, line 2\)"),
         ("ours", "def (", r"--import ours .*: SyntaxError: .* \(.*ours\.py, line 1\)"),
     ],
 )  # fmt: skip

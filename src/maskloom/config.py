@@ -223,8 +223,14 @@ def add_optimizer(name: str, section: type[OptimizerSection] | None) -> None:
     Raises:
         ValueError: the name is taken, or cannot be the name of a setting.
     """
-    if name in OPTIMIZERS or name in Optimizer.model_fields or not name.isidentifier():
-        raise ValueError(f"an optimizer cannot be named {name!r}: these names are taken: {', '.join(OPTIMIZERS)}")
+    is_taken = (
+        name in OPTIMIZERS or name in Optimizer.model_fields or hasattr(Optimizer, name)
+    )  # a method, such as `copy`
+    if is_taken or not name.isidentifier() or name.startswith("_"):
+        raise ValueError(
+            f"an optimizer cannot be named {name!r}: it is taken ({', '.join(OPTIMIZERS)}), the name of a setting, or not a "
+            "Python name"
+        )
     OPTIMIZERS[name] = section
     if section is None:
         return

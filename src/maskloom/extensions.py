@@ -97,11 +97,11 @@ def _import(name: str) -> None:
             f"--import {name}: there is no module {error.name}. It is looked for in {Path.cwd()}, in the folders of PYTHONPATH "
             "and among installed packages: correct the name, start in its folder, or set PYTHONPATH"
         ) from None
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # an exit would end the program as if its work was done
         raise UserError(_fault(name, error)) from error
 
 
-def _fault(name: str, error: Exception) -> str:
+def _fault(name: str, error: Exception | SystemExit) -> str:
     """One line: what the module raised, and the last line of code outside of Python's own that it came from."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith("<frozen ")]
     place = f" ({frames[-1].filename}, line {frames[-1].lineno})" if len(frames) > 1 else ""
@@ -109,5 +109,5 @@ def _fault(name: str, error: Exception) -> str:
         place = f" ({error.filename}, line {error.lineno})"
         said = error.msg
     else:
-        said = str(error)
+        said = " ".join(str(error).split())
     return f"--import {name} cannot be imported: {type(error).__name__}: {said}{place}"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +16,7 @@ import yaml
 
 from maskloom.train.profiling import FORMAT, PARTS
 
+from ..waiting import wait_until
 from .conftest import environment
 
 STEPS = 3
@@ -30,6 +33,15 @@ def content(folder: Path) -> dict[str, object]:
     for path in [folder, *sorted(folder.rglob("*"))]:
         data = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
         found[str(path)] = (data, os.lstat(path).st_mtime_ns)
+    return found
+
+
+def in_environment_of(value: str) -> list[int]:
+    """Processes that have the value in their environment."""
+    found = []
+    for variables in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):  # it ended meanwhile
+            found += [int(variables.parent.name)] if value.encode() in variables.read_bytes() else []
     return found
 
 
@@ -103,6 +115,35 @@ def test_a_finished_run_is_as_it_was_and_an_earlier_profile_is_replaced(config: 
     assert again.returncode == 0, again.stdout + again.stderr
     check(folder / "here", ranks=1, first_step=6 + 5)
     assert content(folder / "run") == before
+
+
+@pytest.mark.parametrize(("number", "processes"), [(signal.SIGINT, 2), (signal.SIGKILL, 1)])
+def test_one_that_is_ended_midway_leaves_nothing(
+    number: signal.Signals, processes: int, config: Path, tmp_path: Path
+) -> None:
+    """Neither traces, nor temporary folders, nor ranks."""
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "maskloom.cli", "train", config, "run_dir=new", "--out", out]
+    with (tmp_path / "log").open("w", encoding="utf-8") as log:
+        program = subprocess.Popen(
+            [*map(str, command), "--profile", "1000000", "--processes", str(processes)],
+            cwd=config.parent,
+            env=environment(TMPDIR=str(temporary)),
+            stdout=log,
+            stderr=log,
+        )
+        text = (tmp_path / "log").read_text
+        wait_until(lambda: "phase 0: " in text() or program.poll() is not None, "the first step")
+        program.send_signal(number)
+        assert program.wait(60) in (1, os.EX_TEMPFAIL, -signal.SIGKILL), text()
+    wait_until(lambda: not in_environment_of(str(temporary)), "the end of ranks and readers")
+    assert [entry.name for entry in temporary.iterdir() if "maskloom" in entry.name] == []
+    assert not out.exists()
+    assert not (config.parent / "new").exists()
+    if number == signal.SIGINT:
+        assert "the profile was not taken: stopped by SIGINT" in text()
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,7 @@ def test_a_run_of_another_optimizer_does_not_hear_of_it(added: OptimizerKind) ->
     assert "added" not in dump_config(parse_config(tree_with(), "here"))
 
 
-@pytest.mark.parametrize("name", ["adamw", "lr", "not a name", ""])
+@pytest.mark.parametrize("name", ["adamw", "lr", "copy", "_own", "not a name", ""])
 def test_a_name_that_is_taken_or_is_none_is_refused(name: str) -> None:
     kind = OptimizerKind(name, lambda groups, *_: torch.optim.SGD(groups), 8, "None")
     with pytest.raises(ValueError, match="cannot be named"):

@@ -131,7 +131,8 @@ def _profile(options: argparse.Namespace, config: RunConfig) -> int:
     with Stop() as stop:
         ended = run_ranks(command, processes, free_port(preferred_port(out, 1)), stop, STOP_GRACE_S)
     if ended.code:
-        raise UserError(f"the profile was not taken: {ended.what}")
+        why = f"stopped by {stop.signal.name}" if stop.signal else ended.what
+        raise UserError(f"the profile was not taken: {why}")
     return 0
 
 

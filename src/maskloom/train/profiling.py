@@ -1,6 +1,6 @@
 """Where the time of a run's steps goes: `maskloom train CONFIG --profile N`.
 
-    the run's newest checkpoint, if it has one -> a fork of it, in a folder that is thrown away -> warm-up -> N steps
+    the run's newest checkpoint, if it has one -> a fork of it, in a folder that is never made -> warm-up -> N steps
         -> a table of the time by part, and of what ran by kind; a trace a rank, for https://ui.perfetto.dev
 
 The run itself is only read: a fork never writes to what it begins from. Its lock is not taken, and nothing is logged or saved.
@@ -20,6 +20,7 @@ import re
 import statistics
 import tempfile
 import time
+import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -144,39 +145,40 @@ def profile(config: RunConfig, world: World, steps: int, out: Path) -> None:
     run = Path(config.run_dir)
     threads = recorded_threads(run) or max(1, cores() // world.local_size)
     traffic = start_distributed(world, config.timeouts.start_s, config.engine.deterministic)
-    with tempfile.TemporaryDirectory(prefix="maskloom-profile-") as folder:
-        config, plan = prepare(thrown_away(config, steps, Path(folder) / "run"), world)
-        torch.set_num_threads(threads)
-        clock = StepClock(device_of(world))
-        traffic.around = lambda: clock.part("communication")
-        trainer, _ = set_up(config, plan, world, traffic, Pulse())
-        plain_s, measured = measure(trainer, clock, steps)
-        seconds = {part: value / steps for part, value in clock.seconds().items()}
-        of_ranks = gather_objects(seconds, world)
-        make_room(out, world)
-        trace = out / f"trace-rank-{world.rank}.json"
-        measured.export_chrome_trace(str(trace))
-        if not world.is_first:
-            return
-        step_s = sum(seconds.values())
-        is_cuda = trainer.device.type == "cuda"
-        ran = what_ran(measured.events(), is_cuda)  # type: ignore[no-untyped-call]
-        kinds = sum_up(ran, step_s * steps, steps, plan.tokenizer.vocab_size)
-        summary = {
-            "format": FORMAT,
-            "first_step": trainer.step - steps + 1,
-            "steps": steps,
-            "ranks": world.size,
-            "step_s": step_s,
-            "step_s_without_profiler": plain_s,
-            "parts_s": of_ranks,
-            "kinds_s": kinds["parts"],
-            "longest": kinds["names"],
-        }
-        write_atomically(out / SUMMARY, json.dumps(summary, indent=1) + "\n")
-        show(tables(summary))
-        more = f" and {world.size - 1} more" if world.size > 1 else ""
-        say(f"traces: {trace}{more}; open them in https://ui.perfetto.dev. The figures: {out / SUMMARY}")
+    # A name alone, of no folder: nothing is written there, so nothing is left of a profile that is stopped or killed.
+    nowhere = Path(tempfile.gettempdir(), f"maskloom-profile-{uuid.uuid4().hex}", "run")
+    config, plan = prepare(thrown_away(config, steps, nowhere), world)
+    torch.set_num_threads(threads)
+    clock = StepClock(device_of(world))
+    traffic.around = lambda: clock.part("communication")
+    trainer, _ = set_up(config, plan, world, traffic, Pulse())
+    plain_s, measured = measure(trainer, clock, steps)
+    seconds = {part: value / steps for part, value in clock.seconds().items()}
+    of_ranks = gather_objects(seconds, world)
+    make_room(out, world)
+    trace = out / f"trace-rank-{world.rank}.json"
+    measured.export_chrome_trace(str(trace))
+    if not world.is_first:
+        return
+    step_s = sum(seconds.values())
+    is_cuda = trainer.device.type == "cuda"
+    ran = what_ran(measured.events(), is_cuda)  # type: ignore[no-untyped-call]
+    kinds = sum_up(ran, step_s * steps, steps, plan.tokenizer.vocab_size)
+    summary = {
+        "format": FORMAT,
+        "first_step": trainer.step - steps + 1,
+        "steps": steps,
+        "ranks": world.size,
+        "step_s": step_s,
+        "step_s_without_profiler": plain_s,
+        "parts_s": of_ranks,
+        "kinds_s": kinds["parts"],
+        "longest": kinds["names"],
+    }
+    write_atomically(out / SUMMARY, json.dumps(summary, indent=1) + "\n")
+    show(tables(summary))
+    more = f" and {world.size - 1} more" if world.size > 1 else ""
+    say(f"traces: {trace}{more}; open them in https://ui.perfetto.dev. The figures: {out / SUMMARY}")
 
 
 def measure(trainer: Trainer, clock: StepClock, steps: int) -> tuple[float, torch.profiler.profile]:
@@ -234,11 +236,14 @@ def thrown_away(config: RunConfig, steps: int, folder: Path) -> RunConfig:
 
 
 def refuse_foreign_out(out: Path, run: Path) -> None:
-    """Raises UserError if the folder for the traces is the run's, or has files that are not of an earlier profile."""
+    """Raises UserError if the folder for the traces is the run's, cannot be written, or has files of something else."""
     if out.resolve().is_relative_to(run.resolve()):
         raise UserError(f"--out {out} lies in the run's folder, which a profile leaves as it is: choose another one")
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out} is not a folder: choose another one")
+    there = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
+    if not os.access(there, os.W_OK | os.X_OK):  # better known before the steps than after them
+        raise UserError(f"--out {out}: {there} cannot be written: choose another folder")
     names = {entry.name for entry in out.iterdir()} if out.is_dir() else set()
     if not names:
         return
