@@ -56,7 +56,8 @@ class Vector(NamedTuple):
     def has_element_a_weight(self, key: str) -> bool:
         """Whether a tensor of the state has an element for each weight, perhaps with what pads the vector."""
         last = max(self.pieces_of(key), key=lambda piece: piece.place)
-        return last.place + last.length <= self.state[key].numel()
+        tensor: torch.Tensor = self.state[key]
+        return last.place + last.length <= tensor.numel()
 
 
 Sources = dict[str, list[tuple[torch.Tensor, Piece]]]
