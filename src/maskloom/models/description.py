@@ -23,6 +23,7 @@ from typing import Any
 
 from maskloom.config import Model
 from maskloom.errors import UserError
+from maskloom.extensions import where_names_come_from
 from maskloom.files import read_plain
 from maskloom.models.architecture import ARCHITECTURES, known
 from maskloom.models.base import Architecture
@@ -96,7 +97,7 @@ def architecture_in(tree: Mapping[str, Any], name: str) -> Architecture:
         kind = _kind_by_classes(tree.get("architectures"))
     if not isinstance(kind, str) or kind not in ARCHITECTURES:
         are = "is" if len(ARCHITECTURES) == 1 else "are"
-        raise UserError(f"{name} is a {shown(kind)} model: only {known()} {are} supported")
+        raise UserError(f"{name} is a {shown(kind)} model: only {known()} {are} supported; {where_names_come_from()}")
     return ARCHITECTURES[kind]
 
 

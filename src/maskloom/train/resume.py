@@ -98,7 +98,9 @@ def check_model(config: RunConfig, tokenizer: Tokenizer, must_fit: bool = True) 
         if config.model.init is not None:
             return check_init(config.model.init, tokenizer, config.seq_lens)
         described = configuration_of(config.model, tokenizer)
-        check_positions(described, "the model", config.seq_lens)
+        # The configuration was checked for this. But RoBERTa, for example, has fewer positions than it says.
+        what_to_do = "Lower seq_len, or raise model.max_position_embeddings"
+        check_positions(described, "the model", config.seq_lens, what_to_do)
         if must_fit:
             check_size(described)
         return described
