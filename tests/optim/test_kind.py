@@ -12,7 +12,7 @@ from transformers import BertConfig
 from maskloom.config import Muon, Optimizer
 from maskloom.models.masked_lm import MaskedLM, new_model
 from maskloom.optim import OPTIMIZERS
-from maskloom.optim.kind import FromDeepSpeed
+from maskloom.optim.kind import FromDeepSpeed, Spread, whole_tensors_only
 
 
 def tiny_model() -> MaskedLM:
@@ -85,3 +85,12 @@ def test_without_a_gradient_only_the_decay_moves_weights() -> None:
     for name, parameter in model.named_parameters():
         kept = 1 - 0.1 * 0.5 if parameter.ndim > 1 else 1.0  # AdamW: decoupled, w <- w (1 - lr * decay)
         torch.testing.assert_close(parameter.detach(), before[name] * kept)
+
+
+def test_an_update_of_whole_tensors_goes_with_stage_0_alone() -> None:
+    assert whole_tensors_only(Spread(0, "bf16", accumulates=False)) is None
+    for stage in (1, 2, 3):
+        refusal = whole_tensors_only(Spread(stage, "fp32", accumulates=True))
+        assert refusal is not None
+        assert f"engine.zero_stage {stage} cuts" in refusal
+        assert "set engine.zero_stage=0" in refusal

@@ -31,9 +31,8 @@ def test_lower_casing_is_a_choice() -> None:
 def test_a_kind_that_is_not_there_or_cannot_be_trained_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(TOKENIZERS, "readable", TokenizerKind("readable", lambda tree: False))
     for kind in ("absent", "readable"):
-        with pytest.raises(
-            UserError, match=f"no kind of tokenizer '{kind}' that can be trained: choose one of wordpiece"
-        ):
+        said = f"no kind of tokenizer '{kind}' that can be trained: choose one of wordpiece; one of your own needs --import"
+        with pytest.raises(UserError, match=said):
             train_tokenizer([], 100, kind=kind)
     assert trainable_kinds() == ["wordpiece"]
 

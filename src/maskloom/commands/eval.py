@@ -39,7 +39,9 @@ def run(options: argparse.Namespace) -> int:
     corpora = open_corpora(loaded.config.data)
     folders = ", ".join(index.folder for index in corpora)
     if not any(len(index.held_out_blocks) for index in corpora):
-        raise UserError(f"{folders} holds no held-out documents: write it with --val-fraction")
+        raise UserError(
+            f"{folders} holds no held-out documents: write it with a larger --val-fraction, so that some are held out"
+        )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = loaded.model.to(device)
     tokenizer, settings = loaded.tokenizer.as_of(loaded.tokenizing), loaded.config.evaluation_filled

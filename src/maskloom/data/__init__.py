@@ -5,8 +5,9 @@
 
 Read the rooms in this order.
 
-1. What a corpus is. `sources/` finds documents in files and datasets. `writing/` shuffles them into shards. `index/` lists
-   the shards and their blocks. `reading/` brings the bytes of a block, verified, and finds the documents in them.
+1. What a corpus is. `sources/` finds documents in files and datasets; `sources/inputs.py` has the table of kinds. `writing/`
+   shuffles them into shards. `index/` lists the shards and their blocks. `reading/` brings the bytes of a block, verified,
+   and finds the documents in them.
 2. Which text comes when: pure functions of (corpus, seed, step). `hashing` has the keyed hash and permutation under all of
    them. `order` says which block a lane reads next, `mixing` which corpus. `cursors` is how far a lane has come.
 3. What a row is. `packing` turns the documents of a block into rows. `spans` and `masking` choose the tokens to predict.

@@ -206,11 +206,13 @@ def check_init(source: str, tokenizer: Tokenizer, seq_lens: Mapping[str, int]) -
     return checkpoint.config
 
 
-def check_positions(config: PretrainedConfig, name: str, seq_lens: Mapping[str, int]) -> None:
+def check_positions(
+    config: PretrainedConfig, name: str, seq_lens: Mapping[str, int], what_to_do: str = "Lower seq_len"
+) -> None:
     """Raises UserError if a sequence is longer than the model has positions."""
     most = longest_piece_of(config)
     if wrong := [f"{setting} {length}" for setting, length in seq_lens.items() if length > most]:
-        raise UserError(f"{', '.join(wrong)}: more than the {most} positions of {name}. Lower seq_len")
+        raise UserError(f"{', '.join(wrong)}: more than the {most} positions of {name}. {what_to_do}")
 
 
 def vocabulary_note(checkpoint: Checkpoint, tokenizer: Tokenizer) -> str:

@@ -3,9 +3,12 @@
 An optimizer is one file: its settings, its parameter groups, how it is built, its state, and what it does not go with. Nothing
 else in maskloom knows it by name.
 
-An update that works element by element needs `name`, `title`, `build` and `state_bytes` alone. ZeRO may then cut its
-parameters into flat vectors wherever it likes, and a checkpoint's state moves between ZeRO stages and numbers of ranks. The
-other members are for optimizers that see whole tensors: LAMB takes their norms, Muon makes its update from whole matrices.
+An update that works element by element needs `name`, `title`, `build` and `state_bytes` alone. From stage 1 on, ZeRO cuts the
+parameters into flat vectors wherever it likes, and `build` gets those. A checkpoint's state moves between ZeRO stages and
+numbers of ranks.
+
+Any other update gives wrong steps on such vectors, and nothing can tell: Adafactor's sums over rows, for example. It needs
+`refusal=whole_tensors_only`, or what LAMB and Muon do: LAMB takes norms through `place`, Muon gets whole matrices.
 
 Weight decay acts on matrices and embeddings, not on biases and LayerNorm, as BERT was trained.
 
@@ -99,6 +102,16 @@ def _go_with_all(spread: Spread) -> str | None:
     return None
 
 
+def whole_tensors_only(spread: Spread) -> str | None:
+    """A `refusal` for an update that needs each tensor in its own shape, as it is at stage 0 alone."""
+    if spread.zero_stage == 0:
+        return None
+    return (
+        f"engine.zero_stage {spread.zero_stage} cuts the parameters into flat vectors, and this optimizer needs whole "
+        "tensors: set engine.zero_stage=0, or another optimizer.name"
+    )
+
+
 def _tell_nothing(zero_stage: int) -> dict[str, object]:
     return {}
 
@@ -113,7 +126,8 @@ class OptimizerKind:
 
     Attributes:
         name: in `optimizer.name`.
-        build: the optimizer, from its groups, the section `optimizer` of the configuration and what DeepSpeed offers.
+        build: (groups, the section `optimizer` of the configuration, what DeepSpeed offers) -> the optimizer. Its own
+            settings are in the section's field of its name, which is None if the configuration has none of them.
         state_bytes: bytes of state for each fp32 weight, most of them: 8 for two moments.
         title: what it is, in words, for the log; a function if it has several implementations.
         section: settings of its own, under its name in the section `optimizer`. They also say which of the others do not go
@@ -123,13 +137,11 @@ class OptimizerKind:
         takes_fused_adam: `build` wants DeepSpeed's FusedAdam. It is compiled before, if need be.
         can_offload: DeepSpeed may keep its state in the host's memory (`offload_optimizer`).
         norms_whole_tensors: a step takes norms of whole tensors. The optimizer then has a method `place`, which gets a dict:
-        flat
-            vector among its parameters -> `Placing`.
+            flat vector among its parameters -> `Placing`.
         updates_before_norm: under ZeRO DeepSpeed makes updates out of the gradients before it takes their norm. Clipping by
-        that
-            norm is then wrong, and DeepSpeed is told to look for gradients that are not finite before.
+            that norm is then wrong, and DeepSpeed is told to look for gradients that are not finite before.
         whole_state: names of state tensors that ZeRO 1 and 2 keep of whole parameters, although the weights are cut.
-        refusal: why it does not go with a way to spread, and what to set; None if it does.
+        refusal: why it does not go with a way to spread, and what to set; None if it does. `whole_tensors_only` is one.
         zero_settings: what DeepSpeed's `zero_optimization` has to say at a ZeRO stage.
         settle: called with the optimizer after a checkpoint was loaded. The state may come from another build of it.
     """

@@ -1,4 +1,13 @@
-"""Tokenizers, their files, and the table of their kinds."""
+"""Tokenizers, their files, and the table of their kinds.
+
+    base       `TokenizerKind`: what differs between kinds, one row of the table below; `Tokenizer`: what packing and masking ask
+    wordpiece  a kind; each kind is one such file
+    roles      which special token pads, begins, ends and masks
+    pipeline   where a text may be cut without changing a token
+    loading, training, writing: files to tokenizers, text to tokenizers, tokenizers to files
+
+A kind of one's own is a module that calls `add`, named on the command line: `--import MODULE`.
+"""
 
 from __future__ import annotations
 

@@ -61,8 +61,9 @@ class TokenizerKind:
     is_of_kind: Callable[[Tree], bool]
     """Whether a definition is of this kind. The first kind of the table that says so has it."""
     train: Callable[[Iterable[str], int, bool | None], str] | None = None
-    """(documents, most ids, lower-case or not; None: as is usual for the kind) -> the definition of a new tokenizer. Left
-    out: this kind can be read, but not trained."""
+    """(documents, most ids, lower-case or not; None: as is usual for the kind) -> the definition of a new tokenizer, as
+    `tokenizers.Tokenizer.to_str` gives it. It needs special tokens, best in a spelling of `roles.USUAL`. Left out: this kind
+    can be read, but not trained."""
     word_rule: Callable[[Tree, Mapping[str, int]], WordRule | None] = lambda tree, vocabulary: None
     """(definition, token -> id) -> the rule of where words begin, `Tokenizer.starts_word`. None: tokens do not tell, and
     whole words and spans cannot be masked."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from maskloom.errors import UserError
+from maskloom.extensions import where_names_come_from
 from maskloom.tokenizers import TOKENIZERS
 from maskloom.tokenizers.base import Tokenizer
 from maskloom.tokenizers.loading import tokenizer_of_definition
@@ -32,7 +33,8 @@ def train_tokenizer(
     row = TOKENIZERS.get(kind)
     if row is None or row.train is None:
         raise UserError(
-            f"no kind of tokenizer {kind!r} that can be trained: choose one of {', '.join(trainable_kinds())}"
+            f"no kind of tokenizer {kind!r} that can be trained: choose one of {', '.join(trainable_kinds())}; "
+            + where_names_come_from()
         )
     definition = row.train(texts, vocab_size, lowercase)
     tokenizer = tokenizer_of_definition(definition, "the trained tokenizer")

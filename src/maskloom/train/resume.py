@@ -104,7 +104,9 @@ def check_model(
         if model.init is not None:
             return check_init(model.init, tokenizer, seq_lens)
         described = configuration_of(model, tokenizer)
-        check_positions(described, "the model", seq_lens)
+        # The configuration was checked for this. But RoBERTa, for example, has fewer positions than it says.
+        what_to_do = "Lower seq_len, or raise model.max_position_embeddings"
+        check_positions(described, "the model", seq_lens, what_to_do)
         if must_fit:
             check_size(described)
         return described

@@ -4,6 +4,8 @@
                                                           |
                                      a loss that the guard refuses makes the last backward NaN
 
+A micro-batch's sum of losses is the model's own: `MaskedLM.forward` in models/masked_lm.py. `train_step` divides and adds up.
+
 The host reads one thing from the device: the loss, after it gave the device the last backward. All else that it reads, the
 optimizer reads (`tests/integration/waits.json` lists every place).
 """

@@ -8,7 +8,7 @@ digests of its manifest, and says so loudly when that is not the newest there is
 at any world size.
 
     state    what a checkpoint holds beside the engine's files, and what its data follows from
-    digests  manifests, and what is wrong with a folder's files
+    digests  where a checkpoint is judged good: manifests, and what is wrong with a folder's files
     save     all ranks' parts, in the background, to a whole folder; what is kept
     find     the newest whole one of a run, or the one that another run begins with
     fit      what of a configuration may differ from that of the checkpoint

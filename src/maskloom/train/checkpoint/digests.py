@@ -1,4 +1,9 @@
-"""The manifest of a checkpoint: size and SHA-256 of its files. And what is wrong with a folder."""
+"""Where a checkpoint is judged good: every file has the size and the SHA-256 digest that its manifest names.
+
+`damage` judges a folder in one process. In a run, `_verify` (find.py) shares the files among the ranks. Both ask `fault_of` about
+a file. The digests are those of what `save` read back from the disk. Whether a good checkpoint goes with a configuration is
+another question: `check_fits` (fit.py).
+"""
 
 from __future__ import annotations
 

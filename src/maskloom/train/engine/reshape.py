@@ -53,6 +53,12 @@ class Vector(NamedTuple):
         """The pieces of a tensor of the state."""
         return self.whole if key in self.whole_state and self.whole is not None else self.pieces
 
+    def has_element_a_weight(self, key: str) -> bool:
+        """Whether a tensor of the state has an element for each weight, perhaps with what pads the vector."""
+        last = max(self.pieces_of(key), key=lambda piece: piece.place)
+        tensor: torch.Tensor = self.state[key]
+        return last.place + last.length <= tensor.numel()
+
 
 Sources = dict[str, list[tuple[torch.Tensor, Piece]]]
 """For each parameter the tensors that hold some of it."""
@@ -220,7 +226,8 @@ def load_reshaped(engine: DeepSpeedEngine, kind: OptimizerKind, folder: Path, ke
     """Load weights, optimizer state and counters of a checkpoint of any layout; all ranks call it.
 
     Raises:
-        UserError: the checkpoint does not hold all of the engine's parameters.
+        UserError: the checkpoint does not hold all of the engine's parameters, or the state of an optimizer whose tensors do
+            not belong to the weights element by element.
     """
     optimizer = engine.optimizer
     if hasattr(optimizer, "checkpoint_event_prologue"):
@@ -242,24 +249,40 @@ def _fill(states: Any, wanted: list[Vector], saved: list[Vector], folder: Path) 
     """Copy weights into the wanted vectors, and give each the optimizer state that it had."""
     weights: Sources = {}
     moments: dict[str, Sources] = {}
-    state_of: dict[str, dict[str, Any]] = {}
+    first_of: dict[str, Vector] = {}  # parameter -> the vector that holds its first elements
     for vector in saved:
         for piece in vector.pieces:
             weights.setdefault(piece.name, []).append((vector.weights, piece))
-            state_of.setdefault(piece.name, vector.state)
+            first_of.setdefault(piece.name, vector)
         for key in filter(lambda key: _is_spread(vector.state[key]), vector.state):
             for piece in vector.pieces_of(key):
                 moments.setdefault(key, {}).setdefault(piece.name, []).append((vector.state[key], piece))
     for vector in wanted:
         _copy(vector.weights.data, vector.pieces, weights, folder)
-        state = dict(state_of[vector.pieces[0].name])  # plain values are the same for all parameters of a group
+        before = first_of[vector.pieces[0].name]
+        state = dict(before.state)  # plain values are the same for all parameters of a group
         for key in filter(lambda key: _is_spread(state[key]), state):
+            if not before.has_element_a_weight(key):
+                state[key] = _as_it_was(key, before, vector, folder)
+                continue
             pieces = vector.pieces_of(key)
             state[key] = torch.zeros_like(vector.weights)
             if pieces is vector.whole:
                 state[key] = state[key].new_zeros(sum(piece.length for piece in pieces))
             _copy(state[key], pieces, moments[key], folder)
         states[vector.weights] = state
+
+
+def _as_it_was(key: str, before: Vector, vector: Vector, folder: Path) -> torch.Tensor:
+    """State that has another shape than its weights, such as Adafactor's sums over rows: for the same weights only."""
+    state: torch.Tensor = before.state[key]
+    if before.pieces != vector.pieces:
+        raise UserError(
+            f"{folder} cannot be loaded with these settings of engine and this number of ranks: the optimizer's {key} has "
+            f"{state.numel():,} elements for {before.weights.numel():,} weights, and only state with an element for each "
+            "weight can be spread anew. Set them as they were"
+        )
+    return state.to(vector.weights.device, copy=True)
 
 
 def _copy(vector: torch.Tensor, pieces: list[Piece], sources: Sources, folder: Path) -> None:
