@@ -68,9 +68,9 @@ class MaskRule:
         """
         if masking.unit != "token" and not tokenizer.knows_words:
             raise UserError(
-                f"masking.unit {masking.unit} needs a tokenizer whose tokens say where a word begins; {tokenizer.source} is of "
-                f"kind {tokenizer.kind}, which does not, and every token would count as a word: set masking.unit to token, "
-                "or --import the module that adds its kind"
+                f"masking.unit {masking.unit} needs a tokenizer whose tokens say where a word begins. {tokenizer.source} is of "
+                f"kind {tokenizer.kind}, which does not: every token would count as a word. Set masking.unit to token, or "
+                "--import the module that adds its kind"
             )
         protected = _ids_of(masking.protected, tokenizer)
         if protected and not np.delete(tokenizer.is_maskable, protected).any():

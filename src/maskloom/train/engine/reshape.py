@@ -278,9 +278,9 @@ def _as_it_was(key: str, before: Vector, vector: Vector, folder: Path) -> torch.
     state: torch.Tensor = before.state[key]
     if before.pieces != vector.pieces:
         raise UserError(
-            f"{folder} cannot be loaded with these settings of engine and this number of ranks: the optimizer's {key} has "
+            f"{folder} cannot be loaded with these settings of engine and this number of ranks. The optimizer's {key} has "
             f"{state.numel():,} elements for {before.weights.numel():,} weights, and only state with an element for each "
-            "weight can be spread anew. Set them as they were"
+            "weight can be spread anew. Set engine and ranks as they were"
         )
     return state.to(vector.weights.device, copy=True)
 
