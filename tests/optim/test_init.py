@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import dataclasses
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -11,8 +12,8 @@ from maskloom import config as config_module
 from maskloom.config import Optimizer, OptimizerSection, RunConfig
 from maskloom.config_file import dump_config, parse_config
 from maskloom.errors import UserError
-from maskloom.optim import OPTIMIZERS, add
-from maskloom.optim.kind import OptimizerKind, Spread
+from maskloom.optim import OPTIMIZERS, add, parameter_groups
+from maskloom.optim.kind import Group, OptimizerKind, Spread
 from tests.trees import tree_with
 
 
@@ -79,6 +80,23 @@ def test_a_name_that_is_taken_or_is_none_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match="cannot be named"):
         add(kind)
     assert OPTIMIZERS.keys() == config_module.OPTIMIZERS.keys() == {"adamw", "lamb", "muon"}
+
+
+@pytest.mark.parametrize(
+    ("groups", "said"),
+    [
+        (lambda weight, bias: [{"params": [weight, bias], "weight_decay": 0.0}], "needs params, weight_decay and rate"),
+        (lambda weight, bias: [{"params": [weight], "weight_decay": 0.0, "rate": 1.0}], "bias is 0 times in them"),
+        (lambda weight, bias: [{"params": [weight, bias, bias], "weight_decay": 0.0, "rate": 1.0}], "bias is 2 times"),
+    ],
+)
+def test_groups_that_do_not_fit_are_refused(
+    groups: Callable[..., list[Group]], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind = dataclasses.replace(OPTIMIZERS["adamw"], groups=lambda model, settings: groups(model.weight, model.bias))
+    monkeypatch.setitem(OPTIMIZERS, "adamw", kind)
+    with pytest.raises(UserError, match=said):
+        parameter_groups(torch.nn.Linear(2, 2), Optimizer())
 
 
 def test_only_muon_does_not_go_with_a_way_to_spread() -> None:

@@ -8,9 +8,14 @@ One of your own is a module that calls `add`, named on the command line: `masklo
 
 from __future__ import annotations
 
-from maskloom.config import add_optimizer
+from collections import Counter
+
+from torch import nn
+
+from maskloom.config import Optimizer, add_optimizer
+from maskloom.errors import UserError
 from maskloom.optim.adamw import ADAMW
-from maskloom.optim.kind import OptimizerKind
+from maskloom.optim.kind import Group, OptimizerKind
 from maskloom.optim.lamb import LAMB
 from maskloom.optim.muon import MUON
 
@@ -26,3 +31,22 @@ def add(kind: OptimizerKind) -> None:
     """
     add_optimizer(kind.name, kind.section)
     OPTIMIZERS[kind.name] = kind
+
+
+def parameter_groups(model: nn.Module, settings: Optimizer) -> list[Group]:
+    """The groups of a model's parameters as the optimizer of these settings takes them.
+
+    Raises:
+        UserError: an added optimizer's groups lack what has to be in every group, or do not hold each parameter once.
+    """
+    groups = OPTIMIZERS[settings.name].groups(model, settings)
+    if any(not {"params", "weight_decay", "rate"} <= group.keys() for group in groups):
+        raise UserError(f"optimizer {settings.name}: each of its groups needs params, weight_decay and rate")
+    times = Counter(id(parameter) for group in groups for parameter in group["params"])
+    wrong = [name for name, parameter in model.named_parameters() if times[id(parameter)] != 1]
+    if wrong:  # one in no group would keep its first values
+        raise UserError(
+            f"optimizer {settings.name}: its groups have to hold each parameter once, and {wrong[0]} is "
+            f"{times[id(model.get_parameter(wrong[0]))]} times in them ({len(wrong)} such parameters)"
+        )
+    return groups

@@ -31,7 +31,7 @@ from maskloom.config import Optimizer
 from maskloom.data.batch import MicroBatch
 from maskloom.distributed import World, meeting, meeting_place
 from maskloom.models.masked_lm import MaskedLM
-from maskloom.optim import OPTIMIZERS
+from maskloom.optim import OPTIMIZERS, parameter_groups
 from maskloom.train.engine import patches
 from maskloom.train.engine.device import device_of, settle_numerics
 from maskloom.train.engine.files import load_engine
@@ -106,7 +106,7 @@ class Engine:
         self._kind = OPTIMIZERS[optimizer.name]
         prepare_forward(model, section)
         self._offered = offered(self._kind, world)
-        built = self._kind.build(self._kind.groups(model, optimizer), optimizer, self._offered)
+        built = self._kind.build(parameter_groups(model, optimizer), optimizer, self._offered)
         wrapped, *_ = deepspeed.initialize(model=model, optimizer=built, config=settings, dist_init_required=False)
         self.deepspeed: DeepSpeedEngine = wrapped
         """DeepSpeed's own engine: for tests and benchmarks. Training does not touch it."""
