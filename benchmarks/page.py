@@ -8,7 +8,7 @@ from pathlib import Path
 from xml.sax.saxutils import escape
 
 WIDTH = 120
-COLOURS = ("#1f6feb", "#d1495b", "#2e8b57", "#8a5cd1", "#c77d0a", "#6b7280", "#0f766e", "#a3a3a3")
+COLOURS = ("#1f6feb", "#d1495b", "#2e8b57", "#8a5cd1", "#c77d0a", "#6b7280", "#0f766e", "#a3a3a3", "#9f1239", "#475569")
 
 
 def wrapped(line: str) -> str:
