@@ -183,7 +183,8 @@ def _case(case: dict[str, Any]) -> list[str]:
         case_table(case),
         f"The roofline, for full rows with 15 % predicted: {bound.row_flops / 1e9:.4g} GFLOP a row, so that "
         f"**{digits(bound.rows_per_s)} rows/s are 100 %** of the best of torch's own matrix products "
-        f"({case['limits']['flops'] / 1e12:.4g} TFLOP/s; oneDNN's on a CPU can be faster). What a layer moves beside its products, at the speed of a copy "
+        f"({case['limits']['flops'] / 1e12:.4g} TFLOP/s; oneDNN's on a CPU can be faster). "
+        f"What a layer moves beside its products, at the speed of a copy "
         f"({case['limits']['bytes_per_s'] / 1e9:,.4g} GB/s), leaves "
         + ", ".join(f"{bound.ceilings[kind]:.0%} {SAID[kind]}" for kind in TRAFFIC)
         + ".",
