@@ -52,6 +52,15 @@ def missing(what: str) -> None:
     pytest.skip(f"needs {what}")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def environment_of_its_own() -> Iterator[None]:
+    """What a file of tests leaves in the environment (RANK, MASKLOOM_IMPORT, ...) is not there for the next one's programs."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
 @contextlib.contextmanager
 def files_of_at_most(size_bytes: int) -> Iterator[None]:
     """This process can write no file beyond so many bytes: a disk that is full, as far as it can tell."""

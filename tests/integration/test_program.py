@@ -145,7 +145,8 @@ from maskloom.tokenizers.loading import load_tokenizer
 def main():
     global reading
     config = load_config(sys.argv[1], ["phases.0.steps=2000000"])
-    plan = plan_for(config, open_corpora(config.data), load_tokenizer(config.tokenizer))
+    data = config.data, config.phases, config.masking, config.seed
+    plan = DataPlan.of(*data, open_corpora(config.data), load_tokenizer(config.tokenizer))
     reading = read_steps(plan, World(), first_cursors(plan.lanes), 0, workers=2)
     next(reading)
     {then}
@@ -210,7 +211,6 @@ run_program("it", main)
 
 RAISES = """
 from maskloom.program import run_program
-from tests.conftest import plan_for
 def main():
     raise RuntimeError("\\x1b[31mred \\u202e")
 run_program("it", main)
