@@ -10,30 +10,8 @@ from maskloom.config import RunConfig
 from maskloom.config_file import parse_config
 from maskloom.errors import UserError
 from maskloom.train.engine import configuration as module
-from maskloom.train.engine import device
 from maskloom.train.engine.configuration import BUCKET_ELEMENTS, RESERVED
 from maskloom.train.engine.patches import known_keys
-
-
-class Gpu:
-    """An accelerator as far as the configuration looks at it."""
-
-    def device_name(self) -> str:
-        return "cuda"
-
-    def is_fp16_supported(self) -> bool:
-        return True
-
-    is_bf16_supported = is_fp16_supported
-
-    def device_count(self) -> int:
-        return 2
-
-
-@pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    for each in (module, device):
-        monkeypatch.setattr(each, "get_accelerator", Gpu)
 
 
 def deepspeed_config(config: RunConfig, micro_batch_rows: int, accumulates: bool, ranks: int = 1) -> dict[str, Any]:

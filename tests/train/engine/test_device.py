@@ -315,26 +315,6 @@ def test_auto_that_cannot_compile_is_said_and_eager_is_not(monkeypatch: pytest.M
     assert list(notes_on_device(Engine(kernels="eager"))) == []
 
 
-class Gpu:
-    """An accelerator as far as the configuration looks at it."""
-
-    def device_name(self) -> str:
-        return "cuda"
-
-    def is_fp16_supported(self) -> bool:
-        return True
-
-    is_bf16_supported = is_fp16_supported
-
-    def device_count(self) -> int:
-        return 2
-
-
-@pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "get_accelerator", Gpu)
-
-
 class TestMoreRanksThanGpus:
     """Every rank of the machine refuses, also those that would have a GPU: none waits for the others."""
 
