@@ -15,7 +15,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, SerializeAsAny
 from pydantic.fields import FieldInfo
 from pydantic_core import InitErrorDetails, PydanticCustomError, ValidationError
 
-from maskloom.config_models import MODELS, Bert, Model, model_section
+from maskloom.config_models import MODELS, Bert, Camembert, Model, ModernBert, Roberta, XlmRoberta, model_section
 from maskloom.config_sections import (
     ONE,
     SEVERAL,
@@ -49,10 +49,10 @@ from maskloom.config_values import (
 from maskloom.extensions import where_names_come_from
 
 __all__ = [
-    "MODELS", "ONE", "SEVERAL", "BatchWarmup", "BelowOne", "Bert", "Checkpoint", "Corpus", "Data", "Engine", "Evaluation", "Few",
-    "Guard", "Logging", "Masking", "Model", "Muon", "Optimizer", "OptimizerSection", "Phase", "PositiveShare",
-    "RewarmUp", "RunConfig", "Section", "Share", "Steps", "StepsOrNone", "Storage", "Stretch", "Timeouts", "Width",
-    "model_section",
+    "MODELS", "ONE", "SEVERAL", "BatchWarmup", "BelowOne", "Bert", "Camembert", "Checkpoint", "Corpus", "Data", "Engine",
+    "Evaluation", "Few", "Guard", "Logging", "Masking", "Model", "ModernBert", "Muon", "Optimizer", "OptimizerSection",
+    "Phase", "PositiveShare", "RewarmUp", "Roberta", "RunConfig", "Section", "Share", "Steps", "StepsOrNone", "Storage",
+    "Stretch", "Timeouts", "Width", "XlmRoberta", "model_section",
 ]  # fmt: skip
 
 

@@ -36,8 +36,8 @@ class Model(Section):
         return self
 
 
-class Bert(Model):
-    """The names of Hugging Face's `BertConfig`; the defaults are BERT-base's."""
+class _PostNorm(Model):
+    """What BERT, RoBERTa and their kin call by the same names; the defaults are the base models'."""
 
     dropouts: ClassVar[tuple[str, ...]] = ("hidden_dropout_prob", "attention_probs_dropout_prob")
 
@@ -53,15 +53,87 @@ class Bert(Model):
     layer_norm_eps: PositiveFloat = 1e-12
 
     @pydantic.model_validator(mode="after")
-    def _heads(self) -> Bert:
-        if self.hidden_size % self.num_attention_heads:
-            raise ValueError(
-                f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"
-            )
+    def _heads(self) -> Self:
+        _check_heads(self.hidden_size, self.num_attention_heads)
         return self
 
 
-MODELS: dict[str, type[Model]] = {"bert": Bert}
+class Bert(_PostNorm):
+    """The names of Hugging Face's `BertConfig`; the defaults are BERT-base's."""
+
+
+class Roberta(_PostNorm):
+    """The names of Hugging Face's `RobertaConfig`; the defaults are RoBERTa-base's."""
+
+    architecture: str = "roberta"
+    max_position_embeddings: Annotated[int, Field(ge=1, le=MOST_SEQ_LEN)] = 514
+    """Rows of the table of positions. Those up to the padding token's id are not used: with id 1, 514 rows are for 512 tokens."""
+    type_vocab_size: Few = 1
+    layer_norm_eps: PositiveFloat = 1e-5
+
+
+class XlmRoberta(Roberta):
+    """The names of Hugging Face's `XLMRobertaConfig`; the defaults are XLM-R-base's."""
+
+    architecture: str = "xlm-roberta"
+
+
+class Camembert(Roberta):
+    """The names of Hugging Face's `CamembertConfig`; the defaults are CamemBERT-base's."""
+
+    architecture: str = "camembert"
+
+
+class ModernBert(Model):
+    """The names of Hugging Face's `ModernBertConfig`; the defaults are ModernBERT-base's."""
+
+    dropouts: ClassVar[tuple[str, ...]] = ("embedding_dropout", "attention_dropout", "mlp_dropout")
+
+    architecture: str = "modernbert"
+    max_position_embeddings: Annotated[int, Field(ge=1, le=MOST_SEQ_LEN)] = 8192
+    hidden_size: Width = 768
+    num_hidden_layers: Few = 22
+    num_attention_heads: Few = 12
+    intermediate_size: Width = 1152
+    hidden_activation: Literal["gelu", "gelu_new", "relu", "silu"] = "gelu"
+    local_attention: Annotated[int, Field(ge=2, le=MOST_SEQ_LEN)] = 128
+    """Window of the local layers: a slot sees half of it to either side."""
+    global_attn_every_n_layers: Few = 3
+    """Every so many layers one sees the whole piece, beginning with the first."""
+    global_rope_theta: PositiveFloat = 160_000.0
+    """Base of the rotary frequencies in the layers that see the whole piece."""
+    local_rope_theta: PositiveFloat = 10_000.0
+    """Base of the rotary frequencies in the local layers."""
+    embedding_dropout: Share = 0.0
+    attention_dropout: Share = 0.0
+    """Dropout on attention weights, and behind the attention. Above 0 the attention is slower on GPUs."""
+    mlp_dropout: Share = 0.0
+    initializer_range: PositiveFloat = 0.02
+    norm_eps: PositiveFloat = 1e-5
+    norm_bias: bool = False
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    classifier_bias: bool = False
+    decoder_bias: bool = True
+
+    @pydantic.model_validator(mode="after")
+    def _heads(self) -> Self:
+        _check_heads(self.hidden_size, self.num_attention_heads)
+        return self
+
+
+def _check_heads(hidden_size: int, heads: int) -> None:
+    if hidden_size % heads:
+        raise ValueError(f"hidden_size {hidden_size} is not a multiple of num_attention_heads {heads}")
+
+
+MODELS: dict[str, type[Model]] = {
+    "bert": Bert,
+    "roberta": Roberta,
+    "xlm-roberta": XlmRoberta,
+    "camembert": Camembert,
+    "modernbert": ModernBert,
+}
 """The section of each architecture. `maskloom.models.architecture.add` adds a user's own."""
 
 

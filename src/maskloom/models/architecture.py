@@ -11,6 +11,8 @@ from maskloom.config import MODELS
 from maskloom.errors import UserError
 from maskloom.models.base import Architecture, Description, LayerSettings
 from maskloom.models.bert import BERT
+from maskloom.models.modernbert import MODERNBERT
+from maskloom.models.roberta import CAMEMBERT, ROBERTA, XLM_ROBERTA
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -25,7 +27,9 @@ __all__ = [
     "longest_piece_of",
 ]
 
-ARCHITECTURES: dict[str, Architecture] = {each.name: each for each in (BERT,)}
+ARCHITECTURES: dict[str, Architecture] = {
+    each.name: each for each in (BERT, ROBERTA, XLM_ROBERTA, CAMEMBERT, MODERNBERT)
+}
 """By the name that `model.architecture` and config.json's `model_type` have."""
 
 

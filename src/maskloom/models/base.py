@@ -42,6 +42,10 @@ class LayerSettings(Protocol):
     def window(self) -> int | None:
         """Slots that a slot sees to either side; None if it sees its whole piece."""
 
+    @property
+    def rope_theta(self) -> float | None:
+        """Base of the rotary position embeddings' frequencies; None if positions are in the embeddings."""
+
 
 @dataclass(frozen=True)
 class Description:
@@ -56,6 +60,7 @@ class Description:
         choices: keys that choose a function, and the values that our forward computes.
         computed: keys that our forward does not read, and the values that are right for it.
         harmless: keys that change nothing about the forward.
+        free: keys that are taken as they are.
     """
 
     sizes: tuple[str, ...]
@@ -64,11 +69,12 @@ class Description:
     choices: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     computed: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     harmless: frozenset[str] = frozenset()
+    free: tuple[str, ...] = ()
 
     @property
     def kept(self) -> tuple[str, ...]:
         """The keys that a model is built from."""
-        return (*self.sizes, *self.more_sizes, *self.ranges, *self.choices, "tie_word_embeddings")
+        return (*self.sizes, *self.more_sizes, *self.ranges, *self.choices, *self.free, "tie_word_embeddings")
 
 
 def _unchanged(model: Any, hidden: torch.Tensor) -> torch.Tensor:
