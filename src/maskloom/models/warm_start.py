@@ -188,11 +188,12 @@ def settle_architecture(settings: Model) -> Model:
     return MODELS[kind].model_validate(given)
 
 
-def check_init(source: str, tokenizer: Tokenizer, seq_lens: Mapping[str, int]) -> PretrainedConfig:
+def check_init(source: str, tokenizer: Tokenizer, seq_lens: Mapping[str, int], **settings: Any) -> PretrainedConfig:
     """Check what `model.init` names, without reading its weights.
 
     Args:
         seq_lens: setting -> its sequence length.
+        settings: replace those of its configuration.
 
     Returns:
         its Hugging Face configuration.
@@ -202,6 +203,7 @@ def check_init(source: str, tokenizer: Tokenizer, seq_lens: Mapping[str, int]) -
     """
     checkpoint = open_checkpoint(source, f"model.init {source}")
     vocabulary_note(checkpoint, tokenizer)
+    checkpoint.outline.architecture.set_fields(checkpoint.config, settings)
     check_positions(checkpoint.config, checkpoint.name, seq_lens)
     return checkpoint.config
 
@@ -268,9 +270,9 @@ def load_checkpoint(checkpoint: Checkpoint, **settings: Any) -> tuple[Any, set[s
     """
     logging.disable_progress_bar()
     logging.set_verbosity_error()  # lines of ours say what its report says
-    config = checkpoint.config
-    config.update(settings)
-    model, report = checkpoint.outline.architecture.hf_class.from_pretrained(
+    config, architecture = checkpoint.config, checkpoint.outline.architecture
+    architecture.set_fields(config, settings)
+    model, report = architecture.hf_class.from_pretrained(
         None,
         config=config,
         state_dict=_read_weights(checkpoint),
@@ -286,8 +288,8 @@ def warm_start(settings: Model, tokenizer: Tokenizer) -> tuple[MaskedLM, str]:
     checkpoint = open_checkpoint(source, f"model.init {source}")
     note = vocabulary_note(checkpoint, tokenizer)
     architecture = checkpoint.outline.architecture
-    dropouts = {name: getattr(settings, name) for name in architecture.dropouts}
-    model, missing, unexpected = load_checkpoint(checkpoint, **architecture.token_ids(tokenizer), **dropouts)
+    own = {name: getattr(settings, name) for name in architecture.dropouts} | settings.given_beside_init()
+    model, missing, unexpected = load_checkpoint(checkpoint, **architecture.token_ids(tokenizer), **own)
     return packed(model), (
         f"model: {count_parameters(model):,} parameters from {source}{note}; "
         f"ignored: {summary(unexpected) or 'nothing'}; newly initialised: {summary(missing) or 'nothing'}"

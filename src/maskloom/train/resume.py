@@ -102,7 +102,7 @@ def check_model(
     origin = run if saved_folders(run) else split_origin(from_)[0] if from_ else None
     if origin is None:
         if model.init is not None:
-            return check_init(model.init, tokenizer, seq_lens)
+            return check_init(model.init, tokenizer, seq_lens, **model.given_beside_init())
         described = configuration_of(model, tokenizer)
         # The configuration was checked for this. But RoBERTa, for example, has fewer positions than it says.
         what_to_do = "Lower seq_len, or raise model.max_position_embeddings"
