@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import pickle
 from collections.abc import Sequence
 
@@ -70,8 +71,8 @@ def test_no_word_begins_inside_of_a_character(pieces: list[bytes], expected: str
     assert words_of(pieces) == [mark == "1" for mark in expected]
 
 
-@pytest.mark.parametrize("before", [*sum(CLASSES, []), *CHINESE])
-@pytest.mark.parametrize("after", [*sum(CLASSES, []), *CHINESE])
+@pytest.mark.parametrize("before", [*itertools.chain(*CLASSES), *CHINESE])
+@pytest.mark.parametrize("after", [*itertools.chain(*CLASSES), *CHINESE])
 def test_a_word_begins_where_the_class_changes_and_at_chinese_characters(before: str, after: str) -> None:
     same = [kind for kind in CLASSES if before in kind and after in kind]
     assert words_of([before, after]) == [True, not same]
