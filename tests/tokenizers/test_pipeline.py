@@ -322,9 +322,12 @@ def test_no_mark_of_an_added_token_is_cut_at() -> None:
     assert [found.start() for found in points.finditer("a,b[c]d<e>f_g中h")] == [1]
 
 
-@pytest.mark.parametrize(("kind", "expected"), [(kind, kind.startswith(("BERT", "WordPiece"))) for kind in KINDS])
-def test_only_word_pieces_say_that_a_word_continues(kind: str, expected: bool) -> None:
-    assert tokenizers_of(kind, "nothing")[0].knows_words is expected
+WITHOUT_WORDS = {"WordLevel", *(kind for kind in KINDS if kind.startswith("Unigram"))}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_kinds_that_the_package_has_know_where_words_begin(kind: str) -> None:
+    assert tokenizers_of(kind, "nothing")[0].knows_words is (kind not in WITHOUT_WORDS)
 
 
 def test_a_tokenizer_that_draws_is_refused() -> None:

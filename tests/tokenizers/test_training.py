@@ -31,10 +31,10 @@ def test_lower_casing_is_a_choice() -> None:
 def test_a_kind_that_is_not_there_or_cannot_be_trained_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(TOKENIZERS, "readable", TokenizerKind("readable", lambda tree: False))
     for kind in ("absent", "readable"):
-        said = f"no kind of tokenizer '{kind}' that can be trained: choose one of wordpiece; one of your own needs --import"
+        said = f"no kind of tokenizer '{kind}' that can be trained: choose one of wordpiece, byte-bpe; one of your own needs"
         with pytest.raises(UserError, match=said):
             train_tokenizer([], 100, kind=kind)
-    assert trainable_kinds() == ["wordpiece"]
+    assert trainable_kinds() == ["wordpiece", "byte-bpe"]
 
 
 def test_a_kind_that_does_not_know_its_own_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
