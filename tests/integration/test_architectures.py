@@ -7,15 +7,21 @@ two bases of frequencies.
 from __future__ import annotations
 
 import functools
+import os
+import random
+import signal
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from .conftest import batches_of, final_weights, lines, losses, note_rows, tiny, train_in_ranks
+from .test_checkpoints import OPTIMIZERS, forget_after
 
 STEPS, ROWS = 3, 12
 FULL, KIN = ("roberta", "modernbert"), ("xlm-roberta", "camembert")
@@ -85,6 +91,7 @@ def trained(
 
 
 def write(folder: Path, case: Case, corpus: Path, tokenizer: Path) -> Path:
+    """The case's configuration file."""
     rows = {"global_batch_rows": ROWS, "micro_batch_rows": case.micro_batch_rows}
     deepspeed: dict[str, Any] = {"zero_optimization": case.zero} if case.zero else {}
     if case.precision == "fp16":
@@ -145,3 +152,115 @@ def test_all_layouts_of_all_architectures_read_one_batch(trained: Path) -> None:
     expected = batches_of(trained / "batches", reference("modernbert").name)
     assert expected.keys() == {(step, lane) for step in (1, 2, 3) for lane in range(6)}
     assert [name for name, rows in found.items() if rows != expected] == []
+
+
+# Architecture, stage, precision, optimizer
+KILLED = [
+    ("roberta", 1, "fp32", "adamw"),
+    ("roberta", 3, "bf16", "adamw"),
+    ("modernbert", 0, "fp32", "adamw"),
+    ("modernbert", 3, "bf16", "adamw"),
+    ("modernbert", 1, "bf16", "muon"),
+]
+
+
+def test_a_run_that_is_killed_resumes_with_the_same_bits(
+    run_config: dict, write_config: Callable[..., Path], tmp_path: Path
+) -> None:
+    """SIGKILL for both ranks at a random moment: with readers, every dropout on, and over a change of the sequence length."""
+    log = tmp_path / "output.log"
+
+    def config(kind: str, architecture: str, stage: int, precision: str, optimizer: str) -> Path:
+        name = f"{kind}-{architecture}-{stage}-{optimizer}"
+        tree = {
+            **run_config,
+            "run_dir": str(tmp_path / name),
+            "data": {**run_config["data"], "workers": 1},
+            "model": tiny(architecture, dropout=0.1),
+            "optimizer": {**OPTIMIZERS[optimizer], "warmup_steps": 2},
+            "phases": [
+                {"steps": 8, "seq_len": 32, "global_batch_rows": 12, "micro_batch_rows": 3},
+                {"steps": 16, "seq_len": 48, "global_batch_rows": 12, "micro_batch_rows": 3},
+            ],
+            "engine": {"zero_stage": stage, "precision": precision, "activation_checkpointing": stage == 3},
+            "checkpoint": {"every_steps": 3},
+        }
+        return write_config(tree, f"{name}.yaml")
+
+    train_in_ranks([config("whole", *case) for case in KILLED], 2, log, compiles=False)
+    moment = random.Random(os.getpid())
+    for case in KILLED:
+        killed = config("killed", *case)
+        kill = functools.partial(kill_after, tmp_path / killed.stem, moment.randrange(4, 18))
+        train_in_ranks([killed], 2, log, compiles=False, expect=-signal.SIGKILL, meanwhile=kill)
+    output = train_in_ranks([config("killed", *case) for case in KILLED], 2, log, compiles=False)
+    assert output.count("resuming after step ") == len(KILLED)
+    for case in KILLED:
+        whole, killed = (tmp_path / config(kind, *case).stem for kind in ("whole", "killed"))
+        assert list(losses(whole)) == list(range(1, 25)), case
+        assert losses(killed) == losses(whole), case
+        weights = final_weights(killed)
+        assert [name for name, one in final_weights(whole).items() if not torch.equal(one, weights[name])] == [], case
+
+
+def kill_after(run: Path, step: int, pids: list[int]) -> None:
+    """Kill processes once a run has logged so many steps."""
+    deadline = time.monotonic() + 120
+    while not (run / "metrics.jsonl").exists() or len(losses(run)) < step:
+        assert time.monotonic() < deadline, f"no {step} steps in time"
+        time.sleep(0.002)
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+
+
+# Architecture, optimizer, precision, stages
+WAYS = [
+    ("roberta", "adamw", "fp32", (1, 3, 0)),
+    ("roberta", "adamw", "fp32", (3, 2, 1)),
+    ("roberta", "lamb", "fp32", (0, 2, 3)),
+    ("modernbert", "adamw", "fp32", (2, 0, 3)),
+    ("modernbert", "adamw", "fp32", (3, 1, 2)),
+    ("modernbert", "lamb", "fp32", (1, 3, 0)),
+    ("modernbert", "muon", "fp32", (2, 1, 3)),
+    ("modernbert", "adamw", "bf16", (1, 3, 2)),  # stage 1 is DeepSpeed's BF16_Optimizer
+    ("xlm-roberta", "adamw", "fp32", (1, 3, 2)),
+    ("camembert", "adamw", "fp32", (3, 2, 0)),
+]
+
+
+def test_a_run_resumes_at_another_stage_and_number_of_ranks(
+    run_config: dict, write_config: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Three steps on two ranks, on three, and on one, each at another stage, beside the run that stays as it began."""
+    log = tmp_path / "output.log"
+
+    def config(number: int, leg: int) -> Path:
+        architecture, optimizer, precision, stages = WAYS[number]
+        tree = {
+            **run_config,
+            "run_dir": str(tmp_path / f"run{number}"),
+            "model": tiny(architecture),
+            "optimizer": OPTIMIZERS[optimizer],
+            "phases": [{"steps": 9, "seq_len": 32, "global_batch_rows": 12, "micro_batch_rows": 2}],
+            "engine": {"zero_stage": stages[leg], "precision": precision},
+            "checkpoint": {"every_steps": 3, "keep_last": 9},
+        }
+        return write_config(tree, f"{number}-{leg}.yaml")
+
+    numbers, whole, weights = range(len(WAYS)), {}, {}
+    for leg, ranks in enumerate((2, 3, 1)):
+        output = train_in_ranks([config(number, leg) for number in numbers], ranks, log, compiles=False)
+        assert output.count(f"resuming after step {3 * leg} of 9") == (len(WAYS) if leg else 0)
+        for number in numbers:
+            run = tmp_path / f"run{number}"
+            if leg == 0:
+                whole[number], weights[number] = losses(run), final_weights(run)
+            if leg < 2:
+                forget_after(run, 3 * leg + 3)
+    for number, way in enumerate(WAYS):
+        is_half = way[2] == "bf16"
+        found, expected = losses(tmp_path / f"run{number}"), whole[number]
+        assert found == pytest.approx(expected, rel=0, abs=2e-3 if is_half else 1e-6), way
+        for name, weight in ({} if is_half else final_weights(tmp_path / f"run{number}")).items():
+            if "key.bias" not in name:
+                assert (weight - weights[number][name]).abs().max() < 1e-5, f"{way}: {name}"
