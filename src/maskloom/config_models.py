@@ -15,11 +15,19 @@ class Model(Section):
 
     dropouts: ClassVar[tuple[str, ...]] = ()
     """The fields that are probabilities of dropout: a run sets them, whatever it starts from."""
+    beside_init: ClassVar[frozenset[str]] = frozenset({"max_position_embeddings"})
+    """The fields of the shape that may be given beside `init`: they change the checkpoint's."""
+    positions_note: ClassVar[str] = ""
+    """What a message adds if a sequence is longer than `max_position_embeddings`."""
 
     architecture: str = "bert"
     """Kind of encoder, as `model_type` in a Hugging Face config.json. With `init` it follows from the checkpoint."""
     init: Annotated[str, pydantic.Field(min_length=1)] | None = None
-    """Hugging Face checkpoint to start from (folder or name); its shape then holds, and no other may be given here."""
+    """Hugging Face checkpoint to start from (folder or name); its shape then holds. Of it only `max_position_embeddings` may be
+    given here, to raise it: a table of positions is then repeated."""
+    vocab_multiple: Few = 1
+    """Round the vocabulary of a new model up to a multiple of this, such as 64. The rows beyond the tokenizer's ids take part in
+    the softmax and are never targets."""
     max_position_embeddings: Annotated[int, Field(ge=1, le=MOST_SEQ_LEN)] = 512
     """Longest piece of a document, in tokens with [CLS] and [SEP]."""
 
@@ -30,10 +38,15 @@ class Model(Section):
 
     @pydantic.model_validator(mode="after")
     def _shape_of_init(self) -> Self:
-        given = sorted(self.model_fields_set & self.shape_fields())
+        given = sorted(self.model_fields_set & self.shape_fields() - self.beside_init)
         if self.init and given:
             raise ValueError(f"init takes the shape from its checkpoint: remove {', '.join(given)}")
         return self
+
+    @property
+    def given_beside_init(self) -> dict[str, object]:
+        """The fields of the shape that were given beside `init`."""
+        return {name: getattr(self, name) for name in sorted(self.model_fields_set & self.beside_init)}
 
 
 class _PostNorm(Model):
@@ -64,6 +77,10 @@ class Bert(_PostNorm):
 
 class Roberta(_PostNorm):
     """The names of Hugging Face's `RobertaConfig`; the defaults are RoBERTa-base's."""
+
+    positions_note: ClassVar[str] = (
+        " (positions begin behind the padding token's id: with id 1, 514 are for 512 tokens)"
+    )
 
     architecture: str = "roberta"
     max_position_embeddings: Annotated[int, Field(ge=1, le=MOST_SEQ_LEN)] = 514

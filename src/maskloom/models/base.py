@@ -56,25 +56,30 @@ class Description:
     Attributes:
         sizes: keys that have to be there; each is a whole number.
         more_sizes: keys that may be there; each is a whole number.
+        ids: keys that may be there; each is the id of a token, which the model is built with.
         ranges: keys of a number, and the two numbers that it lies strictly between.
         choices: keys that choose a function, and the values that our forward computes.
         computed: keys that our forward does not read, and the values that are right for it.
+        reasons: why no other value of such a key is computed, for those that need a word.
         harmless: keys that change nothing about the forward.
         free: keys that are taken as they are.
     """
 
     sizes: tuple[str, ...]
     more_sizes: tuple[str, ...] = ()
+    ids: tuple[str, ...] = ()
     ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     choices: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     computed: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    reasons: Mapping[str, str] = field(default_factory=dict)
     harmless: frozenset[str] = frozenset()
     free: tuple[str, ...] = ()
 
     @property
     def kept(self) -> tuple[str, ...]:
         """The keys that a model is built from."""
-        return (*self.sizes, *self.more_sizes, *self.ranges, *self.choices, *self.free, "tie_word_embeddings")
+        numbers = (*self.sizes, *self.more_sizes, *self.ids, *self.ranges)
+        return (*numbers, *self.choices, *self.free, "tie_word_embeddings")
 
 
 def _unchanged(model: Any, hidden: torch.Tensor) -> torch.Tensor:
@@ -152,8 +157,9 @@ class Architecture:
 
     def config(self, settings: Model, tokenizer: Tokenizer) -> PretrainedConfig:
         """Hugging Face's configuration of a model from scratch."""
-        shape = settings.model_dump(exclude={"architecture", "init"})
-        return self.config_class(vocab_size=tokenizer.vocab_size, **self.token_ids(tokenizer), **shape)
+        shape = settings.model_dump(exclude={"architecture", "init", "vocab_multiple"})
+        rows = tokenizer.vocab_size + -tokenizer.vocab_size % settings.vocab_multiple
+        return self.config_class(vocab_size=rows, **self.token_ids(tokenizer), **shape)
 
     def own_name(self, key: str) -> str:
         """What the architecture calls a key that all configurations of Hugging Face answer: `dim` for `hidden_size`."""

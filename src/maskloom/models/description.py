@@ -24,7 +24,7 @@ from maskloom.config import Model
 from maskloom.errors import UserError
 from maskloom.extensions import where_names_come_from
 from maskloom.files import read_plain
-from maskloom.models.architecture import ARCHITECTURES, known
+from maskloom.models.architecture import ARCHITECTURES, known, unused_positions_of
 from maskloom.models.base import Architecture
 
 if TYPE_CHECKING:
@@ -118,7 +118,14 @@ def check_description(tree: Mapping[str, Any], name: str) -> PretrainedConfig:
     description = architecture.description
     kept = {key: tree[key] for key in description.kept if key in tree}
     kept |= {key: float(kept[key]) for key in description.ranges if key in kept}  # JSON may have 1 for 1.0
-    return architecture.config_class(**kept)
+    config = architecture.config_class(**kept)
+    if architecture.longest_piece(config) < 1:
+        unused = unused_positions_of(config)
+        raise UserError(
+            f"{name}: its config.json has max_position_embeddings {config.max_position_embeddings}, which leaves no position "
+            f"for a token: the first {unused:,} are before or at the padding token's id (pad_token_id)"
+        )
+    return config
 
 
 def _kind_by_classes(classes: object) -> str:
@@ -142,6 +149,8 @@ def _size_faults(tree: Mapping[str, Any], architecture: Architecture) -> Iterato
         if key in tree and not (type(tree[key]) is int and 0 < tree[key] < MOST_SIZE)
     ]
     yield from faults
+    if not faults:
+        yield from _id_faults(tree, architecture)
     width, heads = map(architecture.own_name, ("hidden_size", "num_attention_heads"))
     if not faults and tree[width] % tree[heads]:
         yield f"{width} {tree[width]} is not a multiple of {heads} {tree[heads]}"
@@ -151,13 +160,22 @@ def _size_faults(tree: Mapping[str, Any], architecture: Architecture) -> Iterato
             yield f"{key} is {shown(value)}, which is not a number between {low:g} and {high:g}"
 
 
+def _id_faults(tree: Mapping[str, Any], architecture: Architecture) -> Iterator[str]:
+    defaults = _known_keys(architecture.config_class)
+    for key in architecture.description.ids:
+        value = tree.get(key, defaults[key])
+        if type(value) is not int or not 0 <= value < tree["vocab_size"]:
+            yield f"{key} is {shown(value)}, which is not an id from 0 to {tree['vocab_size'] - 1:,} (vocab_size)"
+
+
 def _function_faults(tree: Mapping[str, Any], architecture: Architecture) -> Iterator[str]:
     description = architecture.description
     computed = {**COMPUTED, **description.choices, **description.computed}
     for key, values in computed.items():
         if key in tree and not any(type(tree[key]) is type(value) and tree[key] == value for value in values):
             said = " or ".join(map(repr, values)) if len(values) <= 2 else f"one of {', '.join(values)}"
-            yield f"{key} is {shown(tree[key])} (computed: {said})"
+            why = f"; {description.reasons[key]}" if key in description.reasons else ""
+            yield f"{key} is {shown(tree[key])} (computed: {said}{why})"
     judged = {*description.kept, *computed, *HARMLESS, *description.harmless, *architecture.dropouts}
     defaults = _known_keys(architecture.config_class)
     for key in tree:

@@ -142,6 +142,7 @@ MODERNBERT = Architecture(
     description=Description(
         sizes=("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"),
         more_sizes=("max_position_embeddings", "local_attention", "global_attn_every_n_layers"),
+        ids=("pad_token_id",),
         ranges={
             "norm_eps": (0.0, 1.0),
             "initializer_range": (0.0, 10.0),

@@ -1,11 +1,12 @@
 """RoBERTa (Liu et al., 2019), XLM-R (Conneau et al., 2020) and CamemBERT (Martin et al., 2020): `RobertaForMaskedLM` and its kin.
 
 BERT's layers under other names. What differs: positions begin behind the padding token's id, there is one type of token, and
-the head is a part of its own.
+the head is a part of its own. Its bias has two names, `lm_head.bias` and `lm_head.decoder.bias`, and is one parameter.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,6 +26,13 @@ from maskloom.tokenizers.base import Tokenizer
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PretrainedConfig
+
+DESCRIPTION = replace(
+    BERT.description,
+    ids=("pad_token_id",),  # positions count from behind it
+    computed={**BERT.description.computed, "tie_word_embeddings": (True,)},
+    reasons={"tie_word_embeddings": "untied, lm_head.bias is a weight that nothing reads, so that it has no gradient"},
+)
 
 
 def _token_ids(tokenizer: Tokenizer) -> dict[str, int]:
@@ -56,7 +64,7 @@ def _of_kin(hf_class: Any, layer_class: type[nn.Module], settings: type[Model]) 
         hf_class=hf_class,
         layer_class=layer_class,
         settings=settings,
-        description=BERT.description,
+        description=DESCRIPTION,
         token_ids=_token_ids,
         longest_piece=_longest_piece,
         embed=_embed,
@@ -69,6 +77,7 @@ def _of_kin(hf_class: Any, layer_class: type[nn.Module], settings: type[Model]) 
         head_names=("lm_head.",),
         spare_names=("roberta.pooler.",),
         counter_names=("roberta.embeddings.position_ids", "roberta.embeddings.token_type_ids"),
+        old_endings=BERT.old_endings,
     )
 
 
