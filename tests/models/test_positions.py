@@ -100,7 +100,7 @@ def test_it_may_be_given_beside_init_and_is_kept(
     config = parse_config(run_config, "run.yaml")
     again = parse_config(read_yaml(dump_config(config), "saved"), "saved")
     assert again.model == config.model
-    assert again.model.given_beside_init == {"max_position_embeddings": NEW}
+    assert again.model.given_beside_init() == {"max_position_embeddings": NEW}
     described = check_model(tmp_path, None, config.model, tokenizer, {"phases.0.seq_len": 64})
     assert described.max_position_embeddings == NEW
     del run_config["model"]["max_position_embeddings"]
@@ -123,7 +123,7 @@ def test_a_longer_row_than_grown_positions_is_refused(folders: dict[str, Path], 
 def test_fewer_are_refused(kind: str, folders: dict[str, Path], tokenizer: Tokenizer) -> None:
     said = f"model.max_position_embeddings {OLD - 1} is less than the {OLD} of model.init {folders[kind]}: leave it out"
     with pytest.raises(UserError) as error:
-        check_init(str(folders[kind]), tokenizer, {}, OLD - 1)
+        check_init(str(folders[kind]), tokenizer, {}, max_position_embeddings=OLD - 1)
     assert said in str(error.value)
     with pytest.raises(UserError) as error:
         build_model(settings_of(kind, folders[kind], max_position_embeddings=OLD - 1), tokenizer, 0)

@@ -118,6 +118,7 @@ def check_description(tree: Mapping[str, Any], name: str) -> PretrainedConfig:
     description = architecture.description
     kept = {key: tree[key] for key in description.kept if key in tree}
     kept |= {key: float(kept[key]) for key in description.ranges if key in kept}  # JSON may have 1 for 1.0
+    kept |= {key: _token_id(tree.get(key), tree[architecture.own_name("vocab_size")]) for key in description.ids}
     config = architecture.config_class(**kept)
     if architecture.longest_piece(config) < 1:
         unused = unused_positions_of(config)
@@ -126,6 +127,11 @@ def check_description(tree: Mapping[str, Any], name: str) -> PretrainedConfig:
             f"for a token: the first {unused:,} are before or at the padding token's id (pad_token_id)"
         )
     return config
+
+
+def _token_id(given: object, vocab_size: int) -> int | None:
+    """The id of a token, None if there is no such token."""
+    return given if isinstance(given, int) and not isinstance(given, bool) and 0 <= given < vocab_size else None
 
 
 def _kind_by_classes(classes: object) -> str:
@@ -149,8 +155,6 @@ def _size_faults(tree: Mapping[str, Any], architecture: Architecture) -> Iterato
         if key in tree and not (type(tree[key]) is int and 0 < tree[key] < MOST_SIZE)
     ]
     yield from faults
-    if not faults:
-        yield from _id_faults(tree, architecture)
     width, heads = map(architecture.own_name, ("hidden_size", "num_attention_heads"))
     if not faults and tree[width] % tree[heads]:
         yield f"{width} {tree[width]} is not a multiple of {heads} {tree[heads]}"
@@ -160,23 +164,15 @@ def _size_faults(tree: Mapping[str, Any], architecture: Architecture) -> Iterato
             yield f"{key} is {shown(value)}, which is not a number between {low:g} and {high:g}"
 
 
-def _id_faults(tree: Mapping[str, Any], architecture: Architecture) -> Iterator[str]:
-    defaults = _known_keys(architecture.config_class)
-    for key in architecture.description.ids:
-        value = tree.get(key, defaults[key])
-        if type(value) is not int or not 0 <= value < tree["vocab_size"]:
-            yield f"{key} is {shown(value)}, which is not an id from 0 to {tree['vocab_size'] - 1:,} (vocab_size)"
-
-
 def _function_faults(tree: Mapping[str, Any], architecture: Architecture) -> Iterator[str]:
     description = architecture.description
     computed = {**COMPUTED, **description.choices, **description.computed}
     for key, values in computed.items():
         if key in tree and not any(type(tree[key]) is type(value) and tree[key] == value for value in values):
             said = " or ".join(map(repr, values)) if len(values) <= 2 else f"one of {', '.join(values)}"
-            why = f"; {description.reasons[key]}" if key in description.reasons else ""
-            yield f"{key} is {shown(tree[key])} (computed: {said}{why})"
-    judged = {*description.kept, *computed, *HARMLESS, *description.harmless, *architecture.dropouts}
+            yield f"{key} is {shown(tree[key])} (computed: {said})"
+    yield from description.faults(tree)
+    judged = {*description.kept, *computed, *HARMLESS, *description.harmless, *description.ids, *architecture.dropouts}
     defaults = _known_keys(architecture.config_class)
     for key in tree:
         if key in judged:

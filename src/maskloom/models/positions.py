@@ -7,7 +7,6 @@ rotary ones, have no table: then the configuration alone changes.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -46,31 +45,30 @@ def check_positions(config: PretrainedConfig, name: str, seq_lens: Mapping[str, 
     raise UserError(f"{said}{first}{f', or {raise_by} to {max(seq_lens.values()) + unused}' if raise_by else ''}")
 
 
-def with_positions(config: PretrainedConfig, most: int, name: str) -> PretrainedConfig:
-    """A checkpoint's configuration with `most` as its `max_position_embeddings`.
+def _positions(config: PretrainedConfig) -> int:
+    return longest_piece_of(config) + unused_positions_of(config)
 
-    Raises:
-        UserError: it has more.
-    """
-    has = int(config.max_position_embeddings)
-    if most < has:
+
+def check_growth(config: PretrainedConfig, changed: PretrainedConfig, name: str) -> None:
+    """Raises UserError if a checkpoint's configuration was changed to one of fewer positions."""
+    has, given = map(_positions, (config, changed))
+    if given < has:
         raise UserError(
-            f"model.max_position_embeddings {most} is less than the {has} of {name}: leave it out (a shorter seq_len needs no "
+            f"model.max_position_embeddings {given} is less than the {has} of {name}: leave it out (a shorter seq_len needs no "
             "fewer positions)"
         )
-    grown = copy.deepcopy(config)
-    grown.max_position_embeddings = most
-    return grown
 
 
 def grow_tables(weights: dict[str, torch.Tensor], config: PretrainedConfig, grown: PretrainedConfig) -> None:
     """Give a checkpoint's tables of positions, among its weights by name, the rows that its grown configuration asks for."""
     for name in position_tables(config, grown):
-        weights[name] = repeated(weights[name], unused_positions_of(config), grown.max_position_embeddings)
+        weights[name] = repeated(weights[name], unused_positions_of(config), _positions(grown))
 
 
 def position_tables(config: PretrainedConfig, grown: PretrainedConfig) -> list[str]:
     """Names of the weights whose shape follows from the number of positions."""
+    if _positions(config) == _positions(grown):
+        return []
     before, after = (outline_of(each, 1).shapes for each in (config, grown))
     return [name for name, shape in after.items() if shape != before[name]]
 
@@ -83,7 +81,7 @@ def repeated(table: torch.Tensor, unused: int, rows: int) -> torch.Tensor:
 
 def growth_note(config: PretrainedConfig, grown: PretrainedConfig) -> str:
     """What is to be said of positions that were grown; empty if they were not."""
-    if grown.max_position_embeddings == config.max_position_embeddings:
+    if _positions(grown) == _positions(config):
         return ""
     tables = position_tables(config, grown)
     how = f"{', '.join(tables)} is repeated" if tables else "no weight depends on them"

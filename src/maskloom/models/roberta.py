@@ -6,12 +6,13 @@ the head is a part of its own. Its bias has two names, `lm_head.bias` and `lm_he
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn import functional as F
-from transformers import CamembertForMaskedLM, RobertaForMaskedLM, XLMRobertaForMaskedLM
+from transformers import CamembertForMaskedLM, RobertaConfig, RobertaForMaskedLM, XLMRobertaForMaskedLM
 from transformers.models.camembert.modeling_camembert import CamembertLayer
 from transformers.models.roberta.modeling_roberta import RobertaLayer
 from transformers.models.xlm_roberta.modeling_xlm_roberta import XLMRobertaLayer
@@ -21,17 +22,27 @@ from maskloom.data.batch import MicroBatch
 from maskloom.models.base import Architecture
 from maskloom.models.bert import BERT
 from maskloom.models.layers import post_norm
+from maskloom.redaction import brief
 from maskloom.tokenizers.base import Tokenizer
 
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PretrainedConfig
 
+
+def _faults(tree: Mapping[str, Any]) -> Iterator[str]:
+    """What no list says: the padding token's id, and a head of its own."""
+    pad, rows = tree.get("pad_token_id", RobertaConfig.pad_token_id), tree.get("vocab_size")
+    if type(pad) is not int or type(rows) is not int or not 0 <= pad < rows:
+        yield f"pad_token_id is {brief(pad)}, which is not an id of a token, and positions count from behind it"
+    if tree.get("tie_word_embeddings") is False:
+        yield "tie_word_embeddings is False (computed: True; else lm_head.bias is a weight that nothing reads)"
+
+
 DESCRIPTION = replace(
     BERT.description,
-    ids=("pad_token_id",),  # positions count from behind it
-    computed={**BERT.description.computed, "tie_word_embeddings": (True,)},
-    reasons={"tie_word_embeddings": "untied, lm_head.bias is a weight that nothing reads, so that it has no gradient"},
+    own=("pad_token_id",),  # positions count from behind it
+    faults=_faults,
 )
 
 

@@ -25,7 +25,7 @@ from maskloom.models.architecture import architecture_of, unused_positions_of
 from maskloom.models.description import architecture_in, check_description, read_tree
 from maskloom.models.masked_lm import MaskedLM, count_parameters, packed
 from maskloom.models.outline import Outline, outline_of
-from maskloom.models.positions import check_positions, grow_tables, growth_note, with_positions
+from maskloom.models.positions import check_growth, check_positions, grow_tables, growth_note
 from maskloom.models.stored import (
     FLOATS,
     SAFE,
@@ -192,14 +192,12 @@ def settle_architecture(settings: Model) -> Model:
     return MODELS[kind].model_validate(given)
 
 
-def check_init(
-    source: str, tokenizer: Tokenizer, seq_lens: Mapping[str, int], max_positions: int | None = None
-) -> PretrainedConfig:
+def check_init(source: str, tokenizer: Tokenizer, seq_lens: Mapping[str, int], **settings: Any) -> PretrainedConfig:
     """Check what `model.init` names, without reading its weights.
 
     Args:
         seq_lens: setting -> its sequence length.
-        max_positions: `max_position_embeddings` to grow it to; None: the checkpoint's.
+        settings: replace those of its configuration.
 
     Returns:
         its Hugging Face configuration.
@@ -209,11 +207,17 @@ def check_init(
     """
     checkpoint = open_checkpoint(source, f"model.init {source}")
     vocabulary_note(checkpoint, tokenizer)
-    config = checkpoint.config
-    if max_positions is not None:
-        config = with_positions(config, max_positions, checkpoint.name)
-    how = "set" if max_positions is None else "raise"
+    config = _changed(checkpoint, settings)
+    how = "raise" if "max_position_embeddings" in settings else "set"
     check_positions(config, checkpoint.name, seq_lens, f"{how} model.max_position_embeddings")
+    return config
+
+
+def _changed(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> PretrainedConfig:
+    """A checkpoint's configuration with other values of fields. Raises UserError if it would have fewer positions."""
+    config = copy.deepcopy(checkpoint.config)
+    checkpoint.outline.architecture.set_fields(config, settings)
+    check_growth(checkpoint.config, config, checkpoint.name)
     return config
 
 
@@ -283,10 +287,8 @@ def load_checkpoint(checkpoint: Checkpoint, **settings: Any) -> tuple[Any, set[s
     """
     logging.disable_progress_bar()
     logging.set_verbosity_error()  # lines of ours say what its report says
-    config, weights = copy.deepcopy(checkpoint.config), _read_weights(checkpoint)
-    config.update(settings)
-    if "max_position_embeddings" in settings:
-        grow_tables(weights, checkpoint.config, config)
+    config, weights = _changed(checkpoint, settings), _read_weights(checkpoint)
+    grow_tables(weights, checkpoint.config, config)
     model, report = checkpoint.outline.architecture.hf_class.from_pretrained(
         None,
         config=config,
@@ -303,11 +305,8 @@ def warm_start(settings: Model, tokenizer: Tokenizer) -> tuple[MaskedLM, str]:
     checkpoint = open_checkpoint(source, f"model.init {source}")
     note = vocabulary_note(checkpoint, tokenizer)
     architecture = checkpoint.outline.architecture
-    dropouts = {name: getattr(settings, name) for name in architecture.dropouts}
-    shape = settings.given_beside_init
-    if "max_position_embeddings" in shape:
-        with_positions(checkpoint.config, settings.max_position_embeddings, checkpoint.name)
-    model, missing, unexpected = load_checkpoint(checkpoint, **architecture.token_ids(tokenizer), **dropouts, **shape)
+    own = {name: getattr(settings, name) for name in architecture.dropouts} | settings.given_beside_init()
+    model, missing, unexpected = load_checkpoint(checkpoint, **architecture.token_ids(tokenizer), **own)
     note += growth_note(checkpoint.config, model.config)
     return packed(model), (
         f"model: {count_parameters(model):,} parameters from {source}{note}; "

@@ -103,8 +103,7 @@ def check_model(
     origin = run if saved_folders(run) else split_origin(from_)[0] if from_ else None
     if origin is None:
         if model.init is not None:
-            grown = model.max_position_embeddings if "max_position_embeddings" in model.given_beside_init else None
-            return check_init(model.init, tokenizer, seq_lens, grown)
+            return check_init(model.init, tokenizer, seq_lens, **model.given_beside_init())
         described = configuration_of(model, tokenizer)
         # The configuration was checked for this. But RoBERTa, for example, has fewer positions than it says.
         check_positions(described, "the model", seq_lens, "raise model.max_position_embeddings")
