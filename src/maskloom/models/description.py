@@ -118,6 +118,7 @@ def check_description(tree: Mapping[str, Any], name: str) -> PretrainedConfig:
     description = architecture.description
     kept = {key: tree[key] for key in description.kept if key in tree}
     kept |= {key: float(kept[key]) for key in description.ranges if key in kept}  # JSON may have 1 for 1.0
+    kept |= _token_ids(tree, architecture)
     return architecture.config_class(**kept)
 
 
@@ -174,6 +175,14 @@ def _function_faults(tree: Mapping[str, Any], architecture: Architecture) -> Ite
                 yield f"{key} is {shown(tree[key])}, of which maskloom knows nothing"
         elif FOREIGN.fullmatch(key) and tree[key] is not None and tree[key] is not False:
             yield f"{key} is {shown(tree[key])}, which no {shown(architecture.name)} model has"
+
+
+def _token_ids(tree: Mapping[str, Any], architecture: Architecture) -> dict[str, int | None]:
+    """The ids of tokens: a model's positions may count from one. An id without a row in the embeddings is none."""
+    defaults = _known_keys(architecture.config_class)
+    given = {key: tree.get(key, default) for key, default in defaults.items() if key.endswith("_token_id")}
+    rows = tree[architecture.own_name("vocab_size")]
+    return {key: value if type(value) is int and 0 <= value < rows else None for key, value in given.items()}
 
 
 def _own_code(auto_map: object) -> str:

@@ -17,7 +17,9 @@ from maskloom.tokenizers.roles import SETTINGS, ends_template
 MODEL_INPUTS = ["input_ids", "token_type_ids", "attention_mask"]
 
 
-def write_for_others(folder: Path, tokenizer: Tokenizer, longest: int | None = None) -> None:
+def write_for_others(
+    folder: Path, tokenizer: Tokenizer, longest: int | None = None, has_token_types: bool = True
+) -> None:
     """Write `tokenizer.json`, and the `tokenizer_config.json` with which Hugging Face's libraries take it as it is.
 
     The class is one that transformers 4 and 5 know. Without a class, or with that of an architecture, transformers 5 builds
@@ -25,12 +27,13 @@ def write_for_others(folder: Path, tokenizer: Tokenizer, longest: int | None = N
 
     Args:
         longest: tokens of the longest text that the model reads.
+        has_token_types: the model tells the two texts of a pair apart by types of tokens.
     """
     tree = json.loads(tokenizer.definition)
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         **{f"{role}_token": token for role, token in tokenizer.roles.by_role().items()},
-        "model_input_names": MODEL_INPUTS,
+        "model_input_names": [name for name in MODEL_INPUTS if has_token_types or name != "token_type_ids"],
         **({"model_max_length": longest} if longest else {}),
         **TOKENIZERS.get(tokenizer.kind, OTHER).settings(tree),
     }
