@@ -118,8 +118,13 @@ def check_description(tree: Mapping[str, Any], name: str) -> PretrainedConfig:
     description = architecture.description
     kept = {key: tree[key] for key in description.kept if key in tree}
     kept |= {key: float(kept[key]) for key in description.ranges if key in kept}  # JSON may have 1 for 1.0
-    kept |= _token_ids(tree, architecture)
+    kept |= {key: _token_id(tree.get(key), tree[architecture.own_name("vocab_size")]) for key in description.ids}
     return architecture.config_class(**kept)
+
+
+def _token_id(given: object, vocab_size: int) -> int | None:
+    """The id of a token, None if there is no such token."""
+    return given if isinstance(given, int) and not isinstance(given, bool) and 0 <= given < vocab_size else None
 
 
 def _kind_by_classes(classes: object) -> str:
@@ -159,7 +164,8 @@ def _function_faults(tree: Mapping[str, Any], architecture: Architecture) -> Ite
         if key in tree and not any(type(tree[key]) is type(value) and tree[key] == value for value in values):
             said = " or ".join(map(repr, values)) if len(values) <= 2 else f"one of {', '.join(values)}"
             yield f"{key} is {shown(tree[key])} (computed: {said})"
-    judged = {*description.kept, *computed, *HARMLESS, *description.harmless, *architecture.dropouts}
+    yield from description.faults(tree)
+    judged = {*description.kept, *computed, *HARMLESS, *description.harmless, *description.ids, *architecture.dropouts}
     defaults = _known_keys(architecture.config_class)
     for key in tree:
         if key in judged:
@@ -175,14 +181,6 @@ def _function_faults(tree: Mapping[str, Any], architecture: Architecture) -> Ite
                 yield f"{key} is {shown(tree[key])}, of which maskloom knows nothing"
         elif FOREIGN.fullmatch(key) and tree[key] is not None and tree[key] is not False:
             yield f"{key} is {shown(tree[key])}, which no {shown(architecture.name)} model has"
-
-
-def _token_ids(tree: Mapping[str, Any], architecture: Architecture) -> dict[str, int | None]:
-    """The ids of tokens: a model's positions may count from one. An id without a row in the embeddings is none."""
-    defaults = _known_keys(architecture.config_class)
-    given = {key: tree.get(key, default) for key, default in defaults.items() if key.endswith("_token_id")}
-    rows = tree[architecture.own_name("vocab_size")]
-    return {key: value if type(value) is int and 0 <= value < rows else None for key, value in given.items()}
 
 
 def _own_code(auto_map: object) -> str:

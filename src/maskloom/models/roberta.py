@@ -6,6 +6,7 @@ the head is a part of its own.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -56,7 +57,7 @@ def _of_kin(hf_class: Any, layer_class: type[nn.Module], settings: type[Model]) 
         hf_class=hf_class,
         layer_class=layer_class,
         settings=settings,
-        description=BERT.description,
+        description=replace(BERT.description, ids=("pad_token_id", "bos_token_id", "eos_token_id")),
         token_ids=_token_ids,
         longest_piece=_longest_piece,
         embed=_embed,
