@@ -44,8 +44,7 @@ def run(options: argparse.Namespace) -> int:
         except SafetensorError as error:
             raise UserError(f"the weights cannot be written into {options.out.parent}: {error}") from None
         config = loaded.model.config
-        # One type of token, or none at all: the model fails at any other.
-        has_token_types = getattr(config, "type_vocab_size", 0) > 1
+        has_token_types = getattr(config, "type_vocab_size", 1) > 1
         write_for_others(partial, loaded.tokenizer, longest_piece_of(config), has_token_types)
     say(
         f"{options.out}: the model of step {loaded.step:,}; load it with "
