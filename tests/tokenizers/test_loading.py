@@ -25,7 +25,7 @@ def test_tokenizer_json_goes_before_the_vocabulary(tokenizer: Tokenizer, tmp_pat
     [
         (
             ["vocab.json", "merges.txt"],
-            "it has vocab.json, of a byte-level BPE tokenizer. Convert it",
+            "vocab.json there is of a byte-level BPE tokenizer. Convert it",
             "maskloom tokenizer",
         ),
         (["sentencepiece.bpe.model"], "of a SentencePiece tokenizer. Convert it", "maskloom tokenizer"),
@@ -44,6 +44,16 @@ def test_a_folder_without_a_tokenizer_says_what_to_do(
     assert "tokenizer.json or vocab.txt is needed" in str(error.value)
     assert said in str(error.value)
     assert not_said not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["sentencepiece.bpe.model", "spiece.model", "tokenizer.model", "spm.model"])
+def test_a_sentencepiece_model_names_the_packages_and_the_command(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(b"\x0a\xff")
+    for source in (tmp_path, tmp_path / name):
+        with pytest.raises(UserError) as error:
+            load_tokenizer(source)
+        assert "`pip install sentencepiece protobuf`, then `python -c " in str(error.value)
+        assert f"AutoTokenizer.from_pretrained('{tmp_path}').save_pretrained('OTHER')" in str(error.value)
 
 
 @pytest.fixture

@@ -315,16 +315,17 @@ class Tokenizer:
         return [part for stretch in stretches for part in parts_of(stretch, self._cut_points)]
 
     def encode_with_masks(self, text: str) -> list[int]:
-        """Token ids of a text between `cls` and `sep`. "[MASK]" and the tokenizer's own mask token become the mask; all other
-        text is read as in training."""
+        """Token ids of a text between `cls` and `sep`. "[MASK]" and the tokenizer's own mask token become the mask, which takes
+        the blanks before it if Hugging Face's does. All other text is read as in training."""
+        tree = json.loads(self.definition)
+        name = pipeline.names_of(tree, self.roles.spellings)[self.roles.mask]
+        encoder = Encoder.from_str(pipeline.encoder_definition(tree, self.roles.spellings))
+        if encoder.get_added_tokens_decoder().get(self.mask_id) is None:
+            encoder.add_special_tokens([name])
         parts = re.split(f"{re.escape(MASK)}|{re.escape(self.roles.mask)}", text)
-        if (added := self._whole.get_added_tokens_decoder().get(self.mask_id)) and added.lstrip:
-            parts = [*(part.rstrip() for part in parts[:-1]), parts[-1]]  # the mask stands for the blank before it, too
-        first, *others = (part.tolist() for part in self.encode(parts))
-        ids = [self.cls_id, *first]
-        for part in others:
-            ids += [self.mask_id, *part]
-        return [*ids, self.sep_id]
+        with faults_of(f"{self.source} cannot encode a text"):
+            ids = encoder.encode(name.join(parts), add_special_tokens=False).ids
+        return [self.cls_id, *ids, self.sep_id]
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of token ids, special tokens included."""

@@ -49,14 +49,19 @@ def parse_definition(text: str) -> Tree:
     return tree
 
 
+def names_of(tree: Tree, roles: Set[str]) -> dict[str, str]:
+    """Role -> the name that the encoder has for it, which no text holds."""
+    digest = hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
+    return {role: f"\uffff{digest}{role}" for role in roles}
+
+
 def encoder_definition(tree: Tree, roles: Set[str]) -> str:
     """The definition of the encoder, `tokenizer.json` as text: see the module. It has to be told to encode special tokens.
 
     Args:
         roles: the tokens that no text may become.
     """
-    digest = hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
-    names = {role: f"\uffff{digest}{role}" for role in roles}
+    names = names_of(tree, roles)
     model = dict(tree["model"])
     vocabulary = model.get("vocab")
     if isinstance(vocabulary, dict):
