@@ -7,7 +7,7 @@ A definition is the text of a `tokenizer.json`. A kind may know other files, and
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from maskloom.errors import UserError
@@ -18,15 +18,9 @@ from maskloom.tokenizers.pipeline import Tree, parse_definition
 from maskloom.tokenizers.roles import LARGEST_BYTES, SETTINGS, SPECIALS, roles_beside
 
 DEFINITION = "tokenizer.json"
-FOREIGN = {
-    "vocab.json": "byte-level BPE",
-    "merges.txt": "byte-level BPE",
-    **dict.fromkeys(("sentencepiece.bpe.model", "tokenizer.model", "spiece.model", "spm.model"), "SentencePiece"),
-}
-"""Files of tokenizers that no kind may read yet -> what they are of."""
-NEEDS = {"SentencePiece": "`pip install sentencepiece protobuf`, then "}
-"""What transformers needs to convert such a file. It is not done here: its versions give different definitions of one file, and
-a run knows its tokenizer by the definition."""
+FOREIGN = ("sentencepiece.bpe.model", "spiece.model", "spm.model", "tokenizer.model")
+"""Files of SentencePiece. They are not converted here: versions of transformers give different definitions of one file, and a run
+knows its tokenizer by the definition."""
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 
@@ -127,6 +121,11 @@ def _named(file: Path) -> str:
     return _reader_of(file)[0]
 
 
+def _needed_beside(name: str) -> Iterator[str]:
+    """Names of the files without which one of this name means nothing."""
+    return (needed for kind in TOKENIZERS.values() for needed in kind.needed_beside.get(name, ()))
+
+
 def _what_else(folder: Path) -> str:
     """What a folder without a tokenizer that can be read holds, and what to do."""
     needed = f"{' or '.join(_names())} is needed"
@@ -139,11 +138,10 @@ def _what_else(folder: Path) -> str:
 
 def _how_to_convert(file: Path) -> str:
     """What a foreign file is, and how one makes a definition of it."""
-    kind = FOREIGN[file.name]
-    script = "from transformers import AutoTokenizer; AutoTokenizer.from_pretrained({}).save_pretrained('OTHER')"
+    script = f"from transformers import AutoTokenizer; AutoTokenizer.from_pretrained('{file.parent}').save_pretrained('OTHER')"
     return (
-        f"is of a {kind} tokenizer. Convert it, with the model's config.json beside it: {NEEDS.get(kind, '')}"
-        f'`python -c "{script.format(repr(str(file.parent)))}"` writes OTHER/tokenizer.json'
+        "is of a SentencePiece tokenizer. Convert it, with the model's config.json beside it: `pip install sentencepiece "
+        f'protobuf`, then `python -c "{script}"` writes OTHER/tokenizer.json'
     )
 
 
@@ -164,8 +162,9 @@ def _from_hub(name: str) -> Path:
                 if found is None:
                     continue
                 # What stands beside it, if the model has it: a vocabulary means nothing without its settings.
-                for beside in (SETTINGS, SPECIALS):
-                    if get(beside, False) is None and (asks or (wanted != DEFINITION and beside == SETTINGS)):
+                needed = [] if wanted == DEFINITION else [SETTINGS, *_needed_beside(wanted)]
+                for beside in dict.fromkeys((SETTINGS, SPECIALS, *needed)):
+                    if get(beside, False) is None and (asks or beside in needed):
                         get(beside, True)
                 return Path(found)
         why = f"it cannot be reached, or the model there has none of {', '.join(names)}"
