@@ -207,6 +207,7 @@ def is_inside_of_a_word(before: str, token: str) -> bool:
 @pytest.mark.parametrize(("kind", "size"), [("byte-bpe", 320), ("unigram", 100)])
 def test_every_kind_masks_whole_words_and_spans_from_text_and_from_token_shards(
     kind: str,
+    size: int,
     corpus_dir: Path,
     run_config: dict,
     write_config: Callable[[dict], Path],
