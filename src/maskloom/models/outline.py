@@ -7,6 +7,7 @@ alike: of many, few are built.
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -50,6 +51,10 @@ class Outline:
         parts = tuple(sorted({f"{name.split('.')[0]}." for name in own}))
         anchor = self.embedding.removeprefix(architecture.prefix)
         return Names(architecture.prefix, parts, anchor, architecture.old_endings)
+
+    def spare(self, names: Iterable[str]) -> set[str]:
+        """Those of the names that belong to what else Hugging Face's encoder has, such as a pooler."""
+        return {name for name in names if name.startswith(self.architecture.spare_names)}
 
     def is_of_the_head(self, name: str) -> bool:
         """Whether a weight belongs to the head for masked tokens, which a checkpoint may lack."""
