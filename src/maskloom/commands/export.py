@@ -43,7 +43,9 @@ def run(options: argparse.Namespace) -> int:
             plain_model(loaded).save_pretrained(partial)
         except SafetensorError as error:
             raise UserError(f"the weights cannot be written into {options.out.parent}: {error}") from None
-        write_for_others(partial, loaded.tokenizer, longest_piece_of(loaded.model.config))
+        config = loaded.model.config
+        has_token_types = getattr(config, "type_vocab_size", 1) > 1
+        write_for_others(partial, loaded.tokenizer, longest_piece_of(config), has_token_types)
     say(
         f"{options.out}: the model of step {loaded.step:,}; load it with "
         f"AutoModelForMaskedLM.from_pretrained('{options.out}')"

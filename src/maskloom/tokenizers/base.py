@@ -80,6 +80,10 @@ class TokenizerKind:
     """Name of a file that stands for a tokenizer without `tokenizer.json` -> what makes a definition of its content."""
     settings: Callable[[Tree], dict[str, Any]] = lambda tree: {}
     """definition -> what `tokenizer_config.json` has to say for Hugging Face beside the class and the roles."""
+    vocab_multiple: int = 1
+    """A new vocabulary is padded with `[unused*]` to a multiple of this, unless its user asks for another one."""
+    has_token_types: bool = True
+    """Whether Hugging Face's libraries should tell the two texts of a pair apart by token types, as BERT does."""
 
 
 OTHER = TokenizerKind("other", is_of_kind=lambda tree: True)

@@ -90,7 +90,7 @@ def cut_points(tree: Tree, roles: Set[str]) -> re.Pattern[str] | None:
         roles: the tokens that no text becomes, and that a cut cannot harm.
     """
     own = own_tokens(tree, roles)
-    if not _splits_at_blanks(tree) or any(_minds_blanks(token, _normalizers(tree)) for token in own):
+    if not splits_at_blanks(tree) or any(_minds_blanks(token, _normalizers(tree)) for token in own):
         return None
     return AT_BLANKS
 
@@ -118,7 +118,7 @@ def steps_of(part: Any, name: str) -> list[Tree]:
     return [step for found in inner for step in steps_of(found, name)] if isinstance(inner, list) else [part]
 
 
-def _splits_at_blanks(tree: Tree) -> bool:
+def splits_at_blanks(tree: Tree) -> bool:
     """Whether no pre-token holds a blank but at its front, whatever the text."""
     normalizers = _normalizers(tree)
     steps = steps_of(tree.get("pre_tokenizer"), "pretokenizers")
