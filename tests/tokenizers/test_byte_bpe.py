@@ -18,8 +18,9 @@ from maskloom.errors import UserError
 from maskloom.tokenizers import base as module
 from maskloom.tokenizers import pipeline
 from maskloom.tokenizers.base import Tokenizer
-from maskloom.tokenizers.byte_bpe import BYTE_OF, GPT2_PATTERN, LLAMA3_PATTERN, SPECIAL_TOKENS, bytes_of
+from maskloom.tokenizers.byte_bpe import BYTE_OF, GPT2_PATTERN, LLAMA3_PATTERN, bytes_of
 from maskloom.tokenizers.loading import tokenizer_of_definition
+from maskloom.tokenizers.merges import SPECIAL_TOKENS
 from maskloom.tokenizers.training import train_tokenizer
 from tests.conftest import WORDS
 

@@ -18,6 +18,7 @@ from tokenizers import Tokenizer as Encoder
 from maskloom.errors import UserError
 from maskloom.tokenizers import pipeline
 from maskloom.tokenizers.base import TokenizerKind, WordRule
+from maskloom.tokenizers.merges import MERGES, ROBERTA, SPECIAL_TOKENS, VOCABULARY, definition_of_merges
 from maskloom.tokenizers.pipeline import Tree, added_tokens, steps_of
 from maskloom.tokenizers.words import ClassRule
 
@@ -27,8 +28,6 @@ BYTE_OF = {chr(byte): byte for byte in VISIBLE} | {
     chr(0x100 + number): byte for number, byte in enumerate(sorted({*range(0x100)} - {*VISIBLE}))
 }
 """Character of a token -> byte, GPT-2's alphabet."""
-CLS, PAD, SEP, UNK, MASK = SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
-"""RoBERTa's spellings. All but the mask are in its order."""
 GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 LLAMA3_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
@@ -64,12 +63,12 @@ def train_byte_bpe(texts: Iterable[str], vocab_size: int, lowercase: bool | None
         vocab_size=vocab_size,
         min_frequency=2,
         # "a <mask>" is then one token behind "a", and stands for the next word with its blank.
-        special_tokens=[AddedToken(token, lstrip=token == MASK, normalized=False) for token in SPECIAL_TOKENS],
+        special_tokens=[AddedToken(token, lstrip=token == ROBERTA.mask, normalized=False) for token in SPECIAL_TOKENS],
         initial_alphabet=list(BYTE_OF),
         show_progress=False,
     )
     made.train_from_iterator(iter(texts), trainer)
-    first, last = ((token, SPECIAL_TOKENS.index(token)) for token in (CLS, SEP))
+    first, last = ((token, SPECIAL_TOKENS.index(token)) for token in (ROBERTA.cls, ROBERTA.sep))
     made.post_processor = processors.RobertaProcessing(last, first, trim_offsets=True, add_prefix_space=False)
     return str(made.to_str())
 
@@ -123,6 +122,8 @@ BYTE_BPE = TokenizerKind(
     train=train_byte_bpe,
     word_rule=word_rule,
     cut_points=cut_points,
+    files={VOCABULARY: definition_of_merges},
+    needed_beside={VOCABULARY: (MERGES,)},
     settings=settings_for_hugging_face,
     vocab_multiple=64,
     has_token_types=False,
