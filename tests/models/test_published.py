@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import http.server
 import json
 import threading
@@ -128,7 +129,12 @@ class Hub(http.server.BaseHTTPRequestHandler):
 
     def _answer(self, body: bytes, kind: str) -> None:
         self.send_response(200)
-        headers = {"Content-Type": kind, "Content-Length": len(body), "ETag": '"1"', "X-Repo-Commit": self.REVISION}
+        headers = {
+            "Content-Type": kind,
+            "Content-Length": len(body),
+            "ETag": f'"{hashlib.sha1(body).hexdigest()}"',
+            "X-Repo-Commit": self.REVISION,
+        }
         for key, value in headers.items():
             self.send_header(key, str(value))
         self.end_headers()
