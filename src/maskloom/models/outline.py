@@ -69,13 +69,12 @@ def outline_of(config: PretrainedConfig, most_layers: int | None = None) -> Outl
     """
     model = empty_model(config, most_layers)
     architecture = model.architecture
-    names: dict[torch.Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     modules = {module: name for name, module in model.named_modules()}
     return Outline(
         architecture,
         {name: tuple(parameter.shape) for name, parameter in model.named_parameters(remove_duplicate=False)},
         f"{modules[architecture.layers(model)]}.",
-        names[embedding_of(model).weight],
+        f"{modules[embedding_of(model)]}.weight",
         f"{modules[decoder_of(model)]}.weight",
         dict(architecture.hf_class._tied_weights_keys or {}),
     )

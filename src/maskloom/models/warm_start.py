@@ -63,7 +63,7 @@ class Checkpoint(NamedTuple):
     weights: dict[str, Stored]
     """What of it is used, by Hugging Face's names."""
     ignored: set[str]
-    """Names in its files of the weights that are not used: other heads."""
+    """What of it is not used, by such names: other heads."""
 
 
 def open_checkpoint(source: str, name: str) -> Checkpoint:
@@ -134,7 +134,7 @@ def match_weights(config: PretrainedConfig, table: dict[str, Stored], folder: Pa
         used = {weight: shape for weight, shape in used.items() if weight not in other_head}
         heads |= other_head
     weights = {weight: stored[weight] for weight in used}
-    return Checkpoint(name, folder, config, outline, weights, {stored[weight].name for weight in heads})
+    return Checkpoint(name, folder, config, outline, weights, heads)
 
 
 def _has_whole_head(stored: Mapping[str, Stored], outline: Outline) -> bool:
