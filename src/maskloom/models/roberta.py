@@ -42,6 +42,7 @@ def _faults(tree: Mapping[str, Any]) -> Iterator[str]:
 DESCRIPTION = replace(
     BERT.description,
     own=("pad_token_id",),  # positions count from behind it
+    ids=("bos_token_id", "eos_token_id"),
     faults=_faults,
 )
 
