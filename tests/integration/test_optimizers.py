@@ -22,7 +22,7 @@ from maskloom.data.plan import DataPlan, open_corpora
 from maskloom.data.stream import read_steps
 from maskloom.distributed import World
 from maskloom.models.build import build_model
-from maskloom.models.masked_lm import MaskedLM, decoder_of, embedding_of, layers_of
+from maskloom.models.masked_lm import MaskedLM
 from maskloom.optim.schedule import learning_rate
 from maskloom.tokenizers.loading import load_tokenizer
 from maskloom.train.checkpoint import saved_at
