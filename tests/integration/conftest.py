@@ -174,3 +174,12 @@ def losses(run: Path | str) -> dict[int, float]:
 
 def final_weights(run: Path | str) -> dict[str, torch.Tensor]:
     return full_precision_weights(saved_at(Path(run)))
+
+
+@pytest.fixture(scope="session")
+def peer(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a library of `peers.txt`, installed when it is first asked for."""
+    from .peers import install
+
+    folder = tmp_path_factory.mktemp("peers")
+    return lambda name: install(name, folder)
