@@ -329,10 +329,12 @@ class RunConfig(Section):
                 )
         wrong += self._faults_of_what_phases_set()
         for name, length in self.seq_lens.items():
-            if self.model.init is None and length > self.model.max_position_embeddings:
-                wrong.append(
-                    f"{name} {length} is more than model.max_position_embeddings {self.model.max_position_embeddings}"
-                )
+            rows = self.model.max_position_embeddings
+            if length > rows and (
+                self.model.init is None or "max_position_embeddings" in self.model.given_beside_init()
+            ):
+                note = self.model.positions_note
+                wrong.append(f"{name} {length} is more than model.max_position_embeddings {rows}{note}")
         if wrong:
             raise ValueError("\n".join(wrong))
         return self

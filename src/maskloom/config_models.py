@@ -19,13 +19,19 @@ class Model(Section):
     """The fields that are probabilities of dropout: a run sets them, whatever it starts from."""
     first_weights: ClassVar[tuple[str, ...]] = ("initializer_range",)
     """The fields that only the drawing of new weights depends on."""
-    beside_init: ClassVar[tuple[str, ...]] = ()
+    beside_init: ClassVar[tuple[str, ...]] = ("max_position_embeddings",)
     """The fields of the shape that may be given with `init`, and then replace the checkpoint's."""
+    positions_note: ClassVar[str] = ""
+    """What a message adds if a sequence is longer than `max_position_embeddings`."""
 
     architecture: str = "bert"
     """Kind of encoder, as `model_type` in a Hugging Face config.json. With `init` it follows from the checkpoint."""
     init: Annotated[str, pydantic.Field(min_length=1)] | None = None
-    """Hugging Face checkpoint to start from (folder or name); its shape then holds, and no other may be given here."""
+    """Hugging Face checkpoint to start from (folder or name); its shape then holds. Of it only `max_position_embeddings` may be
+    given here, to raise it: a table of positions is then repeated."""
+    vocab_multiple: Few = 1
+    """Round the vocabulary of a new model up to a multiple of this, such as 64. The rows beyond the tokenizer's ids take part in
+    the softmax and are never targets."""
     max_position_embeddings: Annotated[int, Field(ge=1, le=MOST_SEQ_LEN)] = 512
     """Longest piece of a document, in tokens with [CLS] and [SEP]."""
 
@@ -78,6 +84,10 @@ class Bert(_PostNorm):
 
 class Roberta(_PostNorm):
     """The names of Hugging Face's `RobertaConfig`; the defaults are RoBERTa-base's."""
+
+    positions_note: ClassVar[str] = (
+        " (positions begin behind the padding token's id: with id 1, 514 are for 512 tokens)"
+    )
 
     architecture: str = "roberta"
     max_position_embeddings: Annotated[int, Field(ge=1, le=MOST_SEQ_LEN)] = 514

@@ -27,7 +27,7 @@ from tests.conftest import plan_for
 
 from .characters import CHARACTERS, SPECIALS
 
-KINDS = ["wordpiece", "unigram"]
+KINDS = ["wordpiece", "byte-bpe", "unigram"]
 
 
 @pytest.fixture

@@ -175,8 +175,9 @@ class Architecture:
 
     def config(self, settings: Model, tokenizer: Tokenizer) -> PretrainedConfig:
         """Hugging Face's configuration of a model from scratch."""
-        shape = settings.model_dump(mode="json", exclude={"architecture", "init"})
-        return self.config_class(vocab_size=tokenizer.vocab_size, **self.token_ids(tokenizer), **shape)
+        shape = settings.model_dump(mode="json", exclude={"architecture", "init", "vocab_multiple"})
+        rows = tokenizer.vocab_size + -tokenizer.vocab_size % settings.vocab_multiple
+        return self.config_class(vocab_size=rows, **self.token_ids(tokenizer), **shape)
 
     def written(self, config: PretrainedConfig) -> PretrainedConfig:
         """A copy of a configuration that other releases of Transformers read too, once it is saved."""

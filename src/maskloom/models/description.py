@@ -24,7 +24,7 @@ from maskloom.config import Model
 from maskloom.errors import UserError
 from maskloom.extensions import where_names_come_from
 from maskloom.files import read_plain
-from maskloom.models.architecture import ARCHITECTURES, known
+from maskloom.models.architecture import ARCHITECTURES, known, unused_positions_of
 from maskloom.models.base import Architecture
 
 if TYPE_CHECKING:
@@ -119,7 +119,14 @@ def check_description(tree: Mapping[str, Any], name: str) -> PretrainedConfig:
     kept = {key: tree[key] for key in description.kept if key in tree}
     kept |= {key: float(kept[key]) for key in description.ranges if key in kept}  # JSON may have 1 for 1.0
     kept |= {key: _token_id(tree.get(key), tree[architecture.own_name("vocab_size")]) for key in description.ids}
-    return architecture.config_class(**kept)
+    config = architecture.config_class(**kept)
+    if architecture.longest_piece(config) < 1:
+        unused = unused_positions_of(config)
+        raise UserError(
+            f"{name}: its config.json has max_position_embeddings {config.max_position_embeddings}, which leaves no position "
+            f"for a token: the first {unused:,} are before or at the padding token's id (pad_token_id)"
+        )
+    return config
 
 
 def _token_id(given: object, vocab_size: int) -> int | None:

@@ -78,6 +78,8 @@ class TokenizerKind:
     """(definition, tokens of the roles) -> the oldest version of tokenizing (`TOKENIZING`) that it can still give."""
     files: Mapping[str, Callable[[Path, bytes], str]] = field(default_factory=dict)
     """Name of a file that stands for a tokenizer without `tokenizer.json` -> what makes a definition of its content."""
+    needed_beside: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Name of such a file -> names of the files beside it without which it means nothing."""
     settings: Callable[[Tree], dict[str, Any]] = lambda tree: {}
     """definition -> what `tokenizer_config.json` has to say for Hugging Face beside the class and the roles."""
     vocab_multiple: int = 1
