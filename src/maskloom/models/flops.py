@@ -1,9 +1,9 @@
 """Floating-point operations of training, and what the device could do: the two halves of MFU.
 
 Counted are *model* FLOPs: what the mathematics of the model asks for, as in PaLM (Chowdhery et al. 2022, appendix B). Only
-real tokens count. The first and the last token of a piece are among them, padding is not. What an implementation does beyond that counts for
-nothing: dense heads, padded rows, scores that a flash attention computes twice, layers that activation checkpointing runs
-again.
+real tokens count. The first and the last token of a piece are among them, padding is not. What an implementation does
+beyond that counts for nothing: dense heads, padded rows, scores that a flash attention computes twice, layers that
+activation checkpointing runs again.
 
 Derivation. A product of [m, k] and [k, n] is 2 m k n operations. A layer multiplies its s slots with each of its matrices. In
 attention it multiplies each slot with those that it sees. Each such two are a pair: a piece of s_i slots has s_i^2 pairs.
@@ -22,9 +22,9 @@ A BERT or RoBERTa of L layers, feed-forward width f and vocabulary V has W = L (
 L sum(s_i^2) pairs. A ModernBERT has W = L (4 h^2 + 3 h f), since its feed-forward has a gate. If a layer's attention has a
 window of w slots to either side, a piece of n > w slots has n (2 w + 1) - w (w + 1) pairs.
 
-Left out is what multiplies no matrices: look-ups, LayerNorm, softmax, GELU, rotations, dropout, biases, the loss and the optimizer.
-These are some 100 h operations a token and layer, beside the forward's 24 h^2. At BERT-base's width that is 0.5 % of the
-operations, and more of the time.
+Left out is what multiplies no matrices: look-ups, LayerNorm, softmax, GELU, rotations, dropout, biases, the loss and the
+optimizer. These are some 100 h operations a token and layer, beside the forward's 24 h^2. At BERT-base's width that is 0.5 %
+of the operations, and more of the time.
 
 MFU = FLOPs / (seconds * peak of a rank * ranks). The peak is, in this order: `logging.peak_tflops`; the data sheet's figure for
 a GPU that is known; of another GPU, what a product of matrices reaches when it is measured at the start. Other processes use a
