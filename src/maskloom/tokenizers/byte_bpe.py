@@ -109,4 +109,6 @@ BYTE_BPE = TokenizerKind(
     files={VOCABULARY: definition_of_merges},
     needed_beside={VOCABULARY: (MERGES,)},
     settings=settings_for_hugging_face,
+    vocab_multiple=64,
+    has_token_types=False,
 )
