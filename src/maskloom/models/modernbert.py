@@ -27,7 +27,6 @@ from maskloom.models.base import Architecture
 from maskloom.models.kernels import Kernels
 from maskloom.models.layers import Dense, Pieces, activation, gated, layer_norm
 from maskloom.models.modernbert_config import DESCRIPTION, GLOBAL, LOCAL, old_keys, set_fields, token_ids
-from maskloom.models.rotary import rotate
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -51,7 +50,6 @@ class Settings:
 
     heads: int
     window: int | None
-    rope_theta: float
     activation: Callable[[torch.Tensor], torch.Tensor]
     norm_eps: float
     attention_dropout: float
@@ -80,11 +78,11 @@ def run(hidden: torch.Tensor, weights: Weights, pieces: Pieces, settings: Settin
 
 def _attention(hidden: torch.Tensor, weights: Weights, pieces: Pieces, settings: Settings) -> torch.Tensor:
     linear, rotary = settings.kernels.linear, pieces.rotary
-    assert rotary is not None, "the settings have a theta"
+    assert rotary is not None, "every layer has a theta"
     norm = weights.attention_norm
     normed = hidden if norm is None else layer_norm(hidden, norm, settings.norm_eps)
-    query, key, value = linear(normed, *weights.qkv).view(len(hidden), 3, settings.heads, -1).unbind(1)
-    context = attend(rotate(query, rotary), rotate(key, rotary), value, pieces, settings.attention_dropout)
+    qkv = linear(normed, *weights.qkv).view(len(hidden), 3, settings.heads, -1)
+    context = attend(*settings.kernels.rotate(qkv, *rotary), pieces, settings.attention_dropout)
     # Hugging Face has one probability for the attention weights and for what comes out of them.
     return _drop(linear(context.flatten(1), *weights.attention_output), settings.attention_dropout, settings)
 
@@ -104,7 +102,6 @@ def _layer_settings(config: PretrainedConfig, kernels: Kernels, trains: bool) ->
         kind: Settings(
             heads=config.num_attention_heads,
             window=config.local_attention // 2 if kind == LOCAL else None,
-            rope_theta=float(config.rope_parameters[kind]["rope_theta"]),
             activation=activation(config.hidden_activation, kernels),
             norm_eps=config.norm_eps,
             attention_dropout=config.attention_dropout if trains else 0.0,
@@ -114,6 +111,10 @@ def _layer_settings(config: PretrainedConfig, kernels: Kernels, trains: bool) ->
         for kind in (GLOBAL, LOCAL)
     }
     return [kinds[kind] for kind in config.layer_types]
+
+
+def _rope_thetas(config: PretrainedConfig) -> list[float]:
+    return [float(config.rope_parameters[kind]["rope_theta"]) for kind in config.layer_types]
 
 
 def _finish(model: Any, hidden: torch.Tensor) -> torch.Tensor:
@@ -133,6 +134,7 @@ MODERNBERT = Architecture(
     weights_of=_weights_of,
     run=run,
     layer_settings=_layer_settings,
+    rope_thetas=_rope_thetas,
     finish=_finish,
     transform=lambda model, hidden: model.head(hidden),
     stations=lambda model: (model.model.embeddings.norm, model.head),
