@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 import torch
 
-from maskloom.config import MODELS
 from maskloom.train.checkpoint import saved_at
 from maskloom.train.engine.files import full_precision_weights
 
@@ -27,20 +26,6 @@ PRELOADED = [
     __name__,
 ]
 _server: list[int] = []  # the process that ranks fork from
-
-SHAPE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
-# Pieces are longer than the window. Of four layers the first and the last see the whole piece.
-WINDOWED = {
-    **SHAPE,
-    "num_hidden_layers": 4,
-    "intermediate_size": 48,
-    "max_position_embeddings": 64,
-    "local_attention": 8,
-    "global_rope_theta": 1000.0,
-    "local_rope_theta": 100.0,
-}
-TINY = {"bert": SHAPE, "roberta": SHAPE, "xlm-roberta": SHAPE, "camembert": SHAPE, "modernbert": WINDOWED}
-"""The section `model` of a tiny run of each architecture, without its name and its dropouts."""
 
 LAUNCHER_VARIABLES = (
     "RANK",
@@ -53,12 +38,6 @@ LAUNCHER_VARIABLES = (
     "DS_ACCELERATOR",
 )
 """What launchers tell ranks."""
-
-
-def tiny(architecture: str, dropout: float = 0.0) -> dict[str, Any]:
-    """The section `model` of a tiny run, with this probability for every dropout that the architecture has."""
-    dropouts = dict.fromkeys(MODELS[architecture].dropouts, dropout)
-    return {"architecture": architecture, **TINY[architecture], **dropouts}
 
 
 def free_port() -> int:

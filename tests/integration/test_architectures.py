@@ -20,7 +20,9 @@ import pytest
 import torch
 import yaml
 
-from .conftest import batches_of, final_weights, lines, losses, note_rows, tiny, train_in_ranks
+from tests.architectures import tiny
+
+from .conftest import batches_of, final_weights, lines, losses, note_rows, train_in_ranks
 from .test_checkpoints import OPTIMIZERS, forget_after
 
 STEPS, ROWS = 3, 12
@@ -30,6 +32,24 @@ NOTHING_KEPT = {
     "stage3_param_persistence_threshold": 0,  # by default every parameter of a model as small as these stays gathered
     "stage3_max_reuse_distance": 0,
     "stage3_max_live_parameters": 0,
+}
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a reference differs in from the others: its batches, and settings of its model."""
+
+    rows: int = ROWS
+    seq_len: int = 32
+    model: dict[str, Any] = field(default_factory=dict)
+
+
+PLAIN = Kind()
+BIASES = ("norm_bias", "attention_bias", "mlp_bias", "classifier_bias")
+UNTIED = {**dict.fromkeys(BIASES, True), "decoder_bias": False, "tie_word_embeddings": False, "local_attention": 11}
+KINDS = {
+    "long": Kind(6, 2048, {"max_position_embeddings": 2048}),  # beyond what has a mask of its row
+    "untied": Kind(model=UNTIED),
 }
 
 
@@ -44,6 +64,7 @@ class Case:
     engine: dict[str, Any] = field(default_factory=dict)
     zero: dict[str, Any] = field(default_factory=dict)
     tokens: bool = False
+    kind: str = ""
 
     @property
     def precision(self) -> str:
@@ -53,7 +74,8 @@ class Case:
     def name(self) -> str:
         chosen = [*self.engine.values(), *("nothing kept" for _ in self.zero), *("tokens" for _ in range(self.tokens))]
         rest = " ".join(dict.fromkeys(map(str, chosen)))
-        return f"{self.architecture} zero {self.stage} of {self.ranks} by {self.micro_batch_rows} {rest}".strip()
+        name = f"{self.architecture} {self.kind} zero {self.stage} of {self.ranks} by {self.micro_batch_rows} {rest}"
+        return " ".join(name.split())
 
 
 def cases() -> list[Case]:
@@ -67,11 +89,15 @@ def cases() -> list[Case]:
         found += [Case(name, stage, 2, engine={"precision": "bf16"}) for stage in (1, 2, 3)]
         found += [Case(name, stage, 2, engine={"precision": "fp16"}) for stage in (1, 3)]
     found += [Case(name, 3, 2, zero=NOTHING_KEPT) for name in KIN]
+    for kind in KINDS:
+        checkpoints = {"activation_checkpointing": True}
+        found += [Case("modernbert", 1, 2, 1, checkpoints, kind=kind), Case("modernbert", 0, 3, 2, kind=kind)]
+        found += [Case("modernbert", 3, 3, 1, zero=NOTHING_KEPT, kind=kind)]
     return sorted(found, key=lambda case: case.stage)  # stage 3 leaves traces in a process
 
 
-def reference(architecture: str) -> Case:
-    return Case(architecture, 0, 1, ROWS)
+def reference(architecture: str, kind: str = "") -> Case:
+    return Case(architecture, 0, 1, KINDS.get(kind, PLAIN).rows, kind=kind)
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +108,7 @@ def trained(
     folder = tmp_path_factory.mktemp("architectures")
     done = maskloom("shards", corpus_dir, folder / "tokens", "--tokenizer", tokenizer_dir, "--processes", "1")
     assert done.returncode == 0, done.stderr
-    every = [*map(reference, FULL + KIN), *cases()]
+    every = [*map(reference, FULL + KIN), *(reference("modernbert", kind) for kind in KINDS), *cases()]
     patch = functools.partial(notes_rows, str(folder / "batches"))
     for ranks in (1, 2, 3):
         configs = [write(folder, case, corpus_dir, tokenizer_dir) for case in every if case.ranks == ranks]
@@ -92,7 +118,8 @@ def trained(
 
 def write(folder: Path, case: Case, corpus: Path, tokenizer: Path) -> Path:
     """The case's configuration file."""
-    rows = {"global_batch_rows": ROWS, "micro_batch_rows": case.micro_batch_rows}
+    kind = KINDS.get(case.kind, PLAIN)
+    rows = {"global_batch_rows": kind.rows, "micro_batch_rows": case.micro_batch_rows}
     deepspeed: dict[str, Any] = {"zero_optimization": case.zero} if case.zero else {}
     if case.precision == "fp16":
         deepspeed["fp16"] = {"initial_scale_power": 8}
@@ -101,9 +128,9 @@ def write(folder: Path, case: Case, corpus: Path, tokenizer: Path) -> Path:
         "seed": 3,
         "tokenizer": str(tokenizer),
         "data": {"train": str(folder / "tokens" if case.tokens else corpus), "lanes": 6, "workers": 0},
-        "model": tiny(case.architecture),
+        "model": {**tiny(case.architecture), **kind.model},
         "optimizer": {"lr": 1e-3, "gradient_clipping": 0.0},
-        "phases": [{"steps": STEPS, "seq_len": 32, **rows}],
+        "phases": [{"steps": STEPS, "seq_len": kind.seq_len, **rows}],
         "engine": {"zero_stage": case.stage, "precision": "fp32", **case.engine},
         "deepspeed": deepspeed,
         "checkpoint": {"every_steps": 0},
@@ -129,7 +156,7 @@ def notes_rows(batches: str) -> None:
 
 @pytest.mark.parametrize("case", cases(), ids=lambda case: case.name)
 def test_every_layout_learns_what_one_big_batch_learns(case: Case, trained: Path) -> None:
-    whole, run = lines(trained / reference(case.architecture).name), lines(trained / case.name)
+    whole, run = lines(trained / reference(case.architecture, case.kind).name), lines(trained / case.name)
     assert [line["step"] for line in run] == [1, 2, 3]
     for one, other in zip(whole, run, strict=True):
         assert other["tokens_seen"] == one["tokens_seen"]
@@ -138,7 +165,7 @@ def test_every_layout_learns_what_one_big_batch_learns(case: Case, trained: Path
         assert other["loss"] == pytest.approx(one["loss"], **({"abs": 2e-6} if exact else {"rel": 2**-10}))
         assert other["grad_norm"] == pytest.approx(one["grad_norm"], rel=5e-6 if exact else 2**-7)
     if case.precision == "fp32":
-        expected = final_weights(trained / reference(case.architecture).name)
+        expected = final_weights(trained / reference(case.architecture, case.kind).name)
         found = final_weights(trained / case.name)
         assert found.keys() == expected.keys()
         for name, weight in found.items():
@@ -148,19 +175,22 @@ def test_every_layout_learns_what_one_big_batch_learns(case: Case, trained: Path
 
 
 def test_all_layouts_of_all_architectures_read_one_batch(trained: Path) -> None:
-    found = {case.name: batches_of(trained / "batches", case.name) for case in cases()}
+    plain = [case.name for case in cases() if KINDS.get(case.kind, PLAIN).seq_len == PLAIN.seq_len]
+    found = {name: batches_of(trained / "batches", name) for name in plain}
     expected = batches_of(trained / "batches", reference("modernbert").name)
     assert expected.keys() == {(step, lane) for step in (1, 2, 3) for lane in range(6)}
     assert [name for name, rows in found.items() if rows != expected] == []
 
 
-# Architecture, stage, precision, optimizer
+LONG = {"steps": 16, "seq_len": 1536, "global_batch_rows": 6, "micro_batch_rows": 1}  # pieces one by one, and blocks
+SHORT = {"steps": 16, "seq_len": 48, "global_batch_rows": 12, "micro_batch_rows": 3}  # rows with masks, and blocks
+# Architecture, stage, precision, optimizer, second phase
 KILLED = [
-    ("roberta", 1, "fp32", "adamw"),
-    ("roberta", 3, "bf16", "adamw"),
-    ("modernbert", 0, "fp32", "adamw"),
-    ("modernbert", 3, "bf16", "adamw"),
-    ("modernbert", 1, "bf16", "muon"),
+    ("roberta", 1, "fp32", "adamw", SHORT),
+    ("roberta", 3, "bf16", "adamw", SHORT),
+    ("modernbert", 0, "fp32", "adamw", LONG),
+    ("modernbert", 3, "bf16", "adamw", SHORT),
+    ("modernbert", 1, "bf16", "muon", SHORT),
 ]
 
 
@@ -170,18 +200,15 @@ def test_a_run_that_is_killed_resumes_with_the_same_bits(
     """SIGKILL for both ranks at a random moment: with readers, every dropout on, and over a change of the sequence length."""
     log = tmp_path / "output.log"
 
-    def config(kind: str, architecture: str, stage: int, precision: str, optimizer: str) -> Path:
+    def config(kind: str, architecture: str, stage: int, precision: str, optimizer: str, second: dict) -> Path:
         name = f"{kind}-{architecture}-{stage}-{optimizer}"
         tree = {
             **run_config,
             "run_dir": str(tmp_path / name),
             "data": {**run_config["data"], "workers": 1},
-            "model": tiny(architecture, dropout=0.1),
+            "model": {**tiny(architecture, dropout=0.1), "max_position_embeddings": 2 * second["seq_len"]},
             "optimizer": {**OPTIMIZERS[optimizer], "warmup_steps": 2},
-            "phases": [
-                {"steps": 8, "seq_len": 32, "global_batch_rows": 12, "micro_batch_rows": 3},
-                {"steps": 16, "seq_len": 48, "global_batch_rows": 12, "micro_batch_rows": 3},
-            ],
+            "phases": [{**SHORT, "steps": 8, "seq_len": 32}, second],
             "engine": {"zero_stage": stage, "precision": precision, "activation_checkpointing": stage == 3},
             "checkpoint": {"every_steps": 3},
         }

@@ -9,7 +9,9 @@ import pytest
 import torch
 import yaml
 
-from .conftest import final_weights, losses, tiny, train_in_ranks
+from tests.architectures import tiny
+
+from .conftest import final_weights, losses, train_in_ranks
 
 
 @pytest.mark.parametrize(

@@ -25,10 +25,11 @@ from maskloom.data.plan import DataPlan, open_corpora
 from maskloom.data.stream import skip_steps
 from maskloom.tokenizers.loading import load_tokenizer
 from maskloom.train.checkpoint import read_state, saved_at
+from tests.architectures import tiny
 from tests.cluster.spoiled import InfiniteGradient
 from tests.conftest import plan_for
 
-from .conftest import batches_of, final_weights, lines, losses, note_rows, tiny, train_in_ranks
+from .conftest import batches_of, final_weights, lines, losses, note_rows, train_in_ranks
 
 LANE = 4  # of six: the second of two ranks reads it
 Spoils = dict[LaneCursors, str]

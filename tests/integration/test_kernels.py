@@ -8,12 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from maskloom.config import MODELS
-from maskloom.models.architecture import ARCHITECTURES
-from maskloom.models.masked_lm import layers_of, new_model
+from maskloom.models.masked_lm import layers_of
 from maskloom.tokenizers.loading import load_tokenizer
+from tests.architectures import tiny, tiny_model
 
-from .conftest import lines, losses, tiny
+from .conftest import lines, losses
 
 
 @pytest.fixture
@@ -108,8 +107,7 @@ def test_a_collapse_of_fp16_names_the_layer(
 ) -> None:
     """A second layer whose output fp16 has no numbers for: no loss scale helps. And a loss scale that may not be lowered
     although gradients overflow."""
-    section = MODELS[architecture].model_validate(tiny(architecture))
-    model = new_model(ARCHITECTURES[architecture].config(section, load_tokenizer(settings["tokenizer"])))
+    model = tiny_model(architecture, load_tokenizer(settings["tokenizer"]))
     with torch.no_grad():
         for weight in layers_of(model)[1].parameters():
             weight.mul_(1e5)

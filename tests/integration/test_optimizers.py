@@ -26,9 +26,10 @@ from maskloom.models.masked_lm import MaskedLM
 from maskloom.optim.schedule import learning_rate
 from maskloom.tokenizers.loading import load_tokenizer
 from maskloom.train.checkpoint import saved_at
+from tests.architectures import tiny
 from tests.conftest import plan_for
 
-from .conftest import final_weights, tiny
+from .conftest import final_weights
 
 STEPS = 6
 Weights = dict[str, torch.Tensor]

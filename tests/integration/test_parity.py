@@ -20,8 +20,9 @@ from maskloom.models.build import build_model
 from maskloom.optim import OPTIMIZERS
 from maskloom.optim.schedule import learning_rate
 from maskloom.train.setup import prepare
+from tests.architectures import tiny
 
-from .conftest import losses, tiny
+from .conftest import losses
 
 
 @pytest.fixture

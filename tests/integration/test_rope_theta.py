@@ -17,8 +17,9 @@ from transformers import ModernBertForMaskedLM
 
 from maskloom.cli import main
 from maskloom.commands.loading import load_run
+from tests.architectures import tiny
 
-from .conftest import final_weights, losses, tiny, train_in_ranks
+from .conftest import final_weights, losses, train_in_ranks
 
 SHORT, LONG = 10_000.0, 160_000.0
 STEPS, CHANGE = 12, 6

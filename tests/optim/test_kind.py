@@ -10,9 +10,12 @@ import torch
 from transformers import BertConfig
 
 from maskloom.config import Muon, Optimizer
-from maskloom.models.masked_lm import MaskedLM, new_model
+from maskloom.models.masked_lm import MaskedLM, decoder_of, embedding_of, layers_of, new_model
 from maskloom.optim import OPTIMIZERS
 from maskloom.optim.kind import FromDeepSpeed, Spread, whole_tensors_only
+from maskloom.tokenizers.base import Tokenizer
+from tests import architectures
+from tests.architectures import EACH
 
 
 def tiny_model() -> MaskedLM:
@@ -26,14 +29,17 @@ def names_in(groups: list[dict[str, Any]], model: MaskedLM) -> list[list[str]]:
     return [[names[parameter] for parameter in group["params"]] for group in groups]
 
 
+@EACH
 @pytest.mark.parametrize("name", ["adamw", "lamb", "muon"])
-def test_every_parameter_stands_in_one_group_and_biases_and_norms_do_not_decay(name: Any) -> None:
-    model = tiny_model()
+def test_every_parameter_stands_in_one_group_and_biases_and_norms_do_not_decay(
+    name: Any, architecture: str, tokenizer: Tokenizer
+) -> None:
+    model = architectures.tiny_model(architecture, tokenizer)
     groups = OPTIMIZERS[name].groups(model, Optimizer(name=name, weight_decay=0.2, gradient_clipping=0.0))
     in_groups = names_in(groups, model)
     every = [name for name, _ in model.named_parameters()]
     assert sorted(itertools.chain(*in_groups)) == sorted(every)  # the tied decoder once
-    assert set(in_groups[-1]) == {name for name in every if name.endswith("bias") or "LayerNorm" in name}
+    assert set(in_groups[-1]) == {name for name in every if name.endswith("bias") or "norm" in name.lower()}
     assert [group["weight_decay"] for group in groups] == [0.2] * (len(groups) - 1) + [0.0]
 
 
@@ -56,6 +62,19 @@ def test_muon_moves_the_matrices_of_the_layers_and_nothing_else() -> None:
     assert sorted(in_groups[0]) == sorted(f"{layer}{name}.weight" for name in dense)
     assert "cls.predictions.transform.dense.weight" in in_groups[1]
     assert "bert.embeddings.word_embeddings.weight" in in_groups[1]
+
+
+@EACH
+def test_muon_moves_the_matrices_of_every_architectures_layers(architecture: str, tokenizer: Tokenizer) -> None:
+    """BERT's six of each layer, or ModernBERT's four; never the head, nor what is tied to the embeddings."""
+    model = architectures.tiny_model(architecture, tokenizer)
+    matrices, decayed, _ = OPTIMIZERS["muon"].groups(model, Optimizer(name="muon", gradient_clipping=0.0))
+    layers = layers_of(model)
+    assert len(matrices["params"]) == len(layers) * (4 if architecture == "modernbert" else 6)
+    within = {id(parameter) for layer in layers for parameter in layer.parameters()}
+    assert all(id(parameter) in within and parameter.ndim == 2 for parameter in matrices["params"])
+    assert {id(embedding_of(model).weight), id(decoder_of(model).weight)} <= {id(each) for each in decayed["params"]}
+    assert not within & {id(parameter) for parameter in decayed["params"]}
 
 
 def test_left_out_settings_of_muon_are_those_of_the_configuration() -> None:

@@ -10,24 +10,32 @@ import torch
 from maskloom.config import Engine
 from maskloom.errors import UserError
 from maskloom.models.kernels import KERNELS
-from maskloom.models.masked_lm import new_model
+from maskloom.models.masked_lm import embedding_of, new_model
 from maskloom.tokenizers.base import Tokenizer
 from maskloom.train.engine.forward import prepare_forward
+from tests.architectures import EACH, tiny_model
 from tests.models.test_bert import bucket, make_rows, tiny_config
 
 
-def test_the_embeddings_rows_are_added_to_the_decoders_gradient(tokenizer: Tokenizer) -> None:
-    """As a few rows or as a whole matrix: the same dense gradient of the weight that both share."""
-    model = new_model(tiny_config(tokenizer.vocab_size))
+@EACH
+def test_the_embeddings_rows_are_added_to_the_decoders_gradient(architecture: str, tokenizer: Tokenizer) -> None:
+    """As a few rows or as a whole matrix: the same dense gradient of the weight that both share. The embeddings give nothing to
+    the padding token's row, and the decoder does."""
+    model = tiny_model(architecture, tokenizer)
+    embedding = embedding_of(model)
+    assert embedding.padding_idx == tokenizer.pad_id
     gradients = []
     for prepares in (False, True):
         if prepares:
             prepare_forward(model, Engine(zero_stage=1))
-        assert model.bert.embeddings.word_embeddings.sparse == prepares
+        assert embedding.sparse == prepares
         model.zero_grad()
-        model(bucket(make_rows([[32], [7, 25]], tokenizer), tokenizer))[0].backward()
-        gradients.append(model.bert.embeddings.word_embeddings.weight.grad.clone())
+        batch = bucket(make_rows([[32], [7, 20]], tokenizer), tokenizer)
+        assert (batch.input_ids == tokenizer.pad_id).any()
+        model(batch)[0].backward()
+        gradients.append(embedding.weight.grad.clone())
     assert not gradients[1].is_sparse
+    assert gradients[1][tokenizer.pad_id].any()
     torch.testing.assert_close(gradients[1], gradients[0], atol=1e-6, rtol=1e-6)
 
 
