@@ -64,3 +64,18 @@ def test_bad_arguments_are_refused(corpus_dir: Path, tmp_path: Path, fails: Comm
     assert "no index at" in fails("tokenizer", tmp_path, tmp_path / "out")
     (tmp_path / "file").write_text("")
     assert str(tmp_path / "file") in fails("tokenizer", corpus_dir, tmp_path / "file")
+    assert "choose one of wordpiece" in fails("tokenizer", corpus_dir, tmp_path, "--kind", "absent")
+    assert "--spare 9 leaves no id" in fails("tokenizer", corpus_dir, tmp_path, "--vocab-size", 9, "--spare", 9)
+
+
+def test_a_kind_and_its_sizes_are_chosen(corpus_dir: Path, tmp_path: Path, succeeds: Command) -> None:
+    printed = succeeds("tokenizer", corpus_dir, tmp_path, "--kind", "unigram", "--vocab-size", 200, "--spare", 5)
+    tokenizer = load_tokenizer(tmp_path)
+    assert (tokenizer.kind, tokenizer.vocab_size % 64) == ("unigram", 0)
+    assert f"{tokenizer.vocab_size} ids" in printed
+    assert {f"[unused{number}]" for number in range(5)} <= set(tokenizer.vocabulary)
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    assert (theirs.mask_token_id, theirs.bos_token_id) == (tokenizer.mask_id, tokenizer.cls_id)
+    assert set(theirs("the river")) == {"input_ids", "attention_mask"}
+    succeeds("tokenizer", corpus_dir, tmp_path, "--kind", "unigram", "--vocab-size", 200, "--multiple", 50)
+    assert load_tokenizer(tmp_path).vocab_size % 50 == 0

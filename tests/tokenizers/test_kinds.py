@@ -27,6 +27,8 @@ from tests.conftest import plan_for
 
 from .characters import CHARACTERS, SPECIALS
 
+KINDS = ["wordpiece", "byte-bpe", "unigram"]
+
 
 @pytest.fixture
 def table() -> Iterator[dict[str, TokenizerKind]]:
@@ -44,12 +46,12 @@ def characters(table: dict[str, TokenizerKind], documents: list[str]) -> Tokeniz
 
 
 def test_the_table_begins_with_the_kinds_of_the_package() -> None:
-    assert {name: kind.name for name, kind in TOKENIZERS.items()} == {"wordpiece": "wordpiece"}
+    assert list(TOKENIZERS) == [kind.name for kind in TOKENIZERS.values()] == KINDS
 
 
 def test_a_name_is_given_once(table: dict[str, TokenizerKind]) -> None:
     tokenizers.add(CHARACTERS)
-    assert list(table) == ["characters", "wordpiece"]
+    assert list(table) == ["characters", *KINDS]
     for taken in (CHARACTERS, TokenizerKind("wordpiece", lambda tree: False)):
         with pytest.raises(ValueError, match=f"a kind of tokenizer named '{taken.name}' already"):
             tokenizers.add(taken)

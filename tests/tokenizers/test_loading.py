@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from maskloom.config_file import parse_config
 from maskloom.errors import UserError
 from maskloom.tokenizers.base import Tokenizer
 from maskloom.tokenizers.loading import find_tokenizer, load_tokenizer
+from maskloom.tokenizers.training import train_tokenizer
 
 from .vocabularies import TOKENS, write
 
@@ -23,11 +25,7 @@ def test_tokenizer_json_goes_before_the_vocabulary(tokenizer: Tokenizer, tmp_pat
 @pytest.mark.parametrize(
     ("names", "said", "not_said"),
     [
-        (
-            ["vocab.json", "merges.txt"],
-            "it has vocab.json, of a byte-level BPE tokenizer. Convert it",
-            "maskloom tokenizer",
-        ),
+        (["merges.txt"], "or vocab.json is needed: name a folder", "Convert"),
         (["sentencepiece.bpe.model"], "of a SentencePiece tokenizer. Convert it", "maskloom tokenizer"),
         (["spiece.model", "config.json"], "of a SentencePiece tokenizer. Convert it", "maskloom tokenizer"),
         (["config.json", "model.safetensors"], "copy that of the model there", "maskloom tokenizer"),
@@ -41,7 +39,7 @@ def test_a_folder_without_a_tokenizer_says_what_to_do(
         (tmp_path / name).write_text("{}")
     with pytest.raises(UserError) as error:
         load_tokenizer(tmp_path)
-    assert "tokenizer.json or vocab.txt is needed" in str(error.value)
+    assert "tokenizer.json or vocab.txt or vocab.json is needed" in str(error.value)
     assert said in str(error.value)
     assert not_said not in str(error.value)
 
@@ -111,3 +109,15 @@ def test_a_run_takes_the_tokenizer_of_the_model_it_starts_from() -> None:
     ):
         with pytest.raises(UserError, match=r"tokenizer: it is missing: .*or model\.init"):
             parse_config(tree, "here")
+
+
+def test_a_vocabulary_on_the_hub_comes_with_its_merges(hub: Path) -> None:
+    folder = cached(hub, "our-group/bytes")
+    tree = json.loads(train_tokenizer(["the river"] * 9, 270, kind="byte-bpe").definition)
+    (folder / "vocab.json").write_text(json.dumps(tree["model"]["vocab"]))
+    (folder / "tokenizer_config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"vocab\.json needs merges\.txt beside it"):
+        load_tokenizer("our-group/bytes")
+    (folder / "merges.txt").write_text("".join(" ".join(pair) + "\n" for pair in tree["model"]["merges"]))
+    tokenizer = load_tokenizer("our-group/bytes")
+    assert tokenizer.decode(tokenizer.encode(["the river"])[0].tolist()) == "the river"

@@ -20,7 +20,7 @@ from maskloom.commands.arguments import positive
 from maskloom.commands.loading import LoadedRun, load_run
 from maskloom.errors import UserError
 from maskloom.files import whole_folder
-from maskloom.models.architecture import architecture_of, longest_piece_of
+from maskloom.models.architecture import longest_piece_of
 from maskloom.progress import say
 from maskloom.tokenizers.writing import write_for_others
 
@@ -43,7 +43,9 @@ def run(options: argparse.Namespace) -> int:
             plain_model(loaded).save_pretrained(partial)
         except SafetensorError as error:
             raise UserError(f"the weights cannot be written into {options.out.parent}: {error}") from None
-        write_for_others(partial, loaded.tokenizer, longest_piece_of(loaded.model.config))
+        config = loaded.model.config
+        has_token_types = getattr(config, "type_vocab_size", 1) > 1
+        write_for_others(partial, loaded.tokenizer, longest_piece_of(config), has_token_types)
     say(
         f"{options.out}: the model of step {loaded.step:,}; load it with "
         f"AutoModelForMaskedLM.from_pretrained('{options.out}')"
@@ -53,7 +55,7 @@ def run(options: argparse.Namespace) -> int:
 
 def plain_model(loaded: LoadedRun) -> PreTrainedModel:
     """Hugging Face's own model with the run's weights."""
-    config = loaded.model.config
-    model = architecture_of(config).hf_class(config)
+    architecture = loaded.model.architecture
+    model = architecture.hf_class(architecture.written(loaded.model.config))
     model.load_state_dict(loaded.weights)
     return model.eval()

@@ -2,8 +2,9 @@
 
 Beside it stands tokenizer_config.json, with which AutoTokenizer of Hugging Face takes it as it is.
 
-example:
+examples:
   maskloom tokenizer data/my_corpus data/my_tokenizer --vocab-size 30522
+  maskloom tokenizer data/my_corpus data/my_tokenizer --kind byte-bpe --vocab-size 50368 --spare 64
 """
 
 from __future__ import annotations
@@ -12,11 +13,12 @@ import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
-from maskloom.commands.arguments import byte_count, positive
+from maskloom.commands.arguments import byte_count, natural, positive
 from maskloom.data.index.corpus import Index
 from maskloom.data.index.loading import load_index
 from maskloom.data.order import block_at
 from maskloom.progress import Progress, say
+from maskloom.tokenizers import TOKENIZERS
 from maskloom.tokenizers.training import train_tokenizer, trainable_kinds
 from maskloom.tokenizers.writing import write_for_others
 
@@ -27,13 +29,31 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("corpus", metavar="CORPUS", help="folder of an index")
     add("out", type=Path, metavar="OUT", help="folder to write tokenizer.json into")
-    add("--vocab-size", type=positive, default=30522, help="at most this many ids (default: 30522, as BERT)")
     kinds = ", ".join(trainable_kinds())
     add("--kind", default="wordpiece", help=f"{kinds}, or one that --import adds (default: wordpiece)")
+    add(
+        "--vocab-size",
+        type=positive,
+        default=30522,
+        help="at most this many ids, before they are padded (default: 30522, as BERT)",
+    )
     add(
         "--cased",
         action="store_true",
         help="keep case and accents (default: as the kind does; wordpiece lower-cases, as bert-base-uncased)",
+    )
+    add(
+        "--spare",
+        type=natural,
+        default=0,
+        metavar="N",
+        help="of these ids, keep N for tokens that are added later: [unused0], [unused1] and so on (default: 0)",
+    )
+    add(
+        "--multiple",
+        type=positive,
+        metavar="N",
+        help=f"pad the number of ids to a multiple of N with more [unused*] ({_usual_multiples()})",
     )
     add(
         "--max-bytes",
@@ -47,11 +67,17 @@ def run(options: argparse.Namespace) -> int:
     index = load_index(options.corpus)
     with Progress("reading", min(index.header["text_bytes"], options.max_bytes), "MiB", MIB) as progress:
         texts = _texts(index, options.max_bytes, progress)
-        tokenizer = train_tokenizer(texts, options.vocab_size, False if options.cased else None, options.kind)
+        lowercase = False if options.cased else None
+        tokenizer = train_tokenizer(texts, options.vocab_size, lowercase, options.kind, options.spare, options.multiple)
     options.out.mkdir(parents=True, exist_ok=True)
     write_for_others(options.out, tokenizer)
     say(f"{options.out / 'tokenizer.json'}: {tokenizer.vocab_size:,} ids")
     return 0
+
+
+def _usual_multiples() -> str:
+    multiples = {name: TOKENIZERS[name].vocab_multiple for name in trainable_kinds()}
+    return "default: " + ", ".join(f"{name} {multiple}" for name, multiple in multiples.items())
 
 
 def _texts(index: Index, most_bytes: int, progress: Progress) -> Iterator[str]:

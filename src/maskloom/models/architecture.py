@@ -25,6 +25,7 @@ __all__ = [
     "add",
     "architecture_of",
     "longest_piece_of",
+    "unused_positions_of",
 ]
 
 ARCHITECTURES: dict[str, Architecture] = {
@@ -53,6 +54,12 @@ def architecture_of(config: PretrainedConfig) -> Architecture:
 def longest_piece_of(config: PretrainedConfig) -> int:
     """The most slots that a piece may have, by a Hugging Face configuration."""
     return architecture_of(config).longest_piece(config)
+
+
+def unused_positions_of(config: PretrainedConfig) -> int:
+    """How many of a configuration's positions no token has: RoBERTa's begin behind the padding token's id."""
+    most = longest_piece_of(config)
+    return int(getattr(config, "max_position_embeddings", most)) - most
 
 
 def known() -> str:

@@ -122,4 +122,15 @@ def drop(update: torch.Tensor, settings: PostNorm) -> torch.Tensor:
 
 def add_norm(update: torch.Tensor, hidden: torch.Tensor, norm: Dense, settings: PostNorm) -> torch.Tensor:
     """LayerNorm(hidden + update): [T, D] -> [T, D]."""
-    return F.layer_norm(hidden + update, hidden.shape[-1:], norm.weight, norm.bias, settings.layer_norm_eps)
+    return layer_norm(hidden + update, norm, settings.layer_norm_eps)
+
+
+def layer_norm(hidden: torch.Tensor, norm: Dense, eps: float) -> torch.Tensor:
+    """LayerNorm, with or without a bias: [T, D] -> [T, D]."""
+    return F.layer_norm(hidden, hidden.shape[-1:], norm.weight, norm.bias, eps)
+
+
+def gated(both: torch.Tensor, activation: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    """A gated linear unit (Shazeer, 2020): the first half, activated, times the second. [T, 2 f] -> [T, f]."""
+    activated, gate = both.chunk(2, -1)
+    return activation(activated) * gate

@@ -11,14 +11,14 @@ Shapes: T slots, D hidden size, H heads, f feed-forward width.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import nn
-from torch.nn import functional as F
-from transformers import ModernBertForMaskedLM
+from transformers import ModernBertConfig, ModernBertForMaskedLM
 from transformers.models.modernbert.modeling_modernbert import ModernBertEncoderLayer
 
 from maskloom.config import ModernBert
@@ -26,14 +26,19 @@ from maskloom.data.batch import MicroBatch
 from maskloom.models.attention import attend
 from maskloom.models.base import Architecture, Description
 from maskloom.models.kernels import Kernels
-from maskloom.models.layers import ACTIVATIONS, Dense, Pieces, activation
+from maskloom.models.layers import ACTIVATIONS, Dense, Pieces, activation, gated, layer_norm
 from maskloom.models.rotary import rotate
+from maskloom.redaction import brief
 from maskloom.tokenizers.base import Tokenizer
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 GLOBAL, LOCAL = "full_attention", "sliding_attention"
+LARGEST_THETA = 1e12
+MOST_LAYERS = 1 << 12
+DEFAULT_ROPE = ({"rope_type": "default"}, {"type": "default"})
+"""How a config.json says that nothing is done to the frequencies for longer pieces."""
 
 
 class Weights(NamedTuple):
@@ -85,13 +90,14 @@ def _weights_of(layer: Any) -> Weights:
 def run(hidden: torch.Tensor, weights: Weights, pieces: Pieces, settings: Settings) -> torch.Tensor:
     """One layer: [T, D] -> [T, D]."""
     hidden = hidden + _attention(hidden, weights, pieces, settings)
-    return hidden + _mlp(_norm(hidden, weights.mlp_norm, settings), weights, settings)
+    return hidden + _mlp(layer_norm(hidden, weights.mlp_norm, settings.norm_eps), weights, settings)
 
 
 def _attention(hidden: torch.Tensor, weights: Weights, pieces: Pieces, settings: Settings) -> torch.Tensor:
     linear, rotary = settings.kernels.linear, pieces.rotary
     assert rotary is not None, "the settings have a theta"
-    normed = hidden if weights.attention_norm is None else _norm(hidden, weights.attention_norm, settings)
+    norm = weights.attention_norm
+    normed = hidden if norm is None else layer_norm(hidden, norm, settings.norm_eps)
     query, key, value = linear(normed, *weights.qkv).view(len(hidden), 3, settings.heads, -1).unbind(1)
     context = attend(rotate(query, rotary), rotate(key, rotary), value, pieces, settings.attention_dropout)
     # Hugging Face has one probability for the attention weights and for what comes out of them.
@@ -100,13 +106,8 @@ def _attention(hidden: torch.Tensor, weights: Weights, pieces: Pieces, settings:
 
 def _mlp(normed: torch.Tensor, weights: Weights, settings: Settings) -> torch.Tensor:
     linear = settings.kernels.linear
-    activated, gate = linear(normed, *weights.mlp_input).chunk(2, -1)
-    product = _drop(settings.activation(activated) * gate, settings.mlp_dropout, settings)
-    return linear(product, *weights.mlp_output)
-
-
-def _norm(hidden: torch.Tensor, norm: Dense, settings: Settings) -> torch.Tensor:
-    return F.layer_norm(hidden, hidden.shape[-1:], norm.weight, norm.bias, settings.norm_eps)
+    product = gated(linear(normed, *weights.mlp_input), settings.activation)
+    return linear(_drop(product, settings.mlp_dropout, settings), *weights.mlp_output)
 
 
 def _drop(update: torch.Tensor, probability: float, settings: Settings) -> torch.Tensor:
@@ -135,39 +136,131 @@ def _finish(model: Any, hidden: torch.Tensor) -> torch.Tensor:
     return finished
 
 
+def _set_fields(config: Any, values: Mapping[str, Any]) -> None:
+    for name, value in values.items():
+        if name == "global_rope_theta":
+            config.rope_parameters[GLOBAL] = {**config.rope_parameters[GLOBAL], "rope_theta": value}
+        else:
+            setattr(config, name, value)
+
+
+def _old_keys(config: Any) -> dict[str, Any]:
+    """What releases before 5 read. They do not know layer types of any order: then the None makes them fail, instead of computing
+    another model."""
+    every, layers = getattr(config, "global_attn_every_n_layers", None), list(config.layer_types)
+    fitting = (each for each in (every, *range(1, len(layers) + 1)) if each and _types_of(each, len(layers)) == layers)
+    return {
+        "global_attn_every_n_layers": next(fitting, None),
+        "global_rope_theta": config.rope_parameters[GLOBAL]["rope_theta"],
+        "local_rope_theta": config.rope_parameters[LOCAL]["rope_theta"],
+    }
+
+
+def _types_of(every: int, layers: int) -> list[str]:
+    return [LOCAL if number % every else GLOBAL for number in range(layers)]
+
+
+# What a config.json may say
+
+
+def _faults(tree: Mapping[str, Any]) -> Iterator[str]:
+    """Of the keys that no list describes: what layers see, and their rotary frequencies."""
+    yield from _layer_faults(tree)
+    yield from _rope_faults(tree)
+    with contextlib.suppress(LookupError, TypeError, ZeroDivisionError):  # the lists say what is wrong with sizes
+        window = tree.get("local_attention", ModernBertConfig.local_attention) // 2
+        for key, due in (("sliding_window", window), ("head_dim", _head_size(tree))):
+            if tree.get(key) not in (None, due):
+                yield f"{key} is {brief(tree[key])} (computed: {due}, by the other keys)"
+        if _head_size(tree) % 2:
+            yield f"a head has {_head_size(tree)} elements, and rotary positions turn pairs of them"
+
+
+def _head_size(tree: Mapping[str, Any]) -> int:
+    return int(tree["hidden_size"] // tree["num_attention_heads"])
+
+
+def _layer_faults(tree: Mapping[str, Any]) -> Iterator[str]:
+    layers, types, every = (tree.get(key) for key in ("num_hidden_layers", "layer_types", "global_attn_every_n_layers"))
+    if type(layers) is int and layers > MOST_LAYERS:  # Hugging Face's configuration lists them
+        yield f"num_hidden_layers is {layers}, more than {MOST_LAYERS:,}"
+        return
+    if every is not None and not (type(every) is int and every > 0):
+        yield f"global_attn_every_n_layers is {brief(every)}, which is not a whole number from 1"
+        return
+    if types is None:
+        if every is None and "global_attn_every_n_layers" in tree:
+            yield "global_attn_every_n_layers is None, and there are no layer_types in its place"
+        return
+    if not isinstance(types, list):
+        yield f"layer_types is {brief(types)}, which is not a list"
+    elif odd := [each for each in types if each not in (GLOBAL, LOCAL)]:
+        yield f"layer_types has {brief(odd[0])} (computed: {GLOBAL!r} or {LOCAL!r})"
+    elif len(types) != layers:
+        yield f"layer_types names {len(types)} layers, and num_hidden_layers is {brief(layers)}"
+    elif every is not None and _types_of(every, len(types)) != types:
+        yield f"global_attn_every_n_layers {every} and layer_types say different things of the layers: remove the wrong one"
+
+
+def _rope_faults(tree: Mapping[str, Any]) -> Iterator[str]:
+    if (old := tree.get("rope_scaling")) not in (None, {}, *DEFAULT_ROPE):
+        yield f"rope_scaling is {brief(old)} (computed: None)"
+    kinds = tree.get("rope_parameters")
+    if kinds is None:
+        return
+    if not isinstance(kinds, dict) or not kinds.keys() <= {GLOBAL, LOCAL}:
+        yield f"rope_parameters is {brief(kinds)} (computed: an object with {GLOBAL!r} and {LOCAL!r})"
+        return
+    for kind, old_key in ((GLOBAL, "global_rope_theta"), (LOCAL, "local_rope_theta")):
+        rope = kinds.get(kind)
+        if rope is None:
+            continue
+        if not isinstance(rope, dict):
+            yield f"rope_parameters.{kind} is {brief(rope)}, which is not an object"
+            continue
+        for key in sorted(rope.keys() - {"rope_theta"}):
+            if {key: rope[key]} not in DEFAULT_ROPE:
+                computed = "'default'" if key in ("rope_type", "type") else "no such key"
+                yield f"rope_parameters.{kind} has {brief(key)}: {brief(rope[key])} (computed: {computed})"
+        theta = rope.get("rope_theta", 1.0)
+        if isinstance(theta, bool) or not isinstance(theta, int | float) or not 0 < theta < LARGEST_THETA:
+            said = f"rope_parameters.{kind}.rope_theta is {brief(theta)}"
+            yield f"{said}, which is not a number between 0 and {LARGEST_THETA:g}"
+        elif "rope_theta" in rope and tree.get(old_key, theta) != theta:
+            said = f"{old_key} is {brief(tree[old_key])}, and rope_parameters.{kind}.rope_theta is {theta}"
+            yield f"{said}: remove the wrong one"
+
+
 MODERNBERT = Architecture(
     hf_class=ModernBertForMaskedLM,
     layer_class=ModernBertEncoderLayer,
     settings=ModernBert,
     description=Description(
         sizes=("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"),
-        more_sizes=("max_position_embeddings", "local_attention", "global_attn_every_n_layers"),
+        more_sizes=("max_position_embeddings", "local_attention"),
         ranges={
             "norm_eps": (0.0, 1.0),
             "initializer_range": (0.0, 10.0),
-            "global_rope_theta": (0.0, 1e12),
-            "local_rope_theta": (0.0, 1e12),
+            "initializer_cutoff_factor": (0.0, 1e3),
+            "global_rope_theta": (0.0, LARGEST_THETA),
+            "local_rope_theta": (0.0, LARGEST_THETA),
         },
         choices={
-            "hidden_activation": ACTIVATIONS,
-            "classifier_activation": ACTIVATIONS,
+            **dict.fromkeys(("hidden_activation", "classifier_activation"), ACTIVATIONS),
             **dict.fromkeys(
                 ("norm_bias", "attention_bias", "mlp_bias", "classifier_bias", "decoder_bias"), (True, False)
             ),
         },
-        free=("layer_types", "rope_parameters"),
         harmless=frozenset(
             {
-                *(
-                    "cls_token_id",
-                    "sep_token_id",
-                    "initializer_cutoff_factor",
-                    "classifier_pooling",
-                    "classifier_dropout",
-                ),
-                *("deterministic_flash_attn", "sparse_prediction", "sparse_pred_ignore_index", "reference_compile"),
+                *("classifier_pooling", "classifier_dropout", "deterministic_flash_attn"),
+                *("sparse_prediction", "sparse_pred_ignore_index", "reference_compile"),
+                *("rope_scaling", "sliding_window", "head_dim"),
             }
         ),
+        ids=("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"),
+        own=("layer_types", "global_attn_every_n_layers", "rope_parameters"),
+        faults=_faults,
     ),
     token_ids=_token_ids,
     longest_piece=lambda config: int(config.max_position_embeddings),
@@ -180,4 +273,6 @@ MODERNBERT = Architecture(
     transform=lambda model, hidden: model.head(hidden),
     stations=lambda model: (model.model.embeddings.norm, model.head),
     head_names=("head.", "decoder."),
+    set_fields=_set_fields,
+    old_keys=_old_keys,
 )

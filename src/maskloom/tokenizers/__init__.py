@@ -1,7 +1,8 @@
 """Tokenizers, their files, and the table of their kinds.
 
     base       `TokenizerKind`: what differs between kinds, one row of the table below; `Tokenizer`: what packing and masking ask
-    wordpiece  a kind; each kind is one such file
+    wordpiece  a kind; each kind is one such file, as byte_bpe and unigram
+    words      where words begin, if tokens do not say that one continues
     roles      which special token pads, begins, ends and masks
     pipeline   where a text may be cut without changing a token
     loading, training, writing: files to tokenizers, text to tokenizers, tokenizers to files
@@ -12,9 +13,11 @@ A kind of one's own is a module that calls `add`, named on the command line: `--
 from __future__ import annotations
 
 from maskloom.tokenizers.base import TokenizerKind as TokenizerKind
+from maskloom.tokenizers.byte_bpe import BYTE_BPE
+from maskloom.tokenizers.unigram import UNIGRAM
 from maskloom.tokenizers.wordpiece import WORDPIECE
 
-TOKENIZERS: dict[str, TokenizerKind] = {WORDPIECE.name: WORDPIECE}
+TOKENIZERS: dict[str, TokenizerKind] = {kind.name: kind for kind in (WORDPIECE, BYTE_BPE, UNIGRAM)}
 """Name -> kind: a tokenizer of every kind here can be read, and trained if the kind says how."""
 
 

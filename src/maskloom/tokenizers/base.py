@@ -78,8 +78,14 @@ class TokenizerKind:
     """(definition, tokens of the roles) -> the oldest version of tokenizing (`TOKENIZING`) that it can still give."""
     files: Mapping[str, Callable[[Path, bytes], str]] = field(default_factory=dict)
     """Name of a file that stands for a tokenizer without `tokenizer.json` -> what makes a definition of its content."""
+    needed_beside: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Name of such a file -> names of the files beside it without which it means nothing."""
     settings: Callable[[Tree], dict[str, Any]] = lambda tree: {}
     """definition -> what `tokenizer_config.json` has to say for Hugging Face beside the class and the roles."""
+    vocab_multiple: int = 1
+    """A new vocabulary is padded with `[unused*]` to a multiple of this, unless its user asks for another one."""
+    has_token_types: bool = True
+    """Whether Hugging Face's libraries should tell the two texts of a pair apart by token types, as BERT does."""
 
 
 OTHER = TokenizerKind("other", is_of_kind=lambda tree: True)
@@ -311,16 +317,15 @@ class Tokenizer:
         return [part for stretch in stretches for part in parts_of(stretch, self._cut_points)]
 
     def encode_with_masks(self, text: str) -> list[int]:
-        """Token ids of a text between `cls` and `sep`. "[MASK]" and the tokenizer's own mask token become the mask; all other
-        text is read as in training."""
-        parts = re.split(f"{re.escape(MASK)}|{re.escape(self.roles.mask)}", text)
-        if (added := self._whole.get_added_tokens_decoder().get(self.mask_id)) and added.lstrip:
-            parts = [*(part.rstrip() for part in parts[:-1]), parts[-1]]  # the mask stands for the blank before it, too
-        first, *others = (part.tolist() for part in self.encode(parts))
-        ids = [self.cls_id, *first]
-        for part in others:
-            ids += [self.mask_id, *part]
-        return [*ids, self.sep_id]
+        """Token ids of a text between `cls` and `sep`. "[MASK]" and the tokenizer's own mask token become the mask, which takes
+        the blanks beside it if the file says so; all other text is read as in training."""
+        tree = json.loads(self.definition)
+        definition, mask = pipeline.masking_definition(tree, self.roles.spellings, self.roles.mask, self.mask_id)
+        encoder = Encoder.from_str(definition)
+        encoder.encode_special_tokens = True
+        masked = re.sub(f"{re.escape(MASK)}|{re.escape(self.roles.mask)}", lambda found: mask, text)
+        with faults_of(f"{self.source} cannot encode a text"):
+            return [self.cls_id, *encoder.encode(masked, add_special_tokens=False).ids, self.sep_id]
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of token ids, special tokens included."""

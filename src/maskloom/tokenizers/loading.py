@@ -7,7 +7,7 @@ A definition is the text of a `tokenizer.json`. A kind may know other files, and
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from maskloom.errors import UserError
@@ -19,8 +19,6 @@ from maskloom.tokenizers.roles import LARGEST_BYTES, SETTINGS, SPECIALS, roles_b
 
 DEFINITION = "tokenizer.json"
 FOREIGN = {
-    "vocab.json": "byte-level BPE",
-    "merges.txt": "byte-level BPE",
     "sentencepiece.bpe.model": "SentencePiece",
     "tokenizer.model": "SentencePiece",
     "spiece.model": "SentencePiece",
@@ -124,6 +122,11 @@ def _named(file: Path) -> str:
     return _reader_of(file)[0]
 
 
+def _needed_beside(name: str) -> Iterator[str]:
+    """Names of the files without which one of this name means nothing."""
+    return (needed for kind in TOKENIZERS.values() for needed in kind.needed_beside.get(name, ()))
+
+
 def _what_else(folder: Path) -> str:
     """What a folder without a tokenizer that can be read holds, and what to do."""
     needed = f"{' or '.join(_names())} is needed"
@@ -154,8 +157,9 @@ def _from_hub(name: str) -> Path:
                 if found is None:
                     continue
                 # What stands beside it, if the model has it: a vocabulary means nothing without its settings.
-                for beside in (SETTINGS, SPECIALS):
-                    if get(beside, False) is None and (asks or (wanted != DEFINITION and beside == SETTINGS)):
+                needed = [] if wanted == DEFINITION else [SETTINGS, *_needed_beside(wanted)]
+                for beside in dict.fromkeys((SETTINGS, SPECIALS, *needed)):
+                    if get(beside, False) is None and (asks or beside in needed):
                         get(beside, True)
                 return Path(found)
         why = f"it cannot be reached, or the model there has none of {', '.join(names)}"

@@ -55,8 +55,7 @@ def encoder_definition(tree: Tree, roles: Set[str]) -> str:
     Args:
         roles: the tokens that no text may become.
     """
-    digest = hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
-    names = {role: f"\uffff{digest}{role}" for role in roles}
+    names = _hidden_names(tree, roles)
     model = dict(tree["model"])
     vocabulary = model.get("vocab")
     if isinstance(vocabulary, dict):
@@ -72,6 +71,19 @@ def encoder_definition(tree: Tree, roles: Set[str]) -> str:
         for token in added_tokens(tree)
     ]
     return json.dumps({**tree, "model": model, "added_tokens": added, "post_processor": None}, ensure_ascii=False)
+
+
+def masking_definition(tree: Tree, roles: Set[str], mask: str, mask_id: int) -> tuple[str, str]:
+    """`encoder_definition`, but with one role that a text can hold: the mask. Returns also the name that it has there."""
+    name = _hidden_names(tree, roles)[mask]
+    hidden = json.loads(encoder_definition(tree, roles))
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    found = next((token for token in hidden["added_tokens"] if token["content"] == name), None)
+    if found is None:
+        found = {"id": mask_id, "content": name, **flags}
+        hidden["added_tokens"].append(found)
+    found["special"] = False  # the encoder is told to take special tokens for text
+    return json.dumps(hidden, ensure_ascii=False), name
 
 
 def unknown_of(tree: Tree) -> str | None:
@@ -90,7 +102,7 @@ def cut_points(tree: Tree, roles: Set[str]) -> re.Pattern[str] | None:
         roles: the tokens that no text becomes, and that a cut cannot harm.
     """
     own = own_tokens(tree, roles)
-    if not _splits_at_blanks(tree) or any(_minds_blanks(token, _normalizers(tree)) for token in own):
+    if not splits_at_blanks(tree) or any(_minds_blanks(token, _normalizers(tree)) for token in own):
         return None
     return AT_BLANKS
 
@@ -118,7 +130,7 @@ def steps_of(part: Any, name: str) -> list[Tree]:
     return [step for found in inner for step in steps_of(found, name)] if isinstance(inner, list) else [part]
 
 
-def _splits_at_blanks(tree: Tree) -> bool:
+def splits_at_blanks(tree: Tree) -> bool:
     """Whether no pre-token holds a blank but at its front, whatever the text."""
     normalizers = _normalizers(tree)
     steps = steps_of(tree.get("pre_tokenizer"), "pretokenizers")
@@ -135,6 +147,12 @@ def _splits_at_blanks(tree: Tree) -> bool:
         scheme = steps[-1].get("prepend_scheme", "always")
         return steps[-1].get("split", True) is True and (len(steps) == 1 or scheme == "always")
     return False
+
+
+def _hidden_names(tree: Tree, roles: Set[str]) -> dict[str, str]:
+    """Names for roles that no text holds."""
+    digest = hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
+    return {role: f"\uffff{digest}{role}" for role in roles}
 
 
 def _normalizers(tree: Tree) -> set[str | None]:

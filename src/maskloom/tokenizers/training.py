@@ -1,14 +1,25 @@
-"""Train a tokenizer of a kind on text."""
+"""Train a tokenizer of a kind on text.
+
+A vocabulary can have spare tokens, `[unused0]` and so on: rows of the model for tokens that someone adds later. They are
+never predicted and never drawn. Text that spells one stays text, as long as the vocabulary has its characters. More of them
+pad the size of a vocabulary, as matrices of whole tiles are faster.
+"""
 
 from __future__ import annotations
 
+import itertools
+import json
 from collections.abc import Iterable
 
 from maskloom.errors import UserError
 from maskloom.extensions import where_names_come_from
 from maskloom.tokenizers import TOKENIZERS
-from maskloom.tokenizers.base import Tokenizer
+from maskloom.tokenizers.base import UNUSED, Tokenizer
 from maskloom.tokenizers.loading import tokenizer_of_definition
+from maskloom.tokenizers.pipeline import added_tokens
+
+UNLIKELY = -1000.0
+"""Score of a spare token of Unigram: less than that of any characters that spell it."""
 
 
 def trainable_kinds() -> list[str]:
@@ -17,15 +28,22 @@ def trainable_kinds() -> list[str]:
 
 
 def train_tokenizer(
-    texts: Iterable[str], vocab_size: int, lowercase: bool | None = None, kind: str = "wordpiece"
+    texts: Iterable[str],
+    vocab_size: int,
+    lowercase: bool | None = None,
+    kind: str = "wordpiece",
+    spare: int = 0,
+    multiple: int | None = None,
 ) -> Tokenizer:
     """Train a vocabulary.
 
     Args:
         texts: the documents.
-        vocab_size: largest number of ids, special tokens included.
+        vocab_size: largest number of ids, special and spare tokens included; before it is padded.
         lowercase: lower-case the text. None: as is usual for the kind.
         kind: a name of `TOKENIZERS`.
+        spare: number of spare tokens.
+        multiple: pad the number of ids to a multiple of this with more spare tokens. None: as is usual for the kind.
 
     Raises:
         UserError: the kind is unknown or cannot be trained, or it refuses these arguments.
@@ -36,10 +54,42 @@ def train_tokenizer(
             f"no kind of tokenizer {kind!r} that can be trained: choose one of {', '.join(trainable_kinds())}; "
             + where_names_come_from()
         )
-    definition = row.train(texts, vocab_size, lowercase)
+    if spare >= vocab_size:
+        raise UserError(f"--spare {spare} leaves no id of --vocab-size {vocab_size}: lower the one or raise the other")
+    if multiple is not None and multiple > vocab_size:
+        raise UserError(
+            f"--multiple {multiple} is more than --vocab-size {vocab_size}: most ids would stand for nothing"
+        )
+    try:
+        trained = row.train(texts, vocab_size - spare, lowercase)
+    except UserError as error:
+        raise UserError(f"{error} (--spare keeps {spare} of {vocab_size} ids)" if spare else str(error)) from None
+    definition = with_spare(trained, spare, multiple or row.vocab_multiple)
     tokenizer = tokenizer_of_definition(definition, "the trained tokenizer")
     if tokenizer.kind != kind:
         raise UserError(
             f"the tokenizer that kind {kind!r} trained would be read as one of kind {tokenizer.kind!r}: correct is_of_kind"
         )
     return tokenizer
+
+
+def with_spare(definition: str, spare: int, multiple: int) -> str:
+    """A definition with spare tokens behind all others, and with as many more as its size needs to be a multiple.
+
+    Unchanged if it needs none.
+    """
+    tree = json.loads(definition)
+    vocabulary = tree["model"]["vocab"]
+    is_scored = isinstance(vocabulary, list)  # Unigram's: the place is the id
+    known = {token for token, _ in vocabulary} if is_scored else set(vocabulary)
+    first = len(vocabulary) if is_scored else 1 + max([*vocabulary.values(), *(t["id"] for t in added_tokens(tree))])
+    number = spare + -(first + spare) % multiple
+    if number == 0:
+        return definition
+    names = (name for place in itertools.count() if (name := f"{UNUSED}{place}]") not in known)
+    new = list(itertools.islice(names, number))
+    if is_scored:
+        vocabulary += [[name, UNLIKELY] for name in new]
+    else:
+        vocabulary |= {name: first + place for place, name in enumerate(new)}
+    return json.dumps(tree, ensure_ascii=False)

@@ -27,8 +27,9 @@ from tokenizers.processors import TemplateProcessing
 from maskloom.errors import UserError
 from maskloom.tokenizers import pipeline
 from maskloom.tokenizers.base import TOKENIZING, Bools, Int32s, TokenizerKind, WordRule
+from maskloom.tokenizers.beside import FLAGS, added_beside, check_roles
 from maskloom.tokenizers.pipeline import Tree, own_tokens, part_types
-from maskloom.tokenizers.roles import BERT, SETTINGS, SPECIALS, content_of, ends_template, read_object
+from maskloom.tokenizers.roles import BERT, SETTINGS, ends_template, read_object
 
 SPECIAL_TOKENS = tuple(BERT.by_role().values())
 """BERT's spellings of the roles, in the order of its vocabulary."""
@@ -164,7 +165,8 @@ def definition_of_vocabulary(file: Path, content: bytes) -> str:
     Raises:
         UserError: BERT's roles are not in it, or what stands beside it cannot be followed.
     """
-    settings = _settings_beside(file)
+    check_roles(file, ROLE_KEYS, [SETTINGS])
+    settings = read_object(file.parent / SETTINGS)
     lines = content.decode("utf-8").removeprefix("\ufeff").split("\n")
     vocabulary = {token: number for number, line in enumerate(lines) if (token := line.rstrip(WHITE_SPACE))}
     absent = [role for role in SPECIAL_TOKENS if role not in vocabulary]
@@ -172,11 +174,11 @@ def definition_of_vocabulary(file: Path, content: bytes) -> str:
         raise UserError(
             f"{file} has no {', '.join(absent)}: a vocab.txt has one token a line, with {', '.join(SPECIAL_TOKENS)} among them"
         )
-    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    flags = dict.fromkeys(FLAGS, False)
     added: list[dict[str, Any]] = [
         {"id": vocabulary[role], "content": role, **flags, "special": True} for role in SPECIAL_TOKENS
     ]
-    added += _added_beside(file, settings, vocabulary)
+    added += added_beside(file, settings, vocabulary, SPECIAL_TOKENS)
     switches = {name: settings.get(name, default) for name, default in SWITCHES.items()}
     for name, value in switches.items():
         if not isinstance(value, bool) and not (value is None and SWITCHES[name] is None):
@@ -203,58 +205,6 @@ def definition_of_vocabulary(file: Path, content: bytes) -> str:
         },
     }
     return json.dumps(tree, ensure_ascii=False)
-
-
-def _settings_beside(file: Path) -> dict[str, Any]:
-    """What `tokenizer_config.json` beside a vocabulary says; nothing if there is none.
-
-    Raises:
-        UserError: it is damaged, or gives a role to another token than BERT's.
-    """
-    path = file.parent / SETTINGS
-    settings = read_object(path)
-    for role, token in ROLE_KEYS.items():
-        given = content_of(settings.get(role, token))
-        if given not in (token, None):
-            raise UserError(
-                f"{path} has {role} {given!r}: of a vocab.txt it has to be {token}. A tokenizer of another kind has to come as "
-                "tokenizer.json"
-            )
-    return settings
-
-
-def _added_beside(file: Path, settings: dict[str, Any], vocabulary: dict[str, int]) -> list[dict[str, Any]]:
-    """The tokens that were added to a vocabulary.
-
-    Raises:
-        UserError: they are written in a way that does not say all of them.
-    """
-    path = file.parent / SETTINGS
-    decoder = settings.get("added_tokens_decoder") or {}
-    flags = ("single_word", "lstrip", "rstrip", "normalized", "special")
-    added: list[dict[str, Any]] = []
-    try:
-        for number, token in decoder.items():
-            if token["content"] not in SPECIAL_TOKENS:
-                given = {flag: bool(token.get(flag, False)) for flag in flags}
-                added.append({"id": int(number), "content": str(token["content"]), **given})
-    except (AttributeError, KeyError, TypeError, ValueError):
-        raise UserError(f"{path}: added_tokens_decoder is damaged: it has to hold an object for each id") from None
-    known = {*SPECIAL_TOKENS, *(token["content"] for token in added)}
-    other = set(read_object(file.parent / "added_tokens.json"))
-    for place in (settings, read_object(file.parent / SPECIALS)):
-        for key in ("additional_special_tokens", "extra_special_tokens"):
-            listed = place.get(key) or []
-            other |= {str(content_of(token)) for token in (listed.values() if isinstance(listed, dict) else listed)}
-    if unknown := sorted(other - known):
-        raise UserError(
-            f"{file.parent} adds {', '.join(map(repr, unknown[:5]))} to its vocab.txt without saying how they are found. Convert "
-            "it: `AutoTokenizer.from_pretrained(FOLDER).save_pretrained(OTHER)` of transformers writes tokenizer.json"
-        )
-    beyond = [token["content"] for token in added if vocabulary.get(token["content"], token["id"]) != token["id"]]
-    if beyond:
-        raise UserError(f"{path} gives {beyond[0]!r} another id than {file.name}: take one of them out")
-    return added
 
 
 WORDPIECE = TokenizerKind(

@@ -12,12 +12,15 @@ from maskloom.files import write_atomically
 from maskloom.tokenizers import TOKENIZERS
 from maskloom.tokenizers.base import OTHER, Tokenizer
 from maskloom.tokenizers.pipeline import Tree
-from maskloom.tokenizers.roles import SETTINGS, ends_template
+from maskloom.tokenizers.roles import BERT, SETTINGS, Roles, ends_template
 
-MODEL_INPUTS = ["input_ids", "token_type_ids", "attention_mask"]
+INPUTS = ["input_ids", "attention_mask"]
+INPUTS_WITH_TYPES = ["input_ids", "token_type_ids", "attention_mask"]
 
 
-def write_for_others(folder: Path, tokenizer: Tokenizer, longest: int | None = None) -> None:
+def write_for_others(
+    folder: Path, tokenizer: Tokenizer, longest: int | None = None, has_token_types: bool = True
+) -> None:
     """Write `tokenizer.json`, and the `tokenizer_config.json` with which Hugging Face's libraries take it as it is.
 
     The class is one that transformers 4 and 5 know. Without a class, or with that of an architecture, transformers 5 builds
@@ -25,18 +28,25 @@ def write_for_others(folder: Path, tokenizer: Tokenizer, longest: int | None = N
 
     Args:
         longest: tokens of the longest text that the model reads.
+        has_token_types: whether the model has more than one type of token. One without them would be given too much.
     """
-    tree = json.loads(tokenizer.definition)
+    tree, kind = json.loads(tokenizer.definition), TOKENIZERS.get(tokenizer.kind, OTHER)
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        **{f"{role}_token": token for role, token in tokenizer.roles.by_role().items()},
-        "model_input_names": MODEL_INPUTS,
+        **{f"{role}_token": token for role, token in _names_of(tokenizer.roles).items()},
+        "model_input_names": INPUTS_WITH_TYPES if has_token_types and kind.has_token_types else INPUTS,
         **({"model_max_length": longest} if longest else {}),
-        **TOKENIZERS.get(tokenizer.kind, OTHER).settings(tree),
+        **kind.settings(tree),
     }
     files: dict[str, Any] = {SETTINGS: settings, "tokenizer.json": with_ends(tree, tokenizer)}
     for name, content in files.items():  # the tokenizer last: it says that both are there
         write_atomically(folder / name, json.dumps(content, ensure_ascii=False, indent=1))
+
+
+def _names_of(roles: Roles) -> dict[str, str]:
+    """Role -> token in Hugging Face's names. All but BERT's tokenizers say what begins and ends a sequence, too."""
+    names = roles.by_role()
+    return names if roles.cls == BERT.cls else names | {"bos": roles.cls, "eos": roles.sep}
 
 
 def with_ends(tree: Tree, tokenizer: Tokenizer) -> Tree:

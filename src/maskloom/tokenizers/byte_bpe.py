@@ -1,0 +1,130 @@
+"""Byte-level BPE: the kind of RoBERTa's, ModernBERT's and Llama's tokenizers (Radford et al., 2019).
+
+A pattern cuts a text into pre-tokens, which are merged from bytes, each written as one visible character. Every text has
+ids, so there is no unknown token. GPT-2's pattern is part of the library's `ByteLevel`; Llama 3 has its own in a `Split`.
+
+Words are told by the characters at both ends of tokens (`words`), and not by pre-tokens: a Chinese clause is one pre-token.
+Training follows RoBERTa: GPT-2's pattern, case kept, and its special tokens, which come first so that `<pad>` has a small id.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+
+from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer as Encoder
+
+from maskloom.errors import UserError
+from maskloom.tokenizers import pipeline
+from maskloom.tokenizers.base import TokenizerKind, WordRule
+from maskloom.tokenizers.merges import MERGES, ROBERTA, SPECIAL_TOKENS, VOCABULARY, definition_of_merges
+from maskloom.tokenizers.pipeline import Tree, added_tokens, steps_of
+from maskloom.tokenizers.words import ClassRule
+
+VISIBLE = (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))
+"""Bytes that stand for themselves in tokens. The others, white space among them, are written from U+0100 on."""
+BYTE_OF = {chr(byte): byte for byte in VISIBLE} | {
+    chr(0x100 + number): byte for number, byte in enumerate(sorted({*range(0x100)} - {*VISIBLE}))
+}
+"""Character of a token -> byte, GPT-2's alphabet."""
+GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+LLAMA3_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+def is_byte_bpe(tree: Tree) -> bool:
+    """Whether the model is BPE, and a step before it writes bytes as characters."""
+    steps = steps_of(tree.get("pre_tokenizer"), "pretokenizers")
+    return tree["model"].get("type") == "BPE" and any(step.get("type") == "ByteLevel" for step in steps)
+
+
+def train_byte_bpe(texts: Iterable[str], vocab_size: int, lowercase: bool | None) -> str:
+    """Train a vocabulary as RoBERTa has it.
+
+    Args:
+        vocab_size: largest number of ids, the special tokens and the 256 bytes included.
+        lowercase: lower-case the text. None: no.
+    """
+    least = len(SPECIAL_TOKENS) + len(BYTE_OF)
+    if vocab_size <= least:
+        raise UserError(
+            f"--vocab-size {vocab_size} leaves no id beside the {len(SPECIAL_TOKENS)} special tokens and {len(BYTE_OF)} bytes "
+            f"of byte-level BPE: give more than {least}"
+        )
+    made = Encoder(models.BPE())
+    if lowercase:
+        made.normalizer = normalizers.Lowercase()
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        min_frequency=2,
+        # "a <mask>" is then one token behind "a", and stands for the next word with its blank.
+        special_tokens=[AddedToken(token, lstrip=token == ROBERTA.mask, normalized=False) for token in SPECIAL_TOKENS],
+        initial_alphabet=list(BYTE_OF),
+        show_progress=False,
+    )
+    made.train_from_iterator(iter(texts), trainer)
+    first, last = ((token, SPECIAL_TOKENS.index(token)) for token in (ROBERTA.cls, ROBERTA.sep))
+    made.post_processor = processors.RobertaProcessing(last, first, trim_offsets=True, add_prefix_space=False)
+    return str(made.to_str())
+
+
+def word_rule(tree: Tree, vocabulary: Mapping[str, int]) -> WordRule:
+    """The rule of `words`."""
+    added = {token["content"] for token in added_tokens(tree)}
+    pieces: list[str | bytes] = [b""] * (max(vocabulary.values()) + 1)
+    for token, number in vocabulary.items():
+        pieces[number] = token if token in added else bytes_of(token)
+    return ClassRule.of(pieces)
+
+
+def bytes_of(token: str) -> str | bytes:
+    """The bytes that a token stands for. One with a character beyond the alphabet is text: nothing is merged to it."""
+    if BYTE_OF.keys() >= set(token):
+        return bytes(map(BYTE_OF.__getitem__, token))
+    return token
+
+
+def cut_points(tree: Tree, roles: frozenset[str]) -> re.Pattern[str] | None:
+    """At blanks between other characters, also for a pattern of a `Split` that is known here: none of them takes a blank but
+    at its front, as GPT-2's."""
+    if pattern_of(tree) is not None:
+        tree = tree | {"pre_tokenizer": {"type": "ByteLevel"}}
+    return pipeline.cut_points(tree, roles)
+
+
+def pattern_of(tree: Tree) -> str | None:
+    """The pattern of a definition's pre-tokens, if it is one of those that are known here to the letter."""
+    steps = steps_of(tree.get("pre_tokenizer"), "pretokenizers")
+    if [step.get("type") for step in steps] == ["ByteLevel"]:
+        return GPT2_PATTERN if steps[0].get("use_regex", True) is True else None
+    if [step.get("type") for step in steps] != ["Split", "ByteLevel"]:
+        return None
+    split, last = steps
+    pattern = (split.get("pattern") or {}).get("Regex")
+    is_plain = split.get("behavior") == "Isolated" and not split.get("invert") and last.get("use_regex") is False
+    return pattern if is_plain and pattern in (GPT2_PATTERN, LLAMA3_PATTERN) else None
+
+
+def settings_for_hugging_face(tree: Tree) -> dict[str, object]:
+    """Whether a text gets a blank in front. transformers 4 sets the pipeline to what is said here, or to no blank."""
+    step = tree.get("pre_tokenizer") or {}
+    return {"add_prefix_space": step.get("add_prefix_space", True)} if step.get("type") == "ByteLevel" else {}
+
+
+BYTE_BPE = TokenizerKind(
+    "byte-bpe",
+    is_of_kind=is_byte_bpe,
+    train=train_byte_bpe,
+    word_rule=word_rule,
+    cut_points=cut_points,
+    files={VOCABULARY: definition_of_merges},
+    needed_beside={VOCABULARY: (MERGES,)},
+    settings=settings_for_hugging_face,
+    vocab_multiple=64,
+    has_token_types=False,
+)

@@ -1,0 +1,117 @@
+"""Where words begin, told by the characters at both ends of each token.
+
+For kinds whose tokens do not say that a word continues: byte-level BPE and Unigram. A word begins at a token that
+
+- begins with a blank, or with a Chinese character, as each is a word of its own to BERT;
+- begins with a character of another class than the one that the token before ends with. Classes are letters, numbers,
+  white space and all others;
+- but never at one that begins inside of a character, or with a mark that belongs to the character before it.
+
+The rule needs nothing but ids, so it serves shards of tokens, too. It agrees with BERT's words better than pre-tokens do:
+one of these can be a Chinese clause, or a word with the marks around it.
+
+A token is one byte. Its low half is the class that it ends with, one bit each; behind a Chinese character all of them are
+set. Its high half has the bits of the classes behind which it begins a word. So the two halves of neighbours tell.
+"""
+
+from __future__ import annotations
+
+import functools
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+LETTER, NUMBER, OTHER, SPACE = 1, 2, 4, 8
+CHINESE = ANY = LETTER | NUMBER | OTHER | SPACE
+MARK = 0
+"""Not a class: a mark has that of the character which it belongs to."""
+CLASSES = {"L": LETTER, "N": NUMBER, "Z": SPACE, "M": MARK}
+"""First letter of a Unicode category -> class."""
+JOINERS = "\u200c\u200d"
+FIRST_OF_SIGNS = (0xC2, 0xE2, 0xEF)  # U+0080 to U+00BF, punctuation and symbols from U+2000, and full-width forms
+CHINESE_RANGES = (
+    (0x4E00, 0x9FFF),
+    (0x3400, 0x4DBF),
+    (0x20000, 0x2A6DF),
+    (0x2A700, 0x2CEAF),
+    (0xF900, 0xFAFF),
+    (0x2F800, 0x2FA1F),
+)
+"""What BERT takes for Chinese characters: not kana or Hangul, whose words are longer."""
+
+
+@dataclass(frozen=True)
+class ClassRule:
+    """The rule of the module, as `TokenizerKind.word_rule` gives it. Picklable.
+
+    Attributes:
+        ends: uint8 [vocab_size]; both ends of each token.
+    """
+
+    ends: NDArray[np.uint8]
+
+    @staticmethod
+    def of(pieces: Sequence[str | bytes]) -> ClassRule:
+        """The rule for a vocabulary.
+
+        Args:
+            pieces: the text of each id, with blanks as blanks. Bytes of UTF-8 if it may begin or end inside of a character.
+                Empty for an id that stands for no text: it is a word of its own.
+        """
+        return ClassRule(np.fromiter(map(_ends_of, pieces), np.uint8, len(pieces)))
+
+    def __call__(self, tokens: NDArray[np.int32], starts: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Where a word begins: bool [R, S].
+
+        Args:
+            tokens: int32 [R, S].
+            starts: bool [R, S]; not needed, as who asks adds them.
+        """
+        ends = self.ends.take(tokens)
+        begins = np.ones(tokens.shape, dtype=bool)
+        np.not_equal((ends[:, 1:] >> 4) & ends[:, :-1], 0, out=begins[:, 1:])
+        return begins
+
+
+@functools.cache
+def class_of(character: str) -> int:
+    """The class of a character; `MARK` for one that has that of the character before it."""
+    if any(first <= ord(character) <= last for first, last in CHINESE_RANGES):
+        return CHINESE
+    if character.isspace():
+        return SPACE
+    return MARK if character in JOINERS else CLASSES.get(unicodedata.category(character)[0], OTHER)
+
+
+def class_of_first_byte(byte: int) -> int:
+    """The class of a character of which the first byte is known, but not all: what most of those that begin so are."""
+    if 0xE3 <= byte <= 0xE9:
+        return CHINESE
+    return OTHER if byte in FIRST_OF_SIGNS or byte >= 0xF0 else LETTER
+
+
+def _ends_of(piece: str | bytes) -> int:
+    if not piece:
+        return ANY << 4 | ANY
+    if isinstance(piece, str):
+        piece = piece.encode("utf-8", "surrogatepass")
+    classes, is_inside = _classes_of(piece)
+    known = [found for found in classes if found != MARK]
+    last = known[-1] if known else LETTER  # of a character that another token began: most are letters
+    if is_inside or classes[0] == MARK:
+        return last
+    begins_always = piece.startswith(b" ") or classes[0] == CHINESE
+    return (ANY if begins_always else ANY & ~classes[0]) << 4 | last
+
+
+def _classes_of(piece: bytes) -> tuple[list[int], bool]:
+    """The classes of the characters that begin in a piece, and whether the piece begins inside of another one."""
+    text = piece.lstrip(bytes(range(0x80, 0xC0)))
+    is_inside = len(text) < len(piece)
+    whole = text.decode("utf-8", "ignore")
+    classes = [class_of(character) for character in whole]
+    rest = text[len(whole.encode()) :]
+    return classes + ([class_of_first_byte(rest[0])] if rest else []), is_inside

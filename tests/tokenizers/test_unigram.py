@@ -1,0 +1,141 @@
+"""Unigram behind Metaspace: trained as XLM-R's, and read as others write it."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer as HFTokenizer
+
+from maskloom.errors import UserError
+from maskloom.tokenizers.base import Tokenizer
+from maskloom.tokenizers.loading import kind_of, tokenizer_of_definition
+from maskloom.tokenizers.training import train_tokenizer
+from maskloom.tokenizers.unigram import COVERAGE, SPECIAL_TOKENS, UNIGRAM, rare_characters
+
+
+@pytest.fixture(scope="module")
+def trained(documents: list[str]) -> Tokenizer:
+    return train_tokenizer([*documents, *["Ａ quiet ﬁsh"] * 200], 400, kind="unigram", multiple=1)
+
+
+def pieces_of(tokenizer: Tokenizer, text: str) -> list[str]:
+    return [tokenizer.token(number) for number in tokenizer.encode([text])[0].tolist()]
+
+
+def words_of(tokenizer: Tokenizer, text: str) -> list[str]:
+    (ids,) = tokenizer.encode([text])
+    begins = tokenizer.starts_word(ids[None], np.zeros((1, len(ids)), bool))[0]
+    return ["".join(map(tokenizer.token, part)) for part in np.split(ids, np.flatnonzero(begins)[1:])]
+
+
+def test_a_trained_one_has_the_special_tokens_of_xlm_r(trained: Tokenizer) -> None:
+    assert [trained.token(number) for number in range(5)] == list(SPECIAL_TOKENS)
+    assert (trained.cls_id, trained.pad_id, trained.sep_id, trained.unk_id, trained.mask_id) == (0, 1, 2, 3, 4)
+    tree = json.loads(trained.definition)
+    assert tree["model"]["unk_id"] == 3
+    assert [token["lstrip"] for token in tree["added_tokens"]] == [False] * 4 + [True]
+    assert not any(token["normalized"] for token in tree["added_tokens"])
+    theirs = HFTokenizer.from_str(trained.definition)
+    assert theirs.encode("the", "river").tokens == ["<s>", "▁the", "</s>", "</s>", "▁river", "</s>"]
+    assert theirs.encode("the <mask> river").tokens == ["<s>", "▁the", " <mask>", "▁river", "</s>"]
+
+
+def test_text_is_normalised_as_sentencepiece_does(trained: Tokenizer) -> None:
+    plain = pieces_of(trained, "the ﬁsh A")
+    assert plain == pieces_of(trained, " the\n\tfish\u3000 \x07Ａ ")
+    assert "".join(plain) == "▁the▁fish▁A"
+    assert trained.decode(trained.encode(["the  ﬁsh\nA"])[0]) == "the fish A"
+
+
+@pytest.mark.parametrize("lowercase", [None, False, True])
+def test_case_is_kept_unless_one_says_otherwise(lowercase: bool | None) -> None:
+    made = train_tokenizer(["River RIVER river"] * 10, 100, lowercase, kind="unigram")
+    upper, lower = (ids.tolist() for ids in made.encode(["RIVER", "river"]))
+    assert (upper == lower) is bool(lowercase)
+
+
+def test_text_that_spells_special_tokens_teaches_none() -> None:
+    texts = ["a <mask> b<mask>c the <s> [unused0] [unused1]"] * 200
+    made = train_tokenizer(texts, 200, kind="unigram", spare=2, multiple=1)
+    vocabulary = [token for token, _ in json.loads(made.definition)["model"]["vocab"]]
+    assert len(set(vocabulary)) == len(vocabulary) == made.vocab_size
+    assert [token for token in vocabulary if token.startswith("[unused")] == ["[unused0]", "[unused1]"]
+    (ids,) = made.encode(texts[:1])
+    assert set(ids.tolist()).isdisjoint({*range(5), made.vocab_size - 1, made.vocab_size - 2})
+
+
+def test_a_vocabulary_too_small_for_the_characters_is_refused() -> None:
+    with pytest.raises(
+        UserError, match=r"no Unigram vocabulary of --vocab-size 20 can be made of this text: .*not large enough"
+    ):
+        train_tokenizer(["abcdefghijklmnopqrstuvwxyz"], 20, kind="unigram")
+    with pytest.raises(UserError, match="--vocab-size 5 leaves no id beside the 5 special tokens"):
+        train_tokenizer(["a"], 5, kind="unigram")
+
+
+def test_the_rarest_characters_get_no_token() -> None:
+    """By hand: 10,000 characters, of which 1 - 0.9995 are 5."""
+    common = "ab" * 4998
+    assert rare_characters([common + "zzéé"]) == ["z", "é"]
+    assert rare_characters([common + "xyyé"[:3], "é"]) == ["x", "é", "y"]
+    assert rare_characters([common + "xxxx", "é" * 4]) == ["x"]
+    assert rare_characters(["ab", "", "é"]) == rare_characters([]) == []
+    made = train_tokenizer(["the river reads"] * 1000 + ["中"], 100, kind="unigram")
+    assert pieces_of(made, "the中")[-1] == "<unk>"
+    assert pytest.approx(5) == (1 - COVERAGE) * 10_000
+
+
+@pytest.mark.parametrize(
+    ("model", "pre_tokenizer", "expected"),
+    [
+        ("Unigram", {"type": "Metaspace"}, True),
+        ("Unigram", {"type": "Sequence", "pretokenizers": [{"type": "WhitespaceSplit"}, {"type": "Metaspace"}]}, True),
+        ("Unigram", {"type": "WhitespaceSplit"}, False),
+        ("Unigram", None, False),
+        ("BPE", {"type": "Metaspace"}, False),
+    ],
+)
+def test_the_kind_is_told_by_the_model_and_the_blanks(model: str, pre_tokenizer: object, expected: bool) -> None:
+    tree = {"model": {"type": model}, "pre_tokenizer": pre_tokenizer}
+    assert UNIGRAM.is_of_kind(tree) is expected
+    assert (kind_of(tree) is UNIGRAM) is expected
+
+
+def made_of(pieces: list[str], byte_fallback: bool = False, **metaspace: object) -> Tokenizer:
+    """A tokenizer of these pieces, as a file of XLM-R spells it."""
+    vocabulary = [*SPECIAL_TOKENS, *pieces]
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    tree = {
+        "version": "1.0",
+        "added_tokens": [{"id": number, "content": token, **flags} for number, token in enumerate(SPECIAL_TOKENS)],
+        "normalizer": None,
+        "pre_tokenizer": {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True}
+        | metaspace,
+        "post_processor": None,
+        "decoder": None,
+        "model": {
+            "type": "Unigram",
+            "unk_id": 3,
+            "vocab": [[piece, -float(len(piece) < 2)] for piece in vocabulary],
+            "byte_fallback": byte_fallback,
+        },
+    }
+    return tokenizer_of_definition(json.dumps(tree), "made")
+
+
+def test_words_by_hand() -> None:
+    made = made_of(["▁the", "▁", "riv", "er", "s", "'", "▁do", "n't", "中", "文", "7", "(", "▁("])
+    assert words_of(made, "the rivers don't(7)") == ["▁the", "▁", "rivers", "▁don't", "(", "7", "<unk>"]
+    assert words_of(made, "the中文 (s") == ["▁the", "中", "文", "▁(", "s"]
+
+
+def test_another_sign_for_blanks_counts_as_well() -> None:
+    made = made_of(["_the", "_ri", "ver", "s"], replacement="_")
+    assert words_of(made, "the rivers") == ["_the", "_rivers"]
+
+
+def test_bytes_of_a_character_are_one_word() -> None:
+    made = made_of(["▁a", "a", "(", *(f"<0x{byte:02X}>" for byte in range(256))], byte_fallback=True)
+    assert words_of(made, "aé中中(a") == ["▁a<0xC3><0xA9>", *["<0xE4><0xB8><0xAD>"] * 2, "(", "a"]
