@@ -9,11 +9,13 @@ from typing import Any
 from page import draw_bars, draw_lines, draw_stacks, wrapped
 
 from maskloom.train.kinds import TITLES
-from step.learning import reached
+from step.cases import Case
+from step.learning import apart, reached
 from step.summary import (
     MIB,
-    TRAFFIC,
+    Limits,
     Spread,
+    apart_table,
     best,
     case_table,
     digits,
@@ -63,18 +65,23 @@ this file. [benchmarks/README.md](../benchmarks/README.md) says how to run it.
   and backward, the loss that is read, the guard, clipping to a norm of 1, AdamW and the tally. On a CPU it also cuts
   its rows into flat micro-batches, as in training. The engine is that of `maskloom train`: DeepSpeed with ZeRO 0 in
   fp32, or ZeRO 1 with fp32 master weights in bf16. Its rows are packed: pieces of documents, each with its `[CLS]` and
-  `[SEP]`. Attention stays within a piece, and 15 % of the tokens are predicted.
+  `[SEP]`. Attention stays within a piece.
 - **A step of Hugging Face** moves the batch to the device, runs forward and backward, clips to a norm of 1, takes
   torch's fused AdamW with two parameter groups, and clears the gradients. Masking and collating are not in it.
-- **Hugging Face** is `BertForMaskedLM` with `DataCollatorForLanguageModeling`. In bf16 it has `torch.autocast` over
-  fp32 weights, as its Trainer does. Its rows are one stream of tokens cut every S slots (run_mlm's `group_texts`). So
-  none is padded, and attention goes across documents. No mask is given, for a mask costs the fastest kernels.
-  `hf-lines` has a document a row, cut and padded to S (`--line_by_line`), with its mask.
-- **Both** have dropout 0.1 on hidden states, 0 on attention weights (the fast attention has none), and a vocabulary of
-  30,522.
+- **Hugging Face** is its own class of the architecture (`BertForMaskedLM` and the like) with
+  `DataCollatorForLanguageModeling`. In bf16 it has `torch.autocast` over fp32 weights, as its Trainer does. Its rows
+  are one stream of tokens cut every S slots (run_mlm's `group_texts`). So none is padded, and attention goes across
+  documents. No mask is given, for a mask costs the fastest kernels. `hf-lines` has a document a row, cut and padded to
+  S (`--line_by_line`), with its mask.
+- **`hf-sparse`** has `sparse_prediction: true`, which only ModernBERT has: its head runs on the predicted tokens alone,
+  as maskloom's does for every architecture. `hf-sparse-lines` has it on a document a row.
+- **Both** predict 15 % of the tokens of a BERT or a RoBERTa, with dropout 0.1 on hidden states and 0 on attention
+  weights (the fast attention has none). A ModernBERT has no dropout, and 30 % are predicted, as in its paper. On a CPU
+  the vocabulary is 30,522 for all.
 - **Text tokens** carry text: `[CLS]`, `[SEP]` and padding do not count, for anybody.
-- **FLOPs** are the model's: `72 L h^2 s + 12 L h sum(s_i^2) + 6 p (h^2 + h V)`. Here s are the real tokens (`[CLS]` and
-  `[SEP]` are computed, and count), s_i the pieces and p the predicted tokens. What a system computes beyond them
+- **FLOPs** are the model's. A BERT has `72 L h^2 s + 12 L h sum(s_i^2) + 6 p (h^2 + h V)`. Here s are the real tokens
+  (`[CLS]` and `[SEP]` are computed, and count), s_i the pieces and p the predicted tokens.
+  [flops.py](../src/maskloom/models/flops.py) has the others, whose windows count. What a system computes beyond them
   (padding, the head on tokens that nobody predicts) counts for nothing.
 - **MFU** is their share of the GPU's best matrix product, measured in the same run. A CPU, which other processes use
   at the same time, has none.
@@ -108,8 +115,12 @@ def short(result: dict[str, Any]) -> str:
         assert ours is not None
         cells = []
         for peer in peers:
-            over = ratio(case, ours, peer)
-            cells.append(f"{_rate_and_memory(case, peer)}: {digits(over.median)} times slower" if over else "")
+            # If its head can be sparse, that is the peer.
+            name, said = ("hf-sparse", " (sparse head)") if peer == "hf-sdpa" else (peer, "")
+            if name not in case["systems"]:
+                name, said = peer, ""
+            over = ratio(case, ours, name)
+            cells.append(f"{_rate_and_memory(case, name)}{said}: {digits(over.median)} times slower" if over else "")
         rows.append([case["case"]["title"], f"{_rate_and_memory(case, ours)} (`{ours.split('-')[1]}`)", *cells])
     if "learning" in result:
         rows.append(_short_learning(result["learning"], list(peers)))
@@ -156,6 +167,8 @@ def _device(result: dict[str, Any], docs: Path) -> list[str]:
         parts.append(_parts_plot(cases, name, docs))
     if result.get("learning", {}).get("runs"):
         parts += _learning(result["learning"], name, docs)
+    if curves := {name: one for name, one in result.get("curves", {}).items() if apart(one["runs"])}:
+        parts += _curves(curves)
     return [*parts, _stamps(result)]
 
 
@@ -179,15 +192,14 @@ def _case(case: dict[str, Any]) -> list[str]:
         f"### {shape['title']}",
         f"{shape['layers']} layers of {shape['hidden_size']}, {shape['heads']} heads; a step of {shape['step_rows']:,} rows of "
         f"{shape['seq_len']} in {shape['step_rows'] // shape['micro_batch_rows']} micro-batch(es), {case['precision']}; "
+        f"{Case.loads(shape).mask_rate:.0%} of the tokens are predicted; "
         f"{shape['rounds']} rounds of {shape['steps']} step(s).",
         case_table(case),
-        f"The roofline, for full rows with 15 % predicted: {bound.row_flops / 1e9:.4g} GFLOP a row, so that "
+        f"The roofline, for full rows: {bound.row_flops / 1e9:.4g} GFLOP a row, so that "
         f"**{digits(bound.rows_per_s)} rows/s are 100 %** of the best of torch's own matrix products "
-        f"({case['limits']['flops'] / 1e12:.4g} TFLOP/s; oneDNN's on a CPU can be faster). "
-        f"What a layer moves beside its products, at the speed of a copy "
-        f"({case['limits']['bytes_per_s'] / 1e9:,.4g} GB/s), leaves "
-        + ", ".join(f"{bound.ceilings[kind]:.0%} {SAID[kind]}" for kind in TRAFFIC)
-        + ".",
+        f"({case['limits']['flops'] / 1e12:.4g} TFLOP/s; oneDNN's on a CPU can be faster)."
+        + (f" {_ceilings(case, bound)}" if bound.ceilings else ""),
+        *_packing(case),
     ]
     compiled = [name for name, system in case["systems"].items() if any(t["graphs_compiled"] for t in system["turns"])]
     if compiled:
@@ -196,6 +208,29 @@ def _case(case: dict[str, Any]) -> list[str]:
         text += [PARTS_ARE, parts]
     text += [f"Did not run: `{name}`: {reason}" for name, reason in case["failures"].items()]
     return text
+
+
+def _ceilings(case: dict[str, Any], bound: Limits) -> str:
+    return (
+        f"What a layer moves beside its products, at the speed of a copy "
+        f"({case['limits']['bytes_per_s'] / 1e9:,.4g} GB/s), leaves "
+        + ", ".join(f"{share:.0%} {SAID[kind]}" for kind, share in bound.ceilings.items())
+        + "."
+    )
+
+
+def _packing(case: dict[str, Any]) -> list[str]:
+    """What packing brings over each peer that pads, and what is left beside it."""
+    ours, said = best(case, "maskloom-"), []
+    for name in case["systems"]:
+        over = ratio(case, ours, name) if ours and name.endswith("lines") else None
+        if over:
+            filled = figures(case, name).filled
+            said.append(
+                f"`{name}` fills {filled:.1%} of its slots, so that packing alone would be worth {digits(1 / filled)}x. "
+                f"maskloom's best is {digits(over.median)}x, which is {digits(over.median * filled)} times that."
+            )
+    return said
 
 
 SAID = {"eager": "in eager mode", "fused": "with all chains fused", "epilogues": "with GELU and bias in epilogues too"}
@@ -253,10 +288,38 @@ def _learning(learning: dict[str, Any], device: str, docs: Path) -> list[str]:
     ]
 
 
+CURVES_SHOWN = 4
+
+
+def _curves(curves: dict[str, Any]) -> list[str]:
+    recipe = next(iter(curves.values()))["recipe"]
+    case = recipe["case"]
+    parts = [
+        "### The same curves",
+        f"Do both learn the same? {case['layers']} layers of {case['hidden_size']}, {recipe['steps']:,} steps of "
+        f"{case['step_rows']} rows of {case['seq_len']} of the quickstart's text, {recipe['vocab_size']:,} ids; learning rate to "
+        f"{recipe['lr']:g} in {recipe['warmup_steps']} steps, then linearly to 0. Hugging Face's own module with torch's AdamW "
+        "(`hf-fed`) gets maskloom's first weights and its batches: the pieces of each packed row, with the same masks, a "
+        "piece a row with padding and a mask of attention. ModernBERT has its sparse head there, and RoBERTa the dense one. "
+        "RoBERTa has dropout, which both draw for themselves. Shown is the held-out loss in nats, means over the seeds (least "
+        "to most), and maskloom's minus Hugging Face's. The noise is what such a mean difference would spread by if the seeds "
+        "had nothing in common.",
+    ]
+    for name, one in curves.items():
+        found = apart(one["runs"])
+        parts += [
+            f"**{name}**, {Case.loads(one['recipe']['case']).mask_rate:.0%} of the tokens predicted:",
+            apart_table(found, max(1, len(found) // CURVES_SHOWN)),
+            *(f"Did not run: `{what}`: {reason}" for what, reason in one["failures"].items()),
+        ]
+    return parts
+
+
 def _stamps(result: dict[str, Any]) -> str:
     """Where, when and with what each part was measured."""
     lines = ["### The runs", ""]
     measured = {**result.get("cases", {}), **({"loss": result["learning"]} if "learning" in result else {})}
+    measured |= {f"curves of {name}": one for name, one in result.get("curves", {}).items()}
     for name, part in measured.items():
         stamp, text = part["stamp"], part["text"]
         gpu = f"{stamp['gpu']}, CUDA {stamp['cuda']}, " if stamp["gpu"] else ""

@@ -8,14 +8,15 @@ from pathlib import Path
 import pytest
 from step.report import BEGIN, END, write
 
-from .results import case, learning
+from .results import case, curves, learning, modern
 
 
 @pytest.fixture
 def page(tmp_path: Path) -> str:
     readme = tmp_path / "README.md"
     readme.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
-    write([{"device": "cpu", "cases": {"base-128": case()}, "learning": learning()}], tmp_path, readme)
+    cases = {"base-128": case(), "modernbert-128": modern()}
+    write([{"device": "cpu", "cases": cases, "learning": learning(), "curves": curves()}], tmp_path, readme)
     return (tmp_path / "benchmarks-step.md").read_text()
 
 
@@ -28,6 +29,19 @@ def test_the_page_says_what_was_measured(page: str) -> None:
     assert "commit 0123456789ab, `python benchmarks/step.py --only step`, load 0.5" in " ".join(page.split())
     assert "torch 2.11.0" in page
     assert all(len(line) <= 120 for line in page.splitlines() if not line.startswith("|"))
+
+
+def test_a_peer_that_pads_is_compared_by_what_it_fills(page: str) -> None:
+    text = " ".join(page.split())
+    assert "`hf-sparse-lines` fills 50.0% of its slots, so that packing alone would be worth 2x. " in text
+    assert "maskloom's best is 4x, which is 2 times that." in text
+
+
+def test_the_curves_are_compared(page: str) -> None:
+    assert "**modernbert**, 30% of the tokens predicted:" in page
+    assert "| 20   | 5.11 (5.01-5.21) | 5.1 (5-5.2) " in page
+    assert "+0.0100, +0.0100" in page
+    assert "- **curves of modernbert**: 2026-01-02T03:04 UTC" in page
 
 
 def test_the_plots_are_there(page: str, tmp_path: Path) -> None:
@@ -46,4 +60,6 @@ def test_the_table_of_the_readme_is_replaced(page: str, tmp_path: Path) -> None:
     cells = [cell.strip() for line in text.splitlines() if line.startswith("| BERT-base") for cell in line.split("|")]
     # 960 text tokens in 0.4 s; over the peer three times, in the median of the rounds.
     assert cells[2:4] == ["2,400 tokens/s, 50 MiB (`compile`)", "1,200 tokens/s, 200 MiB: 3 times slower"]
+    modern = next(line for line in text.splitlines() if line.startswith("| ModernBERT"))
+    assert "| 480 tokens/s, 2 MiB (sparse head): 2 times slower" in modern
     assert "| to a held-out loss of 7.50 (12 x 768) | 2.2 s" in " ".join(text.split())
