@@ -30,6 +30,7 @@ from maskloom.data.rows import Rows
 from maskloom.files import whole_folder
 from maskloom.tokenizers.base import Tokenizer
 from maskloom.tokenizers.loading import load_tokenizer
+from maskloom.tokenizers.writing import write_for_others
 from tests.conftest import missing
 
 from .conftest import environment
@@ -410,6 +411,41 @@ for command in json.loads(sys.argv[1]):
     if code := main(command):
         sys.exit(code)
 """
+
+
+READ = """
+import json, sys
+from transformers import AutoTokenizer, __version__
+
+texts, answers = json.loads(sys.argv[1]), []
+for folder in sys.argv[2:]:
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    ids = [tokenizer(text)["input_ids"] for text in texts]
+    roles = [getattr(tokenizer, f"{role}_token_id") for role in ("pad", "unk", "cls", "sep", "mask")]
+    answers.append([__version__.partition(".")[0], ids, roles, sorted(tokenizer("a", "b"))])
+print("FOUND" + json.dumps(answers))
+"""
+
+
+@pytest.mark.parametrize("blank_in_front", [False, True])
+@pytest.mark.parametrize("version", ["4", "5"])
+def test_transformers_reads_a_vocabulary_with_merges_as_we_do(
+    version: str, blank_in_front: bool, documents: list[str], tmp_path: Path, peer: Callable[[str], Path]
+) -> None:
+    """RoBERTa's published form, and what we write of it."""
+    model = json.loads(of_bytes(documents).to_str())["model"]
+    (tmp_path / "vocab.json").write_text(json.dumps(model["vocab"]))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n" + "".join(" ".join(pair) + "\n" for pair in model["merges"]))
+    (tmp_path / "config.json").write_text('{"model_type": "roberta"}')
+    said = {"tokenizer_class": "RobertaTokenizer", "add_prefix_space": blank_in_front}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(said))
+    tokenizer, library = load_tokenizer(tmp_path), peer("transformers-4") if version == "4" else None
+    (tmp_path / "written").mkdir()
+    write_for_others(tmp_path / "written", tokenizer)
+    roles = [tokenizer.pad_id, tokenizer.unk_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id]
+    expected = [version, with_ends(tokenizer), roles, ["attention_mask", "input_ids"]]
+    folders = [str(tmp_path), str(tmp_path / "written")]
+    assert ask(READ, [json.dumps(TEXTS), *folders], library) == [expected, expected]
 
 
 @pytest.mark.parametrize("exported", ["uncased"], indirect=True)
