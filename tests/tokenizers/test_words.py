@@ -37,7 +37,10 @@ def encoded(pieces: Sequence[str]) -> list[bytes]:
         (["a", "b", "7", "7", "c"], "10101"),
         (["don", "'", "t"], "111"),
         (["...", "!", "x"], "101"),
-        (["x", "\n", "\n", "    ", "y"], "11011"),
+        (["x", "\n", "\n", "    ", "y"], "11111"),
+        (["x", " ", "y", "z", " ", "7", " ", "-", " ", "中", "文"], "11001010101"),
+        (["x", " ", " y", " ", "  ", "z"], "111111"),
+        ([" ", "\n", " ", "\t", "a"], "11111"),
         (["中", "文", "字"], "111"),
         (["中文", "a", "b", "文", "。", "。"], "110110"),
         (["中", "7", "中", " "], "1111"),
@@ -74,7 +77,7 @@ def test_no_word_begins_inside_of_a_character(pieces: list[bytes], expected: str
 @pytest.mark.parametrize("before", [*itertools.chain(*CLASSES), *CHINESE])
 @pytest.mark.parametrize("after", [*itertools.chain(*CLASSES), *CHINESE])
 def test_a_word_begins_where_the_class_changes_and_at_chinese_characters(before: str, after: str) -> None:
-    same = [kind for kind in CLASSES if before in kind and after in kind]
+    same = [kind for kind in CLASSES[:3] if before in kind and after in kind]
     assert words_of([before, after]) == [True, not same]
     for mark in MARKS:
         assert words_of([before, mark]) == [True, False]

@@ -2,16 +2,18 @@
 
 For kinds whose tokens do not say that a word continues: byte-level BPE and Unigram. A word begins at a token that
 
-- begins with a blank, or with a Chinese character, as each is a word of its own to BERT;
+- begins with a blank, other white space, or a Chinese character, as each of these is a word of its own to BERT;
 - begins with a character of another class than the one that the token before ends with. Classes are letters, numbers,
   white space and all others;
-- but never at one that begins inside of a character, or with a mark that belongs to the character before it.
+- but not at one that begins inside of a character, or with a mark that belongs to the character before it. Nor does it
+  behind a token that is one blank: that is the beginning of the word behind it, for which a vocabulary has no other.
 
 The rule needs nothing but ids, so it serves shards of tokens, too. It agrees with BERT's words better than pre-tokens do:
 one of these can be a Chinese clause, or a word with the marks around it.
 
-A token is one byte. Its low half is the class that it ends with, one bit each; behind a Chinese character all of them are
-set. Its high half has the bits of the classes behind which it begins a word. So the two halves of neighbours tell.
+A token is one byte. Its low half is the class that it ends with, one bit each. All of them are set where any word ends:
+behind a Chinese character or white space. Its high half has the bits of the classes behind which it begins a word. So the
+two halves of neighbours tell.
 """
 
 from __future__ import annotations
@@ -24,12 +26,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-LETTER, NUMBER, OTHER, SPACE = 1, 2, 4, 8
-CHINESE = ANY = LETTER | NUMBER | OTHER | SPACE
-MARK = 0
-"""Not a class: a mark has that of the character which it belongs to."""
+LETTER, NUMBER, OTHER, BLANK = 1, 2, 4, 8
+"""Bits of the classes. The last one is that of a token which is one blank."""
+ANY = LETTER | NUMBER | OTHER | BLANK
+CHINESE, SPACE, MARK = -1, -2, -3
+"""Classes without a bit of their own. A mark has that of the character which it belongs to."""
 CLASSES = {"L": LETTER, "N": NUMBER, "Z": SPACE, "M": MARK}
 """First letter of a Unicode category -> class."""
+BEGINS_BEHIND = {LETTER: ANY - LETTER - BLANK, NUMBER: ANY - NUMBER - BLANK, OTHER: ANY - OTHER - BLANK}
+BEGINS_BEHIND |= {CHINESE: ANY - BLANK, SPACE: ANY, MARK: 0}
+"""Class of a first character -> the bits of the classes behind which it begins a word."""
 JOINERS = "\u200c\u200d"
 FIRST_OF_SIGNS = (0xC2, 0xE2, 0xEF)  # U+0080 to U+00BF, punctuation and symbols from U+2000, and full-width forms
 CHINESE_RANGES = (
@@ -101,10 +107,8 @@ def _ends_of(piece: str | bytes) -> int:
     classes, is_inside = _classes_of(piece)
     known = [found for found in classes if found != MARK]
     last = known[-1] if known else LETTER  # of a character that another token began: most are letters
-    if is_inside or classes[0] == MARK:
-        return last
-    begins_always = piece.startswith(b" ") or classes[0] == CHINESE
-    return (ANY if begins_always else ANY & ~classes[0]) << 4 | last
+    end = BLANK if piece == b" " else last if last > 0 else ANY
+    return (0 if is_inside else BEGINS_BEHIND[classes[0]]) << 4 | end
 
 
 def _classes_of(piece: bytes) -> tuple[list[int], bool]:
