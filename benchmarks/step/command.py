@@ -3,6 +3,8 @@
 step  steps of BERT, the optimizer included: text tokens/s, TFLOP/s, MFU and peak memory of every system, in turns, and where
       the time goes, by part. On a GPU base and large at 128 and 512 slots a row in bf16; on a CPU mini and base in fp32
 loss  seconds, steps and tokens until a small model reaches a held-out loss, from the same first weights on the same text
+curves  the held-out losses of ModernBERT and RoBERTa, 2 layers of 128, beside Hugging Face's modules on the same batches from
+      the same first weights: do they learn the same? On a CPU, and only where it is asked for
 
 The text is the documentation of the installed packages, unless --corpus names another; it is prepared once. Measure on an
 idle machine. Results are added to a file: a case or the training that is measured again replaces what stood there.
@@ -12,6 +14,7 @@ examples:
                                                              about 25 minutes, once the text is prepared
   python benchmarks/step.py --only step --cases base-128 --systems maskloom-compile,hf-sdpa-compile --rounds 3
   python benchmarks/step.py --only loss --seeds 3
+  python benchmarks/step.py --only curves                    about 10 minutes on two cores
   python benchmarks/step.py --report                         docs/benchmarks-step.md and its plots, from all results
 """
 
@@ -39,7 +42,8 @@ if TYPE_CHECKING:
     from step.cases import Device
     from step.text import Text
 
-ONLY = {"step": ("cases", "rounds", "micro_batch_rows", "no_profile"), "loss": ("seeds",)}
+ONLY = {"step": ("cases", "rounds", "micro_batch_rows", "no_profile"), "loss": ("seeds",), "curves": ("seeds",)}
+USUAL = ("step", "loss")
 UNLIKE = ("systems", "steps")  # mean something else in each of the two
 LEARNERS = {"cpu": ("maskloom-eager", "hf-sdpa"), "cuda": ("maskloom-compile", "hf-sdpa", "hf-sdpa-compile")}
 HERE = Path(__file__).resolve().parents[1]
@@ -48,7 +52,7 @@ RESULTS = HERE / "results"
 
 def configure(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--only", choices=tuple(ONLY), help="one of the two measurements")
+    add("--only", choices=tuple(ONLY), help="one of the measurements (default: step and loss)")
     add("--report", action="store_true", help="measure nothing: write docs/benchmarks-step.md from the results")
     add("--device", choices=("cpu", "cuda"), help="default: cuda if there is a GPU")
     add("--cases", type=_names, metavar="A,B", help="step: of these model shapes (default: all but tiny)")
@@ -57,7 +61,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--rounds", type=positive, metavar="N", help="step: turns of every system")
     add("--micro-batch-rows", type=positive, metavar="N", help="step: rows at once, if memory is short")
     add("--no-profile", action="store_true", help="step: do not measure where the time goes")
-    add("--seeds", type=positive, metavar="N", help="loss: trainings of each system (default: 1)")
+    add("--seeds", type=positive, metavar="N", help="trainings of each system (default: loss 1, curves 3)")
     add("--corpus", metavar="CORPUS", help="folder of an index, instead of the documentation; needs --tokenizer")
     add("--tokenizer", metavar="TOK", help="tokenizer for --corpus")
     add("--cache", type=Path, default=HERE / ".cache/step", help="prepared text (default: benchmarks/.cache/step)")
@@ -82,24 +86,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def measure(options: argparse.Namespace) -> None:
-    """One of the two measurements, or both. Raises UserError for what cannot be measured."""
+    """One of the measurements, or the usual ones. Raises UserError for what cannot be measured."""
     _refuse(options)
     device = _device(options.device)
     out = options.out = options.out or RESULTS / f"step-{name_of(device)}.json"
     _results(out, device)
     out.parent.mkdir(parents=True, exist_ok=True)
-    for what, work in (("step", _measure_steps), ("loss", _measure_learning)):
-        if options.only in (None, what):
+    works = {"step": _measure_steps, "loss": _measure_learning, "curves": _measure_curves}
+    for what, work in works.items():
+        if what in ((options.only,) if options.only else USUAL):
             began_s = time.perf_counter()
             work(options, device)
             say(f"{what}: {time.perf_counter() - began_s:.0f} s -> {out}")
 
 
 def _refuse(options: argparse.Namespace) -> None:
-    for what, names in ONLY.items():
-        for name in names:
-            if getattr(options, name) and options.only not in (None, what):
-                raise UserError(f"{_option(name)} is for --only {what}")
+    for name in dict.fromkeys(name for names in ONLY.values() for name in names):
+        users = [what for what, names in ONLY.items() if name in names]
+        if getattr(options, name) and options.only not in (None, *users):
+            raise UserError(f"{_option(name)} is for --only {' or '.join(users)}")
+    if options.only == "curves" and options.systems:
+        raise UserError(
+            "--systems is not for --only curves: maskloom and Hugging Face learn there from the same batches"
+        )
     for name in UNLIKE:
         if getattr(options, name) and options.only is None:
             raise UserError(f"{_option(name)} is not the same for steps and for a loss: say --only step or --only loss")
@@ -120,7 +129,7 @@ def _measure_steps(options: argparse.Namespace, device: Device) -> None:
 
     cases = choose_cases(options.cases, device)
     cases = [case.changed(options.steps, options.rounds, options.micro_batch_rows) for case in cases]
-    systems = {case.name: choose_systems(options.systems, device, case.leaves_out) for case in cases}
+    systems = {case.name: choose_systems(options.systems, device, case.leaves_out, case.architecture) for case in cases}
     text = _text(options, BERT_VOCABULARY, BLOCK_BYTES)
     limits = measure_limits(device, options.threads)
     say(
@@ -132,7 +141,7 @@ def _measure_steps(options: argparse.Namespace, device: Device) -> None:
         failed += [f"{case.name} of {name}: {reason}" for name, reason in measured["failures"].items()]
         measured |= {
             "stamp": stamp(_command(options, "step"), device),
-            "case": {**asdict(case), "vocab_size": BERT_VOCABULARY},
+            "case": asdict(case),
             "precision": PRECISION[device],
             "limits": limits,
             "text": _described(text),
@@ -167,6 +176,32 @@ def _measure_learning(options: argparse.Namespace, device: Device) -> None:
     if measured["runs"]:
         say(f"\n{learning_table(measured)}\n")
     _report([f"{name}: {reason}" for name, reason in measured["failures"].items()])
+
+
+def _measure_curves(options: argparse.Namespace, device: Device) -> None:
+    from step.learning import CURVES, apart
+    from step.summary import apart_table
+    from step.text import QUICKSTART_BLOCK_BYTES
+    from step.turns import measure_curves
+
+    if device != "cpu":
+        raise UserError("--only curves is for a CPU: say --device cpu")
+    vocab_size = max(recipe.vocab_size for recipe in CURVES.values())
+    for recipe in CURVES.values():
+        recipe.training(1, options.steps)  # refuses what cannot be trained before text is prepared
+    text = _text(options, vocab_size, QUICKSTART_BLOCK_BYTES)
+    seeds = range(1, (options.seeds or 3) + 1)
+    measured = measure_curves(CURVES, seeds, options.steps, text, options.threads, say)
+    for name, recipe in CURVES.items():
+        measured[name] |= {
+            "stamp": stamp(_command(options, "curves"), device),
+            "recipe": {**asdict(recipe), "steps": options.steps or recipe.steps},
+            "text": _described(text),
+        }
+        if found := apart(measured[name]["runs"]):
+            say(f"\n{name}\n{apart_table(found)}\n")
+    _add(options.out, device, "curves", measured)
+    _report([f"{name}, {what}: {why}" for name in measured for what, why in measured[name]["failures"].items()])
 
 
 def _text(options: argparse.Namespace, vocab_size: int, block_bytes: int) -> Text:

@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Protocol
 
 from torch import nn
 
-from maskloom.config import Bert, RunConfig
+from maskloom.config import MODELS, Model, RunConfig
 from maskloom.config_file import parse_config
 from step.cases import ATTENTION_DROPOUT, BERT_VOCABULARY, HIDDEN_DROPOUT, PRECISION, Case, Device, System
 from step.text import SEED, Text
 
-RATE = 0.15  # share of the tokens that are predicted
 ENDLESS = 1_000_000  # steps: no measurement comes to the end of its text
 
 
@@ -29,7 +28,8 @@ class Facts:
         rows: rows.
         text_tokens: tokens that carry text: neither padding nor [CLS] nor [SEP].
         slots: slots with a token, [CLS] and [SEP] included.
-        squares: sum of the squared lengths over which attention runs: of pieces, of whole rows where a row is one stream.
+        pairs: of slots that see each other, for each distinct window of the model's attention (`Shape.distinct_windows`):
+            within pieces, or within whole rows where a row is one stream.
         predicted: tokens that are predicted.
         all_slots: all slots, padding included.
     """
@@ -37,13 +37,18 @@ class Facts:
     rows: int
     text_tokens: int
     slots: int
-    squares: int
+    pairs: tuple[int, ...]
     predicted: int
     all_slots: int
 
     @staticmethod
     def total(parts: Sequence[Facts]) -> Facts:
-        return Facts(*(sum(column) for column in zip(*(vars(part).values() for part in parts), strict=True)))
+        sums = {name: sum(getattr(part, name) for part in parts) for name in COUNTS}
+        pairs = tuple(sum(column) for column in zip(*(part.pairs for part in parts), strict=True))
+        return Facts(**sums, pairs=pairs)
+
+
+COUNTS = tuple(field.name for field in fields(Facts) if field.name != "pairs")
 
 
 @dataclass(frozen=True)
@@ -77,7 +82,7 @@ class Training:
         vocab_size: of the model; the tokenizer may have fewer ids.
         lr: the highest; `warmup_steps` come before it, a linear decay after it.
         total_steps: of the run, on which the learning rate depends.
-        max_positions: of the model.
+        max_positions: longest piece that the model takes.
     """
 
     case: Case
@@ -87,6 +92,11 @@ class Training:
     warmup_steps: int = 100
     total_steps: int = ENDLESS
     max_positions: int = 512
+
+    @staticmethod
+    def of(case: Case) -> Training:
+        """For a measurement of steps."""
+        return Training(case, case.vocab_size, max_positions=max(512, case.seq_len))
 
 
 @dataclass(frozen=True)
@@ -112,10 +122,9 @@ class Job:
     def loads(text: str) -> Job:
         tree: dict[str, Any] = json.loads(text)
         training = tree["training"]
-        case = training["case"]
         return Job(
             System(**{**tree["system"], "devices": tuple(tree["system"]["devices"])}),
-            Training(**{**training, "case": Case(**{**case, "leaves_out": tuple(case["leaves_out"])})}),
+            Training(**{**training, "case": Case.loads(training["case"])}),
             Text(**tree["text"]),
             tree["device"],
             tree["threads"],
@@ -123,19 +132,24 @@ class Job:
         )
 
 
-def model_shape(training: Training) -> dict[str, Any]:
-    """The model's settings, in `config.Model`'s names, which are `BertConfig`'s."""
+UNUSED_POSITIONS = 2
+"""Rows that a RoBERTa's table of positions has for nothing, with a padding token of id 0 or 1."""
+
+
+def model_settings(training: Training) -> Model:
+    """The model's settings: those of the base model of its architecture, in another size."""
     case = training.case
-    shape = Bert(
+    section = MODELS[case.architecture]
+    dropouts = {"hidden_dropout_prob": HIDDEN_DROPOUT, "attention_probs_dropout_prob": ATTENTION_DROPOUT}
+    return section(
+        architecture=case.architecture,
         hidden_size=case.hidden_size,
         num_hidden_layers=case.layers,
         num_attention_heads=case.heads,
-        intermediate_size=4 * case.hidden_size,
-        max_position_embeddings=training.max_positions,
-        hidden_dropout_prob=HIDDEN_DROPOUT,
-        attention_probs_dropout_prob=ATTENTION_DROPOUT,
+        intermediate_size=case.intermediate_size,
+        max_position_embeddings=training.max_positions + (UNUSED_POSITIONS if case.architecture == "roberta" else 0),
+        **{name: value for name, value in dropouts.items() if name in section.model_fields},
     )
-    return shape.model_dump(exclude={"init"})
 
 
 def run_config(system: System, training: Training, text: Text, device: Device) -> RunConfig:
@@ -146,7 +160,8 @@ def run_config(system: System, training: Training, text: Text, device: Device) -
         "seed": training.seed,
         "tokenizer": text.tokenizer,
         "data": {"train": text.corpus},
-        "model": model_shape(training),
+        "model": model_settings(training).model_dump(exclude={"init"}),
+        "masking": {"rate": case.mask_rate},
         "optimizer": {"lr": training.lr, "warmup_steps": training.warmup_steps, "gradient_clipping": 1.0},
         "phases": [
             {

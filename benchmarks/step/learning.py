@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import itertools
 import math
+import statistics
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -58,11 +59,17 @@ class Recipe:
         return Training(self.case, self.vocab_size, self.lr, seed, self.warmup_steps, total, self.case.seq_len)
 
 
+QUICKSTART = Case("quickstart", "two layers of 128", 128, 2, 2, 64, 16, 16, 0, 0, 0)
 RECIPES: dict[Device, Recipe] = {
     # Model, batch, text and schedule of configs/regression_bert.yaml.
-    "cpu": Recipe(Case("quickstart", "two layers of 128", 128, 2, 2, 64, 16, 16, 0, 0, 0), 8192, 2e-3, 100, 1000, 50),
+    "cpu": Recipe(QUICKSTART, 8192, 2e-3, 100, 1000, 50),
     "cuda": Recipe(Case("mini", "BERT-mini", *MINI, 128, 256, 256, 0, 0, 0), 8192, 1e-3, 200, 2000, 50),
 }
+CURVES: dict[str, Recipe] = {
+    name: Recipe(replace(QUICKSTART, architecture=name, **more), 8192, 2e-3, 60, 600, 50)
+    for name, more in {"modernbert": {"inner_size": 192, "mask_rate": 0.3}, "roberta": {}}.items()
+}
+"""By architecture: what maskloom and Hugging Face learn from the same batches, on a CPU."""
 
 
 def learn(job: Job, build: Callable[[Job], Trained], evaluate_every: int) -> dict[str, Any]:
@@ -121,6 +128,53 @@ class Judge:
         if not math.isfinite(loss):
             raise RuntimeError(f"the held-out loss is {loss}")
         return loss
+
+
+@dataclass(frozen=True)
+class Apart:
+    """Two systems at one step, over the seeds.
+
+    Attributes:
+        ours, theirs: held-out losses, one a seed.
+    """
+
+    step: int
+    ours: tuple[float, ...]
+    theirs: tuple[float, ...]
+
+    @property
+    def difference(self) -> float:
+        """Mean of ours minus theirs, in nats."""
+        return statistics.mean(self.differences)
+
+    @property
+    def differences(self) -> list[float]:
+        """Of each seed."""
+        return [ours - theirs for ours, theirs in zip(self.ours, self.theirs, strict=True)]
+
+    @property
+    def noise(self) -> float:
+        """What the mean difference of equal systems would spread by: from the spread over the seeds of each system.
+
+        Runs of one seed have weights, batches and masks in common, and may be closer than that.
+        """
+        variances = [statistics.variance(losses) for losses in (self.ours, self.theirs)]
+        return math.sqrt(sum(variances) / len(self.ours))
+
+
+def apart(runs: Sequence[dict[str, Any]]) -> list[Apart]:
+    """Where all seeds of both systems were looked at. Each run has `system`, `seed` and `curve`."""
+    curves: dict[bool, dict[int, dict[int, float]]] = {True: {}, False: {}}
+    for run in runs:
+        losses = {int(point[0]): float(point[3]) for point in run["curve"]}
+        curves[run["system"].startswith("maskloom")][run["seed"]] = losses
+    ours, theirs = curves[True], curves[False]
+    seeds = sorted(ours.keys() & theirs.keys())
+    steps = sorted(set.intersection(*(set(curve[seed]) for curve in (ours, theirs) for seed in seeds))) if seeds else []
+    return [
+        Apart(step, tuple(ours[seed][step] for seed in seeds), tuple(theirs[seed][step] for seed in seeds))
+        for step in steps
+    ]
 
 
 def reached(curve: list[tuple[int, int, float, float]], target: float) -> dict[str, float] | None:

@@ -11,17 +11,15 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-import numpy as np
 import torch
 
-from maskloom.config import Bert
 from maskloom.data.batch import micro_batches
 from maskloom.data.cursors import first_cursors
 from maskloom.data.plan import DataPlan
-from maskloom.data.rows import Rows, count_text_tokens
+from maskloom.data.rows import Rows, count_slots, count_text_tokens
 from maskloom.distributed import World
 from maskloom.models.build import build_model
 from maskloom.models.masked_lm import MaskedLM
@@ -34,7 +32,7 @@ from maskloom.train.rank.heartbeats import Pulse
 from maskloom.train.setup import set_up
 from maskloom.train.step import train_step
 from step.cases import Device, System
-from step.jobs import Batch, Facts, Training, model_shape, run_config
+from step.jobs import Batch, Facts, Training, model_settings, run_config
 from step.text import Text, check_vocabulary
 
 
@@ -73,25 +71,24 @@ class Ours:
     def read(self, workers: int) -> Iterator[Batch]:
         trainer, cursors = self.trainer, first_cursors(self.plan.lanes)
         reading = (self.plan, self.world, trainer.layouts, trainer.device, cursors, 0)
-        with contextlib.closing(ready_steps(*reading, workers=workers, prefetch_steps=4)) as steps:
+        options = {"workers": workers, "prefetch_steps": 4, "windows": trainer.shape.distinct_windows}
+        with contextlib.closing(ready_steps(*reading, **options)) as steps:
             for step in steps:
-                yield Batch(step, packed_facts(step.rows, self.plan.tokenizer))
+                yield Batch(step, packed_facts(step.rows, self.plan.tokenizer, trainer.shape.distinct_windows))
 
     def mean_loss(self) -> float:
         losses, self._losses = self._losses, []
         return sum(losses) / len(losses) if losses else math.nan
 
 
-def packed_facts(rows: Rows, tokenizer: Tokenizer) -> Facts:
+def packed_facts(rows: Rows, tokenizer: Tokenizer, windows: Sequence[int | None] = (None,)) -> Facts:
     """Of rows of our stream."""
-    is_padding = rows.tokens == tokenizer.pad_id
-    begins = np.flatnonzero(rows.starts)
-    lengths = np.diff(np.append(begins, rows.tokens.size)) * ~is_padding.reshape(-1)[begins]
+    slots, pairs = count_slots(rows, tokenizer, windows)
     return Facts(
         rows=len(rows),
         text_tokens=count_text_tokens(rows, tokenizer),
-        slots=int(lengths.sum()),
-        squares=int((lengths.astype(np.int64) ** 2).sum()),
+        slots=slots,
+        pairs=tuple(pairs),
         predicted=int(rows.chosen.sum()),
         all_slots=int(rows.tokens.size),
     )
@@ -99,7 +96,7 @@ def packed_facts(rows: Rows, tokenizer: Tokenizer) -> Facts:
 
 def first_model(training: Training, tokenizer: Tokenizer) -> MaskedLM:
     """The model of maskloom, on the CPU, with the weights that a training begins with."""
-    model, _ = build_model(Bert(**model_shape(training)), widened(tokenizer, training.vocab_size), training.seed)
+    model, _ = build_model(model_settings(training), widened(tokenizer, training.vocab_size), training.seed)
     return model
 
 

@@ -7,20 +7,27 @@ better.
 
 from __future__ import annotations
 
+import functools
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
+
+from maskloom.data.rows import count_pairs
+from maskloom.models.architecture import ARCHITECTURES
 from maskloom.models.flops import Shape, training_flops
 from maskloom.train.kinds import TITLES
-from step.learning import reached
+from step.cases import Case
+from step.jobs import Training, model_settings
+from step.learning import Apart, reached
 
 MIB = 1 << 20
-RATE = 0.15
 # Bytes a token, layer and unit of width that a post-LayerNorm layer moves in bf16 beside its matrix products, forward and
 # backward: with GELU and bias in the products' epilogues, with every chain of operators fused, and with none.
 TRAFFIC = {"epilogues": 70, "fused": 114, "eager": 280}
+POST_NORM = ("bert", "roberta")
 
 
 @dataclass(frozen=True)
@@ -99,20 +106,27 @@ def best(measured: dict[str, Any], prefix: str, leaving_out: Sequence[str] = ())
 
 
 def shape_of(case: dict[str, Any]) -> Shape:
-    """Of a BERT whose feed-forward is four times as wide as its layers."""
-    layers, width = case["layers"], case["hidden_size"]
-    return Shape(12 * layers * width**2, width, width**2 + width * case["vocab_size"], ((None, layers),))
+    """Of a case's model."""
+    return _shape_of(Case.loads(case))
+
+
+@functools.cache
+def _shape_of(case: Case) -> Shape:
+    settings = model_settings(Training.of(case))
+    ids = {"vocab_size": case.vocab_size, "pad_token_id": 0}
+    shape = settings.model_dump(exclude={"architecture", "init"})
+    return Shape.of(ARCHITECTURES[case.architecture].config_class(**ids, **shape))
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What bounds a case, for full rows of one piece with 15 % of the tokens predicted.
+    """What bounds a case, for full rows of one piece with the case's share of the tokens predicted.
 
     Attributes:
         row_flops: of a row.
         rows_per_s: if every operation ran at the speed of the best matrix product: the 100 % line.
         ceilings: kind of `TRAFFIC` -> share of that line which is left when its bytes are moved at the speed of a copy, while
-            nothing is multiplied.
+            nothing is multiplied; empty for an architecture whose traffic is not known.
     """
 
     row_flops: float
@@ -122,13 +136,16 @@ class Limits:
 
 def limits(case: dict[str, Any], precision: Literal["fp32", "bf16"], device: dict[str, float]) -> Limits:
     """The roofline of a case on a device of so many FLOP/s and bytes/s."""
-    seq_len = case["seq_len"]
+    shape, seq_len = shape_of(case), case["seq_len"]
+    pairs = [100 * int(count_pairs(np.array(seq_len), window)) for window in shape.distinct_windows]
     # The formula is linear: a fraction of a token may be predicted.
-    row_flops = training_flops(shape_of(case), 100 * seq_len, [100 * seq_len**2], round(100 * RATE * seq_len)) / 100
+    predicted = round(100 * Case.loads(case).mask_rate * seq_len)
+    row_flops = training_flops(shape, 100 * seq_len, pairs, predicted) / 100
     product_s = row_flops / device["flops"]
     width = {"fp32": 2, "bf16": 1}[precision]
     unit_s = width * case["hidden_size"] * case["layers"] * seq_len / device["bytes_per_s"]
-    ceilings = {kind: product_s / (product_s + traffic * unit_s) for kind, traffic in TRAFFIC.items()}
+    traffics = TRAFFIC if Case.loads(case).architecture in POST_NORM else {}
+    ceilings = {kind: product_s / (product_s + traffic * unit_s) for kind, traffic in traffics.items()}
     return Limits(row_flops, 1 / product_s, ceilings)
 
 
@@ -221,6 +238,18 @@ def learning_table(measured: dict[str, Any], target: float | None = None) -> str
     return table(head, rows)
 
 
+def apart_table(found: Sequence[Apart], every: int = 1) -> str:
+    """Held-out losses of both systems by step: means over the seeds (least to most), and how far they are apart."""
+    rows = []
+    for place, one in enumerate(found):
+        if place % every == 0 or one is found[-1]:
+            sides = [shown(Spread(statistics.mean(side), min(side), max(side))) for side in (one.ours, one.theirs)]
+            each = ", ".join(f"{difference:+.4f}" for difference in one.differences)
+            noise = f"{one.noise:.4f}" if len(one.ours) > 1 else "-"
+            rows.append([f"{one.step:,}", *sides, f"{one.difference:+.4f}", each, noise])
+    return table(["step", "maskloom", "Hugging Face", "mean difference", "of each seed", "noise"], rows)
+
+
 def shown(spread: Spread, scale: float = 1.0) -> str:
     """`1,234 (1,200-1,260)`; one number where there is one round."""
     middle, least, most = (digits(scale * value) for value in (spread.median, spread.least, spread.most))
@@ -244,5 +273,6 @@ def _utilisation(flops_per_s: float, measured: dict[str, Any]) -> float | None:
     return share if measured["stamp"]["gpu"] and share <= 1 else None
 
 
-def _flops(shape: Shape, facts: dict[str, int]) -> int:
-    return training_flops(shape, facts["slots"], [facts["squares"]], facts["predicted"])
+def _flops(shape: Shape, facts: dict[str, Any]) -> int:
+    pairs = facts.get("pairs") or [facts["squares"]]  # a result of an older form
+    return training_flops(shape, facts["slots"], pairs, facts["predicted"])

@@ -1,4 +1,4 @@
-"""Plain Hugging Face, given its best: `BertForMaskedLM` with fused AdamW, as a careful user writes it without a Trainer.
+"""Plain Hugging Face, given its best: its own module with fused AdamW, as a careful user writes it without a Trainer.
 
 A step moves the batch to the device, runs forward and backward of every micro-batch, clips the gradients' norm, steps, and
 clears the gradients. Masking and collating are not in it. bf16 is `torch.autocast` over fp32 weights, as its Trainer has it.
@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,15 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.utils.data import DataLoader
 
+from maskloom.data.rows import count_pairs
+from maskloom.models.architecture import ARCHITECTURES
+from maskloom.models.flops import Shape
 from maskloom.optim.schedule import learning_rate
 from maskloom.tokenizers.base import Tokenizer
 from maskloom.train.kinds import DATA, OPTIMIZER
 from step.cases import PRECISION, Device, System
-from step.jobs import RATE, Batch, Facts, Training, model_shape, run_config
+from step.jobs import Batch, Facts, Training, model_settings, run_config
+from step.ours import widened
 from step.text import Text, check_vocabulary, grouped_rows, line_rows
 
 
@@ -33,21 +37,13 @@ class Theirs:
     """A model, its collator and its optimizer."""
 
     def __init__(self, system: System, training: Training, text: Text, device: Device) -> None:
-        from transformers import BertConfig, BertForMaskedLM
-
         self.system, self.case, self.seed = system, training.case, training.seed
         self.device, self.precision = torch.device(device), PRECISION[device]
         self.index, self.tokenizer = text.open()
         check_vocabulary(self.tokenizer, training.vocab_size)
-        self.collator = make_collator(text, self.tokenizer, training.seed)
-        torch.manual_seed(training.seed)
-        config = BertConfig(
-            vocab_size=training.vocab_size,
-            pad_token_id=self.tokenizer.pad_id,
-            attn_implementation=system.attention,
-            **model_shape(training),
-        )
-        self.module = BertForMaskedLM(config).to(self.device).train()
+        self.collator = make_collator(text, self.tokenizer, training.seed, training.case.mask_rate)
+        self.module = make_module(system, training, self.tokenizer).to(self.device).train()
+        self.windows = Shape.of(self.module.config).distinct_windows
         if system.compiles:
             self.module.compile(dynamic=False)
         self.config = run_config(system, training, text, device)
@@ -125,7 +121,7 @@ class Theirs:
             {name: value[start : start + self.case.micro_batch_rows] for name, value in given.items()}
             for start in starts
         ]
-        return Batch(parts, collated_facts(batch, self.system.rows == "lines"))
+        return Batch(parts, collated_facts(batch, self.system.rows == "lines", self.windows))
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         if self.precision == "fp32":
@@ -166,7 +162,19 @@ class CountingCollator:
         return {**self.collator(examples), "special": torch.tensor(special)}
 
 
-def make_collator(text: Text, tokenizer: Tokenizer, seed: int) -> CountingCollator:
+def make_module(system: System, training: Training, tokenizer: Tokenizer) -> Any:
+    """Hugging Face's own class of the case's architecture, with weights drawn from the seed."""
+    settings = model_settings(training)
+    architecture = ARCHITECTURES[settings.architecture]
+    config = architecture.config(settings, widened(tokenizer, training.vocab_size))
+    config._attn_implementation = system.attention
+    if system.is_sparse:
+        config.sparse_prediction = True
+    torch.manual_seed(training.seed)
+    return architecture.hf_class(config)
+
+
+def make_collator(text: Text, tokenizer: Tokenizer, seed: int, rate: float) -> CountingCollator:
     """`DataCollatorForLanguageModeling` with the tokenizer of `text`."""
     from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerFast
 
@@ -174,10 +182,10 @@ def make_collator(text: Text, tokenizer: Tokenizer, seed: int) -> CountingCollat
         tokenizer_file=str(Path(text.tokenizer) / "tokenizer.json"),
         **{f"{role}_token": token for role, token in tokenizer.roles.by_role().items()},
     )
-    return CountingCollator(DataCollatorForLanguageModeling(theirs, mlm_probability=RATE, seed=seed))
+    return CountingCollator(DataCollatorForLanguageModeling(theirs, mlm_probability=rate, seed=seed))
 
 
-def collated_facts(batch: dict[str, torch.Tensor], is_padded: bool) -> Facts:
+def collated_facts(batch: dict[str, torch.Tensor], is_padded: bool, windows: Sequence[int | None] = (None,)) -> Facts:
     """Of a batch of the collator. Without padding, a row is one stream of S tokens."""
     lengths = (
         batch["attention_mask"].sum(1) if is_padded else torch.full((len(batch["labels"]),), batch["labels"].shape[1])
@@ -186,7 +194,7 @@ def collated_facts(batch: dict[str, torch.Tensor], is_padded: bool) -> Facts:
         rows=len(batch["labels"]),
         text_tokens=batch["labels"].numel() - int(batch["special"]),
         slots=int(lengths.sum()),
-        squares=int((lengths.long() ** 2).sum()),
+        pairs=tuple(int(count_pairs(lengths.numpy(), window).sum()) for window in windows),
         predicted=int((batch["labels"] != -100).sum()),
         all_slots=batch["labels"].numel(),
     )

@@ -11,11 +11,12 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any
 
 from maskloom.errors import UserError
-from step.cases import Case, Device, System
+from step.cases import FED, SPARSE_HEADS, Case, Device, System, choose_systems
 from step.jobs import Job, Training
 from step.learning import Recipe, common_target
 from step.text import Text
@@ -120,7 +121,7 @@ def measure_case(
 
         for system in systems:  # one after the other: compilers would slow each other, and memory grows one by one
             say(f"{case.name}: {system.name}: building and warming up")
-            job = Job(system, Training(case), text, device, threads, profiles)
+            job = Job(system, Training.of(case), text, device, threads, profiles)
             processes[system.name] = stack.enter_context(Process(job))
             if ready := attempt(system.name, "ready"):
                 found[system.name] = {"about": system.about, "ready": ready, "turns": []}
@@ -171,6 +172,43 @@ def measure_learning(
             say(f"  {step:,} steps, {tokens:,} tokens in {seconds:.1f} s: held-out loss {loss:.3f}")
     target = common_target([run["curve"] for run in runs]) if runs else None
     return {"runs": runs, "target": target, "failures": failures}
+
+
+def measure_curves(
+    recipes: dict[str, Recipe], seeds: Sequence[int], steps: int | None, text: Text, jobs: int, say: Say
+) -> dict[str, Any]:
+    """maskloom and Hugging Face's own module, trained on the same batches from the same first weights, on a CPU.
+
+    Args:
+        recipes: by architecture.
+        jobs: trainings at a time, of one thread each. Seconds say nothing then.
+
+    Returns:
+        by architecture, `runs` (system, seed, `curve`) and `failures`.
+    """
+    (ours,) = choose_systems(["maskloom-eager"], "cpu")
+    wanted = [
+        (name, system, seed) for seed in seeds for name in recipes for system in (ours, FED[name in SPARSE_HEADS])
+    ]
+
+    def train(one: tuple[str, System, int]) -> dict[str, Any]:
+        name, system, seed = one
+        recipe = recipes[name]
+        with Process(Job(system, recipe.training(seed, steps), text, "cpu", 1)) as process:
+            answer = process.ask("learn", evaluate_every=recipe.evaluate_every)
+        say(f"{name}: {system.name}, seed {seed}: held-out loss {answer['curve'][-1][3]:.3f}")
+        return {"system": system.name, "about": system.about, "seed": seed, **answer}
+
+    found: dict[str, Any] = {name: {"runs": [], "failures": {}} for name in recipes}
+    with ThreadPoolExecutor(jobs) as pool:
+        for one, future in [(one, pool.submit(train, one)) for one in wanted]:
+            name, system, seed = one
+            try:
+                found[name]["runs"].append(future.result())
+            except RuntimeError as error:
+                found[name]["failures"][f"{system.name}, seed {seed}"] = str(error)
+                say(f"{name}: {system.name}, seed {seed} failed: {error}")
+    return found
 
 
 def _alternating(items: list[Any], number: int) -> Iterator[Any]:

@@ -121,10 +121,12 @@ class Worker:
 
 def build(job: Job) -> Trained:
     """The system with its model on the device. Raises UserError for a corpus or tokenizer that does not fit."""
+    from step.fed import Fed
     from step.ours import Ours
     from step.theirs import Theirs
 
-    return (Ours if job.system.is_ours else Theirs)(job.system, job.training, job.text, job.device)
+    kind = Ours if job.system.is_ours else Fed if job.system.rows == "pieces" else Theirs
+    return kind(job.system, job.training, job.text, job.device)
 
 
 def _graphs() -> int:

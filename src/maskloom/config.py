@@ -15,9 +15,10 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, SerializeAsAny
 from pydantic.fields import FieldInfo
 from pydantic_core import InitErrorDetails, PydanticCustomError, ValidationError
 
-from maskloom.config_models import MODELS, Bert, Model, model_section
+from maskloom.config_models import MODELS, Bert, Camembert, Model, ModernBert, Roberta, XlmRoberta, model_section
 from maskloom.config_sections import (
     ONE,
+    PHASE_SETS,
     SEVERAL,
     BatchWarmup,
     Checkpoint,
@@ -49,10 +50,10 @@ from maskloom.config_values import (
 from maskloom.extensions import where_names_come_from
 
 __all__ = [
-    "MODELS", "ONE", "SEVERAL", "BatchWarmup", "BelowOne", "Bert", "Checkpoint", "Corpus", "Data", "Engine", "Evaluation", "Few",
-    "Guard", "Logging", "Masking", "Model", "Muon", "Optimizer", "OptimizerSection", "Phase", "PositiveShare",
-    "RewarmUp", "RunConfig", "Section", "Share", "Steps", "StepsOrNone", "Storage", "Stretch", "Timeouts", "Width",
-    "model_section",
+    "MODELS", "ONE", "SEVERAL", "BatchWarmup", "BelowOne", "Bert", "Camembert", "Checkpoint", "Corpus", "Data", "Engine",
+    "Evaluation", "Few", "Guard", "Logging", "Masking", "Model", "ModernBert", "Muon", "Optimizer", "OptimizerSection",
+    "Phase", "PositiveShare", "RewarmUp", "Roberta", "RunConfig", "Section", "Share", "Steps", "StepsOrNone", "Storage",
+    "Stretch", "Timeouts", "Width", "XlmRoberta", "model_section",
 ]  # fmt: skip
 
 
@@ -231,6 +232,16 @@ class RunConfig(Section):
         """Optimizer steps of all phases."""
         return sum(phase.steps for phase in self.phases)
 
+    def model_at(self, step: int) -> dict[str, Any]:
+        """The fields of the model that phases have set, once `step` steps are done, or while that step is taken."""
+        found: dict[str, Any] = {}
+        for phase in self.phases:
+            found |= {name: value for name in PHASE_SETS if (value := getattr(phase, name)) is not None}
+            step -= phase.steps
+            if step <= 0:
+                break
+        return found
+
     @property
     def schedules(self) -> tuple[Stretch, ...]:
         """The parts of the run that have a schedule of the learning rate each, in order."""
@@ -316,14 +327,28 @@ class RunConfig(Section):
                     f"phases.{number}.weights {list(phase.weights)}: {corpora} weight(s) are needed, one for each corpus of "
                     "data.train, and at least one above 0"
                 )
+        wrong += self._faults_of_what_phases_set()
         for name, length in self.seq_lens.items():
-            if self.model.init is None and length > self.model.max_position_embeddings:
-                wrong.append(
-                    f"{name} {length} is more than model.max_position_embeddings {self.model.max_position_embeddings}"
-                )
+            rows = self.model.max_position_embeddings
+            if length > rows and (
+                self.model.init is None or "max_position_embeddings" in self.model.given_beside_init()
+            ):
+                note = self.model.positions_note
+                wrong.append(f"{name} {length} is more than model.max_position_embeddings {rows}{note}")
         if wrong:
             raise ValueError("\n".join(wrong))
         return self
+
+    def _faults_of_what_phases_set(self) -> list[str]:
+        """What phases set of the model that it does not have."""
+        if self.model.init is not None and "architecture" not in self.model.model_fields_set:
+            return []  # the checkpoint's is not known yet
+        return [
+            f"phases.{number}.{name} {getattr(phase, name):g}: architecture {self.model.architecture} has no {name}: remove it"
+            for number, phase in enumerate(self.phases)
+            for name in PHASE_SETS
+            if getattr(phase, name) is not None and name not in type(self.model).model_fields
+        ]
 
     def _schedule_faults(self) -> list[str]:
         """What is wrong with the lengths of warm-ups and decays."""

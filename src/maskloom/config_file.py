@@ -87,8 +87,10 @@ def rechecked(config: RunConfig, where: str) -> RunConfig:
 def dump_config(config: RunConfig) -> str:
     """The whole configuration as YAML; `load_config` reads it back to an equal one."""
     tree = config.model_dump(mode="json", by_alias=True)
-    if config.model.init:  # the shape is the checkpoint's and may not be given beside it
-        tree["model"] = {key: value for key, value in tree["model"].items() if key not in config.model.shape_fields()}
+    if config.model.init:  # the shape is the checkpoint's, and little of it may be given beside it
+        tree["model"] = {
+            key: value for key, value in tree["model"].items() if key not in config.model.taken_from_init()
+        }
     return write_yaml(tree)
 
 

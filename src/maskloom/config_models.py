@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import pydantic
 from pydantic import Field, PositiveFloat
 
 from maskloom.config_values import MOST_SEQ_LEN, Few, Section, Share, Width
+
+_Activation = Literal["gelu", "gelu_new", "relu", "silu"]
 
 
 class Model(Section):
@@ -15,29 +17,47 @@ class Model(Section):
 
     dropouts: ClassVar[tuple[str, ...]] = ()
     """The fields that are probabilities of dropout: a run sets them, whatever it starts from."""
+    first_weights: ClassVar[tuple[str, ...]] = ("initializer_range",)
+    """The fields that only the drawing of new weights depends on."""
+    beside_init: ClassVar[tuple[str, ...]] = ("max_position_embeddings",)
+    """The fields of the shape that may be given with `init`, and then replace the checkpoint's."""
+    positions_note: ClassVar[str] = ""
+    """What a message adds if a sequence is longer than `max_position_embeddings`."""
 
     architecture: str = "bert"
     """Kind of encoder, as `model_type` in a Hugging Face config.json. With `init` it follows from the checkpoint."""
     init: Annotated[str, pydantic.Field(min_length=1)] | None = None
-    """Hugging Face checkpoint to start from (folder or name); its shape then holds, and no other may be given here."""
+    """Hugging Face checkpoint to start from (folder or name); its shape then holds. Of it only `max_position_embeddings` may be
+    given here, to raise it: a table of positions is then repeated."""
+    vocab_multiple: Few = 1
+    """Round the vocabulary of a new model up to a multiple of this, such as 64. The rows beyond the tokenizer's ids take part in
+    the softmax and are never targets."""
     max_position_embeddings: Annotated[int, Field(ge=1, le=MOST_SEQ_LEN)] = 512
     """Longest piece of a document, in tokens with [CLS] and [SEP]."""
 
     @classmethod
     def shape_fields(cls) -> set[str]:
-        """The fields that a checkpoint fixes."""
-        return set(cls.model_fields) - {"architecture", "init", "initializer_range", *cls.dropouts}
+        """The fields that are the same in all of a run, and in the runs that fork from it."""
+        return set(cls.model_fields) - {"architecture", "init", *cls.first_weights, *cls.dropouts}
+
+    def taken_from_init(self) -> set[str]:
+        """The fields that a checkpoint fixes, if there is one."""
+        return self.shape_fields() - (self.model_fields_set & set(self.beside_init))
+
+    def given_beside_init(self) -> dict[str, Any]:
+        """What replaces the checkpoint's, by field."""
+        return {name: getattr(self, name) for name in self.beside_init if name in self.model_fields_set}
 
     @pydantic.model_validator(mode="after")
     def _shape_of_init(self) -> Self:
-        given = sorted(self.model_fields_set & self.shape_fields())
+        given = sorted(self.model_fields_set & self.taken_from_init())
         if self.init and given:
             raise ValueError(f"init takes the shape from its checkpoint: remove {', '.join(given)}")
         return self
 
 
-class Bert(Model):
-    """The names of Hugging Face's `BertConfig`; the defaults are BERT-base's."""
+class _PostNorm(Model):
+    """What BERT, RoBERTa and their kin call by the same names; the defaults are the base models'."""
 
     dropouts: ClassVar[tuple[str, ...]] = ("hidden_dropout_prob", "attention_probs_dropout_prob")
 
@@ -53,15 +73,129 @@ class Bert(Model):
     layer_norm_eps: PositiveFloat = 1e-12
 
     @pydantic.model_validator(mode="after")
-    def _heads(self) -> Bert:
-        if self.hidden_size % self.num_attention_heads:
-            raise ValueError(
-                f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"
-            )
+    def _heads(self) -> Self:
+        _check_heads(self.hidden_size, self.num_attention_heads)
         return self
 
 
-MODELS: dict[str, type[Model]] = {"bert": Bert}
+class Bert(_PostNorm):
+    """The names of Hugging Face's `BertConfig`; the defaults are BERT-base's."""
+
+
+class Roberta(_PostNorm):
+    """The names of Hugging Face's `RobertaConfig`; the defaults are RoBERTa-base's."""
+
+    positions_note: ClassVar[str] = (
+        " (positions begin behind the padding token's id: with id 1, 514 are for 512 tokens)"
+    )
+
+    architecture: str = "roberta"
+    max_position_embeddings: Annotated[int, Field(ge=1, le=MOST_SEQ_LEN)] = 514
+    """Rows of the table of positions. Those up to the padding token's id are not used: with id 1, 514 rows are for 512 tokens."""
+    type_vocab_size: Few = 1
+    layer_norm_eps: PositiveFloat = 1e-5
+
+
+class XlmRoberta(Roberta):
+    """The names of Hugging Face's `XLMRobertaConfig`; the defaults are XLM-R-base's."""
+
+    architecture: str = "xlm-roberta"
+
+
+class Camembert(Roberta):
+    """The names of Hugging Face's `CamembertConfig`; the defaults are CamemBERT-base's."""
+
+    architecture: str = "camembert"
+
+
+class ModernBert(Model):
+    """The names of Hugging Face's `ModernBertConfig`, also those of its earlier releases; the defaults are ModernBERT-base's."""
+
+    dropouts: ClassVar[tuple[str, ...]] = ("embedding_dropout", "attention_dropout", "mlp_dropout")
+    first_weights: ClassVar[tuple[str, ...]] = ("initializer_range", "initializer_cutoff_factor")
+    beside_init: ClassVar[tuple[str, ...]] = ("global_rope_theta", "max_position_embeddings")
+
+    architecture: str = "modernbert"
+    max_position_embeddings: Annotated[int, Field(ge=1, le=MOST_SEQ_LEN)] = 8192
+    """Longest piece of a document, in tokens with [CLS] and [SEP]. No weights depend on it: it may be given with `init`."""
+    hidden_size: Width = 768
+    num_hidden_layers: Few = 22
+    num_attention_heads: Few = 12
+    intermediate_size: Width = 1152
+    """Width between the two products of the feed-forward part. The first gives twice as many: half of them are gates."""
+    hidden_activation: _Activation = "gelu"
+    classifier_activation: _Activation = "gelu"
+    """Activation in the head."""
+    local_attention: Annotated[int, Field(ge=2, le=MOST_SEQ_LEN)] = 128
+    """Window of the local layers: a slot sees half of it to either side, rounded down. So 129 is the same as 128."""
+    global_attn_every_n_layers: Few = 3
+    """Every so many layers one sees the whole piece, beginning with the first."""
+    layer_types: tuple[Literal["full_attention", "sliding_attention"], ...] | None = None
+    """What each layer sees: the whole piece or a window. Left out: as `global_attn_every_n_layers` says."""
+    global_rope_theta: PositiveFloat = 160_000.0
+    """Base of the rotary frequencies in the layers that see the whole piece. It may be given with `init`, and
+    `phases.N.global_rope_theta` changes it from a phase on: a larger one is for longer pieces."""
+    local_rope_theta: PositiveFloat = 10_000.0
+    """Base of the rotary frequencies in the local layers."""
+    embedding_dropout: Share = 0.0
+    attention_dropout: Share = 0.0
+    """Dropout on attention weights, and behind the attention. Above 0 the attention is slower on GPUs."""
+    mlp_dropout: Share = 0.0
+    initializer_range: PositiveFloat = 0.02
+    initializer_cutoff_factor: PositiveFloat = 2.0
+    """First weights are normal, cut at so many standard deviations."""
+    norm_eps: PositiveFloat = 1e-5
+    norm_bias: bool = False
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    classifier_bias: bool = False
+    """Bias of the dense layer in the head."""
+    decoder_bias: bool = True
+    tie_word_embeddings: bool = True
+    """Whether the decoder's matrix is the embeddings'."""
+
+    @pydantic.model_validator(mode="after")
+    def _heads(self) -> Self:
+        _check_heads(self.hidden_size, self.num_attention_heads)
+        if self.hidden_size // self.num_attention_heads % 2:
+            raise ValueError(
+                f"hidden_size {self.hidden_size} / num_attention_heads {self.num_attention_heads} is odd: rotary positions turn "
+                "pairs of a head's elements"
+            )
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _each_layer(self) -> Self:
+        if self.layer_types is not None and len(self.layer_types) != self.num_hidden_layers:
+            raise ValueError(
+                f"layer_types names {len(self.layer_types)} layers, and num_hidden_layers is {self.num_hidden_layers}: name as "
+                "many"
+            )
+        if self.layer_types is not None and "global_attn_every_n_layers" in self.model_fields_set:
+            raise ValueError("layer_types and global_attn_every_n_layers say the same: remove one of them")
+        return self
+
+    @pydantic.model_serializer(mode="wrap")
+    def _dump(self, dump: pydantic.SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Only one of the two that say what a layer sees."""
+        tree: dict[str, Any] = dump(self)
+        if self.layer_types is not None:
+            tree.pop("global_attn_every_n_layers", None)
+        return tree
+
+
+def _check_heads(hidden_size: int, heads: int) -> None:
+    if hidden_size % heads:
+        raise ValueError(f"hidden_size {hidden_size} is not a multiple of num_attention_heads {heads}")
+
+
+MODELS: dict[str, type[Model]] = {
+    "bert": Bert,
+    "roberta": Roberta,
+    "xlm-roberta": XlmRoberta,
+    "camembert": Camembert,
+    "modernbert": ModernBert,
+}
 """The section of each architecture. `maskloom.models.architecture.add` adds a user's own."""
 
 

@@ -23,6 +23,8 @@ from maskloom.config_values import (
     StepsOrNone,
 )
 
+PHASE_SETS = ("global_rope_theta",)
+"""Fields of the model that a phase may set, if the architecture has them."""
 LARGEST_WEIGHT = 1e6  # only the ratios of weights matter
 ONE, SEVERAL = "<one>", "<several>"  # the two forms of data.train; pydantic shows these names in the place of an error
 
@@ -165,6 +167,9 @@ class Phase(Section):
     """Weights of the corpora in this phase, in the order of `data.train`."""
     batch_warmup: BatchWarmup | None = None
     """Growth of the global batch at the start of the phase. Left out: it is `global_batch_rows` from the first step."""
+    global_rope_theta: PositiveFloat | None = None
+    """Base of the rotary frequencies in the layers that see the whole piece, from this phase on, if the architecture has one:
+    for longer rows than before. Left out: that of the phase before, or `model.global_rope_theta`."""
     rewarm_up: RewarmUp | None = None
     """A new schedule from this phase on. Left out: the schedule continues."""
 

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import BertConfig, BertForMaskedLM, RobertaConfig, RobertaForMaskedLM
+from transformers import BertConfig, BertForMaskedLM, ElectraConfig, ElectraForMaskedLM
 
 from maskloom.commands.export import plain_model
 from maskloom.commands.loading import load_run
+from maskloom.models.architecture import ARCHITECTURES
 from maskloom.tokenizers.base import Tokenizer
 
 from .conftest import Command
@@ -50,6 +51,18 @@ def test_a_runs_likeliest_tokens_are_printed(
     for place, token in zip(places, best, strict=True):
         ids = [*ids[:place], token, *ids[place + 1 :]]
     assert filled == tokenizer.decode(ids[1:-1])
+
+
+def test_one_object_for_programs(trained_run: Path, tokenizer: Tokenizer, ids: list[int], succeeds: Command) -> None:
+    found = json.loads(succeeds("fill", trained_run, TEXT, "--top", tokenizer.vocab_size, "--json"))
+    *lines, filled = succeeds("fill", trained_run, TEXT, "--top", 2).splitlines()
+    assert (found["ids"], found["text"]) == (ids, filled)
+    for mask, line in zip(found["masks"], lines, strict=True):
+        assert ids[mask["place"]] == tokenizer.mask_id
+        assert sum(mask["shares"]) == pytest.approx(1.0)
+        assert mask["spellings"] == [tokenizer.token(number) for number in mask["tokens"]]
+        shown = [f"{name} {share:.1%}" for name, share in zip(mask["spellings"][:2], mask["shares"][:2], strict=True)]
+        assert line == f"[MASK] at token {mask['place']}: {', '.join(shown)}"
 
 
 def test_an_export_gives_what_its_run_gives(trained_run: Path, tmp_path: Path, succeeds: Command) -> None:
@@ -145,9 +158,10 @@ class TestBadFolders:
 
     def test_of_another_kind(self, tmp_path: Path, tokenizer_dir: Path, tokenizer: Tokenizer, fails: Command) -> None:
         shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-        RobertaForMaskedLM(RobertaConfig(vocab_size=tokenizer.vocab_size, **shape)).save_pretrained(tmp_path)
+        ElectraForMaskedLM(ElectraConfig(vocab_size=tokenizer.vocab_size, **shape)).save_pretrained(tmp_path)
         shutil.copy(tokenizer_dir / "tokenizer.json", tmp_path)
-        assert "is a 'roberta' model: only 'bert' is supported" in fails("fill", tmp_path, TEXT)
+        message = fails("fill", tmp_path, TEXT)
+        assert f"is a 'electra' model: only {', '.join(map(repr, ARCHITECTURES))} are supported" in message
 
     def test_a_run_whose_newest_checkpoints_are_damaged(
         self, trained_run: Path, tmp_path: Path, fails: Command

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import multiprocessing
 import os
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 
+from maskloom.config import MODELS
 from maskloom.train.checkpoint import saved_at
 from maskloom.train.engine.files import full_precision_weights
 
@@ -25,6 +27,20 @@ PRELOADED = [
     __name__,
 ]
 _server: list[int] = []  # the process that ranks fork from
+
+SHAPE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+# Pieces are longer than the window. Of four layers the first and the last see the whole piece.
+WINDOWED = {
+    **SHAPE,
+    "num_hidden_layers": 4,
+    "intermediate_size": 48,
+    "max_position_embeddings": 64,
+    "local_attention": 8,
+    "global_rope_theta": 1000.0,
+    "local_rope_theta": 100.0,
+}
+TINY = {"bert": SHAPE, "roberta": SHAPE, "xlm-roberta": SHAPE, "camembert": SHAPE, "modernbert": WINDOWED}
+"""The section `model` of a tiny run of each architecture, without its name and its dropouts."""
 
 LAUNCHER_VARIABLES = (
     "RANK",
@@ -37,6 +53,12 @@ LAUNCHER_VARIABLES = (
     "DS_ACCELERATOR",
 )
 """What launchers tell ranks."""
+
+
+def tiny(architecture: str, dropout: float = 0.0) -> dict[str, Any]:
+    """The section `model` of a tiny run, with this probability for every dropout that the architecture has."""
+    dropouts = dict.fromkeys(MODELS[architecture].dropouts, dropout)
+    return {"architecture": architecture, **TINY[architecture], **dropouts}
 
 
 def free_port() -> int:
@@ -174,3 +196,22 @@ def losses(run: Path | str) -> dict[int, float]:
 
 def final_weights(run: Path | str) -> dict[str, torch.Tensor]:
     return full_precision_weights(saved_at(Path(run)))
+
+
+def note_rows(batches: str, batch: Any, trainer: Any) -> None:
+    """In a rank: add to the run's and the rank's file what each lane gave to a step. `batches` is how the files' names begin."""
+    lanes = torch.from_numpy(batch.rows.input_ids).chunk(len(batch.cursors))
+    with Path(f"{batches}.{trainer.run.name}.{trainer.world.rank}").open("a") as file:
+        for lane, rows in zip(batch.cursors, lanes, strict=True):
+            digest = hashlib.sha256(rows.numpy().tobytes()).hexdigest()
+            file.write(json.dumps([batch.number + 1, lane, digest]) + "\n")
+
+
+def batches_of(batches: Path, run: str) -> dict[tuple[int, int], str]:
+    """(step, lane) -> digest of the rows that it was given last."""
+    found: dict[tuple[int, int], str] = {}
+    for file in sorted(batches.parent.glob(f"{batches.name}.{run}.*")):
+        for line in file.read_text().splitlines():
+            step, lane, digest = json.loads(line)
+            found[step, lane] = digest
+    return found

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import gc
-import hashlib
 import json
 import os
 import shutil
@@ -29,7 +28,7 @@ from maskloom.train.checkpoint import read_state, saved_at
 from tests.cluster.spoiled import InfiniteGradient
 from tests.conftest import plan_for
 
-from .conftest import final_weights, lines, losses, train_in_ranks
+from .conftest import batches_of, final_weights, lines, losses, note_rows, train_in_ranks
 
 LANE = 4  # of six: the second of two ranks reads it
 Spoils = dict[LaneCursors, str]
@@ -44,7 +43,7 @@ SPOILED: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 def spoil(spoils: Spoils, batches: str, kill_at: int = 0, kill_before_writing: bool = False) -> None:
     """Patch this process: what `spoils` says becomes of the steps that leave LANE there. Each rank lists the rows that it was
     given in files that begin with `batches`, and kills itself at step `kill_at` once the run has gone back."""
-    from maskloom.models.masked_lm import MaskedLM, PackedLayer
+    from maskloom.models.masked_lm import MaskedLM, PackedLayer, layers_of
     from maskloom.train import loop, recovery
 
     now: dict[str, Any] = {"kind": ""}
@@ -53,7 +52,7 @@ def spoil(spoils: Spoils, batches: str, kill_at: int = 0, kill_before_writing: b
     old_layer = PackedLayer.forward
 
     def forward(self: Any, *arguments: Any) -> Any:
-        now["first layer"] = self.bert.encoder.layer[0]
+        now["first layer"] = layers_of(self)[0]
         loss, hits = old_forward(self, *arguments)
         return (SPOILED[now["kind"]](loss) if now["kind"] in SPOILED and self.training else loss), hits
 
@@ -67,12 +66,7 @@ def spoil(spoils: Spoils, batches: str, kill_at: int = 0, kill_before_writing: b
         if kill_at and batch.number + 1 == kill_at and trainer.passed_over:
             os.kill(os.getpid(), signal.SIGKILL)
         now["kind"] = spoils.get(batch.cursors.get(LANE), "")
-        with Path(f"{batches}.{trainer.run.name}.{trainer.world.rank}").open("a") as file:
-            for lane, rows in zip(
-                batch.cursors, torch.from_numpy(batch.rows.input_ids).chunk(len(batch.cursors)), strict=True
-            ):
-                digest = hashlib.sha256(rows.numpy().tobytes()).hexdigest()
-                file.write(json.dumps([batch.number + 1, lane, digest]) + "\n")
+        note_rows(batches, batch, trainer)
         before, bad_steps = snapshot(engine.deepspeed), trainer.guard.bad_steps
         result = old_step(batch, trainer, engine)
         assert (result.refusal is not None) == (trainer.guard.bad_steps > bad_steps)
@@ -133,16 +127,6 @@ def spoils_of(config: Path, kinds: dict[int, str]) -> Spoils:
     plan = plan_of(config)
     start = first_cursors(plan.lanes, len(plan.corpora))
     return {skip_steps(plan, start, 0, step)[LANE]: kind for step, kind in kinds.items()}
-
-
-def batches_of(batches: Path, run: str) -> dict[tuple[int, int], str]:
-    """(step, lane) -> digest of the rows that it was given last."""
-    found: dict[tuple[int, int], str] = {}
-    for file in sorted(batches.parent.glob(f"{batches.name}.{run}.*")):
-        for line in file.read_text().splitlines():
-            step, lane, digest = json.loads(line)
-            found[step, lane] = digest
-    return found
 
 
 MUON = {"name": "muon", "lr": 1e-3, "warmup_steps": 2, "gradient_clipping": 0.0}

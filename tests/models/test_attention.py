@@ -12,7 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._dynamo.testing import CompileCounter
 
-from maskloom.models.attention import Attention, attend, choose_attention, needs_mask, piece_mask, settle_attention
+from maskloom.models.attention import (
+    Attention,
+    Pieces,
+    attend,
+    choose_attention,
+    needs_mask,
+    piece_mask,
+    settle_attention,
+)
 
 HEADS, SIZE = 2, 8
 
@@ -48,7 +56,7 @@ def test_attend_is_attention_over_each_piece_alone(lengths: list[list[int]], see
     pieces, cu_seqlens = rows_of_pieces(lengths)
     generator = torch.Generator().manual_seed(seed)
     query, key, value = torch.randn(3, len(pieces), HEADS, SIZE, generator=generator)
-    result = attend(query, key, value, cu_seqlens, piece_mask(pieces, 12), 12, dropout=0.0)
+    result = attend(query, key, value, Pieces(cu_seqlens, piece_mask(pieces, 12), 12), dropout=0.0)
     assert result.shape == query.shape
     bounds = cu_seqlens.tolist()
     for start, end in itertools.pairwise(bounds):
@@ -60,7 +68,7 @@ def test_attend_is_attention_over_each_piece_alone(lengths: list[list[int]], see
 def test_dropout_of_one_drops_every_weight() -> None:
     pieces, cu_seqlens = rows_of_pieces([[5, 7]])
     query, key, value = torch.randn(3, 12, HEADS, SIZE)
-    assert not attend(query, key, value, cu_seqlens, piece_mask(pieces, 12), 12, dropout=1.0).any()
+    assert not attend(query, key, value, Pieces(cu_seqlens, piece_mask(pieces, 12), 12), dropout=1.0).any()
 
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
@@ -128,9 +136,9 @@ def test_the_kernel_over_pieces_is_the_masked_attention(dtype: torch.dtype) -> N
     pieces, cu_seqlens = rows_of_pieces([[5, 7, 20], [32]])
     parts = [torch.randn(64, HEADS, 64, device="cuda", dtype=dtype, requires_grad=True) for _ in range(3)]
     mask = piece_mask(pieces.cuda(), 32)
-    masked = attend(*parts, cu_seqlens.cuda(), mask, 32, 0.0)
+    masked = attend(*parts, Pieces(cu_seqlens.cuda(), mask, 32), 0.0)
     expected = torch.autograd.grad(masked.float().square().sum(), parts)
-    kernel = attend(*parts, cu_seqlens.cuda(), None, 32, 0.0)
+    kernel = attend(*parts, Pieces(cu_seqlens.cuda(), None, 32), 0.0)
     gradients = torch.autograd.grad(kernel.float().square().sum(), parts)
     unit = torch.finfo(dtype).eps  # each path rounds its own intermediate results a few times
     torch.testing.assert_close(kernel, masked, atol=8 * unit, rtol=8 * unit)

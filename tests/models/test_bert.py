@@ -16,16 +16,23 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from maskloom.data.batch import MicroBatch, make_micro_batch
-from maskloom.data.masking import MaskRule
 from maskloom.data.rows import Rows
 from maskloom.models.kernels import KERNELS
-from maskloom.models.masked_lm import MaskedLM, new_model, packed
+from maskloom.models.masked_lm import new_model, packed
 from maskloom.tokenizers.base import Tokenizer
 from maskloom.tokenizers.loading import load_tokenizer
+from tests.models.parity import (
+    S,
+    assert_dropout_acts,
+    assert_equal_gradients,
+    assert_equal_names,
+    bucket,
+    hugging_face_inputs,
+    make_rows,
+    pair,
+    piece_lengths,
+)
 
-RULE = MaskRule(0.15)
-S = 32
 SENTENCE = (
     "After Abraham Lincoln won the November 1860 presidential [MASK] on an anti-slavery platform, an initial seven "
     "slave states declared their secession from the country to form the Confederacy. War broke out in April 1861 when "
@@ -37,52 +44,6 @@ def tiny_config(vocab_size: int, **more: object) -> BertConfig:
     shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
     dropouts = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     return BertConfig(**{"vocab_size": vocab_size, "max_position_embeddings": 64, **shape, **dropouts, **more})
-
-
-def pair(config: BertConfig) -> tuple[MaskedLM, BertForMaskedLM]:
-    """Our model and Hugging Face's with the same weights: every one of them different, biases and LayerNorm too."""
-    torch.manual_seed(0)
-    ours, theirs = new_model(config), BertForMaskedLM(config)
-    with torch.no_grad():
-        for parameter in ours.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.1)
-    theirs.load_state_dict(ours.state_dict())
-    return ours.eval(), theirs.eval()
-
-
-def make_rows(lengths: list[list[int]], tokenizer: Tokenizer, seed: int = 0) -> Rows:
-    """Rows of S slots with pieces of these lengths, of random tokens; some are predicted, most of those are [MASK]."""
-    rng = np.random.default_rng(seed)
-    tokens = np.full((len(lengths), S), tokenizer.pad_id, np.int32)
-    starts, chosen = np.zeros((2, len(lengths), S), bool)
-    for row, pieces in enumerate(lengths):
-        slot = 0
-        for length in pieces:
-            end = slot + length
-            text = rng.choice(tokenizer.random_ids, length - 2)
-            tokens[row, slot:end] = [tokenizer.cls_id, *text, tokenizer.sep_id]
-            starts[row, slot] = True
-            slot = end
-        if slot < S:
-            starts[row, slot] = True
-        maskable = np.flatnonzero(tokenizer.is_maskable[tokens[row]])
-        count = int(RULE.count(np.asarray([len(maskable)]))[0])
-        chosen[row, rng.choice(maskable, count, replace=False)] = True
-    masked = chosen & (rng.random(chosen.shape) < 0.8)
-    return Rows(tokens, np.where(masked, np.int32(tokenizer.mask_id), tokens), starts, chosen)
-
-
-def bucket(rows: Rows, tokenizer: Tokenizer, size: int | None = None) -> MicroBatch:
-    return make_micro_batch(rows, size or len(rows), RULE.most(rows.tokens.shape[1]), tokenizer)
-
-
-def hugging_face_inputs(rows: Rows, tokenizer: Tokenizer) -> dict[str, torch.Tensor]:
-    """The same rows as padded inputs with an attention mask, for rows of one piece."""
-    return {
-        "input_ids": torch.from_numpy(rows.input_ids).long(),
-        "attention_mask": torch.from_numpy(rows.tokens != tokenizer.pad_id).long(),
-        "labels": torch.from_numpy(np.where(rows.chosen, rows.tokens, -100)).long(),
-    }
 
 
 @pytest.mark.parametrize("activation", ["gelu", "gelu_new", "relu"])
@@ -104,26 +65,11 @@ def test_logits_loss_and_gradients_are_hugging_faces(activation: str, tokenizer:
 
     loss.backward()
     output.loss.backward()
-    reference = {name: parameter.grad for name, parameter in theirs.named_parameters()}
+    assert_equal_gradients(ours, theirs)
     mine = {name: parameter.grad for name, parameter in ours.named_parameters()}
-    assert mine.keys() == reference.keys()
-    largest = max(gradient.norm() for gradient in reference.values())
-    for name, gradient in reference.items():
-        assert (mine[name] - gradient).norm() <= 1e-4 * largest, name
     # A constant added to all scores of a query changes no weight: what is left in these is rounding.
     for name in (name for name in mine if name.endswith("key.bias")):
         assert mine[name].abs().max() <= 1e-6, name
-
-
-@st.composite
-def piece_lengths(draw: st.DrawFn) -> list[int]:
-    """Lengths of pieces that fit into one row."""
-    lengths = []
-    while sum(lengths) <= S - 3 and len(lengths) < 5:
-        lengths.append(draw(st.integers(3, S - sum(lengths))))
-        if draw(st.booleans()):
-            break
-    return lengths
 
 
 @settings(max_examples=12, deadline=None)
@@ -208,27 +154,11 @@ def test_a_micro_batch_without_a_predicted_token_has_no_loss(tokenizer: Tokenize
 
 @pytest.mark.parametrize("name", ["hidden_dropout_prob", "attention_probs_dropout_prob"])
 def test_dropout_acts_in_training_alone_and_follows_the_seed(name: str, tokenizer: Tokenizer) -> None:
-    model = new_model(tiny_config(tokenizer.vocab_size, **{name: 0.5}))
-    batch = bucket(make_rows([[32], [10, 20]], tokenizer), tokenizer)
-
-    def logits(seed: int) -> torch.Tensor:
-        torch.manual_seed(seed)
-        return model.masked_logits(batch)
-
-    model.eval()
-    assert torch.equal(logits(1), logits(2))
-    model.train()
-    assert torch.equal(logits(1), logits(1))
-    assert not torch.equal(logits(1), logits(2))
+    assert_dropout_acts(tiny_config(tokenizer.vocab_size, **{name: 0.5}), tokenizer)
 
 
 def test_names_and_shapes_are_hugging_faces(tokenizer: Tokenizer) -> None:
-    config = tiny_config(tokenizer.vocab_size)
-    ours, theirs = (
-        {key: value.shape for key, value in model(config).state_dict().items()}
-        for model in (new_model, BertForMaskedLM)
-    )
-    assert ours == theirs
+    assert_equal_names(tiny_config(tokenizer.vocab_size))
 
 
 def test_checkpoints_go_both_ways(tokenizer: Tokenizer, tmp_path: Path) -> None:

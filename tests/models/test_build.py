@@ -7,6 +7,8 @@ import torch
 
 from maskloom.config import Bert
 from maskloom.errors import UserError
+from maskloom.models.architecture import ARCHITECTURES
+from maskloom.models.base import Architecture
 from maskloom.models.build import build_model, check_size, configuration_of
 from maskloom.models.masked_lm import count_parameters
 from maskloom.tokenizers.base import Tokenizer
@@ -71,6 +73,15 @@ class TestBuildModel:
             layer_norm_eps=1e-5,
         )
         config = build_model(settings, tokenizer, 0)[0].config
-        given = settings.model_dump(exclude={"architecture", "init"})
+        given = settings.model_dump(exclude={"architecture", "init", "vocab_multiple"})
         assert {name: getattr(config, name) for name in given} == given
         assert (config.vocab_size, config.pad_token_id) == (tokenizer.vocab_size, tokenizer.pad_id)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES.values(), ids=ARCHITECTURES)
+@pytest.mark.parametrize("multiple", [1, 64, 400, 401])
+def test_the_vocabulary_is_rounded_up(architecture: Architecture, multiple: int, tokenizer: Tokenizer) -> None:
+    ids = tokenizer.vocab_size
+    config = configuration_of(architecture.settings(vocab_multiple=multiple), tokenizer)
+    assert config.vocab_size == min(rows for rows in range(ids, ids + multiple) if rows % multiple == 0)
+    assert not hasattr(config, "vocab_multiple")

@@ -12,6 +12,7 @@ from transformers import BertConfig
 from transformers.activations import ACT2CLS, ACT2FN
 
 from maskloom.errors import UserError
+from maskloom.models.architecture import known
 from maskloom.models.bert import BERT
 from maskloom.models.build import build_defined
 from maskloom.models.description import (
@@ -118,7 +119,11 @@ def test_a_key_that_a_later_bert_config_knows_is_refused(monkeypatch: pytest.Mon
         ("num_attention_heads", 5, "hidden_size 32 is not a multiple of num_attention_heads 5"),
         ("auto_map", {"AutoModel": "x--modeling.AlibiBert"}, "auto_map names code of its own, 'x--modeling.AlibiBert'"),
         ("auto_map", {"AutoConfig": "c.C", "AutoTokenizer": "t.T"}, "'c.C', which is not run"),
-        ("model_type", "roberta", "is a 'roberta' model: only 'bert' is supported; one of your own needs --import"),
+        (
+            "model_type",
+            "electra",
+            f"is a 'electra' model: only {known()} are supported; one of your own needs --import",
+        ),
         ("model_type", "gpt2", "is a 'gpt2' model"),
         ("model_type", 7, "is a 7 model"),
         ("hidden_act", "\x1b[31mred", r"hidden_act is '\x1b[31mred'"),

@@ -20,15 +20,16 @@ from transformers import (
     BertModel,
     DistilBertConfig,
     DistilBertForMaskedLM,
+    ElectraConfig,
+    ElectraForMaskedLM,
     GPT2Config,
     GPT2LMHeadModel,
-    RobertaConfig,
-    RobertaForMaskedLM,
 )
 
 from maskloom.config import Bert
 from maskloom.config_file import parse_config
 from maskloom.errors import UserError
+from maskloom.models.architecture import known
 from maskloom.models.build import build_defined, build_model, save_definition
 from maskloom.models.flops import Shape
 from maskloom.models.masked_lm import MaskedLM
@@ -139,8 +140,8 @@ class TestWarmStart:
 
     def test_another_kind_of_model_is_refused(self, tokenizer: Tokenizer, tmp_path: Path) -> None:
         shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-        RobertaForMaskedLM(RobertaConfig(vocab_size=tokenizer.vocab_size, **shape)).save_pretrained(tmp_path)
-        with pytest.raises(UserError, match="is a 'roberta' model"):
+        ElectraForMaskedLM(ElectraConfig(vocab_size=tokenizer.vocab_size, **shape)).save_pretrained(tmp_path)
+        with pytest.raises(UserError, match="is a 'electra' model"):
             build_model(Bert(init=str(tmp_path)), tokenizer, 0)
 
     def test_a_folder_without_a_checkpoint_is_refused(self, tokenizer: Tokenizer, tmp_path: Path) -> None:
@@ -478,18 +479,18 @@ class TestWrongKinds:
 
     def other(self, kind: str, vocab_size: int) -> nn.Module:
         shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-        if kind == "roberta":
-            return RobertaForMaskedLM(RobertaConfig(vocab_size=vocab_size, **shape))
+        if kind == "electra":
+            return ElectraForMaskedLM(ElectraConfig(vocab_size=vocab_size, **shape))
         if kind == "distilbert":
             return DistilBertForMaskedLM(
                 DistilBertConfig(vocab_size=vocab_size, dim=16, n_layers=1, n_heads=2, hidden_dim=16)
             )
         return GPT2LMHeadModel(GPT2Config(vocab_size=vocab_size, n_embd=16, n_layer=1, n_head=2))
 
-    @pytest.mark.parametrize("kind", ["roberta", "distilbert", "gpt2"])
+    @pytest.mark.parametrize("kind", ["electra", "distilbert", "gpt2"])
     def test_another_architecture(self, kind: str, tokenizer: Tokenizer, tmp_path: Path) -> None:
         self.other(kind, tokenizer.vocab_size).save_pretrained(tmp_path)
-        assert f"is a '{kind}' model: only 'bert' is supported" in refusal(tmp_path, tokenizer)
+        assert f"is a '{kind}' model: only {known()} are supported" in refusal(tmp_path, tokenizer)
         describe(tmp_path, **json.loads(json.dumps(tiny_config(tokenizer.vocab_size).to_dict())))  # that lies
         assert "holds none of the weights of a 'bert' model. Its weights are " in refusal(tmp_path, tokenizer)
 

@@ -11,10 +11,10 @@ from transformers import AutoTokenizer, RobertaTokenizer
 
 from maskloom.errors import UserError
 from maskloom.tokenizers.base import Tokenizer
+from maskloom.tokenizers.byte_bpe import train_byte_bpe
 from maskloom.tokenizers.loading import load_tokenizer
 from maskloom.tokenizers.merges import MERGES, SPECIAL_TOKENS, VOCABULARY
 from maskloom.tokenizers.roles import SETTINGS, SPECIALS
-from maskloom.tokenizers.training import train_tokenizer
 from tests.conftest import WORDS
 
 from .test_byte_bpe import TEXTS, texts
@@ -26,7 +26,7 @@ ADDED = {"content": "[PATIENT]", "lstrip": False, "rstrip": False, "single_word"
 @pytest.fixture(scope="module")
 def parts() -> tuple[dict[str, int], list[list[str]]]:
     """The tokens and merges of a small tokenizer; the mask has the last id, as in RoBERTa's."""
-    tree = json.loads(train_tokenizer([*TEXTS, " ".join(WORDS)], SIZE, kind="byte-bpe").definition)
+    tree = json.loads(train_byte_bpe([*TEXTS, " ".join(WORDS)], SIZE, None))
     found = tree["model"]["vocab"]
     tokens = [*SPECIAL_TOKENS[:4], *sorted(found, key=found.get)[5:], "<mask>"]
     assert len(tokens) == SIZE

@@ -20,7 +20,7 @@ from maskloom.commands.arguments import positive
 from maskloom.commands.loading import LoadedRun, load_run
 from maskloom.errors import UserError
 from maskloom.files import whole_folder
-from maskloom.models.architecture import architecture_of, longest_piece_of
+from maskloom.models.architecture import longest_piece_of
 from maskloom.progress import say
 from maskloom.tokenizers.writing import write_for_others
 
@@ -55,7 +55,7 @@ def run(options: argparse.Namespace) -> int:
 
 def plain_model(loaded: LoadedRun) -> PreTrainedModel:
     """Hugging Face's own model with the run's weights."""
-    config = loaded.model.config
-    model = architecture_of(config).hf_class(config)
+    architecture = loaded.model.architecture
+    model = architecture.hf_class(architecture.written(loaded.model.config))
     model.load_state_dict(loaded.weights)
     return model.eval()

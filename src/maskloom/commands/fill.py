@@ -1,7 +1,8 @@
-"""Fill the masks of a sentence: the likeliest tokens for each [MASK].
+"""Fill the masks of a sentence: the likeliest tokens for each.
 
-MODEL is a run directory, an exported folder, or any folder with a Hugging Face checkpoint of a
-model for masked tokens (BertForMaskedLM) and its tokenizer.
+MODEL is a run directory, an exported folder, or any folder with a Hugging Face checkpoint of a model for masked tokens and
+its tokenizer. A mask is written [MASK], or as the tokenizer spells it (<mask>). It stands for the blank before it if the
+tokenizer has it so, as RoBERTa's and ModernBERT's do. Shares are those of the whole vocabulary.
 
 example:
   maskloom fill runs/quickstart "Returns the [MASK] of the array."
@@ -10,6 +11,7 @@ example:
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +31,9 @@ from maskloom.tokenizers.loading import load_tokenizer
 def configure(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("model", metavar="MODEL")
-    add("text", metavar="TEXT", help="a sentence with one [MASK] or more")
+    add("text", metavar="TEXT", help=f"a sentence with one {MASK} or more")
     add("--top", type=positive, default=5, help="tokens to print for each (default: 5)")
+    add("--json", action="store_true", help="print one JSON object, with ids and whole numbers")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -42,23 +45,30 @@ def run(options: argparse.Namespace) -> int:
     logging.disable_progress_bar()
     model, tokenizer = _load(Path(options.model))
     ids = tokenizer.encode_with_masks(options.text)
-    most = longest_piece_of(model.config)
+    most, mask = longest_piece_of(model.config), tokenizer.roles.mask
     if len(ids) > most:
         raise UserError(f"the text has {len(ids)} tokens, the model reads at most {most}: shorten it")
     places = [place for place, token in enumerate(ids) if token == tokenizer.mask_id]
     if not places:
-        raise UserError(f"no {MASK} in the text: {options.text!r}")
+        spellings = " or ".join(dict.fromkeys((MASK, mask)))
+        raise UserError(f"no {spellings} in the text: {options.text!r}")
     with torch.no_grad():
         logits = model(input_ids=torch.tensor([ids])).logits[0, places]
     likely = logits.softmax(-1)[:, : tokenizer.vocab_size]  # a padded vocabulary has rows without a token
-    shares, tokens = likely.topk(min(options.top, likely.shape[-1]))
-    for place, token_row, share_row in zip(places, tokens.tolist(), shares.tolist(), strict=True):
-        likeliest = ", ".join(
-            f"{tokenizer.token(token)} {share:.1%}" for token, share in zip(token_row, share_row, strict=True)
-        )
-        show(f"{MASK} at token {place}: {one_line(likeliest)}")
-    best = dict(zip(places, tokens[:, 0].tolist(), strict=True))
-    show(one_line(tokenizer.decode([best.get(place, token) for place, token in enumerate(ids)][1:-1])))
+    shares, tokens = (found.tolist() for found in likely.topk(min(options.top, likely.shape[-1])))
+    best = dict(zip(places, (row[0] for row in tokens), strict=True))
+    filled = tokenizer.decode([best.get(place, token) for place, token in enumerate(ids)][1:-1])
+    if options.json:
+        masks = [
+            {"place": place, "tokens": row, "spellings": [*map(tokenizer.token, row)], "shares": share_row}
+            for place, row, share_row in zip(places, tokens, shares, strict=True)
+        ]
+        show(json.dumps({"ids": ids, "masks": masks, "text": filled}))
+        return 0
+    for place, row, share_row in zip(places, tokens, shares, strict=True):
+        likeliest = (f"{tokenizer.token(token)} {share:.1%}" for token, share in zip(row, share_row, strict=True))
+        show(f"{mask} at token {place}: {one_line(', '.join(likeliest))}")
+    show(one_line(filled))
     return 0
 
 

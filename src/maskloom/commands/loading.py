@@ -36,11 +36,12 @@ def load_run(run: Path, step: int | None, overrides: Sequence[str] = ()) -> Load
     folder = saved_at(run, step)
     config = load_config(run / "config.yaml", overrides)
     tokenizer = load_tokenizer(run / "model")
+    state = read_state(folder)
     model = build_defined(run / "model")
+    model.architecture.set_fields(model.config, config.model_at(state.step))
     weights = full_precision_weights(folder)
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
         raise UserError(f"{folder} does not fit {run / 'model' / 'config.json'}: {error}") from None
-    state = read_state(folder)
     return LoadedRun(config, tokenizer, model.eval(), weights, state.step, tokenizing_of(state.fingerprint))

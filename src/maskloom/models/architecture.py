@@ -11,6 +11,8 @@ from maskloom.config import MODELS
 from maskloom.errors import UserError
 from maskloom.models.base import Architecture, Description, LayerSettings
 from maskloom.models.bert import BERT
+from maskloom.models.modernbert import MODERNBERT
+from maskloom.models.roberta import CAMEMBERT, ROBERTA, XLM_ROBERTA
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -23,9 +25,12 @@ __all__ = [
     "add",
     "architecture_of",
     "longest_piece_of",
+    "unused_positions_of",
 ]
 
-ARCHITECTURES: dict[str, Architecture] = {each.name: each for each in (BERT,)}
+ARCHITECTURES: dict[str, Architecture] = {
+    each.name: each for each in (BERT, ROBERTA, XLM_ROBERTA, CAMEMBERT, MODERNBERT)
+}
 """By the name that `model.architecture` and config.json's `model_type` have."""
 
 
@@ -49,6 +54,12 @@ def architecture_of(config: PretrainedConfig) -> Architecture:
 def longest_piece_of(config: PretrainedConfig) -> int:
     """The most slots that a piece may have, by a Hugging Face configuration."""
     return architecture_of(config).longest_piece(config)
+
+
+def unused_positions_of(config: PretrainedConfig) -> int:
+    """How many of a configuration's positions no token has: RoBERTa's begin behind the padding token's id."""
+    most = longest_piece_of(config)
+    return int(getattr(config, "max_position_embeddings", most)) - most
 
 
 def known() -> str:

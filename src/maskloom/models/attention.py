@@ -11,6 +11,7 @@ from typing import NamedTuple, cast
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
+from maskloom.models.rotary import Rotary
 from maskloom.redaction import brief
 
 HALF = (torch.float16, torch.bfloat16)
@@ -20,43 +21,57 @@ FIRST_CAPABILITY = (8, 0)
 """Ampere."""
 
 
-def piece_mask(pieces: torch.Tensor, seq_len: int) -> torch.Tensor:
-    """bool [R, 1, S, S]: True where two slots of a row belong to the same piece.
+class Pieces(NamedTuple):
+    """What a layer may look at beside its input.
+
+    Attributes:
+        cu_seqlens: int32 [N + 1]; where the pieces begin, and T.
+        mask: what `piece_mask` gives; None if `needs_mask` is False.
+        seq_len: S.
+        window: slots that a slot sees to either side; None if it sees its whole piece.
+        rotary: what queries and keys are turned by; None if positions are in the embeddings.
+    """
+
+    cu_seqlens: torch.Tensor
+    mask: torch.Tensor | None
+    seq_len: int
+    window: int | None = None
+    rotary: Rotary | None = None
+
+
+def piece_mask(pieces: torch.Tensor, seq_len: int, window: int | None = None) -> torch.Tensor:
+    """bool [R, 1, S, S]: True where two slots of a row belong to the same piece, and are at most `window` apart.
 
     Args:
         pieces: int32 [T]; number of the piece within its row.
     """
     rows = pieces.view(-1, seq_len)
-    return (rows[:, :, None] == rows[:, None, :])[:, None]
+    mask = rows[:, :, None] == rows[:, None, :]
+    if window is not None:
+        slots = torch.arange(seq_len, device=pieces.device)
+        mask = mask & ((slots[:, None] - slots[None, :]).abs() <= window)
+    return mask[:, None]
 
 
-def attend(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    cu_seqlens: torch.Tensor,
-    mask: torch.Tensor | None,
-    seq_len: int,
-    dropout: float,
-) -> torch.Tensor:
-    """Softmax attention of every slot over the slots of its own piece.
+def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, pieces: Pieces, dropout: float) -> torch.Tensor:
+    """Softmax attention of every slot over the slots of its own piece that are within the window.
 
     On CUDA the variable-length kernel runs over the pieces and never sees a mask, if `choose_attention` says that it can.
 
     Args:
         query, key, value: [T, H, D].
-        cu_seqlens: int32 [N + 1]; where the pieces begin, and T.
-        mask: what `piece_mask` gives, or None if `needs_mask` is False.
-        seq_len: S.
         dropout: probability with which an attention weight is dropped.
 
     Returns:
         [T, H, D].
     """
+    cu_seqlens, mask, seq_len, window, _ = pieces
     if mask is None:
         from torch.nn.attention.varlen import varlen_attn  # loads flash attention: only if it is used
 
-        return cast(torch.Tensor, varlen_attn(query, key, value, cu_seqlens, cu_seqlens, seq_len, seq_len))
+        reach = (-1, -1) if window is None else (window, window)
+        ends = (cu_seqlens, cu_seqlens, seq_len, seq_len)
+        return cast(torch.Tensor, varlen_attn(query, key, value, *ends, window_size=reach))
     slots, heads, size = query.shape
     query, key, value = (part.view(-1, seq_len, heads, size).transpose(1, 2) for part in (query, key, value))
     output = scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)

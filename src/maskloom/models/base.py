@@ -15,7 +15,8 @@ Shapes: T slots, K predicted tokens, D hidden size.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import copy
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -42,6 +43,14 @@ class LayerSettings(Protocol):
     def window(self) -> int | None:
         """Slots that a slot sees to either side; None if it sees its whole piece."""
 
+    @property
+    def rope_theta(self) -> float | None:
+        """Base of the rotary position embeddings' frequencies; None if positions are in the embeddings."""
+
+
+def _no_faults(tree: Mapping[str, Any]) -> Iterable[str]:
+    return ()
+
 
 @dataclass(frozen=True)
 class Description:
@@ -55,7 +64,10 @@ class Description:
         ranges: keys of a number, and the two numbers that it lies strictly between.
         choices: keys that choose a function, and the values that our forward computes.
         computed: keys that our forward does not read, and the values that are right for it.
-        harmless: keys that change nothing about the forward.
+        harmless: keys that change nothing about the forward, or that `faults` judges.
+        ids: keys that hold ids of tokens. One that is beyond the vocabulary is dropped, since the tokenizer's are taken.
+        own: keys of another form, which `faults` judges.
+        faults: what of a config.json our forward does not compute for reasons that no list has, a sentence each.
     """
 
     sizes: tuple[str, ...]
@@ -64,11 +76,23 @@ class Description:
     choices: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     computed: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     harmless: frozenset[str] = frozenset()
+    ids: tuple[str, ...] = ()
+    own: tuple[str, ...] = ()
+    faults: Callable[[Mapping[str, Any]], Iterable[str]] = _no_faults
 
     @property
     def kept(self) -> tuple[str, ...]:
         """The keys that a model is built from."""
-        return (*self.sizes, *self.more_sizes, *self.ranges, *self.choices, "tie_word_embeddings")
+        return (*self.sizes, *self.more_sizes, *self.ranges, *self.choices, *self.own, "tie_word_embeddings")
+
+
+def _no_keys(config: Any) -> dict[str, Any]:
+    return {}
+
+
+def _set_fields(config: Any, values: Mapping[str, Any]) -> None:
+    for name, value in values.items():
+        setattr(config, name, value)
 
 
 def _unchanged(model: Any, hidden: torch.Tensor) -> torch.Tensor:
@@ -100,6 +124,9 @@ class Architecture:
         spare_names: how the names begin of what else a checkpoint of Hugging Face's encoder holds. It is not read.
         counter_names: the same of what holds no weights; it is not mentioned.
         old_endings: ends of names in older checkpoints, and what they are called today.
+        set_fields: (configuration, values of fields of `settings`) -> None: changes a Hugging Face configuration that there is.
+            Left out: its attributes of these names.
+        old_keys: (configuration) -> what a config.json says in other words for earlier releases of Transformers.
         build: makes a model with weights drawn from torch's generator. Left out: `hf_class(config)`.
     """
 
@@ -121,6 +148,8 @@ class Architecture:
     spare_names: tuple[str, ...] = ()
     counter_names: tuple[str, ...] = ()
     old_endings: Mapping[str, str] = field(default_factory=dict)
+    set_fields: Callable[[Any, Mapping[str, Any]], None] = _set_fields
+    old_keys: Callable[[Any], dict[str, Any]] = _no_keys
     build: Callable[[Any], Any] | None = None
 
     @property
@@ -146,8 +175,16 @@ class Architecture:
 
     def config(self, settings: Model, tokenizer: Tokenizer) -> PretrainedConfig:
         """Hugging Face's configuration of a model from scratch."""
-        shape = settings.model_dump(exclude={"architecture", "init"})
-        return self.config_class(vocab_size=tokenizer.vocab_size, **self.token_ids(tokenizer), **shape)
+        shape = settings.model_dump(mode="json", exclude={"architecture", "init", "vocab_multiple"})
+        rows = tokenizer.vocab_size + -tokenizer.vocab_size % settings.vocab_multiple
+        return self.config_class(vocab_size=rows, **self.token_ids(tokenizer), **shape)
+
+    def written(self, config: PretrainedConfig) -> PretrainedConfig:
+        """A copy of a configuration that other releases of Transformers read too, once it is saved."""
+        copied = copy.deepcopy(config)
+        for key, value in self.old_keys(config).items():
+            setattr(copied, key, value)
+        return copied
 
     def own_name(self, key: str) -> str:
         """What the architecture calls a key that all configurations of Hugging Face answer: `dim` for `hidden_size`."""

@@ -60,7 +60,7 @@ def check_size(config: PretrainedConfig) -> None:
 def save_definition(model: MaskedLM, tokenizer: Tokenizer, folder: Path) -> None:
     """Write what a checkpoint's weights need beside them: the model's config.json and tokenizer.json."""
     folder.mkdir(parents=True, exist_ok=True)
-    model.config.save_pretrained(folder)
+    model.architecture.written(model.config).save_pretrained(folder)
     tokenizer.save(folder / "tokenizer.json")
 
 

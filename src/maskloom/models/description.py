@@ -24,7 +24,7 @@ from maskloom.config import Model
 from maskloom.errors import UserError
 from maskloom.extensions import where_names_come_from
 from maskloom.files import read_plain
-from maskloom.models.architecture import ARCHITECTURES, known
+from maskloom.models.architecture import ARCHITECTURES, known, unused_positions_of
 from maskloom.models.base import Architecture
 
 if TYPE_CHECKING:
@@ -118,7 +118,20 @@ def check_description(tree: Mapping[str, Any], name: str) -> PretrainedConfig:
     description = architecture.description
     kept = {key: tree[key] for key in description.kept if key in tree}
     kept |= {key: float(kept[key]) for key in description.ranges if key in kept}  # JSON may have 1 for 1.0
-    return architecture.config_class(**kept)
+    kept |= {key: _token_id(tree.get(key), tree[architecture.own_name("vocab_size")]) for key in description.ids}
+    config = architecture.config_class(**kept)
+    if architecture.longest_piece(config) < 1:
+        unused = unused_positions_of(config)
+        raise UserError(
+            f"{name}: its config.json has max_position_embeddings {config.max_position_embeddings}, which leaves no position "
+            f"for a token: the first {unused:,} are before or at the padding token's id (pad_token_id)"
+        )
+    return config
+
+
+def _token_id(given: object, vocab_size: int) -> int | None:
+    """The id of a token, None if there is no such token."""
+    return given if isinstance(given, int) and not isinstance(given, bool) and 0 <= given < vocab_size else None
 
 
 def _kind_by_classes(classes: object) -> str:
@@ -158,7 +171,8 @@ def _function_faults(tree: Mapping[str, Any], architecture: Architecture) -> Ite
         if key in tree and not any(type(tree[key]) is type(value) and tree[key] == value for value in values):
             said = " or ".join(map(repr, values)) if len(values) <= 2 else f"one of {', '.join(values)}"
             yield f"{key} is {shown(tree[key])} (computed: {said})"
-    judged = {*description.kept, *computed, *HARMLESS, *description.harmless, *architecture.dropouts}
+    yield from description.faults(tree)
+    judged = {*description.kept, *computed, *HARMLESS, *description.harmless, *description.ids, *architecture.dropouts}
     defaults = _known_keys(architecture.config_class)
     for key in tree:
         if key in judged:

@@ -19,6 +19,7 @@ import torch
 from torch.nn import functional as F
 from transformers.activations import ACT2FN
 
+from maskloom.models.attention import Pieces as Pieces
 from maskloom.models.attention import attend
 from maskloom.models.kernels import Kernels
 
@@ -43,10 +44,10 @@ def activation(name: str, kernels: Kernels) -> Callable[[torch.Tensor], torch.Te
 
 
 class Dense(NamedTuple):
-    """Weight [out, in] and bias [out]; of a LayerNorm, both [D]."""
+    """Weight [out, in] and bias [out] or None; of a LayerNorm, both [D]."""
 
     weight: torch.Tensor
-    bias: torch.Tensor
+    bias: torch.Tensor | None
 
     @staticmethod
     def of(module: Any) -> Dense:
@@ -83,13 +84,10 @@ class PostNorm:
         """A slot sees its whole piece."""
         return None
 
-
-class Pieces(NamedTuple):
-    """What attention may look at: what `attention.attend` needs beside query, key and value."""
-
-    cu_seqlens: torch.Tensor
-    mask: torch.Tensor | None
-    seq_len: int
+    @property
+    def rope_theta(self) -> None:
+        """Positions are in the embeddings."""
+        return None
 
 
 def post_norm(hidden: torch.Tensor, weights: PostNormWeights, pieces: Pieces, settings: PostNorm) -> torch.Tensor:
@@ -102,11 +100,12 @@ def post_norm(hidden: torch.Tensor, weights: PostNormWeights, pieces: Pieces, se
 def self_attention(hidden: torch.Tensor, weights: PostNormWeights, pieces: Pieces, settings: PostNorm) -> torch.Tensor:
     """Attention within pieces, and the product with its output matrix: [T, D] -> [T, D]."""
     projections = weights[:3]
+    biases = [part.bias for part in projections if part.bias is not None]
     qkv = settings.kernels.linear(
-        hidden, torch.cat([part.weight for part in projections]), torch.cat([part.bias for part in projections])
+        hidden, torch.cat([part.weight for part in projections]), torch.cat(biases) if biases else None
     )
     query, key, value = qkv.view(len(hidden), 3, settings.heads, -1).unbind(1)
-    context = attend(query, key, value, pieces.cu_seqlens, pieces.mask, pieces.seq_len, settings.attention_dropout)
+    context = attend(query, key, value, pieces, settings.attention_dropout)
     return settings.kernels.linear(context.flatten(1), *weights.attention_output)
 
 
@@ -123,4 +122,15 @@ def drop(update: torch.Tensor, settings: PostNorm) -> torch.Tensor:
 
 def add_norm(update: torch.Tensor, hidden: torch.Tensor, norm: Dense, settings: PostNorm) -> torch.Tensor:
     """LayerNorm(hidden + update): [T, D] -> [T, D]."""
-    return F.layer_norm(hidden + update, hidden.shape[-1:], norm.weight, norm.bias, settings.layer_norm_eps)
+    return layer_norm(hidden + update, norm, settings.layer_norm_eps)
+
+
+def layer_norm(hidden: torch.Tensor, norm: Dense, eps: float) -> torch.Tensor:
+    """LayerNorm, with or without a bias: [T, D] -> [T, D]."""
+    return F.layer_norm(hidden, hidden.shape[-1:], norm.weight, norm.bias, eps)
+
+
+def gated(both: torch.Tensor, activation: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    """A gated linear unit (Shazeer, 2020): the first half, activated, times the second. [T, 2 f] -> [T, f]."""
+    activated, gate = both.chunk(2, -1)
+    return activation(activated) * gate

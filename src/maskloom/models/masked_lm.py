@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -29,6 +29,7 @@ from maskloom.models.attention import needs_mask, piece_mask
 from maskloom.models.base import Architecture, LayerSettings
 from maskloom.models.kernels import KERNELS, Kernels
 from maskloom.models.layers import Pieces
+from maskloom.models.rotary import rotary_table
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -103,15 +104,33 @@ class MaskedLM(nn.Module):
         architecture = self.architecture
         each = architecture.layer_settings(self.config, self.kernels, self.training)
         hidden = architecture.embed(self, batch)
-        masked = needs_mask(hidden.device, head_size_of(self.config), hidden.dtype, each[0].attention_dropout)
-        mask = piece_mask(batch.pieces, batch.seq_len) if masked else None
-        pieces = Pieces(batch.cu_seqlens, mask, batch.seq_len)
+        seen = self._pieces(batch, each, hidden)
         for layer, settings in zip(architecture.layers(self), each, strict=True):
+            pieces = seen[settings.window, settings.rope_theta]
             if self.checkpoints_activations and self.training:
                 hidden = checkpoint(layer, hidden, pieces, settings, use_reentrant=False)
             else:
                 hidden = layer(hidden, pieces, settings)
         return architecture.finish(self, hidden)
+
+    def _pieces(
+        self, batch: MicroBatch, each: Sequence[LayerSettings], hidden: torch.Tensor
+    ) -> dict[tuple[int | None, float | None], Pieces]:
+        """What layers look at, once for each window and theta among their settings."""
+        size = head_size_of(self.config)
+        masked = needs_mask(hidden.device, size, hidden.dtype, each[0].attention_dropout)
+        masks = {
+            window: piece_mask(batch.pieces, batch.seq_len, window) if masked else None
+            for window in dict.fromkeys(settings.window for settings in each)
+        }
+        tables = {
+            theta: None if theta is None else rotary_table(batch.positions, size, theta)
+            for theta in dict.fromkeys(settings.rope_theta for settings in each)
+        }
+        return {
+            (window, theta): Pieces(batch.cu_seqlens, masks[window], batch.seq_len, window, tables[theta])
+            for window, theta in dict.fromkeys((settings.window, settings.rope_theta) for settings in each)
+        }
 
     def drop(self, hidden: torch.Tensor, probability: float) -> torch.Tensor:
         """Dropout while the model trains; any shape."""

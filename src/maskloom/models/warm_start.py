@@ -8,6 +8,7 @@ under Hugging Face's names, and given to `from_pretrained` of its own class, whi
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
@@ -20,10 +21,11 @@ from transformers.utils import logging
 
 from maskloom.config import MODELS, Model
 from maskloom.errors import UserError
-from maskloom.models.architecture import architecture_of, longest_piece_of
+from maskloom.models.architecture import architecture_of, unused_positions_of
 from maskloom.models.description import architecture_in, check_description, read_tree
 from maskloom.models.masked_lm import MaskedLM, count_parameters, packed
 from maskloom.models.outline import Outline, outline_of
+from maskloom.models.positions import check_growth, check_positions, grow_tables, growth_note
 from maskloom.models.stored import (
     FLOATS,
     SAFE,
@@ -45,6 +47,8 @@ MOST_SPARE_ROWS = 1 << 10
 """Rows of the embeddings beyond the tokenizer's ids that pass for padding (128 for each of 8 tensor-parallel ranks is the most
 that is usual), if the checkpoint has no tokenizer that would tell."""
 MOST_NAMED = 50
+TOKENIZERS = ("vocab.txt", "merges.txt", "*.model")
+"""Files of tokenizers on the Hub, beside tokenizer.json and vocab.json."""
 
 
 class Checkpoint(NamedTuple):
@@ -188,11 +192,12 @@ def settle_architecture(settings: Model) -> Model:
     return MODELS[kind].model_validate(given)
 
 
-def check_init(source: str, tokenizer: Tokenizer, seq_lens: Mapping[str, int]) -> PretrainedConfig:
+def check_init(source: str, tokenizer: Tokenizer, seq_lens: Mapping[str, int], **settings: Any) -> PretrainedConfig:
     """Check what `model.init` names, without reading its weights.
 
     Args:
         seq_lens: setting -> its sequence length.
+        settings: replace those of its configuration.
 
     Returns:
         its Hugging Face configuration.
@@ -202,26 +207,28 @@ def check_init(source: str, tokenizer: Tokenizer, seq_lens: Mapping[str, int]) -
     """
     checkpoint = open_checkpoint(source, f"model.init {source}")
     vocabulary_note(checkpoint, tokenizer)
-    check_positions(checkpoint.config, checkpoint.name, seq_lens)
-    return checkpoint.config
+    config = _changed(checkpoint, settings)
+    how = "raise" if "max_position_embeddings" in settings else "set"
+    check_positions(config, checkpoint.name, seq_lens, f"{how} model.max_position_embeddings")
+    return config
 
 
-def check_positions(
-    config: PretrainedConfig, name: str, seq_lens: Mapping[str, int], what_to_do: str = "Lower seq_len"
-) -> None:
-    """Raises UserError if a sequence is longer than the model has positions."""
-    most = longest_piece_of(config)
-    if wrong := [f"{setting} {length}" for setting, length in seq_lens.items() if length > most]:
-        raise UserError(f"{', '.join(wrong)}: more than the {most} positions of {name}. {what_to_do}")
+def _changed(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> PretrainedConfig:
+    """A checkpoint's configuration with other values of fields. Raises UserError if it would have fewer positions."""
+    config = copy.deepcopy(checkpoint.config)
+    checkpoint.outline.architecture.set_fields(config, settings)
+    check_growth(checkpoint.config, config, checkpoint.name)
+    return config
 
 
 def vocabulary_note(checkpoint: Checkpoint, tokenizer: Tokenizer) -> str:
     """What is to be said of a vocabulary that is not quite the tokenizer's; empty if it is.
 
     Raises:
-        UserError: the embeddings are not those of the tokenizer's ids.
+        UserError: the embeddings are not those of the tokenizer's ids, or positions would begin elsewhere.
     """
     rows, ids, name = checkpoint.config.vocab_size, tokenizer.vocab_size, checkpoint.name
+    _check_first_position(checkpoint, tokenizer)
     differ = f"{name} has a vocabulary of {rows}, the tokenizer {tokenizer.source} one of {ids}"
     own = _own_tokenizer(checkpoint.folder)
     if rows < ids:
@@ -254,11 +261,23 @@ def vocabulary_note(checkpoint: Checkpoint, tokenizer: Tokenizer) -> str:
     return "".join(f"; {note}" for note in notes)
 
 
+def _check_first_position(checkpoint: Checkpoint, tokenizer: Tokenizer) -> None:
+    """Raises UserError if positions begin behind the padding token's id, and the tokenizer has another."""
+    config = copy.copy(checkpoint.config)
+    begins = unused_positions_of(config)
+    config.update(checkpoint.outline.architecture.token_ids(tokenizer))
+    if begins != unused_positions_of(config):
+        raise UserError(
+            f"{checkpoint.name} was trained with positions that begin behind the padding token's id, {begins - 1}, and that of "
+            f"the tokenizer {tokenizer.source} has id {tokenizer.pad_id}: use the checkpoint's own tokenizer"
+        )
+
+
 def load_checkpoint(checkpoint: Checkpoint, **settings: Any) -> tuple[Any, set[str], set[str]]:
     """A checkpoint as Hugging Face's own model in fp32.
 
     Args:
-        settings: replace those of its configuration.
+        settings: replace those of its configuration; with more positions, its tables of positions are repeated.
 
     Returns:
         the model, the names of the weights that it lacks (newly initialised), and of those that it has no use for.
@@ -268,12 +287,12 @@ def load_checkpoint(checkpoint: Checkpoint, **settings: Any) -> tuple[Any, set[s
     """
     logging.disable_progress_bar()
     logging.set_verbosity_error()  # lines of ours say what its report says
-    config = checkpoint.config
-    config.update(settings)
+    config, weights = _changed(checkpoint, settings), _read_weights(checkpoint)
+    grow_tables(weights, checkpoint.config, config)
     model, report = checkpoint.outline.architecture.hf_class.from_pretrained(
         None,
         config=config,
-        state_dict=_read_weights(checkpoint),
+        state_dict=weights,
         dtype=torch.float32,
         output_loading_info=True,
     )
@@ -286,8 +305,9 @@ def warm_start(settings: Model, tokenizer: Tokenizer) -> tuple[MaskedLM, str]:
     checkpoint = open_checkpoint(source, f"model.init {source}")
     note = vocabulary_note(checkpoint, tokenizer)
     architecture = checkpoint.outline.architecture
-    dropouts = {name: getattr(settings, name) for name in architecture.dropouts}
-    model, missing, unexpected = load_checkpoint(checkpoint, **architecture.token_ids(tokenizer), **dropouts)
+    own = {name: getattr(settings, name) for name in architecture.dropouts} | settings.given_beside_init()
+    model, missing, unexpected = load_checkpoint(checkpoint, **architecture.token_ids(tokenizer), **own)
+    note += growth_note(checkpoint.config, model.config)
     return packed(model), (
         f"model: {count_parameters(model):,} parameters from {source}{note}; "
         f"ignored: {summary(unexpected) or 'nothing'}; newly initialised: {summary(missing) or 'nothing'}"
@@ -306,7 +326,7 @@ def _folder_of(source: str, name: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        fetched = Path(snapshot_download(source, allow_patterns=["*.json", "vocab.txt", "model*.safetensors"]))
+        fetched = Path(snapshot_download(source, allow_patterns=[*TOKENIZERS, "*.json", "model*.safetensors"]))
         if not (fetched / SAFE).exists() and not (fetched / f"{SAFE}.index.json").exists():
             snapshot_download(source, allow_patterns=["pytorch_model*.bin"])
     except Exception as error:  # the library raises many kinds

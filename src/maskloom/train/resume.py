@@ -19,7 +19,8 @@ from maskloom.config import Model, RunConfig
 from maskloom.config_file import differences, load_config, rechecked
 from maskloom.errors import UserError
 from maskloom.models.build import check_size, configuration_of, read_definition
-from maskloom.models.warm_start import check_init, check_positions, settle_architecture
+from maskloom.models.positions import check_positions
+from maskloom.models.warm_start import check_init, settle_architecture
 from maskloom.tokenizers.base import Tokenizer
 from maskloom.train.checkpoint.fit import fit_origin, is_same_origin, split_origin, unlike_data
 from maskloom.train.checkpoint.state import saved_folders
@@ -102,11 +103,10 @@ def check_model(
     origin = run if saved_folders(run) else split_origin(from_)[0] if from_ else None
     if origin is None:
         if model.init is not None:
-            return check_init(model.init, tokenizer, seq_lens)
+            return check_init(model.init, tokenizer, seq_lens, **model.given_beside_init())
         described = configuration_of(model, tokenizer)
         # The configuration was checked for this. But RoBERTa, for example, has fewer positions than it says.
-        what_to_do = "Lower seq_len, or raise model.max_position_embeddings"
-        check_positions(described, "the model", seq_lens, what_to_do)
+        check_positions(described, "the model", seq_lens, "raise model.max_position_embeddings")
         if must_fit:
             check_size(described)
         return described

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from maskloom.config import Evaluation, Phase, RunConfig
-from maskloom.config_file import rechecked
+from maskloom.config_file import load_config, rechecked
 from maskloom.data.batch import Layout
 from maskloom.data.cursors import first_cursors
 from maskloom.data.index.corpus import Index
@@ -183,6 +183,7 @@ def restore(trainer: Trainer, found: Found | None) -> str:
             origin += f", which {state.world_size} rank(s) wrote at ZeRO stage {state.zero_stage}"
         engine.load(found[0], same_spread, state.precision == config.engine.precision)
     trainer.step = trainer.pulse.step = state.step if state else 0
+    trainer.set_model(trainer.step)
     trainer.cursors = state.lane_cursors() if state else first_cursors(plan.lanes, len(plan.corpora))
     trainer.guard = state.guard_state() if state else GuardState()
     skipped, max_bad_share = state.skipped if state else 0, config.data.max_bad_share
@@ -205,7 +206,10 @@ def _model_of(trainer: Trainer, found: Found | None) -> tuple[MaskedLM, str]:
         )
     checkpoint.check_fits(state, plan, None if is_fork else str(config.engine.precision), folder)
     if is_fork:
-        return build_defined(folder.parents[1] / "model", config.model), f"begun from {folder}"
+        origin = folder.parents[1]
+        model = build_defined(origin / "model", config.model)
+        model.architecture.set_fields(model.config, load_config(origin / "config.yaml").model_at(state.step))
+        return model, f"begun from {folder}"
     trainer.saver.last_good = folder.name
     return build_defined(folder.parents[1] / "model"), f"resumed from {folder}"
 
@@ -248,6 +252,8 @@ def announce(trainer: Trainer, origin: str, attention: str) -> None:
         )
         if phase.batch_warmup:
             say(f"  its batch grows from {phase.batch_warmup.from_rows} rows in {phase.batch_warmup.steps:,} steps")
+        if phase.global_rope_theta is not None:
+            say(f"  global_rope_theta is {phase.global_rope_theta:,g} from here on")
     if trainer.step == plan.total_steps:
         say(f"all {trainer.step:,} steps are done: raise phases.N.steps of the last phase, or add a phase, to train on")
     elif trainer.step:

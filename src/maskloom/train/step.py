@@ -67,6 +67,7 @@ def train_step(batch: ReadyStep, trainer: Trainer, engine: Engine) -> StepResult
     """
     config, world, time = trainer.config, trainer.world, trainer.time
     engine.train()
+    trainer.set_model(batch.number + 1)
     time.traffic.begin_step()
     micro_batches = [micro_batch.to(trainer.device) for micro_batch in batch.micro_batches]
 

@@ -89,6 +89,11 @@ class Trainer:
                     if plan is not self.plan:
                         break
 
+    def set_model(self, step: int) -> None:
+        """Let the model be what phases make of it in the step that completes `step` steps."""
+        model = self.engine.model
+        model.architecture.set_fields(model.config, self.config.model_at(step))
+
     def seed_dropout(self, step: int, micro_batch: int) -> None:
         """Dropout is a function of (seed, step, micro-batch, rank): a checkpoint holds no state of a generator."""
         torch.manual_seed(make_key(self.config.seed, "dropout", step, micro_batch, self.world.rank) >> 1)

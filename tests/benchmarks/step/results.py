@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-FACTS = {"rows": 8, "text_tokens": 960, "slots": 1000, "squares": 128_000, "predicted": 150, "all_slots": 1024}
+FACTS = {"rows": 8, "text_tokens": 960, "slots": 1000, "pairs": [128_000], "predicted": 150, "all_slots": 1024}
 STAMP = {
     "date": "2026-01-02T03:04:05+00:00",
     "commit": "0123456789ab",

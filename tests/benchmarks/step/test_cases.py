@@ -18,20 +18,27 @@ def test_every_choice_of_kernels_is_a_system() -> None:
 
 
 def test_without_names_everything_runs_but_the_tiny_case_and_what_needs_a_gpu() -> None:
-    assert [case.name for case in choose_cases(None, "cpu")] == ["mini-128", "mini-512", "base-128", "base-512"]
-    assert [case.name for case in choose_cases(None, "cuda")] == ["base-128", "base-512", "large-128", "large-512"]
+    bert, modern = ["mini-128", "mini-512", "base-128", "base-512"], ["tiny-128", "tiny-512", "mini-128", "mini-512"]
+    others = [*(f"modernbert-{name}" for name in modern), "roberta-mini-128"]
+    assert [case.name for case in choose_cases(None, "cpu")] == [*bert, *others]
+    large = ["base-128", "base-512", "large-128", "large-512", "modernbert-base-1024"]
+    assert [case.name for case in choose_cases(None, "cuda")] == large
     assert "maskloom-graphs" not in {system.name for system in choose_systems(None, "cpu")}
-    assert choose_systems(None, "cuda") == [system for system in SYSTEMS if system.kernels != "onednn"]
+    on_gpu = [system for system in SYSTEMS if system.kernels != "onednn"]
+    assert choose_systems(None, "cuda", architecture="modernbert") == on_gpu
+    assert choose_systems(None, "cuda") == [system for system in on_gpu if not system.is_sparse]
     assert "hf-lines" not in {system.name for system in choose_systems(None, "cpu", leaving_out=("hf-lines",))}
 
 
 def test_a_name_that_a_device_has_not_is_refused_with_those_it_has() -> None:
     with pytest.raises(
-        UserError, match="--cases large-512: on a CPU there are mini-128, mini-512, base-128, base-512, tiny"
+        UserError, match="--cases large-512: on a CPU there are mini-128, mini-512, base-128, base-512, modernbert-tiny"
     ):
         choose_cases(["mini-128", "large-512"], "cpu")
     with pytest.raises(UserError, match="--systems maskloom-graphs: on a CPU there are maskloom-eager"):
         choose_systems(["maskloom-graphs"], "cpu")
+    with pytest.raises(UserError, match="--systems hf-sparse: on a CPU there are maskloom-eager"):
+        choose_systems(["hf-sparse"], "cpu")  # of a BERT
 
 
 def test_a_system_that_is_named_runs_although_a_case_leaves_it_out() -> None:

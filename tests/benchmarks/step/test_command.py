@@ -54,7 +54,9 @@ def test_steps_are_measured_and_added_to_the_file(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--only", "step", "--seeds", "2"), "--seeds is for --only loss"),
+        (("--only", "step", "--seeds", "2"), "--seeds is for --only loss or curves"),
+        (("--only", "curves", "--systems", "hf-sdpa"), "--systems is not for --only curves"),
+        (("--only", "curves", "--device", "cpu", "--steps", "5"), "--steps 5: the warm-up alone takes 60 steps"),
         (("--only", "loss", "--no-profile"), "--no-profile is for --only step"),
         (("--only", "loss", "--micro-batch-rows", "4"), "--micro-batch-rows is for --only step"),
         (("--steps", "5"), "--steps is not the same for steps and for a loss"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from step.learning import RECIPES, common_target, reached
+from step.learning import CURVES, RECIPES, apart, common_target, reached
 
 from maskloom.errors import UserError
 
@@ -21,6 +21,30 @@ def test_the_common_target_is_reached_by_every_curve() -> None:
     target = common_target([CURVE, other])
     assert target == pytest.approx(6.45)  # 6.41, rounded up to a twentieth
     assert all(reached(curve, target) for curve in (CURVE, other))
+
+
+def test_two_systems_are_compared_seed_by_seed_where_both_were_looked_at() -> None:
+    losses = {("maskloom-eager", 1): 5.0, ("maskloom-eager", 2): 5.4, ("hf-fed", 2): 5.5, ("hf-fed", 1): 4.9}
+    runs = [
+        {"system": system, "seed": seed, "curve": [[0, 0, 0.0, 9.0], [10, 1, 1.0, loss]]}
+        for (system, seed), loss in losses.items()
+    ]
+    runs[0]["curve"].append([20, 2, 2.0, 4.0])
+    begin, end = apart(runs)
+    assert (begin.step, begin.difference, begin.noise) == (0, 0.0, 0.0)
+    assert (end.step, end.ours, end.theirs) == (10, (5.0, 5.4), (4.9, 5.5))
+    assert end.differences == pytest.approx([0.1, -0.1])
+    assert end.difference == pytest.approx(0.0)
+    # Variances of 0.08 and 0.18 over two seeds each, and the variance of a difference of means is the sum of both, halved.
+    assert end.noise == pytest.approx(((0.08 + 0.18) / 2) ** 0.5)
+    assert apart(runs[:1]) == []
+
+
+def test_the_curves_are_of_the_quickstarts_size() -> None:
+    assert {name: recipe.case.architecture for name, recipe in CURVES.items()} == {name: name for name in CURVES}
+    assert {(recipe.case.hidden_size, recipe.case.layers, recipe.case.seq_len) for recipe in CURVES.values()} == {
+        (128, 2, 64)
+    }
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])

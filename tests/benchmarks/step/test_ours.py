@@ -55,6 +55,10 @@ def test_facts_of_packed_rows(tokenizer: Tokenizer) -> None:
     starts = np.array([[1, 0, 0, 0, 1, 0, 0, 1], [1, 0, 0, 0, 0, 0, 0, 0]], bool)
     chosen = np.array([[0, 1, 0, 0, 0, 1, 0, 0], [0, 0, 0, 1, 0, 0, 0, 0]], bool)
     found = packed_facts(Rows(tokens, tokens, starts, chosen), tokenizer)
-    expected = Facts(rows=2, text_tokens=9, slots=15, squares=4**2 + 3**2 + 8**2, predicted=3, all_slots=16)
+    expected = Facts(rows=2, text_tokens=9, slots=15, pairs=(4**2 + 3**2 + 8**2,), predicted=3, all_slots=16)
     assert found == expected
-    assert Facts.total([expected, expected]).squares == 2 * expected.squares
+    # Within one slot to either side: three a slot, and two at each end.
+    near = packed_facts(Rows(tokens, tokens, starts, chosen), tokenizer, (None, 1))
+    assert near.pairs == (*expected.pairs, 10 + 7 + 22)
+    assert Facts.total([near, near]).pairs == tuple(2 * pairs for pairs in near.pairs)
+    assert Facts.total([near, near]).slots == 30

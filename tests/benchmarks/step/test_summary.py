@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 from step.cases import CASES
+from step.learning import Apart
 from step.summary import (
     Spread,
+    apart_table,
     best,
     case_table,
     figures,
@@ -32,6 +34,29 @@ def test_figures_are_medians_of_the_rounds() -> None:
     assert found.utilisation is None  # of a CPU
     assert (found.peak_bytes, found.start_s) == (50 << 20, 3.0)
     assert found.filled == pytest.approx(1000 / 1024)
+
+
+def test_a_result_of_an_older_form_is_read() -> None:
+    measured = case()
+    turns = measured["systems"]["maskloom-compile"]["turns"]
+    new = figures(measured, "maskloom-compile")
+    for turn in turns:
+        facts = {**turn["facts"]}
+        (facts["squares"],) = facts.pop("pairs")
+        turn["facts"] = facts
+    assert figures(measured, "maskloom-compile") == new
+
+
+def test_a_modernberts_window_and_narrow_layers_count() -> None:
+    shape = next({**vars(case)} for case in CASES["cuda"] if case.name == "modernbert-base-1024")
+    found = limits(shape, "bf16", H200)
+    # 22 layers of four D^2 for the attention and three D * 1.5 D for the gated unit; eight layers see 1,024 slots, and 14 see
+    # 64 to either side; three tenths of the slots are predicted.
+    matrices, near = 22 * (4 + 4.5) * 768**2, 1024 * 129 - 64 * 65
+    pairs = 8 * 1024**2 + 14 * near
+    flops = 6 * matrices * 1024 + 12 * 768 * pairs + 6 * 0.3 * 1024 * (768**2 + 768 * 50368)
+    assert found.row_flops == pytest.approx(flops, rel=1e-4)
+    assert found.ceilings == {}  # its traffic is not that of a post-norm layer
 
 
 def test_mfu_is_a_gpus_and_at_most_1() -> None:
@@ -109,6 +134,13 @@ def test_time_to_a_loss_is_a_median_over_seeds() -> None:
     assert lines[3].split("|")[2].strip() == "4.5 (3-6)"
     assert "2 of 2" in lines[2]
     assert "0 of 2" in learning_table(learning(), target=5.0).splitlines()[2]
+
+
+def test_curves_that_lie_apart_are_shown_by_seed() -> None:
+    lines = apart_table([Apart(0, (9.0, 9.1), (9.0, 9.1)), Apart(10, (5.0, 5.4), (4.9, 5.5))], every=2).splitlines()
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines[2:]]
+    assert [row[0] for row in cells] == ["0", "10"]  # the last one always
+    assert cells[1][1:] == ["5.2 (5-5.4)", "5.2 (4.9-5.5)", "+0.0000", "+0.1000, -0.1000", "0.3606"]
 
 
 def test_a_table_is_markdown() -> None:
