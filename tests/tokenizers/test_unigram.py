@@ -148,6 +148,7 @@ def made_of(
 def test_words_by_hand() -> None:
     made = made_of(["▁the", "▁", "riv", "er", "s", "'", "▁do", "n't", "中", "文", "7", "(", "▁("])
     assert words_of(made, "the rivers don't(7)") == ["▁the", "▁rivers", "▁don't", "(", "7", "<unk>"]
+    assert words_of(made, "the 中文 7") == ["▁the", "▁中", "文", "▁7"]
     assert words_of(made, "the中文 (s") == ["▁the", "中", "文", "▁(", "s"]
 
 
