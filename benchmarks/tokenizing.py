@@ -132,7 +132,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         measure(name, tokenizer_of_definition(definition, name), texts, options.rounds)
         for name, definition in definitions(texts).items()
     ]
-    report = stamp("python benchmarks/tokenizing.py", "cpu", ["maskloom", "tokenizers", "numpy"]) | {
+    command = f"python benchmarks/tokenizing.py --chars {options.chars} --rounds {options.rounds}"
+    report = stamp(command, "cpu", ["maskloom", "tokenizers", "numpy"]) | {
         "characters": sum(map(len, texts)),
         "rounds": options.rounds,
         "results": results,
