@@ -9,22 +9,26 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from tokenizers import AddedToken, Regex, models, normalizers, pre_tokenizers, processors
 from tokenizers import Tokenizer as HFTokenizer
-from tokenizers import models, normalizers, pre_tokenizers
 from tokenizers.implementations.bert_wordpiece import BertWordPieceTokenizer
 
 from maskloom.errors import UserError
+from maskloom.tokenizers import base
 from maskloom.tokenizers.loading import load_tokenizer
-from maskloom.tokenizers.roles import LARGEST_BYTES, SETTINGS
+from maskloom.tokenizers.roles import LARGEST_BYTES, SETTINGS, SPECIALS
 from maskloom.tokenizers.wordpiece import SPECIAL_TOKENS
 from maskloom.tokenizers.writing import write_for_others
 from tests.fuzz.harness import INPUTS, Report, fuzz, guarded
+from tests.tokenizers.character_tables import TABLE
 
-TEXTS = ["the river [MASK] [PATIENT]", "a" * 200 + "!", "", " \u0301中\x00é,b", "[UNK]" * 3]
+TEXTS = ["the river [MASK] [PATIENT]", "ab ab ab <mask> <s>b</s>", "a" * 200 + "!", "", " \u0301中\x00é,b", "[UNK]" * 3]
 PIECES = [*SPECIAL_TOKENS, "[unused1]", *"abehrtiv中,", "##a", "##e", "##r", "##i", "the", "river"]
 VOCABULARY = {piece: number for number, piece in enumerate(PIECES)}
 WORDS = [
@@ -90,6 +94,31 @@ def of(model: models.Model, pre_tokenizer: object, normalizer: object = None) ->
     return made.to_str().encode()
 
 
+XLM_R = ("<s>", "<pad>", "</s>", "<unk>")
+
+
+def xlm_r(pre_tokenizer: pre_tokenizers.PreTokenizer, *steps: normalizers.Normalizer) -> bytes:
+    """A tokenizer of Unigram in the style of XLM-R: the special tokens are pieces of the vocabulary, the mask the last one."""
+    pieces = [
+        *XLM_R,
+        "▁",
+        "▁the",
+        "▁r",
+        "iver",
+        *"abehrtiv中,<>/s",
+        *(f"<0x{byte:02X}>" for byte in range(4)),
+        "<mask>",
+    ]
+    made = HFTokenizer(models.Unigram([(piece, -float(number)) for number, piece in enumerate(pieces)], 3, True))
+    made.pre_tokenizer = pre_tokenizer
+    made.normalizer = normalizers.Sequence(list(steps))
+    made.add_special_tokens([*XLM_R, AddedToken("<mask>", lstrip=True, normalized=False)])
+    made.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    return made.to_str().encode()
+
+
 SEEDS = [
     BertWordPieceTokenizer(VOCABULARY).to_str().encode(),
     of(models.WordPiece(VOCABULARY, unk_token="[UNK]"), pre_tokenizers.WhitespaceSplit(), normalizers.NFC()),
@@ -103,16 +132,30 @@ SEEDS = [
         pre_tokenizers.Split(" ", "removed"),
         normalizers.Replace("b", "a"),
     ),
+    xlm_r(pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()])),
+    xlm_r(
+        pre_tokenizers.Metaspace(prepend_scheme="first"),
+        normalizers.Precompiled(TABLE),
+        normalizers.Strip(left=False),
+        normalizers.Replace(Regex(" {2,}"), "▁"),
+    ),
 ]
 
 
 def use(folder: Path) -> None:
-    """What a command does with a tokenizer: load, encode, name, write it for others."""
+    """What a command does with a tokenizer: load, encode also in parts, tell words, fill masks, name, write it for others."""
     tokenizer = load_tokenizer(folder)
-    for ids in tokenizer.encode(TEXTS):
-        assert all(0 <= number < tokenizer.vocab_size for number in ids.tolist())
-        assert not {tokenizer.mask_id, tokenizer.pad_id, tokenizer.cls_id, tokenizer.sep_id} & set(ids.tolist())
-    assert tokenizer.token(tokenizer.mask_id) == "[MASK]"
+    roles = {tokenizer.mask_id, tokenizer.pad_id, tokenizer.cls_id, tokenizer.sep_id}
+    for most in (1 << 16, 4):
+        with patch.object(base, "MAX_ENCODE_CHARS", most):
+            for ids in tokenizer.encode(TEXTS):
+                assert all(0 <= number < tokenizer.vocab_size for number in ids.tolist())
+                assert not roles & set(ids.tolist())
+                if tokenizer.knows_words:
+                    assert tokenizer.starts_word(ids[None], np.zeros((1, len(ids)), bool)).shape == (1, len(ids))
+    assert tokenizer.token(tokenizer.mask_id) in ("[MASK]", "<mask>")
+    filled = tokenizer.encode_with_masks("the [MASK]")
+    assert (filled[0], filled[-1]) == (tokenizer.cls_id, tokenizer.sep_id)
     write_for_others(folder / "out", tokenizer)
 
 
@@ -242,6 +285,29 @@ def test_tokenizer_json_with_other_values(tmp_path: Path) -> None:
 
     run()
     print(f"\ntrees of tokenizer.json: {report}")
+
+
+def test_tokenizer_config_json_beside_a_definition(tmp_path: Path) -> None:
+    """As transformers 4 and 5 write it for XLM-R and CamemBERT, and what special_tokens_map.json adds."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "tokenizer.json").write_bytes(SEEDS[-1])
+    names = {"bos": "<s>", "eos": "</s>", "cls": "<s>", "sep": "</s>", "pad": "<pad>", "unk": "<unk>", "mask": "<mask>"}
+    flags = dict.fromkeys(("lstrip", "normalized", "rstrip", "single_word"), False) | {"special": True}
+    given = {f"{role}_token": token for role, token in names.items()}
+    seeds = [
+        given | {"tokenizer_class": "XLMRobertaTokenizer", "extra_special_tokens": ["<s>", "</s>"], "unk_id": 0},
+        {role: {"content": token, **flags} for role, token in given.items()}
+        | {"additional_special_tokens": ["<s>NOTUSED"]},
+        {"mask_token": "<mask>", "added_tokens_decoder": {"0": {"content": "<s>", **flags}}, "sp_model_kwargs": {}},
+    ]
+
+    def read(data: bytes) -> None:
+        for name in (SETTINGS, SPECIALS):
+            (tmp_path / name).write_bytes(data)
+        use(tmp_path)
+
+    more = [b'"cls_token":', b'"bos_token":', b'"<pad>"', b'"<mask>"', b'"<s>"', b'{"content":"</s>"}', b"null"]
+    fuzz(read, [json.dumps(seed).encode() for seed in seeds], WORDS + more, folder=tmp_path)
 
 
 def test_vocab_txt(tmp_path: Path) -> None:

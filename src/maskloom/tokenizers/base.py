@@ -319,16 +319,14 @@ class Tokenizer:
 
     def encode_with_masks(self, text: str) -> list[int]:
         """Token ids of a text between `cls` and `sep`. "[MASK]" and the tokenizer's own mask token become the mask, which takes
-        the blanks before it if Hugging Face's does. All other text is read as in training."""
+        the blanks beside it if the file says so; all other text is read as in training."""
         tree = json.loads(self.definition)
-        name = pipeline.names_of(tree, self.roles.spellings)[self.roles.mask]
-        encoder = Encoder.from_str(pipeline.encoder_definition(tree, self.roles.spellings))
-        if encoder.get_added_tokens_decoder().get(self.mask_id) is None:
-            encoder.add_special_tokens([name])
-        parts = re.split(f"{re.escape(MASK)}|{re.escape(self.roles.mask)}", text)
+        definition, mask = pipeline.masking_definition(tree, self.roles.spellings, self.roles.mask, self.mask_id)
+        encoder = Encoder.from_str(definition)
+        encoder.encode_special_tokens = True
+        masked = re.sub(f"{re.escape(MASK)}|{re.escape(self.roles.mask)}", lambda found: mask, text)
         with faults_of(f"{self.source} cannot encode a text"):
-            ids = encoder.encode(name.join(parts), add_special_tokens=False).ids
-        return [self.cls_id, *ids, self.sep_id]
+            return [self.cls_id, *encoder.encode(masked, add_special_tokens=False).ids, self.sep_id]
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of token ids, special tokens included."""

@@ -22,14 +22,13 @@ from maskloom.errors import UserError
 from maskloom.tokenizers import pipeline
 from maskloom.tokenizers.base import UNUSED, TokenizerKind, WordRule, faults_of
 from maskloom.tokenizers.pipeline import Tree, own_tokens, steps_of
-from maskloom.tokenizers.words import ANY, ClassRule
+from maskloom.tokenizers.words import ClassRule
 
 BOS, PAD, EOS, UNK, MASK = SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 """XLM-R's special tokens in their order. There, the mask is the last token of all."""
 COVERAGE = 0.9995  # share of a text's characters that get a token; SentencePiece's default
 BLANK = "▁"  # how Metaspace writes a blank, unless a file says otherwise
 BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
-BEFORE_ITS_WORD = ANY << 4  # as `ClassRule` writes it: begins a word behind anything, and nothing begins one behind it
 LETTERS = [chr(number) for number in range(0x30, 0x530) if chr(number).isalpha() or chr(number).isdigit()]
 """Latin, Greek, Cyrillic and what else lies between them."""
 LOCAL_NORMALIZERS = frozenset(
@@ -101,20 +100,14 @@ def rare_characters(texts: Iterable[str]) -> list[str]:
 
 
 def word_rule(tree: Tree, vocabulary: Mapping[str, int]) -> WordRule | None:
-    """The rule of character classes. A token for one byte of a character, as `<0xE4>`, counts as that byte.
-
-    A blank that is a token of its own begins the word behind it, as it does in one token with it.
-    """
+    """The rule of character classes. A token for one byte of a character, as `<0xE4>`, counts as that byte."""
     blank = _blank_of(tree) or BLANK
     has_bytes = tree["model"].get("byte_fallback") is True
     pieces: list[str | bytes] = [""] * (max(vocabulary.values()) + 1)
     for token, number in vocabulary.items():
         byte = BYTE_TOKEN.fullmatch(token) if has_bytes else None
         pieces[number] = bytes.fromhex(byte[1]) if byte else token.replace(blank, " ")
-    ends = ClassRule.of(pieces).ends
-    if blank in vocabulary:
-        ends[vocabulary[blank]] = BEFORE_ITS_WORD
-    return ClassRule(ends)
+    return ClassRule.of(pieces)
 
 
 def cut_points(tree: Tree, roles: frozenset[str]) -> re.Pattern[str] | None:

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer as Encoder
 
 from maskloom.files import write_atomically
 from maskloom.tokenizers import TOKENIZERS
-from maskloom.tokenizers.base import OTHER, Tokenizer
+from maskloom.tokenizers.base import OTHER, Tokenizer, faults_of
 from maskloom.tokenizers.pipeline import Tree
 from maskloom.tokenizers.roles import BERT, SETTINGS, Roles, ends_template
 
@@ -50,8 +50,14 @@ def _names_of(roles: Roles) -> dict[str, str]:
 
 
 def with_ends(tree: Tree, tokenizer: Tokenizer) -> Tree:
-    """The definition, which puts `cls` and `sep` around a text: the model was trained with them."""
-    if Encoder.from_str(tokenizer.definition).encode("").ids == [tokenizer.cls_id, tokenizer.sep_id]:
+    """The definition, which puts `cls` and `sep` around a text: the model was trained with them.
+
+    Raises:
+        UserError: the post-processor that it has is at fault.
+    """
+    with faults_of(f"the post-processor of {tokenizer.source} cannot be followed"):
+        empty = Encoder.from_str(tokenizer.definition).encode("").ids
+    if empty == [tokenizer.cls_id, tokenizer.sep_id]:
         return tree
     given = tree.get("post_processor") or {}
     ends = ends_template(tokenizer.roles, tokenizer.vocabulary)
