@@ -35,7 +35,7 @@ FIRST_CAPABILITY = (8, 0)
 
 MOST_MASKED = 1024
 """S up to which a row has a mask of [S, S]: in fp32 and with 16 rows, 64 MiB."""
-SLOTS_A_WINDOW = 5
+SLOTS_A_WINDOW = 4
 """S / w from which blocks are faster than a mask of [S, S] on a CPU. They compute 3 w scores a slot, and copy keys and values."""
 
 
