@@ -10,12 +10,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PretrainedConfig
 
 from maskloom.config import MODELS
+from maskloom.config_file import parse_config
 from maskloom.errors import UserError
 from maskloom.models.architecture import ARCHITECTURES, longest_piece_of
+from maskloom.models.build import build_model
 from maskloom.models.description import check_description
 from maskloom.models.kernels import KERNELS
 from maskloom.models.layers import ACTIVATIONS
@@ -214,6 +217,24 @@ def test_the_defaults_are_the_base_models(kind: str, tokenizer: Tokenizer) -> No
     assert parameters_of(config) == 124_697_433
 
 
+@each_kin
+def test_names_of_the_first_releases_load(kind: str, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    _, theirs = pair(tiny_config(kind, tokenizer))
+    theirs.save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    old = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
+    weights = {}
+    for name, tensor in load_file(file).items():
+        end = next((each for each in old if name.endswith(each)), "")
+        weights[name.removesuffix(end) + old.get(end, "")] = tensor
+    assert sum(name.endswith((".gamma", ".beta")) for name in weights) == 2 * (1 + 2 * TINY["num_hidden_layers"])
+    save_file(weights, file)
+    model, line = build_model(MODELS[kind](init=str(tmp_path)), tokenizer, 0)
+    assert line.endswith("ignored: nothing; newly initialised: nothing")
+    for name, tensor in theirs.state_dict().items():
+        assert torch.equal(model.state_dict()[name], tensor), name
+
+
 class TestPositions:
     """Found before a rank starts, by `check_model`."""
 
@@ -234,6 +255,19 @@ class TestPositions:
                 "first 2 are for no token: positions begin behind the padding token's id, 1. Lower seq_len, or raise "
                 f"model.max_position_embeddings to {seq_len + 2}"
             )
+
+    @each_kin
+    def test_more_than_the_table_has_is_refused_by_the_configuration(
+        self, kind: str, run_config: dict[str, Any]
+    ) -> None:
+        run_config["model"] = {"architecture": kind}
+        run_config["phases"][0]["seq_len"] = 515
+        with pytest.raises(UserError) as error:
+            parse_config(run_config, "run.yaml")
+        assert (
+            "phases.0.seq_len 515 is more than model.max_position_embeddings 514 (positions begin behind the padding token's "
+            "id: with id 1, 514 are for 512 tokens)" in str(error.value)
+        )
 
     @each_kin
     def test_a_large_id_of_the_padding_token_needs_a_large_table(
