@@ -89,6 +89,31 @@ MODERNBERT = {
     **SIZES,
 }
 
+FLEXBERT = {
+    "activation_function": "gelu",
+    "allow_embedding_resizing": True,
+    "attention_layer": "rope",
+    "attention_probs_dropout_prob": 0.0,
+    "attn_out_bias": False,
+    "attn_out_dropout_prob": 0.1,
+    "attn_qkv_bias": False,
+    "bert_layer": "prenorm",
+    "compile_model": True,
+    "embed_dropout_prob": 0.0,
+    "embed_norm": True,
+    "embedding_layer": "sans_pos",
+    "final_norm": True,
+    "head_pred_act": "gelu",
+    "hidden_act": "gelu",
+    "init_method": "full_megatron",
+    "local_attn_rotary_emb_base": 10000.0,
+    "loss_function": "fa_cross_entropy",
+    "loss_kwargs": {"reduction": "mean"},
+    "masked_prediction": True,
+    "rotary_emb_base": 160000.0,
+}
+"""What the config.json of a ModernBERT has besides, if it was converted from what it was trained with."""
+
 
 def _byte_level(documents: list[str], specials: list[str], pattern: bool) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE())
@@ -167,11 +192,13 @@ class Layout(NamedTuple):
 D = SIZES["hidden_size"]
 POOLER = (("roberta.pooler.dense.weight", (D, D)), ("roberta.pooler.dense.bias", (D,)))
 FAIRSEQ = ("<s>", "</s>", "<pad>", "<mask>")
+BERT = ("[CLS]", "[SEP]", "[PAD]", "[MASK]")
 LAYOUTS = {
     "roberta-base": Layout(ROBERTA, roberta_tokenizer, FAIRSEQ, 0, False, POOLER),
     "xlm-roberta-base": Layout(XLM_ROBERTA, xlm_roberta_tokenizer, FAIRSEQ, 0, False, POOLER),
     "camembert-base": Layout(CAMEMBERT, camembert_tokenizer, FAIRSEQ, 0, True, POOLER),
-    "ModernBERT-base": Layout(MODERNBERT, modernbert_tokenizer, ("[CLS]", "[SEP]", "[PAD]", "[MASK]"), 60, False, ()),
+    "RuModernBERT-small": Layout(MODERNBERT | FLEXBERT, modernbert_tokenizer, BERT, 0, False, ()),
+    "ModernBERT-base": Layout(MODERNBERT, modernbert_tokenizer, BERT, 60, False, ()),
 }
 
 

@@ -18,7 +18,7 @@ from maskloom.models.build import build_defined, build_model, save_definition
 from maskloom.models.positions import position_tables, repeated
 from maskloom.models.warm_start import check_init
 from maskloom.tokenizers.base import Tokenizer
-from maskloom.train.resume import check_model
+from maskloom.train.resume import check_model, reconcile
 from tests.models.parity import assert_is_hugging_faces, bucket, make_rows, pair
 
 TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
@@ -108,6 +108,23 @@ def test_it_may_be_given_beside_init_and_is_kept(
     assert "max_position_embeddings" not in dump_config(config)
     with pytest.raises(UserError, match=r"phases\.0\.seq_len 64: more than .* or set model\.max_position_embeddings"):
         check_model(tmp_path, None, config.model, tokenizer, {"phases.0.seq_len": 64})
+
+
+@each_kind
+def test_a_grown_run_resumes_with_the_same_positions_alone(
+    kind: str, folders: dict[str, Path], run_config: dict[str, Any]
+) -> None:
+    run_config["model"] = {"init": str(folders[kind]), "max_position_embeddings": NEW}
+    started = reconcile(parse_config(run_config, "run.yaml"))
+    assert started.model.architecture == kind
+    run = Path(started.run_dir)
+    run.mkdir()
+    (run / "config.yaml").write_text(dump_config(started))
+    again = reconcile(parse_config(run_config, "run.yaml"))
+    assert (again.model, again.model.given_beside_init()) == (started.model, {"max_position_embeddings": NEW})
+    run_config["model"]["max_position_embeddings"] = NEW + 1
+    with pytest.raises(UserError, match=rf"model\.max_position_embeddings: {NEW} in the run, {NEW + 1} now"):
+        reconcile(parse_config(run_config, "run.yaml"))
 
 
 def test_a_longer_row_than_grown_positions_is_refused(folders: dict[str, Path], run_config: dict[str, Any]) -> None:

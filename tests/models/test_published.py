@@ -56,7 +56,7 @@ def test_a_published_checkpoint_loads_by_its_folder(
     folder, theirs = published[name]
     layout = LAYOUTS[name]
     ours, line, tokenizer = loaded(str(folder), run_config, tmp_path)
-    assert longest_piece_of(ours.config) == (8192 if name == "ModernBERT-base" else 512)
+    assert longest_piece_of(ours.config) == (8192 if "ModernBERT" in name else 512)
     ids = tokenizer.cls_id, tokenizer.sep_id, tokenizer.pad_id, tokenizer.mask_id
     assert ids[:3] == (theirs.config.bos_token_id, theirs.config.eos_token_id, theirs.config.pad_token_id)
     assert tuple(map(tokenizer.token, ids)) == layout.roles
@@ -84,7 +84,7 @@ def test_another_padding_token_is_refused_if_positions_begin_behind_it(
     tree = json.loads((folder / "config.json").read_text())
     (tmp_path / "config.json").unlink()
     (tmp_path / "config.json").write_text(json.dumps(tree | {"pad_token_id": 0}))
-    if name == "ModernBERT-base":
+    if "ModernBERT" in name:
         _, _, tokenizer = loaded(str(tmp_path), run_config, tmp_path / "run")
         assert tokenizer.pad_id == tree["pad_token_id"]
         return

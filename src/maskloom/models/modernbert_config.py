@@ -143,6 +143,9 @@ DESCRIPTION = Description(
             *("classifier_pooling", "classifier_dropout", "deterministic_flash_attn"),
             *("sparse_prediction", "sparse_pred_ignore_index", "reference_compile"),
             *("rope_scaling", "sliding_window", "head_dim"),
+            # Hugging Face's class does not read these. Checkpoints that were converted from FlexBERT have them.
+            *("rotary_emb_base", "rotary_emb_dim", "rotary_emb_interleaved", "rotary_emb_scale_base"),
+            *("local_attn_rotary_emb_base", "local_attn_rotary_emb_dim"),
         }
     ),
     ids=("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"),

@@ -38,7 +38,7 @@ from maskloom.models.stored import (
     why_no_weights,
 )
 from maskloom.tokenizers.base import Tokenizer
-from maskloom.tokenizers.loading import load_tokenizer
+from maskloom.tokenizers.loading import find_tokenizer, load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -244,7 +244,7 @@ def vocabulary_note(checkpoint: Checkpoint, tokenizer: Tokenizer) -> str:
     rows, ids, name = checkpoint.config.vocab_size, tokenizer.vocab_size, checkpoint.name
     _check_first_position(checkpoint, tokenizer)
     differ = f"{name} has a vocabulary of {rows}, the tokenizer {tokenizer.source} one of {ids}"
-    own = _own_tokenizer(checkpoint.folder)
+    own = _own_tokenizer(checkpoint.folder, tokenizer)
     if rows < ids:
         remedy = "" if own is None or own.vocab_size > rows else f" (set tokenizer={checkpoint.folder})"
         raise UserError(
@@ -351,10 +351,13 @@ def _folder_of(source: str, name: str) -> Path:
     return fetched
 
 
-def _own_tokenizer(folder: Path) -> Tokenizer | None:
-    """The tokenizer that stands beside a checkpoint's weights; None if there is none that can be read."""
+def _own_tokenizer(folder: Path, tokenizer: Tokenizer) -> Tokenizer | None:
+    """The tokenizer that stands beside a checkpoint's weights; None if there is none that can be read.
+
+    `tokenizer` may be it: one of 250,000 ids takes seconds to load.
+    """
     try:
-        return load_tokenizer(folder)
+        return tokenizer if str(find_tokenizer(folder)) == tokenizer.source else load_tokenizer(folder)
     except (UserError, OSError):
         return None
 

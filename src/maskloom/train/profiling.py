@@ -164,7 +164,7 @@ def profile(config: RunConfig, world: World, steps: int, out: Path) -> None:
     step_s = sum(seconds.values())
     is_cuda = trainer.device.type == "cuda"
     ran = what_ran(measured.events(), is_cuda)  # type: ignore[no-untyped-call]
-    kinds = sum_up(ran, step_s * steps, steps, plan.tokenizer.vocab_size)
+    kinds = sum_up(ran, step_s * steps, steps, trainer.engine.model.config.vocab_size)
     summary = {
         "format": FORMAT,
         "first_step": trainer.step - steps + 1,
