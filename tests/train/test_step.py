@@ -80,6 +80,7 @@ def a_trainer(engine: Engine, losses: tuple[float, ...] = ()) -> Any:
         tally=Tally(0, CPU),
         skipped=SimpleNamespace(add=lambda step, skips: None),
         seed_dropout=lambda step, micro_batch: None,
+        set_model=lambda step: None,
         cursors=["before"] * 3,
         step=0,
         engine=engine,
@@ -118,6 +119,14 @@ def test_a_step_moves_the_run_on() -> None:
     assert (trainer.step, trainer.pulse.step, trainer.cursors) == (1, 1, ["before", "after", "before"])
     assert trainer.guard == GuardState(losses=(result.loss,))
     assert trainer.tally.tokens_seen() == 50
+
+
+def test_the_model_is_set_for_the_step_before_it_is_taken() -> None:
+    engine, taken = Engine(), []
+    trainer = a_trainer(engine)
+    trainer.set_model = lambda step: taken.append((step, len(engine.factors)))
+    train_step(a_batch([3.0], predicted=3), trainer, engine)  # type: ignore[arg-type]
+    assert taken == [(1, 0)]
 
 
 @pytest.mark.parametrize(
