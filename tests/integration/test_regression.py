@@ -41,8 +41,13 @@ MODELS = {
     "bert": {},
     "roberta": {"architecture": "roberta"},
     "modernbert": {
-        **{"architecture": "modernbert", "num_hidden_layers": 4, "intermediate_size": 192, "hidden_dropout_prob": ...},
-        **{"local_attention": 16, "global_rope_theta": 10_000.0, "local_rope_theta": 1000.0},
+        "architecture": "modernbert",
+        "num_hidden_layers": 4,
+        "intermediate_size": 192,
+        "hidden_dropout_prob": ...,
+        "local_attention": 16,
+        "global_rope_theta": 10_000.0,
+        "local_rope_theta": 1000.0,
     },
 }
 
