@@ -15,7 +15,7 @@ from maskloom.train.checkpoint.fit import fit_origin
 from tests.architectures import EACH, tiny
 
 CHANGES: dict[str, dict[str, Any]] = {
-    **dict.fromkeys(MODELS, {"intermediate_size": 96, "max_position_embeddings": 80}),
+    **{name: {"intermediate_size": 96, "max_position_embeddings": 80} for name in MODELS},
     "roberta": {"type_vocab_size": 2, "layer_norm_eps": 1e-6},
     "modernbert": {
         "local_attention": 10,
@@ -32,7 +32,7 @@ CHANGES: dict[str, dict[str, Any]] = {
 def forked(run_config: dict, tmp_path: Path) -> Callable[..., RunConfig]:
     """The configuration of a fork from a run of an architecture, with another section `model`."""
 
-    def fork(architecture: str, **model: Any) -> RunConfig:
+    def fork(architecture: str, /, **model: Any) -> RunConfig:
         tree = {**run_config, "model": tiny(architecture)}
         origin = Path(tree["run_dir"])
         origin.mkdir(exist_ok=True)
