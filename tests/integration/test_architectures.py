@@ -182,12 +182,11 @@ def test_all_layouts_of_all_architectures_read_one_batch(trained: Path) -> None:
     assert [name for name, rows in found.items() if rows != expected] == []
 
 
-LONG = {"steps": 16, "seq_len": 1536, "global_batch_rows": 6, "micro_batch_rows": 1}  # pieces one by one, and blocks
-SHORT = {"steps": 16, "seq_len": 48, "global_batch_rows": 12, "micro_batch_rows": 3}  # rows with masks, and blocks
+LONG = {"steps": 12, "seq_len": 1536, "global_batch_rows": 6, "micro_batch_rows": 1}  # pieces one by one, and blocks
+SHORT = {"steps": 12, "seq_len": 48, "global_batch_rows": 12, "micro_batch_rows": 3}  # rows with masks, and blocks
 # Architecture, stage, precision, optimizer, second phase
 KILLED = [
     ("roberta", 1, "fp32", "adamw", SHORT),
-    ("roberta", 3, "bf16", "adamw", SHORT),
     ("modernbert", 0, "fp32", "adamw", LONG),
     ("modernbert", 3, "bf16", "adamw", SHORT),
     ("modernbert", 1, "bf16", "muon", SHORT),
@@ -208,7 +207,7 @@ def test_a_run_that_is_killed_resumes_with_the_same_bits(
             "data": {**run_config["data"], "workers": 1},
             "model": {**tiny(architecture, dropout=0.1), "max_position_embeddings": 2 * second["seq_len"]},
             "optimizer": {**OPTIMIZERS[optimizer], "warmup_steps": 2},
-            "phases": [{**SHORT, "steps": 8, "seq_len": 32}, second],
+            "phases": [{**SHORT, "steps": 4, "seq_len": 32}, second],
             "engine": {"zero_stage": stage, "precision": precision, "activation_checkpointing": stage == 3},
             "checkpoint": {"every_steps": 3},
         }
@@ -218,13 +217,13 @@ def test_a_run_that_is_killed_resumes_with_the_same_bits(
     moment = random.Random(os.getpid())
     for case in KILLED:
         killed = config("killed", *case)
-        kill = functools.partial(kill_after, tmp_path / killed.stem, moment.randrange(4, 18))
+        kill = functools.partial(kill_after, tmp_path / killed.stem, moment.randrange(3, 12))
         train_in_ranks([killed], 2, log, compiles=False, expect=-signal.SIGKILL, meanwhile=kill)
     output = train_in_ranks([config("killed", *case) for case in KILLED], 2, log, compiles=False)
     assert output.count("resuming after step ") == len(KILLED)
     for case in KILLED:
         whole, killed = (tmp_path / config(kind, *case).stem for kind in ("whole", "killed"))
-        assert list(losses(whole)) == list(range(1, 25)), case
+        assert list(losses(whole)) == list(range(1, 17)), case
         assert losses(killed) == losses(whole), case
         weights = final_weights(killed)
         assert [name for name, one in final_weights(whole).items() if not torch.equal(one, weights[name])] == [], case

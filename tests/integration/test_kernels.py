@@ -28,27 +28,28 @@ def settings(run_config: dict) -> dict:
 
 
 @pytest.mark.parametrize(
-    ("architecture", "runs"),
+    ("architecture", "ranks", "runs"),
     [
-        ("bert", [(0, 1), (1, 2), (2, 1), (3, 1)]),
-        ("roberta", [(1, 1)]),
-        ("modernbert", [(1, 1), (3, 1)]),
+        ("bert", 2, [(0, 1), (1, 2), (2, 1), (3, 1)]),
+        ("roberta", 1, [(1, 1)]),
+        ("modernbert", 1, [(1, 1), (3, 1)]),
     ],
 )
 def test_compiled_follows_eager(
     architecture: str,
+    ranks: int,
     runs: list[tuple[int, int]],
     settings: dict,
     write_config: Callable[..., Path],
     run_ranks: Callable[..., str],
     tmp_path: Path,
 ) -> None:
-    """Two ranks of two micro-batches each, once over a change of the sequence length; at stage 3 with layers that are
-    computed once more in the backward. `runs` are stages and numbers of phases."""
+    """In several micro-batches, once over a change of the sequence length; at stage 3 with layers that are computed once more
+    in the backward. `runs` are stages and numbers of phases."""
 
     def train(name: str, phases: int, **engine: object) -> list[dict]:
         tree = {**settings, "run_dir": str(tmp_path / name), "engine": engine, "phases": settings["phases"][:phases]}
-        run_ranks(write_config({**tree, "model": tiny(architecture)}), 2)
+        run_ranks(write_config({**tree, "model": tiny(architecture)}), ranks)
         return lines(tmp_path / name)
 
     # The learning rate follows the length of the run: so does the reference.

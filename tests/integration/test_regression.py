@@ -36,18 +36,38 @@ def as_for_a_gpu(then: Callable[[], None] = lambda: None) -> None:
     then()
 
 
-@pytest.mark.parametrize("in_thread", [False, True])
+# What replaces the model of configs/regression_bert.yaml.
+MODELS = {
+    "bert": {},
+    "roberta": {"architecture": "roberta"},
+    "modernbert": {
+        "architecture": "modernbert",
+        "num_hidden_layers": 4,
+        "intermediate_size": 192,
+        "hidden_dropout_prob": ...,
+        "local_attention": 16,
+        "global_rope_theta": 10_000.0,
+        "local_rope_theta": 1000.0,
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "in_thread"), [("bert", False), ("bert", True), ("roberta", False), ("modernbert", False)]
+)
 def test_the_first_losses_of_the_regression_run_are_what_they_were(
-    in_thread: bool, tmp_path: Path, write_config: Callable[..., Path]
+    architecture: str, in_thread: bool, tmp_path: Path, write_config: Callable[..., Path]
 ) -> None:
     tree = yaml.safe_load((CONFIGS / "regression_bert.yaml").read_text())
+    model = {**tree["model"], **MODELS[architecture]}
+    tree["model"] = {name: value for name, value in model.items() if value is not ...}
     tree |= {"run_dir": str(tmp_path / "run"), "tokenizer": str(TEXT / "tokenizer"), "logging": {"every_steps": 1}}
     tree["data"]["train"] = str(TEXT / "corpus")
     config = write_config(tree)
     patch = partial(die_after, GOLDEN_STEPS)
     patch = partial(as_for_a_gpu, patch) if in_thread else patch
     train_in_ranks([config], 1, tmp_path / "log", expect=DIED, patch=patch)
-    golden = json.loads((FIXTURES / "regression_bert.json").read_text())
+    golden = json.loads((FIXTURES / f"regression_{architecture}.json").read_text())
     found = {str(step): loss for step, loss in losses(tmp_path / "run").items()}
     assert found == pytest.approx(golden, rel=0, abs=TOLERANCE)
     assert len(golden) == GOLDEN_STEPS
@@ -80,8 +100,9 @@ def test_a_run_of_an_older_version_resumes_with_the_losses_it_would_have_had(
         assert found[step]["loss"] == pytest.approx(values["loss"], rel=0, abs=TOLERANCE), f"step {step}"
 
 
-def test_the_old_runs_cover_every_stage_and_optimizer_and_stay_small() -> None:
+def test_the_old_runs_cover_every_stage_optimizer_and_forward_and_stay_small() -> None:
     configs = [load_config(run / "config.yaml") for run in OLD_RUNS]
     assert {config.engine.zero_stage for config in configs} == {0, 1, 2, 3}
     assert {config.optimizer.name for config in configs} == {"adamw", "lamb", "muon"}
+    assert {config.model.architecture for config in configs} == {"bert", "roberta", "modernbert"}
     assert sum(file.stat().st_size for file in FIXTURES.rglob("*") if file.is_file()) < 2_000_000
