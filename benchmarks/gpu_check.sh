@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# What to do in the first ten minutes on a machine with a GPU: two calls, of at most 5 and 4 minutes. It needs no network.
+# What to do in the first ten minutes on a machine with a GPU: two calls, of at most 5 minutes. It needs no network.
 #
 #   benchmarks/gpu_check.sh data     text and tokenizer, once: here or, if there is no time for it, on another machine
 #   benchmarks/gpu_check.sh first    does everything run? versions, gpu tests, what the GPU reaches, trainings with a resume and a fork
-#   benchmarks/gpu_check.sh bench    steps of BERT-base and BERT-large at 128 and 512
+#   benchmarks/gpu_check.sh bench    steps of BERT-base and BERT-large at 128 and 512, and of ModernBERT-base at 1,024
 #
 # Each part prints `== NAME: rc N`, has a time of its own, and what fails keeps no other from running; the exit code is 1 then.
 #
@@ -12,7 +12,7 @@
 #   WHEELS    wheels that it lacks, from gpu_wheels.sh; they are installed beside it, for this check alone (.whl, if it is there)
 #   DATA      text and tokenizer; made if missing (benchmarks/.cache/step, and for DEVICE=cpu a folder of the check)
 #   COMMIT    commit of the source, where git does not know it
-#   LIMIT_S   most seconds of the whole (290 for first, 230 for bench)
+#   LIMIT_S   most seconds of the whole (290)
 #   JOBS      trainings at a time (a half of the cores, 2 to 6)
 #   WORK      scratch of several GB, on a local disk (a folder of yours below TMPDIR)
 #   DEVICE    cpu: the dry run, on a machine without a GPU: small shapes, at most 3 minutes on two cores

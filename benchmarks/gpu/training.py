@@ -4,7 +4,8 @@
     fork           N/2 ... N                      the losses of the first: on a CPU bit for bit, on a GPU to rounding
     resume                 N ... more steps       resumes after step N, and does only what is left
 
-Four layers of BERT-base's width on a GPU, two layers of 64 on a CPU. Rates are not looked at: several trainings run at once.
+Four layers of BERT-base's or ModernBERT-base's width on a GPU, two layers of 64 on a CPU. Rates are not looked at: several
+trainings run at once.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ SHAPES = {
     "cuda": {"hidden_size": 768, "num_hidden_layers": 4, "num_attention_heads": 12, "intermediate_size": 3072},
     "cpu": {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128},
 }
+ARCHITECTURES: dict[str, dict[str, Any]] = {"bert": {}, "modernbert": {"local_attention": 32}}
+"""Architectures that are trained, and what is theirs: windows that are shorter than a row."""
 PHASES = {
     "cuda": {"steps": 50, "seq_len": 128, "global_batch_rows": 256, "micro_batch_rows": 128},
     "cpu": {"steps": 6, "seq_len": 64, "global_batch_rows": 8, "micro_batch_rows": 4},
@@ -45,7 +48,12 @@ def settings(options: argparse.Namespace) -> dict[str, Any]:
         "run_dir": str(run_dir(options)),
         "tokenizer": data["tokenizer"],
         "data": {"train": data["corpus"], "workers": 1},
-        "model": {**SHAPES[device], "max_position_embeddings": phase["seq_len"]},
+        "model": {
+            "architecture": options.architecture,
+            **SHAPES[device],
+            **ARCHITECTURES[options.architecture],
+            "max_position_embeddings": phase["seq_len"],
+        },
         "phases": [phase],
         "optimizer": {"lr": LR[device], "warmup_steps": WARMUP_STEPS[device]},
         "evaluation": {"every_steps": phase["steps"]},
@@ -56,7 +64,7 @@ def settings(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def run_dir(options: argparse.Namespace) -> Path:
-    return options.folder / f"{options.precision}-zero{options.zero}-{options.kernels}"
+    return options.folder / f"{options.architecture}-{options.precision}-zero{options.zero}-{options.kernels}"
 
 
 def start(config: Path, *overrides: str) -> list[str]:
@@ -152,6 +160,7 @@ def main() -> int:
     parser.add_argument("--device", choices=("cuda", "cpu"), required=True)
     parser.add_argument("--data", type=Path, required=True, help="what data.py found")
     parser.add_argument("--folder", type=Path, required=True, help="for configurations and runs")
+    parser.add_argument("--architecture", choices=ARCHITECTURES, default="bert")
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--zero", type=int, default=1)
     parser.add_argument("--kernels", default="eager")

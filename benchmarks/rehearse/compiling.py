@@ -28,7 +28,6 @@ from rehearse.machine_code import Compiled, examine
 LAYERS = 2
 PIECES_A_ROW = (3, 4, 1)
 ZERO3 = "zero3"
-PREDICTED_SHARE = 0.15
 
 
 @dataclass(frozen=True)
@@ -76,13 +75,13 @@ def compile_layers(case: Any, layers: int, kernels: Any, pieces_a_row: tuple[int
     """The function of a layer alone, as `engine.forward.prepare_forward` compiles it for ZeRO-3; the loss likewise."""
     import torch
 
-    from maskloom.models.layers import post_norm
+    from maskloom.models.masked_lm import layers_of
 
     with _recording() as (backend, compilation), _fake_tensors():
         loss = torch.compile(kernels.cross_entropy, backend=backend, fullgraph=True, dynamic=False)
         model = _build(case, layers, kernels._replace(cross_entropy=loss))
-        run = torch.compile(post_norm, backend=backend, fullgraph=True, dynamic=False)
-        for layer in model.bert.encoder.layer:
+        run = torch.compile(model.architecture.run, backend=backend, fullgraph=True, dynamic=False)
+        for layer in layers_of(model):
             layer.run = run
         _train(model, case, pieces_a_row)
     return compilation
@@ -124,22 +123,14 @@ def _fake_tensors() -> Any:
 
 def _build(case: Any, layers: int, kernels: Any) -> Any:
     import torch
-    from step.cases import ATTENTION_DROPOUT, BERT_VOCABULARY, HIDDEN_DROPOUT
-    from transformers import BertConfig, modeling_utils
+    from step.jobs import bare_config
+    from transformers import modeling_utils
 
     from maskloom.models.masked_lm import new_model
 
     # Weights that have no memory need no values; drawing them would ask for a generator on the device.
     modeling_utils.PreTrainedModel.init_weights = lambda self: self.tie_weights(recompute_mapping=False)
-    config = BertConfig(
-        vocab_size=BERT_VOCABULARY,
-        hidden_size=case.hidden_size,
-        num_hidden_layers=layers,
-        num_attention_heads=case.heads,
-        intermediate_size=4 * case.hidden_size,
-        hidden_dropout_prob=HIDDEN_DROPOUT,
-        attention_probs_dropout_prob=ATTENTION_DROPOUT,
-    )
+    config = bare_config(case, layers)
     usual = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16)
     try:
@@ -180,8 +171,8 @@ def _train(model: Any, case: Any, pieces_a_row: tuple[int, ...]) -> None:
 
 
 def predicted_of(case: Any) -> int:
-    """Predicted tokens of a micro-batch: of each row, 15 % of what is neither [CLS] nor [SEP]."""
-    return int(case.micro_batch_rows * round(PREDICTED_SHARE * (case.seq_len - 2)))
+    """Predicted tokens of a micro-batch: of each row, the case's share of what is neither [CLS] nor [SEP]."""
+    return int(case.micro_batch_rows * round(case.mask_rate * (case.seq_len - 2)))
 
 
 def saved_bytes(module: Any) -> int:

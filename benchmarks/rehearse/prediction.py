@@ -10,14 +10,21 @@ where a layer, and what is left of a pass (embeddings, head, loss), are
     launches            number * gap between two kernels
 
 The bytes, instructions and launches are those of the compiled code (`rehearse.compiling`). What is not known of the GPU is in
-`CAUTIOUS` and `HOPEFUL`, the two ends of a range. Rows are full, of one piece, with 15 % of the tokens predicted. Nothing here
-waits: not for data, not for the host, not for other ranks.
+`CAUTIOUS` and `HOPEFUL`, the two ends of a range. Rows are full, of one piece, with the case's share of the tokens predicted.
+Nothing here waits: not for data, not for the host, not for other ranks.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
+from step.cases import Case
+from step.summary import shape_of
+
+from maskloom.data.rows import count_pairs
+from maskloom.models.flops import training_flops
 
 BEST_PRODUCT_FLOPS = 790e12
 """FLOP/s in bf16 of an H200's best matrix product. Measured with torch alone; `benchmarks/gpu/probe.py` does it again."""
@@ -27,8 +34,10 @@ SHEET_FLOPS, SHEET_BYTES_PER_S = 989e12, 4.8e12
 """What its data sheet has of both."""
 ISSUE_PER_S = 132 * 4 * 1.755e9
 """Instructions of warps: multiprocessors, schedulers of each, and a clock that they hold under load."""
-VOCABULARY = 30522
-PADDED_VOCABULARY = 30528
+ALIGNMENT = 64
+"""What the vocabulary is padded to a multiple of."""
+QUERIES_A_TILE = 128
+"""Queries that FlashAttention takes at once: with a window they see so many keys more than a single one does."""
 
 
 @dataclass(frozen=True)
@@ -80,27 +89,33 @@ class Parts:
 
 def step_parts(facts: dict[str, Any], speeds: Speeds) -> Parts:
     """Of a case's optimizer step, from the facts of its compilation (`compiling.facts_of`)."""
-    case = facts["case"]
+    case, shape = facts["case"], shape_of(facts["case"])
     layers, hidden, rows = case["layers"], case["hidden_size"], case["micro_batch_rows"]
     slots, micro_batches = rows * case["seq_len"], case["step_rows"] // rows
-    product_flops = 72 * layers * hidden**2 * slots
-    product_flops += 6 * facts["predicted"] * (hidden**2 + hidden * PADDED_VOCABULARY)
-    attention_flops = 12 * layers * hidden * slots * case["seq_len"]
-    attention_bytes = ATTENTION_BYTES * layers * hidden * slots
+    padding = hidden * (-Case.loads(case).vocab_size % ALIGNMENT)
+    product_flops = 6 * shape.matrices * slots + 6 * facts["predicted"] * (shape.head + padding)
     groups = [(layers, works) for works in facts["layer"].values()] + [(1, works) for works in facts["rest"].values()]
     return Parts(
         products=micro_batches * product_flops / (speeds.product_share * BEST_PRODUCT_FLOPS),
         attention=micro_batches
-        * max(
-            attention_flops / speeds.attention_flops,
-            attention_bytes / (speeds.attention_copy_share * COPY_BYTES_PER_S),
-        ),
+        * sum(count * attention_s(hidden, slots, case["seq_len"], window, speeds) for window, count in shape.windows),
         elementwise=micro_batches * sum(times * elementwise_s(works, speeds) for times, works in groups),
         launches=micro_batches
         * speeds.gap_s
         * sum(times * work["launches"] for times, works in groups for work in works.values()),
         optimizer=parameters(case) * speeds.optimizer_bytes / COPY_BYTES_PER_S,
     )
+
+
+def attention_s(hidden: int, slots: int, seq_len: int, window: int | None, speeds: Speeds) -> float:
+    """Seconds of one layer's attention over rows of one piece, forward and backward.
+
+    Args:
+        window: slots that a slot sees to either side; None for the whole row.
+    """
+    keys = seq_len if window is None else min(seq_len, QUERIES_A_TILE + 2 * window)
+    moving_s = ATTENTION_BYTES * hidden * slots / (speeds.attention_copy_share * COPY_BYTES_PER_S)
+    return max(12 * hidden * slots * keys / speeds.attention_flops, moving_s)
 
 
 def elementwise_s(works: dict[str, dict[str, Any]], speeds: Speeds) -> float:
@@ -123,16 +138,13 @@ def rows_per_s(facts: dict[str, Any]) -> tuple[float, float]:
 
 def utilisation(facts: dict[str, Any], rate: float) -> float:
     """Share of the best product that the model's FLOPs are, at `rate` rows/s."""
-    from maskloom.models.flops import Shape, training_flops
-
-    case = facts["case"]
-    layers, width = case["layers"], case["hidden_size"]
-    shape = Shape(12 * layers * width**2, width, width**2 + width * VOCABULARY, ((None, layers),))
-    predicted = facts["predicted"] // case["micro_batch_rows"]
-    return rate * training_flops(shape, case["seq_len"], [case["seq_len"] ** 2], predicted) / BEST_PRODUCT_FLOPS
+    case, shape = facts["case"], shape_of(facts["case"])
+    predicted, seq_len = facts["predicted"] // case["micro_batch_rows"], np.array(case["seq_len"])
+    pairs = [int(count_pairs(seq_len, window)) for window in shape.distinct_windows]
+    return rate * training_flops(shape, int(seq_len), pairs, predicted) / BEST_PRODUCT_FLOPS
 
 
 def parameters(case: dict[str, Any]) -> int:
-    """Matrices of the layers and embeddings; what is left is a thousandth."""
-    hidden = case["hidden_size"]
-    return int(12 * case["layers"] * hidden**2 + (VOCABULARY + 512) * hidden)
+    """Matrices of the layers and of the head, whose largest is the embeddings; what is left is less than a hundredth."""
+    shape = shape_of(case)
+    return shape.matrices + shape.head

@@ -59,7 +59,7 @@ class Case:
     @staticmethod
     def loads(tree: dict[str, Any]) -> Case:
         """From what `asdict` made, and JSON kept; what an older file lacks has its default."""
-        return Case(**{**tree, "leaves_out": tuple(tree["leaves_out"])})
+        return Case(**{"warm_steps": 0, **tree, "leaves_out": tuple(tree["leaves_out"])})
 
     @property
     def intermediate_size(self) -> int:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Protocol
+from dataclasses import asdict, dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import nn
 
@@ -16,6 +16,9 @@ from maskloom.config import MODELS, Model, RunConfig
 from maskloom.config_file import parse_config
 from step.cases import ATTENTION_DROPOUT, BERT_VOCABULARY, HIDDEN_DROPOUT, PRECISION, Case, Device, System
 from step.text import SEED, Text
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 ENDLESS = 1_000_000  # steps: no measurement comes to the end of its text
 
@@ -150,6 +153,21 @@ def model_settings(training: Training) -> Model:
         max_position_embeddings=training.max_positions + (UNUSED_POSITIONS if case.architecture == "roberta" else 0),
         **{name: value for name, value in dropouts.items() if name in section.model_fields},
     )
+
+
+def bare_config(case: Case, layers: int | None = None) -> PretrainedConfig:
+    """Hugging Face's configuration of a case's model, where no tokenizer is at hand.
+
+    Args:
+        layers: instead of the case's.
+    """
+    from maskloom.models.architecture import ARCHITECTURES
+
+    case = replace(case, layers=layers or case.layers)
+    settings = model_settings(Training.of(case))
+    ids = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"), 0)
+    shape = settings.model_dump(exclude={"architecture", "init"})
+    return ARCHITECTURES[case.architecture].config_class(vocab_size=case.vocab_size, **ids, **shape)
 
 
 def run_config(system: System, training: Training, text: Text, device: Device) -> RunConfig:

@@ -16,11 +16,10 @@ from typing import Any, Literal
 import numpy as np
 
 from maskloom.data.rows import count_pairs
-from maskloom.models.architecture import ARCHITECTURES
 from maskloom.models.flops import Shape, training_flops
 from maskloom.train.kinds import TITLES
 from step.cases import Case
-from step.jobs import Training, model_settings
+from step.jobs import bare_config
 from step.learning import Apart, reached
 
 MIB = 1 << 20
@@ -112,10 +111,7 @@ def shape_of(case: dict[str, Any]) -> Shape:
 
 @functools.cache
 def _shape_of(case: Case) -> Shape:
-    settings = model_settings(Training.of(case))
-    ids = {"vocab_size": case.vocab_size, "pad_token_id": 0}
-    shape = settings.model_dump(exclude={"architecture", "init"})
-    return Shape.of(ARCHITECTURES[case.architecture].config_class(**ids, **shape))
+    return Shape.of(bare_config(case))
 
 
 @dataclass(frozen=True)

@@ -82,8 +82,11 @@ def test_results_of_both_calls_stand_side_by_side(tmp_path: Path) -> None:
 
 
 def test_a_gpu_has_every_precision_stage_and_way_to_compute() -> None:
-    trainings = set(CHECK.trainings("cuda"))
-    assert trainings == {(p, z, k) for p in ("bf16", "fp16") for z in (1, 2, 3) for k in ("eager", "compile")}
+    every = {("bert", p, z, k) for p in ("bf16", "fp16") for z in (1, 2, 3) for k in ("eager", "compile")}
+    trainings = CHECK.trainings("cuda")
+    assert {*trainings} == every | {("modernbert", "bf16", stage, "compile") for stage in (1, 3)}
+    assert len({*trainings}) == len(trainings)
+    assert {architecture for architecture, *_ in CHECK.trainings("cpu")} == {*TRAINING.ARCHITECTURES}
 
 
 @pytest.fixture

@@ -39,7 +39,11 @@ found = {"version": __version__, "longest": tokenizer.model_max_length}
 found["roles"] = [getattr(tokenizer, f"{role}_token_id") for role in ("pad", "unk", "cls", "sep", "mask")]
 found["ids"] = [tokenizer(text)["input_ids"] for text in texts]
 found["names"] = sorted(tokenizer(texts[0]))
-pair = tokenizer(texts[0], texts[1])
+found["mask"] = [tokenizer.mask_token, str(tokenizer.bos_token), str(tokenizer.eos_token)]
+found["lstrip"] = tokenizer.backend_tokenizer.get_added_tokens_decoder()[tokenizer.mask_token_id].lstrip
+found["filled"] = tokenizer(f"the quiet {tokenizer.mask_token} reads {tokenizer.mask_token}.")["input_ids"]
+found["batch"] = tokenizer(texts, padding=True)["input_ids"]
+pair = tokenizer(texts[0], texts[1], return_token_type_ids=True)
 found["types"] = pair["token_type_ids"] == [int(n) for n in pair["token_type_ids"]] and sorted(set(pair["token_type_ids"]))
 if sys.argv[3:]:
     model = AutoModelForMaskedLM.from_pretrained(folder).eval()
@@ -109,6 +113,28 @@ def test_transformers_loads_a_tokenizer_that_was_trained(
     assert found["ids"] == with_ends(tokenizer)
     assert found["roles"] == [tokenizer.pad_id, tokenizer.unk_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id]
     assert found["names"] == ["attention_mask", "input_ids", "token_type_ids"]
+
+
+@pytest.mark.parametrize("version", ["4", "5"])
+@pytest.mark.parametrize("kind", ["byte-bpe", "unigram"])
+def test_transformers_loads_every_kind_that_was_trained(
+    kind: str, version: str, corpus_dir: Path, tmp_path: Path, peer: Callable[[str], Path]
+) -> None:
+    """As the file says it: ids, roles, a mask that takes the blank before it, and no token types."""
+    options = ["--kind", kind, "--vocab-size", "400", "--spare", "3"]
+    assert main(["tokenizer", str(corpus_dir), str(tmp_path), *options]) == 0
+    found = ask(LOAD, [str(tmp_path), json.dumps(TEXTS)], peer("transformers-4") if version == "4" else None)
+    assert found["version"].partition(".")[0] == version
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer.vocab_size % 64 == 0
+    assert found["ids"] == with_ends(tokenizer)
+    longest = max(map(len, found["ids"]))
+    assert found["batch"] == [ids + [tokenizer.pad_id] * (longest - len(ids)) for ids in found["ids"]]
+    assert found["roles"] == [tokenizer.pad_id, tokenizer.unk_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id]
+    assert found["mask"] == ["<mask>", "<s>", "</s>"]
+    assert found["lstrip"] is True
+    assert found["filled"] == tokenizer.encode_with_masks("the quiet [MASK] reads <mask>.")
+    assert found["names"] == ["attention_mask", "input_ids"]
 
 
 def test_sentence_transformers_embeds_with_an_export(exported: Path, peer: Callable[[str], Path]) -> None:

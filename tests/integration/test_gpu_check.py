@@ -19,9 +19,9 @@ PARTS = {
         "probe",
         "tests-gpu",
         "doctor",
-        "train-fp32-zero1-eager",
-        "train-fp32-zero2-eager",
-        "train-bf16-zero3-compile",
+        "train-modernbert-fp32-zero1-eager",
+        "train-bert-fp32-zero2-eager",
+        "train-bert-bf16-zero3-compile",
     },
     "bench": {"facts", "data", "step-tiny"},
 }

@@ -14,17 +14,29 @@ def work(kind: str, launches: int, moved: float, issued: int | None = 0) -> dict
     return {"kind": kind, "launches": launches, "bytes": int(moved), "issued": issued}
 
 
+def modern() -> dict[str, Any]:
+    """Of a ModernBERT of that size: the first of its three layers sees rows of 128, the others 64 slots to either side."""
+    more = {"architecture": "modernbert", "inner_size": 96, "mask_rate": 0.3, "vocab_size": 30528}
+    given = facts()
+    return {**given, "case": {**given["case"], **more}, "predicted": 38 * ROWS}
+
+
 def facts() -> dict[str, Any]:
     """Within all limits: the layer's forward moves 34 h bytes, its backward 64 h."""
     return {
         "case": {
             "name": "small",
+            "title": "three layers of 64",
             "hidden_size": HIDDEN,
             "layers": 3,
             "heads": 1,
             "seq_len": SEQ_LEN,
             "step_rows": 2 * ROWS,
             "micro_batch_rows": ROWS,
+            "warm_steps": 1,
+            "steps": 1,
+            "rounds": 1,
+            "leaves_out": [],
         },
         "predicted": 19 * ROWS,
         "graphs": {"forward": 1, "backward": 1},

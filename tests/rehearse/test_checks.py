@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from rehearse import checks
 
-from .facts import SLOTS, UNIT, facts
+from .facts import SLOTS, UNIT, facts, modern
 
 
 def test_figures_of_a_layer() -> None:
@@ -25,7 +25,7 @@ def test_figures_of_a_layer() -> None:
 def test_every_limit_is_of_a_figure() -> None:
     whole = facts()
     alone = {name: value for name, value in whole.items() if name not in ("layer", "rest", "saved_bytes_a_layer")}
-    for given, limits in ((whole, checks.WHOLE), (alone, checks.ZERO3)):
+    for given, limits in ((whole, checks.WHOLE), (alone, checks.ZERO3), (modern(), checks.MODERN)):
         assert checks.limits_of(given) is limits
         assert limits.keys() == checks.figures(given).keys()
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from rehearse.__main__ import CASES, REPOSITORY, is_release_of, lowest_versions, main
-from rehearse.report import WHOLE
+from rehearse.report import MODERN, WHOLE
 
 
 def test_the_lowest_versions_are_read_from_the_project() -> None:
@@ -28,8 +28,8 @@ def test_releases(version: str, is_one: bool) -> None:
 def test_every_case_is_one_of_the_benchmarks() -> None:
     from step.cases import CASES as KNOWN
 
-    assert set(WHOLE) == {*CASES} - {"zero3"}
-    assert set(WHOLE) <= {case.name for case in KNOWN["cuda"]}
+    assert {*WHOLE, MODERN} == {*CASES} - {"zero3"}
+    assert {*WHOLE, MODERN} <= {case.name for case in KNOWN["cuda"]}
 
 
 def test_an_unknown_part_is_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,7 +6,7 @@ import pytest
 from rehearse import prediction
 from rehearse.prediction import CAUTIOUS, COPY_BYTES_PER_S, HOPEFUL, ISSUE_PER_S, Speeds
 
-from .facts import HIDDEN, ROWS, SEQ_LEN, SLOTS, UNIT, facts, work
+from .facts import HIDDEN, ROWS, SEQ_LEN, SLOTS, UNIT, facts, modern, work
 
 FULL = Speeds(product_share=1, copy_share=1, attention_flops=1e30, attention_copy_share=1, gap_s=0, optimizer_bytes=0)
 
@@ -24,7 +24,7 @@ def test_products_are_those_of_the_formula() -> None:
     from maskloom.models.flops import Shape, training_flops
 
     parts = prediction.step_parts(facts(), FULL)
-    head = HIDDEN**2 + HIDDEN * prediction.PADDED_VOCABULARY
+    head = HIDDEN**2 + HIDDEN * 30528  # 30,522 is padded to a multiple of 64
     padded = Shape(3 * 12 * HIDDEN**2, HIDDEN, head, ((None, 3),))
     expected = 2 * training_flops(padded, SLOTS, [0], 19 * ROWS)  # two micro-batches; attention apart
     assert parts.products == pytest.approx(expected / prediction.BEST_PRODUCT_FLOPS)
@@ -56,7 +56,25 @@ def test_elementwise_bytes_of_every_layer_and_of_the_rest_count() -> None:
 
 def test_the_optimizer_moves_every_parameter() -> None:
     parts = prediction.step_parts(facts(), Speeds(1, 1, 1, 1, 0, optimizer_bytes=10))
-    assert parts.optimizer == pytest.approx(10 * (12 * 3 * HIDDEN**2 + (30522 + 512) * HIDDEN) / COPY_BYTES_PER_S)
+    matrices = 12 * 3 * HIDDEN**2 + HIDDEN**2 + 30522 * HIDDEN
+    assert parts.optimizer == pytest.approx(10 * matrices / COPY_BYTES_PER_S)
+
+
+def test_a_window_is_as_wide_as_what_a_tile_of_queries_sees() -> None:
+    slow = Speeds(1, 1, 1e12, 1, 0, 0)
+    a_key = 12 * HIDDEN * SLOTS / 1e12
+    assert prediction.attention_s(HIDDEN, SLOTS, 1024, None, slow) == pytest.approx(1024 * a_key)
+    assert prediction.attention_s(HIDDEN, SLOTS, 1024, 64, slow) == pytest.approx((128 + 2 * 64) * a_key)
+    assert prediction.attention_s(HIDDEN, SLOTS, 128, 64, slow) == pytest.approx(128 * a_key)  # no more than the row
+    parts = prediction.step_parts(modern(), slow)
+    assert parts.attention == pytest.approx(2 * 3 * 128 * a_key)  # two micro-batches of three layers
+
+
+def test_a_modernberts_products_have_its_narrow_inner_layer() -> None:
+    # Four D^2 for the attention, and three D * 1.5 D: two halves in, and one out.
+    products = 6 * 3 * (4 + 4.5) * HIDDEN**2 * SLOTS + 6 * 38 * ROWS * (HIDDEN**2 + HIDDEN * 30528)
+    parts = prediction.step_parts(modern(), FULL)
+    assert parts.products == pytest.approx(2 * products / prediction.BEST_PRODUCT_FLOPS)
 
 
 def test_fewer_instructions_are_never_slower() -> None:

@@ -6,9 +6,9 @@ import copy
 from typing import Any
 
 import pytest
-from rehearse import report
+from rehearse import prediction, report
 
-from .facts import facts
+from .facts import facts, modern
 
 
 @pytest.fixture
@@ -18,8 +18,13 @@ def results() -> dict[str, Any]:
     plain = copy.deepcopy(ours)
     plain["layer"]["forward"]["triton_per_norm"]["issued"] *= 3
     alone = {name: value for name, value in ours.items() if name not in ("layer", "rest", "saved_bytes_a_layer")}
+    windows = {**modern(), "kernels": 30, "from": origin}
     return {
-        "compile": {**{name: {"plain": plain, "ours": ours} for name in report.WHOLE}, "zero3": {"ours": alone}},
+        "compile": {
+            **{name: {"plain": plain, "ours": ours} for name in report.WHOLE},
+            report.MODERN: {"plain": windows, "ours": windows},
+            "zero3": {"ours": alone},
+        },
         "fused_adam": {"wheel": "w", "mib": 4.9, "seconds": 125, "cubins": ["adam.sm_90.cubin"], "from": origin},
         "unit": {"versions": {"torch": "2.11.0"}, "summary": "== 3 passed in 1s ==", "failed": [], "from": origin},
     }
@@ -42,6 +47,14 @@ def test_its_tables_have_the_figures(results: dict[str, Any]) -> None:
         assert len({line.count("|") for line in table}) == 1
 
 
+def test_a_modernbert_stands_beside_a_bert(results: dict[str, Any]) -> None:
+    page = report.page(results)
+    assert "| h bytes a token, layer forward | at most 40 | 34 | 34 |" in page
+    slow, fast = (rate * 128 for rate in prediction.rows_per_s(results["compile"][report.MODERN]["ours"]))
+    assert f"**{slow:,.0f} to {fast:,.0f} tokens a second**" in " ".join(page.split())
+    assert "It moves 34.0 h + 64.0 h = 98.0 h bytes a token." in " ".join(page.split())
+
+
 def test_failed_tests_are_named(results: dict[str, Any]) -> None:
     results["unit"]["failed"] = ["FAILED tests/test_a.py::test_b"]
     assert report.page(results).endswith("\n- `FAILED tests/test_a.py::test_b`\n")
@@ -53,5 +66,5 @@ def test_lines_flow_but_points_and_paragraphs_stay() -> None:
 
 def test_what_is_missing_is_named(results: dict[str, Any]) -> None:
     assert report.missing(results) == []
-    del results["unit"], results["compile"]["base-512"]["plain"]
-    assert report.missing(results) == ["base-512 (plain)", "unit"]
+    del results["unit"], results["compile"]["base-512"]["plain"], results["compile"][report.MODERN]["ours"]
+    assert report.missing(results) == ["base-512 (plain)", f"{report.MODERN} (ours)", "unit"]

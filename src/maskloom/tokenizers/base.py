@@ -41,6 +41,7 @@ MAX_ENCODE_CHARS = 1 << 16  # longer texts are encoded in parts: the encoder's m
 MOST_IDS_A_TOKEN, FEW_IDS = 4, 1 << 16
 """A vocabulary with more ids than so many for each token, and more than few, is refused: a model has a row for each."""
 UNUSED = "[unused"  # how placeholders of a vocabulary begin
+NOT_USED = frozenset({"<s>NOTUSED", "</s>NOTUSED", "<unk>NOTUSED"})  # CamemBERT's
 MASK = USUAL["mask"][0]  # what people write for a mask, whatever the tokenizer's own spelling
 
 Int32s = NDArray[np.int32]
@@ -176,7 +177,7 @@ class Tokenizer:
         self.unk_id = vocabulary[roles.unk] if roles.unk is not None else None
         self.is_maskable = np.zeros(self.vocab_size, dtype=bool)
         for token, number in vocabulary.items():
-            self.is_maskable[number] = not token.startswith(UNUSED)
+            self.is_maskable[number] = not token.startswith(UNUSED) and token not in NOT_USED
         special = [number for number, token in self._whole.get_added_tokens_decoder().items() if token.special]
         self.is_maskable[[*special, *(vocabulary[token] for token in roles.spellings)]] = False
         self.random_ids: Int32s = np.flatnonzero(self.is_maskable).astype(np.int32)

@@ -18,13 +18,9 @@ from maskloom.tokenizers.pipeline import Tree, parse_definition
 from maskloom.tokenizers.roles import LARGEST_BYTES, SETTINGS, SPECIALS, roles_beside
 
 DEFINITION = "tokenizer.json"
-FOREIGN = {
-    **dict.fromkeys(("sentencepiece.bpe.model", "tokenizer.model", "spiece.model", "spm.model"), "SentencePiece"),
-}
-"""Files of tokenizers that no kind may read yet -> what they are of."""
-NEEDS = {"SentencePiece": "`pip install sentencepiece protobuf`, then "}
-"""What transformers needs to convert such a file. It is not done here: its versions give different definitions of one file, and
-a run knows its tokenizer by the definition."""
+FOREIGN = ("sentencepiece.bpe.model", "spiece.model", "spm.model", "tokenizer.model")
+"""Files of SentencePiece. They are not converted here: versions of transformers give different definitions of one file, and a run
+knows its tokenizer by the definition."""
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 
@@ -142,11 +138,10 @@ def _what_else(folder: Path) -> str:
 
 def _how_to_convert(file: Path) -> str:
     """What a foreign file is, and how one makes a definition of it."""
-    kind = FOREIGN[file.name]
-    script = "from transformers import AutoTokenizer; AutoTokenizer.from_pretrained({}).save_pretrained('OTHER')"
+    script = f"from transformers import AutoTokenizer; AutoTokenizer.from_pretrained('{file.parent}').save_pretrained('OTHER')"
     return (
-        f"is of a {kind} tokenizer. Convert it, with the model's config.json beside it: {NEEDS.get(kind, '')}"
-        f'`python -c "{script.format(repr(str(file.parent)))}"` writes OTHER/tokenizer.json'
+        "is of a SentencePiece tokenizer. Convert it, with the model's config.json beside it: `pip install sentencepiece "
+        f'protobuf`, then `python -c "{script}"` writes OTHER/tokenizer.json'
     )
 
 
