@@ -1,4 +1,4 @@
-"""maskloom: pretrain BERT-type encoders on your own text.
+"""maskloom: pretrain encoders (BERT, RoBERTa and its kin, ModernBERT) on your own text.
 
 The file list is the data flow: `data` turns text into masked batches, `model` turns a batch into a loss, `train` runs
 DeepSpeed over it, `commands` is what people type.

@@ -40,7 +40,7 @@ def _main(arguments: list[str], is_program: bool = False) -> int:
     listing = "\n".join(f"  {name:<10} {summary}" for name, summary in COMMANDS.items())
     parser = Parser(
         prog="maskloom",
-        description="Pretrain BERT-type encoders on your own text.",
+        description="Pretrain encoders (BERT, RoBERTa and its kin, ModernBERT) on your own text.",
         epilog=f"commands:\n{listing}\n\n`maskloom COMMAND --help` shows a command's options and an example.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -194,7 +194,8 @@ class RunConfig(Section):
     step are taken over. Model, tokenizer, corpora, lanes and optimizer must be the same. Once this run has checkpoints of its
     own, it resumes from those."""
     tokenizer: str = ""
-    """`tokenizer.json` or BERT's `vocab.txt`, a folder with one of them, or a name on the Hub. Left out: that of `model.init`."""
+    """`tokenizer.json`, BERT's `vocab.txt` or RoBERTa's `vocab.json`, a folder with one of them, or a name on the Hub. Left out:
+    that of `model.init`."""
     phases: Annotated[tuple[Phase, ...], Field(min_length=1)]
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seed of everything random: order, packing, masks, dropout and the first weights."""
@@ -287,7 +288,7 @@ class RunConfig(Section):
     def _has_tokenizer(cls, tokenizer: str) -> str:
         if not tokenizer.strip():
             raise ValueError(
-                "it is missing: name a folder that holds tokenizer.json or vocab.txt (`maskloom tokenizer` makes one), or "
+                "it is missing: name a folder that holds tokenizer.json (`maskloom tokenizer` makes one), or "
                 "model.init, whose tokenizer is then taken"
             )
         return tokenizer

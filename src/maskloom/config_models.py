@@ -33,7 +33,7 @@ class Model(Section):
     """Round the vocabulary of a new model up to a multiple of this, such as 64. The rows beyond the tokenizer's ids take part in
     the softmax and are never targets."""
     max_position_embeddings: Annotated[int, Field(ge=1, le=MOST_SEQ_LEN)] = 512
-    """Longest piece of a document, in tokens with [CLS] and [SEP]."""
+    """Longest piece of a document, in tokens, its first and last one included."""
 
     @classmethod
     def shape_fields(cls) -> set[str]:
@@ -117,7 +117,8 @@ class ModernBert(Model):
 
     architecture: str = "modernbert"
     max_position_embeddings: Annotated[int, Field(ge=1, le=MOST_SEQ_LEN)] = 8192
-    """Longest piece of a document, in tokens with [CLS] and [SEP]. No weights depend on it: it may be given with `init`."""
+    """Longest piece of a document, in tokens, its first and last one included. No weights depend on it: it may be given with
+    `init`."""
     hidden_size: Width = 768
     num_hidden_layers: Few = 22
     num_attention_heads: Few = 12

@@ -110,12 +110,12 @@ class Masking(Section):
     """Longest span. The distribution is cut there and renormalised. A value above 4096 becomes the slots of a row, or 4096 if
     they are fewer."""
     replace_unit: Literal["token", "unit"] = "token"
-    """What decides between [MASK], a random token and no change: each `token` alone, or the `unit` as a whole (as in
+    """What decides between the mask, a random token and no change: each `token` alone, or the `unit` as a whole (as in
     SpanBERT)."""
     protected: tuple[str, ...] = ()
     """Tokens of the vocabulary that are never predicted and never drawn. Special tokens and `[unused*]` always are such."""
     mask_share: Share = 0.8
-    """Share of the predicted tokens that become [MASK]."""
+    """Share of the predicted tokens that become the mask."""
     random_share: Share = 0.1
     """Share of the predicted tokens that become a random token. The rest stay as they are."""
 

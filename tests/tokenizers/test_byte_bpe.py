@@ -18,7 +18,7 @@ from maskloom.errors import UserError
 from maskloom.tokenizers import base as module
 from maskloom.tokenizers import pipeline
 from maskloom.tokenizers.base import Tokenizer
-from maskloom.tokenizers.byte_bpe import BYTE_OF, bytes_of
+from maskloom.tokenizers.byte_bpe import BYTE_OF, bytes_of, shown
 from maskloom.tokenizers.loading import tokenizer_of_definition
 from maskloom.tokenizers.merges import SPECIAL_TOKENS
 from maskloom.tokenizers.pretokens import GPT2, LLAMA3
@@ -224,3 +224,27 @@ def test_a_vocabulary_has_room_beside_the_bytes() -> None:
     with pytest.raises(UserError, match="--vocab-size 261 leaves no id beside the 5 special tokens and 256 bytes"):
         train_tokenizer(["the river"], 261, kind="byte-bpe", multiple=1)
     assert train_tokenizer(["the river"] * 5, 262, kind="byte-bpe", multiple=1).vocab_size == 262
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (" naïve", "Ġnaïve"),
+        ("中文", "中文"),
+        ("\n\t x", "ĊĉĠx"),
+        ("a\x7f", "aġ"),
+        (b"\xe4\xb8", "ä¸"),
+        ("plain", "plain"),
+    ],
+)
+def test_people_read_characters_and_not_bytes(text: str | bytes, expected: str) -> None:
+    """A token that ends inside of a character is left as the vocabulary spells it."""
+    characters = {byte: character for character, byte in BYTE_OF.items()}
+    token = "".join(characters[byte] for byte in (text.encode() if isinstance(text, str) else text))
+    assert shown(token) == expected
+
+
+def test_a_tokenizer_shows_its_tokens() -> None:
+    tokenizer = train_tokenizer(["naïve " * 9], 400, kind="byte-bpe")
+    assert [tokenizer.shown(number) for number in tokenizer.encode(["naïve naïve"])[0].tolist()] == ["naïve", "Ġnaïve"]
+    assert pickle.loads(pickle.dumps(tokenizer)).shown(tokenizer.mask_id) == "<mask>"

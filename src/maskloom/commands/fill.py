@@ -66,7 +66,7 @@ def run(options: argparse.Namespace) -> int:
         show(json.dumps({"ids": ids, "masks": masks, "text": filled}))
         return 0
     for place, row, share_row in zip(places, tokens, shares, strict=True):
-        likeliest = (f"{tokenizer.token(token)} {share:.1%}" for token, share in zip(row, share_row, strict=True))
+        likeliest = (f"{tokenizer.shown(token)} {share:.1%}" for token, share in zip(row, share_row, strict=True))
         show(f"{mask} at token {place}: {one_line(', '.join(likeliest))}")
     show(one_line(filled))
     return 0

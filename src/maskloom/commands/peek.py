@@ -98,7 +98,7 @@ def _shown(rows: Rows, number: int, tokenizer: Tokenizer) -> str:
     for token, given, is_chosen in zip(
         *(part[number] for part in (rows.tokens, rows.input_ids, rows.chosen)), strict=True
     ):
-        name = tokenizer.token(int(token))
+        name = tokenizer.shown(int(token))
         if token == tokenizer.pad_id:
             continue
         if not is_chosen:
@@ -106,6 +106,6 @@ def _shown(rows: Rows, number: int, tokenizer: Tokenizer) -> str:
         elif given == tokenizer.mask_id:
             words.append(f"{tokenizer.roles.mask}{{{name}}}")
         else:
-            words.append(f"{{{name}}}" if given == token else f"{{{name}>{tokenizer.token(int(given))}}}")
+            words.append(f"{{{name}}}" if given == token else f"{{{name}>{tokenizer.shown(int(given))}}}")
     padding = int(np.sum(rows.tokens[number] == tokenizer.pad_id))
     return " ".join(words) + (f" {tokenizer.roles.pad}*{padding}" if padding else "")

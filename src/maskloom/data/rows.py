@@ -88,8 +88,8 @@ def count_slots(rows: Rows, tokenizer: Tokenizer, windows: Sequence[int | None] 
         windows: slots that attention sees to either side; None for the whole piece.
 
     Returns:
-        slots that are not padding ([CLS] and [SEP] are not), and for each window the pairs of slots that see each other, each
-        slot with itself included: without a window the sum over pieces of the square of their slots.
+        slots that are not padding (the first and the last of a piece are not), and for each window the pairs of slots that see
+        each other, each slot with itself included: without a window the sum over pieces of the square of their slots.
     """
     tokens = rows.tokens.reshape(-1)
     begins = np.flatnonzero(rows.starts)

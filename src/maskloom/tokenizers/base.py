@@ -83,6 +83,8 @@ class TokenizerKind:
     """Name of such a file -> names of the files beside it without which it means nothing."""
     settings: Callable[[Tree], dict[str, Any]] = lambda tree: {}
     """definition -> what `tokenizer_config.json` has to say for Hugging Face beside the class and the roles."""
+    shown: Callable[[str], str] = str
+    """A token of the vocabulary -> what people read for it, if the vocabulary spells it in code."""
     vocab_multiple: int = 1
     """A new vocabulary is padded with `[unused*]` to a multiple of this, unless its user asks for another one."""
     has_token_types: bool = True
@@ -181,6 +183,7 @@ class Tokenizer:
         special = [number for number, token in self._whole.get_added_tokens_decoder().items() if token.special]
         self.is_maskable[[*special, *(vocabulary[token] for token in roles.spellings)]] = False
         self.random_ids: Int32s = np.flatnonzero(self.is_maskable).astype(np.int32)
+        self._shown = kind.shown
         self._word_rule = kind.word_rule(tree, vocabulary)
         self.knows_words = self._word_rule is not None
         self.oldest_version = kind.oldest_version(tree, roles.spellings)
@@ -335,6 +338,10 @@ class Tokenizer:
     def token(self, number: int) -> str:
         """The token of one id; empty for an id without one."""
         return str(self._whole.id_to_token(number) or "")
+
+    def shown(self, number: int) -> str:
+        """The token of one id as people read it."""
+        return self._shown(self.token(number))
 
     def save(self, path: Path) -> None:
         """Write `tokenizer.json`, and `special_tokens_map.json` beside it if the roles do not follow from the definition."""

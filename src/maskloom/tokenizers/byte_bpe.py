@@ -29,6 +29,8 @@ BYTE_OF = {chr(byte): byte for byte in VISIBLE} | {
     chr(0x100 + number): byte for number, byte in enumerate(sorted({*range(0x100)} - {*VISIBLE}))
 }
 """Character of a token -> byte, GPT-2's alphabet."""
+SIGN_OF = {chr(byte): sign for sign, byte in BYTE_OF.items() if byte < 0x80}
+"""Blanks, line ends and the like -> how tokens write them; letters are written as they are."""
 
 
 def is_byte_bpe(tree: Tree) -> bool:
@@ -85,6 +87,17 @@ def bytes_of(token: str) -> str | bytes:
     return token
 
 
+def shown(token: str) -> str:
+    """The characters that a token stands for. White space keeps its sign (`Ġ`), and so does all of a token that ends inside of a
+    character."""
+    given = bytes_of(token)
+    try:
+        text = given if isinstance(given, str) else given.decode("utf-8")
+    except UnicodeDecodeError:
+        return token
+    return "".join(SIGN_OF.get(character, character) for character in text)
+
+
 def cut_points(tree: Tree, roles: frozenset[str]) -> re.Pattern[str] | None:
     """At blanks between other characters, also for a pattern of a `Split` that is known here: none of them takes a blank but
     at its front, as GPT-2's."""
@@ -109,6 +122,7 @@ BYTE_BPE = TokenizerKind(
     files={VOCABULARY: definition_of_merges},
     needed_beside={VOCABULARY: (MERGES,)},
     settings=settings_for_hugging_face,
+    shown=shown,
     vocab_multiple=64,
     has_token_types=False,
 )

@@ -1,7 +1,7 @@
 """Counters on the device to TensorBoard, metrics.jsonl and the terminal.
 
 A logged line describes the step that it names (loss, accuracy, gradient norm, learning rate); its rates and `loss_mean`,
-which the terminal shows, cover the steps since the line before. Tokens are text tokens: no padding, no [CLS], no [SEP];
+which the terminal shows, cover the steps since the line before. Tokens are text tokens: no padding, no first and last of a piece;
 `padded_tokens_per_s` alone counts every slot that was computed, to say what the padding costs.
 """
 
@@ -36,7 +36,7 @@ class Work(NamedTuple):
     """What all ranks together did in the steps since the line before."""
 
     slots: int
-    """Real ones: [CLS] and [SEP] among them, no padding."""
+    """Real ones: the first and the last of a piece among them, no padding."""
     computed_slots: int
     """All, padding and filling rows included."""
     flops: int
