@@ -36,6 +36,7 @@ class Case:
         architecture: as `model.architecture` of a run.
         inner_size: width of the inner layer; None: four times the hidden size.
         mask_rate: share of the tokens that are predicted.
+        local_attention: window of the layers that have one, where the architecture has such.
         vocab_size: of the model; the tokenizer may have fewer ids.
     """
 
@@ -54,6 +55,7 @@ class Case:
     architecture: str = "bert"
     inner_size: int | None = None
     mask_rate: float = 0.15
+    local_attention: int = 128
     vocab_size: int = BERT_VOCABULARY
 
     @staticmethod

@@ -31,8 +31,13 @@ _server: list[int] = []  # the process that ranks fork from
 SHAPE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
 # Pieces are longer than the window. Of four layers the first and the last see the whole piece.
 WINDOWED = {
-    **SHAPE, "num_hidden_layers": 4, "intermediate_size": 48, "max_position_embeddings": 64,
-    "local_attention": 8, "global_rope_theta": 1000.0, "local_rope_theta": 100.0,
+    **SHAPE,
+    "num_hidden_layers": 4,
+    "intermediate_size": 48,
+    "max_position_embeddings": 64,
+    "local_attention": 8,
+    "global_rope_theta": 1000.0,
+    "local_rope_theta": 100.0,
 }
 TINY = {"bert": SHAPE, "roberta": SHAPE, "xlm-roberta": SHAPE, "camembert": SHAPE, "modernbert": WINDOWED}
 """The section `model` of a tiny run of each architecture, without its name and its dropouts."""
