@@ -11,7 +11,7 @@ import pydantic
 import pytest
 import yaml
 
-from maskloom.config import RunConfig, Section
+from maskloom.config import ModernBert, RunConfig, Section
 from maskloom.config_file import dump_config, load_config, parse_config
 from maskloom.errors import UserError
 from tests.trees import tree_with
@@ -305,6 +305,29 @@ def test_the_lamb_recipe_is_nvidias() -> None:
         (1563, 4e-3, round(0.128 * 1563)),
     ]
     assert [(phase.seq_len, phase.global_batch_rows) for phase in config.phases] == [(128, 65536), (512, 32768)]
+
+
+def test_the_modernbert_recipe_is_its_papers() -> None:
+    """Counted in tokens, from the rows of every step."""
+    config = load_config(CONFIGS / "modernbert_base.yaml")
+    first, second = config.phases
+    assert first.batch_warmup
+    growing, rest = first.batch_warmup.steps, first.steps - first.batch_warmup.steps
+    grown = growing * (first.batch_warmup.from_rows + first.global_batch_rows) / 2 * first.seq_len
+    assert grown == pytest.approx(50e9, rel=1e-3)
+    assert grown + rest * first.global_batch_rows * first.seq_len == pytest.approx(1719e9, rel=1e-3)
+    step_tokens = second.global_batch_rows * second.seq_len
+    assert second.steps * step_tokens == pytest.approx(300e9, rel=1e-3)
+    assert (config.optimizer.decay_steps or 0) * step_tokens == pytest.approx(50e9, rel=1e-3)
+    slope = (first.global_batch_rows - first.batch_warmup.from_rows) / growing
+    warm = config.optimizer.warmup_steps
+    warm_tokens = (warm * first.batch_warmup.from_rows + slope * warm**2 / 2) * first.seq_len
+    assert warm_tokens == pytest.approx(3e9, rel=1e-3)
+    assert [part.lr for part in config.schedules] == [8e-4, 3e-4]
+    assert config.optimizer.weight_decay * config.optimizer.lr == pytest.approx(1e-5)
+    assert [(phase.seq_len, phase.global_rope_theta) for phase in config.phases] == [(1024, 1e4), (8192, 16e4)]
+    assert (config.masking.rate, config.evaluation.mask_rate) == (0.3, 0.15)
+    assert config.model == ModernBert(vocab_multiple=64)
 
 
 @pytest.mark.parametrize("name", ["", " ", "~/runs/first", "~", "two\nlines", "nul\0", "bell\a"])

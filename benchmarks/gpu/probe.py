@@ -22,7 +22,7 @@ from step.cases import Device
 from step.clock import Clock
 from torch.nn.functional import dropout, gelu
 
-from maskloom.models.attention import Pieces, attend, piece_mask
+from maskloom.models.attention import Pieces, Way, attend, piece_mask
 
 SLOTS: dict[Device, dict[int, int]] = {"cuda": {768: 73728, 1024: 36864}, "cpu": {64: 512}}
 """T of a micro-batch of the bench, by D."""
@@ -75,7 +75,8 @@ def attentions(device: Device, random: Callable[..., torch.Tensor]) -> dict[str,
             bounds = torch.cat([begins.flatten(), torch.tensor([slots], device=device)]).to(torch.int32)
             numbers = torch.bucketize(torch.arange(seq_len, device=device), starts, right=True).repeat(slots // seq_len)
             mask = piece_mask(numbers.to(torch.int32), seq_len) if device == "cpu" else None
-            forward = functools.partial(attend, *qkv.unbind(1), Pieces(bounds, mask, seq_len), 0.0)
+            way = Way.KERNEL if mask is None else Way.ROWS
+            forward = functools.partial(attend, *qkv.unbind(1), Pieces(bounds, mask, seq_len, way=way), 0.0)
             if device == "cuda":
                 torch.cuda.reset_peak_memory_stats()
                 before = torch.cuda.memory_allocated()

@@ -18,7 +18,7 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pydantic
 from pydantic_core import ErrorDetails
@@ -198,7 +198,10 @@ def _fault(detail: ErrorDetails, tree: Mapping[str, object]) -> str:
             if key == f"model.{last}" and (
                 owners := [name for name, each in MODELS.items() if last in each.model_fields]
             ):
-                return f"unknown key '{key}': it belongs to architecture {' and '.join(owners)}"
+                own = cast(dict[str, Any], tree["model"]).get(
+                    "architecture", Model.model_fields["architecture"].default
+                )
+                return f"unknown key '{key}': it belongs to architecture {' and '.join(owners)}, and model.architecture is {own}"
             near = difflib.get_close_matches(last, beside, n=1, cutoff=0.5)
             hint = f"did you mean '{near[0]}'?" if near else f"known here: {', '.join(beside)}"
             return f"unknown key '{key}': {hint}"

@@ -138,7 +138,7 @@ def test_its_section_is_its_own(run_config: dict) -> None:
         parse_config(run_config, "run.yaml")
     run_config["model"] = {"architecture": "distil"}
     with pytest.raises(
-        UserError, match=r"model\.architecture = 'distil': there is no such .* bert, distilbert, .*--import"
+        UserError, match=r"model\.architecture = 'distil': there is no such .* bert, .*distilbert, .*--import"
     ):
         parse_config(run_config, "run.yaml")
 

@@ -15,6 +15,7 @@ from torch._dynamo.testing import CompileCounter
 from maskloom.models.attention import (
     Attention,
     Pieces,
+    Way,
     attend,
     choose_attention,
     needs_mask,
@@ -138,7 +139,7 @@ def test_the_kernel_over_pieces_is_the_masked_attention(dtype: torch.dtype) -> N
     mask = piece_mask(pieces.cuda(), 32)
     masked = attend(*parts, Pieces(cu_seqlens.cuda(), mask, 32), 0.0)
     expected = torch.autograd.grad(masked.float().square().sum(), parts)
-    kernel = attend(*parts, Pieces(cu_seqlens.cuda(), None, 32), 0.0)
+    kernel = attend(*parts, Pieces(cu_seqlens.cuda(), None, 32, way=Way.KERNEL), 0.0)
     gradients = torch.autograd.grad(kernel.float().square().sum(), parts)
     unit = torch.finfo(dtype).eps  # each path rounds its own intermediate results a few times
     torch.testing.assert_close(kernel, masked, atol=8 * unit, rtol=8 * unit)

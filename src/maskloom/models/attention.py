@@ -1,17 +1,28 @@
-"""Attention within pieces: one function, one choice per device.
+"""Attention within pieces: one function, four ways.
 
-Shapes: T slots in the bucket, S slots a row, R = T/S rows, H heads, D head size, N pieces.
+- `KERNEL`: torch's variable-length kernel over the pieces, on a GPU that has it (`choose_attention`).
+- `BLOCKS`: the bucket in blocks of a window (`windows`); in other layers
+- `ROWS`: each row with a mask of [S, S], as long as S is at most `MOST_MASKED`;
+- `PIECES`: one piece at a time (`by_piece`).
+
+What a layer looks at is made once a micro-batch, by `pieces_of`, outside of what is compiled.
+
+Shapes: T slots in the bucket, S slots a row, R = T/S rows, w slots of a window to either side, H heads, D head size, N pieces.
 """
 
 from __future__ import annotations
 
+import enum
 import importlib.util
 from typing import NamedTuple, cast
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
+from maskloom.data.batch import MicroBatch
+from maskloom.models.by_piece import by_piece
 from maskloom.models.rotary import Rotary
+from maskloom.models.windows import block_mask, in_blocks
 from maskloom.redaction import brief
 
 HALF = (torch.float16, torch.bfloat16)
@@ -21,15 +32,33 @@ FIRST_CAPABILITY = (8, 0)
 """Ampere."""
 
 
+MOST_MASKED = 1024
+"""S up to which a row has a mask of [S, S]: in fp32 and with 16 rows, 64 MiB."""
+SLOTS_A_WINDOW = 4
+"""S / w from which blocks are faster than a mask of [S, S], of which they compute 3w."""
+
+
+class Way(enum.Enum):
+    """How `attend` goes over a bucket: see the head of this file."""
+
+    KERNEL = "kernel"
+    ROWS = "rows"
+    BLOCKS = "blocks"
+    PIECES = "pieces"
+
+
 class Pieces(NamedTuple):
     """What a layer may look at beside its input.
 
     Attributes:
         cu_seqlens: int32 [N + 1]; where the pieces begin, and T.
-        mask: what `piece_mask` gives; None if `needs_mask` is False.
+        mask: of `ROWS`, what `piece_mask` gives, of `BLOCKS` what `block_mask` gives, or what is added to the scores instead: 0
+            and -inf. Else None.
         seq_len: S.
         window: slots that a slot sees to either side; None if it sees its whole piece.
         rotary: what queries and keys are turned by; None if positions are in the embeddings.
+        way: how to go over them.
+        positions: int64 [T], on the CPU, of `PIECES`; else None.
     """
 
     cu_seqlens: torch.Tensor
@@ -37,6 +66,48 @@ class Pieces(NamedTuple):
     seq_len: int
     window: int | None = None
     rotary: Rotary | None = None
+    way: Way = Way.ROWS
+    positions: torch.Tensor | None = None
+
+
+def way_of(masked: bool, seq_len: int, window: int | None) -> Way:
+    """The way for a layer.
+
+    Args:
+        masked: `Attention.is_masked`.
+        window: None, or one that does not reach over the whole row.
+    """
+    if not masked:
+        return Way.KERNEL
+    if window is not None and (seq_len > MOST_MASKED or seq_len >= SLOTS_A_WINDOW * window):
+        return Way.BLOCKS
+    return Way.ROWS if seq_len <= MOST_MASKED else Way.PIECES
+
+
+def pieces_of(batch: MicroBatch, window: int | None, masked: bool, dtype: torch.dtype) -> Pieces:
+    """What layers of a window look at.
+
+    Args:
+        window: slots that a slot sees to either side; None if it sees its whole piece.
+        masked: `Attention.is_masked`.
+        dtype: of queries and keys.
+    """
+    seq_len = batch.seq_len
+    if window is not None and window >= seq_len - 1:
+        window = None
+    way, mask = way_of(masked, seq_len, window), None
+    if way is Way.ROWS:
+        mask = added_to_scores(piece_mask(batch.pieces, seq_len, window), dtype)
+    elif way is Way.BLOCKS:
+        assert window is not None
+        mask = added_to_scores(block_mask(batch.positions, window), dtype)
+    positions = batch.positions.cpu() if way is Way.PIECES else None
+    return Pieces(batch.cu_seqlens, mask, seq_len, window, way=way, positions=positions)
+
+
+def added_to_scores(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """0 if True, -inf if False: what torch makes of a bool mask at every call, and keeps for the backward of every layer."""
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, -torch.inf)
 
 
 def piece_mask(pieces: torch.Tensor, seq_len: int, window: int | None = None) -> torch.Tensor:
@@ -56,8 +127,6 @@ def piece_mask(pieces: torch.Tensor, seq_len: int, window: int | None = None) ->
 def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, pieces: Pieces, dropout: float) -> torch.Tensor:
     """Softmax attention of every slot over the slots of its own piece that are within the window.
 
-    On CUDA the variable-length kernel runs over the pieces and never sees a mask, if `choose_attention` says that it can.
-
     Args:
         query, key, value: [T, H, D].
         dropout: probability with which an attention weight is dropped.
@@ -65,25 +134,34 @@ def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, pieces: 
     Returns:
         [T, H, D].
     """
-    cu_seqlens, mask, seq_len, window, _ = pieces
-    if mask is None:
-        from torch.nn.attention.varlen import varlen_attn  # loads flash attention: only if it is used
-
-        reach = (-1, -1) if window is None else (window, window)
-        ends = (cu_seqlens, cu_seqlens, seq_len, seq_len)
-        return cast(torch.Tensor, varlen_attn(query, key, value, *ends, window_size=reach))
+    if pieces.way is Way.KERNEL:
+        return _by_kernel(query, key, value, pieces)
+    if pieces.way is Way.PIECES:
+        assert pieces.positions is not None
+        return by_piece(query, key, value, pieces.positions, dropout)
+    assert pieces.mask is not None
+    if pieces.way is Way.BLOCKS:
+        return in_blocks(query, key, value, pieces.mask, dropout)
     slots, heads, size = query.shape
-    query, key, value = (part.view(-1, seq_len, heads, size).transpose(1, 2) for part in (query, key, value))
-    output = scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
+    query, key, value = (part.view(-1, pieces.seq_len, heads, size).transpose(1, 2) for part in (query, key, value))
+    output = scaled_dot_product_attention(query, key, value, attn_mask=pieces.mask, dropout_p=dropout)
     return output.transpose(1, 2).reshape(slots, heads, size)
+
+
+def _by_kernel(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, pieces: Pieces) -> torch.Tensor:
+    from torch.nn.attention.varlen import varlen_attn  # loads flash attention: only if it is used
+
+    reach = (-1, -1) if pieces.window is None else (pieces.window, pieces.window)
+    ends = (pieces.cu_seqlens, pieces.cu_seqlens, pieces.seq_len, pieces.seq_len)
+    return cast(torch.Tensor, varlen_attn(query, key, value, *ends, window_size=reach))
 
 
 class Attention(NamedTuple):
     """How `attend` goes over a bucket, and why so.
 
     Attributes:
-        is_masked: over rows with a mask, by SDPA; else over the pieces, by the variable-length kernel.
-        why: what asks for the mask, in words; empty if none is needed.
+        is_masked: by torch's own attention (SDPA), mostly with a mask; else by the variable-length kernel over the pieces.
+        why: what asks for it, in words; empty if none is needed.
     """
 
     is_masked: bool

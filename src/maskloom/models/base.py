@@ -43,10 +43,6 @@ class LayerSettings(Protocol):
     def window(self) -> int | None:
         """Slots that a slot sees to either side; None if it sees its whole piece."""
 
-    @property
-    def rope_theta(self) -> float | None:
-        """Base of the rotary position embeddings' frequencies; None if positions are in the embeddings."""
-
 
 def _no_faults(tree: Mapping[str, Any]) -> Iterable[str]:
     return ()
@@ -95,6 +91,10 @@ def _set_fields(config: Any, values: Mapping[str, Any]) -> None:
         setattr(config, name, value)
 
 
+def _no_rotary(config: Any) -> list[None]:
+    return [None] * int(config.num_hidden_layers)
+
+
 def _unchanged(model: Any, hidden: torch.Tensor) -> torch.Tensor:
     return hidden
 
@@ -117,6 +117,8 @@ class Architecture:
             whole. `pieces` are `layers.Pieces`.
         layer_settings: (configuration, kernels, whether it trains) -> the settings of each layer. Equal settings should be
             one object.
+        rope_thetas: (configuration) -> base of the rotary frequencies of each layer, None if positions are in the embeddings.
+            Not a part of the settings: compiled code must not know it, or another phase's would compile it again.
         finish: (model, [T, D]) -> [T, D]: what comes after the last layer. Left out: nothing.
         transform: (model, [K, D]) -> [K, D]: the head before the decoder.
         stations: the module whose output is the embeddings, and the one whose output goes into the decoder.
@@ -141,6 +143,7 @@ class Architecture:
     weights_of: Callable[[Any], Any]
     run: Callable[..., torch.Tensor]
     layer_settings: Callable[[Any, Kernels, bool], Sequence[LayerSettings]]
+    rope_thetas: Callable[[Any], Sequence[float | None]] = _no_rotary
     finish: Callable[[Any, torch.Tensor], torch.Tensor] = _unchanged
     transform: Callable[[Any, torch.Tensor], torch.Tensor]
     stations: Callable[[Any], tuple[nn.Module, nn.Module]]

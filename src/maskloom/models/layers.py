@@ -84,11 +84,6 @@ class PostNorm:
         """A slot sees its whole piece."""
         return None
 
-    @property
-    def rope_theta(self) -> None:
-        """Positions are in the embeddings."""
-        return None
-
 
 def post_norm(hidden: torch.Tensor, weights: PostNormWeights, pieces: Pieces, settings: PostNorm) -> torch.Tensor:
     """One layer: [T, D] -> [T, D]."""

@@ -25,7 +25,7 @@ from torch.utils.checkpoint import checkpoint
 
 from maskloom.data.batch import MicroBatch
 from maskloom.models.architecture import architecture_of
-from maskloom.models.attention import needs_mask, piece_mask
+from maskloom.models.attention import needs_mask, pieces_of
 from maskloom.models.base import Architecture, LayerSettings
 from maskloom.models.kernels import KERNELS, Kernels
 from maskloom.models.layers import Pieces
@@ -84,53 +84,54 @@ class MaskedLM(nn.Module):
     kernels: Kernels = KERNELS["eager"]
     checkpoints_activations: bool = False
 
-    def forward(self, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
+    def __call__(self, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        """`forward`, with hooks, compiled if that was asked for. What layers look at is made before, and uncompiled."""
+        result: tuple[torch.Tensor, torch.Tensor] = super().__call__(batch, self.seen(batch))
+        return result
+
+    def forward(self, batch: MicroBatch, seen: Sequence[Pieces] | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """Loss and hits of a micro-batch.
+
+        Args:
+            seen: what `seen` gives; it is called if it was not.
 
         Returns:
             fp32 sum of the cross-entropies (nats) of the predicted tokens, and int64 number of those that the most
             likely token hits.
         """
         # index_select and not indexing: its gradient is one addition, and no sort of the indices
-        logits = self._logits(self.encode(batch).index_select(0, batch.masked_index))
+        logits = self._logits(self.encode(batch, seen).index_select(0, batch.masked_index))
         return self.kernels.cross_entropy(logits, batch.targets, batch.weights)
 
     def masked_logits(self, batch: MicroBatch) -> torch.Tensor:
         """Logits [K, V] of the predicted slots."""
         return self._logits(self.encode(batch)[batch.masked_index])[:, : self.config.vocab_size]
 
-    def encode(self, batch: MicroBatch) -> torch.Tensor:
+    def encode(self, batch: MicroBatch, seen: Sequence[Pieces] | None = None) -> torch.Tensor:
         """Hidden states [T, D] of the last layer."""
         architecture = self.architecture
         each = architecture.layer_settings(self.config, self.kernels, self.training)
         hidden = architecture.embed(self, batch)
-        seen = self._pieces(batch, each, hidden)
-        for layer, settings in zip(architecture.layers(self), each, strict=True):
-            pieces = seen[settings.window, settings.rope_theta]
+        looks = self.seen(batch) if seen is None else seen
+        for layer, pieces, settings in zip(architecture.layers(self), looks, each, strict=True):
             if self.checkpoints_activations and self.training:
                 hidden = checkpoint(layer, hidden, pieces, settings, use_reentrant=False)
             else:
                 hidden = layer(hidden, pieces, settings)
         return architecture.finish(self, hidden)
 
-    def _pieces(
-        self, batch: MicroBatch, each: Sequence[LayerSettings], hidden: torch.Tensor
-    ) -> dict[tuple[int | None, float | None], Pieces]:
-        """What layers look at, once for each window and theta among their settings."""
-        size = head_size_of(self.config)
-        masked = needs_mask(hidden.device, size, hidden.dtype, each[0].attention_dropout)
-        masks = {
-            window: piece_mask(batch.pieces, batch.seq_len, window) if masked else None
-            for window in dict.fromkeys(settings.window for settings in each)
-        }
-        tables = {
-            theta: None if theta is None else rotary_table(batch.positions, size, theta)
-            for theta in dict.fromkeys(settings.rope_theta for settings in each)
-        }
-        return {
-            (window, theta): Pieces(batch.cu_seqlens, masks[window], batch.seq_len, window, tables[theta])
-            for window, theta in dict.fromkeys((settings.window, settings.rope_theta) for settings in each)
-        }
+    def seen(self, batch: MicroBatch) -> list[Pieces]:
+        """What each layer looks at beside its input; made once for layers that look at the same."""
+        each = self.architecture.layer_settings(self.config, self.kernels, self.training)
+        thetas = self.architecture.rope_thetas(self.config)
+        size, dtype = head_size_of(self.config), embedding_of(self).weight.dtype
+        masked = needs_mask(batch.input_ids.device, size, dtype, each[0].attention_dropout)
+        windows = [settings.window for settings in each]
+        pieces = {window: pieces_of(batch, window, masked, dtype) for window in set(windows)}
+        tables = {theta: None if theta is None else rotary_table(batch.positions, size, theta) for theta in set(thetas)}
+        kinds = dict.fromkeys(zip(windows, thetas, strict=True))
+        made = {kind: pieces[kind[0]]._replace(rotary=tables[kind[1]]) for kind in kinds}
+        return [made[kind] for kind in zip(windows, thetas, strict=True)]
 
     def drop(self, hidden: torch.Tensor, probability: float) -> torch.Tensor:
         """Dropout while the model trains; any shape."""

@@ -1,11 +1,11 @@
 """Rotary position embeddings (Su et al., 2021): queries and keys are turned by an angle that grows with the position.
 
-The pairs that turn together are a half of the head apart: elements i and i + D/2.
+The pairs that turn together are a half of the head apart: elements i and i + D/2. `kernels.rotate` turns them.
 
 Tables are made from the configuration, in fp32, once a micro-batch. Hugging Face keeps frequencies in a buffer of the model,
 which loses them if the model is cast to bf16: at position 8191 the angle is then off by up to 7.8 radians.
 
-Shapes: T slots, H heads, D head size.
+Shapes: T slots, D head size.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 
 
 class Rotary(NamedTuple):
-    """Cosines and sines of every slot's angles: fp32 [T, 1, D], each half the same."""
+    """Cosines and sines of every slot's angles: fp32 [T, 1, D/2]."""
 
     cos: torch.Tensor
     sin: torch.Tensor
@@ -30,14 +30,5 @@ def rotary_table(positions: torch.Tensor, head_size: int, theta: float) -> Rotar
         theta: base of the frequencies: the slowest pair turns once in about 2 pi theta positions.
     """
     exponents = torch.arange(0, head_size, 2, dtype=torch.float32, device=positions.device) / head_size
-    angles = positions[:, None].float() * (1.0 / theta**exponents)
-    angles = torch.cat((angles, angles), -1)[:, None]
+    angles = (positions[:, None].float() * (1.0 / theta**exponents))[:, None]
     return Rotary(angles.cos(), angles.sin())
-
-
-def rotate(heads: torch.Tensor, rotary: Rotary) -> torch.Tensor:
-    """Queries or keys turned by their slots' angles: [T, H, D] to [T, H, D], in fp32 within."""
-    wide = heads.float()
-    first, second = wide.chunk(2, -1)
-    turned = wide * rotary.cos + torch.cat((-second, first), -1) * rotary.sin
-    return turned.to(heads.dtype)

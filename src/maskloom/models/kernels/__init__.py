@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 
-from maskloom.models.kernels import cross_entropy, dropout, gelu, linear
+from maskloom.models.kernels import cross_entropy, dropout, gelu, linear, rotate
 
 
 class Kernels(NamedTuple):
@@ -23,11 +23,12 @@ class Kernels(NamedTuple):
     cross_entropy: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
     gelu: Callable[[torch.Tensor], torch.Tensor]
     linear: Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor] = linear.reference
+    rotate: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], rotate.Parts] = rotate.reference
 
 
 KERNELS = {
-    "eager": Kernels(dropout.fused, cross_entropy.fused, gelu.reference),
+    "eager": Kernels(dropout.fused, cross_entropy.fused, gelu.reference, rotate=rotate.fused),
     "compile": Kernels(dropout.compiled, cross_entropy.reference, gelu.fused),
-    "onednn": Kernels(dropout.fused, cross_entropy.fused, gelu.reference, linear.fused),
+    "onednn": Kernels(dropout.fused, cross_entropy.fused, gelu.reference, linear.fused, rotate.fused),
 }
 """By the names of `engine.kernels`."""
