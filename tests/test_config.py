@@ -11,7 +11,7 @@ import pydantic
 import pytest
 import yaml
 
-from maskloom.config import ModernBert, RunConfig, Section
+from maskloom.config import ModernBert, Roberta, RunConfig, Section
 from maskloom.config_file import dump_config, load_config, parse_config
 from maskloom.errors import UserError
 from tests.trees import tree_with
@@ -246,7 +246,7 @@ def test_every_recipe_is_a_configuration(path: Path) -> None:
     assert load_config(path).total_steps > 0
 
 
-RECIPES = sorted(path for path in CONFIGS.glob("bert_*.yaml"))
+RECIPES = sorted([*CONFIGS.glob("bert_*.yaml"), *CONFIGS.glob("roberta_*.yaml")])
 
 
 def test_the_base_recipe_is_mosaics_baseline() -> None:
@@ -275,9 +275,23 @@ def test_the_large_recipe_is_devlins() -> None:
     assert (shape.hidden_size, shape.num_hidden_layers, shape.num_attention_heads) == (1024, 24, 16)
 
 
+def test_the_roberta_recipe_is_the_papers() -> None:
+    """Table 9 of the paper, for the base model; 514 positions are for 512 tokens."""
+    config = load_config(CONFIGS / "roberta_base.yaml")
+    settings, (phase,) = config.optimizer, config.phases
+    assert (phase.steps, phase.seq_len, phase.global_batch_rows) == (500_000, 512, 8192)
+    assert (settings.name, settings.schedule, settings.lr, settings.warmup_steps) == ("adamw", "linear", 6e-4, 24_000)
+    assert (settings.beta1, settings.beta2, settings.eps, settings.final_lr_share) == (0.9, 0.98, 1e-6, 0.0)
+    assert (settings.weight_decay, settings.gradient_clipping) == (0.01, 0.0)
+    assert config.model == Roberta(vocab_multiple=64)
+    shape = (config.model.hidden_size, config.model.num_hidden_layers, config.model.num_attention_heads)
+    assert (*shape, config.model.intermediate_size, config.model.max_position_embeddings) == (768, 12, 12, 3072, 514)
+    assert (config.model.type_vocab_size, config.model.layer_norm_eps) == (1, 1e-5)
+
+
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_a_recipe_names_its_source_and_what_differs(path: Path) -> None:
-    """Beside them what all three share: 15 % of the tokens, dropout 0.1 on hidden states and none on attention weights."""
+    """Beside them what all of them share: 15 % of the tokens, dropout 0.1 on hidden states and none on attention weights."""
     comment = " ".join(line.removeprefix("#").strip() for line in path.read_text().splitlines() if line.startswith("#"))
     assert re.search(r"arXiv:\d{4}\.\d{5}", comment)
     assert "As there" in comment or "As in" in comment

@@ -27,8 +27,8 @@ class Model(Section):
     architecture: str = "bert"
     """Kind of encoder, as `model_type` in a Hugging Face config.json. With `init` it follows from the checkpoint."""
     init: Annotated[str, pydantic.Field(min_length=1)] | None = None
-    """Hugging Face checkpoint to start from (folder or name); its shape then holds. Of it only `max_position_embeddings` may be
-    given here, to raise it: a table of positions is then repeated."""
+    """Hugging Face checkpoint to start from (folder or name); its shape then holds. `max_position_embeddings` may be given beside
+    it, to raise it: a table of positions is then repeated."""
     vocab_multiple: Few = 1
     """Round the vocabulary of a new model up to a multiple of this, such as 64. The rows beyond the tokenizer's ids take part in
     the softmax and are never targets."""

@@ -197,3 +197,43 @@ def test_several_corpora_are_mixed(
     rows = [line for line in lines if "row " in line]
     mixed = sum("mountain" not in line and line.count("river") >= 15 for line in rows)
     assert abs(mixed - 12 * 12 * 3 / 4) <= 1  # all lanes together are within a row of their share
+
+
+def is_inside_of_a_word(before: str, token: str) -> bool:
+    """Whether two tokens surely are of one word: letters without a sign for a blank between them."""
+    return token.isascii() and token.isalpha() and before[-1:].isascii() and before[-1:].isalpha()
+
+
+@pytest.mark.parametrize(("kind", "size"), [("byte-bpe", 320), ("unigram", 60)])
+def test_every_kind_masks_whole_words_and_spans_from_text_and_from_token_shards(
+    kind: str,
+    size: int,
+    corpus_dir: Path,
+    run_config: dict,
+    write_config: Callable[[dict], Path],
+    tmp_path: Path,
+    succeeds: Command,
+) -> None:
+    folder = tmp_path / "tokenizer"
+    succeeds("tokenizer", corpus_dir, folder, "--kind", kind, "--vocab-size", size)
+    succeeds("shards", corpus_dir, tmp_path / "tokens", "--tokenizer", folder, "--processes", 1)
+    tokenizer, checked = load_tokenizer(folder), 0
+    assert tokenizer.kind == kind
+    for unit in ("whole_word", "span"):
+        tree = run_config | {"tokenizer": str(folder), "masking": {"unit": unit, "rate": 0.3}}
+        digest = succeeds("peek", write_config(tree), "--steps", "0:3", "--digest")
+        from_tokens = tree | {"data": tree["data"] | {"train": str(tmp_path / "tokens")}}
+        assert succeeds("peek", write_config(from_tokens), "--steps", "0:3", "--digest", "--world", 2) == digest
+        config = parse_config(tree, "run.yaml")
+        plan = plan_for(config, open_corpora(config.data), tokenizer)
+        read = list(read_steps(plan, World(), first_cursors(plan.lanes), 0, 3))
+        assert digest.strip() == digest_of(read)
+        assert "<mask>{" in succeeds("peek", write_config(tree), "--steps", "0:1", "--rows", 12)
+        for step in read:
+            assert step.rows.chosen.any()
+            for row, chosen in zip(step.rows.tokens.tolist(), step.rows.chosen.tolist(), strict=True):
+                for place in range(1, len(row)):
+                    if is_inside_of_a_word(tokenizer.token(row[place - 1]), tokenizer.token(row[place])):
+                        assert chosen[place] == chosen[place - 1]
+                        checked += 1
+    assert checked > 100

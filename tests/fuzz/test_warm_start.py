@@ -15,7 +15,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import BertForMaskedLM
 
-from maskloom.config import Bert
+from maskloom.config import MODELS, Bert
+from maskloom.models.architecture import ARCHITECTURES
 from maskloom.models.bert import BERT
 from maskloom.models.build import build_model
 from maskloom.models.description import COMPUTED, HARMLESS, check_description, parse_description
@@ -104,6 +105,65 @@ def test_config_json(shards: Path) -> None:
         check_description(parse_description(data, NAME), NAME)
 
     fuzz(parse, [data, old, wide], KEYS + VALUES, memory_bytes=MEMORY_BYTES)
+
+
+LATER = [kind for kind in ARCHITECTURES if kind != "bert"]
+"""Each of them with fewer inputs: most of the way is the same."""
+
+
+@pytest.fixture(params=LATER)
+def later(request: pytest.FixtureRequest, tokenizer: Tokenizer, tmp_path: Path) -> tuple[str, Path]:
+    """A checkpoint of an architecture that came after BERT."""
+    architecture = ARCHITECTURES[request.param]
+    shape = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 8}
+    torch.manual_seed(0)
+    config = architecture.config(architecture.settings(**shape, max_position_embeddings=16), tokenizer)
+    architecture.new(config).save_pretrained(tmp_path / "model")
+    return request.param, tmp_path / "model"
+
+
+def words_of(kind: str) -> list[bytes]:
+    """Keys of an architecture's config.json, and beginnings of its weights' names."""
+    architecture = ARCHITECTURES[kind]
+    description = architecture.description
+    keys = (*description.kept, *description.ids, *description.computed, *sorted(description.harmless))
+    return [json.dumps(key).encode() for key in keys] + [name.encode() for name in architecture.head_names]
+
+
+def test_config_json_of_later_architectures(later: tuple[str, Path]) -> None:
+    kind, folder = later
+    data = (folder / "config.json").read_bytes()
+
+    def parse(data: bytes) -> None:
+        check_description(parse_description(data, NAME), NAME)
+
+    words = words_of(kind) + VALUES + [b"1e309", b"50283", b"[[]]", b'{"full_attention":{}}', b"null"]
+    fuzz(parse, [data], words, inputs=300, memory_bytes=MEMORY_BYTES)
+
+
+def test_the_table_of_later_architectures(later: tuple[str, Path]) -> None:
+    kind, folder = later
+    path = folder / "model.safetensors"
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+
+    def parse(table: bytes) -> None:
+        path.write_bytes(len(table).to_bytes(8, "little") + table + data[8 + length :])
+        open_checkpoint(str(folder), NAME)
+
+    words = TABLE + NAMES + words_of(kind)
+    fuzz(parse, [data[8 : 8 + length]], words, folder=folder, inputs=150, memory_bytes=MEMORY_BYTES)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_load_of_later_architectures(name: str, later: tuple[str, Path], tokenizer: Tokenizer) -> None:
+    """With positions grown, so that this is read too."""
+    kind, folder = later
+    path = folder / name
+    settings = MODELS[kind](init=str(folder), max_position_embeddings=40)
+    parse = written(path, lambda: build_model(settings, tokenizer, 0))
+    words = words_of(kind) + (VALUES if name == "config.json" else TABLE + NAMES)
+    fuzz(parse, [path.read_bytes()], words, folder=folder, inputs=40, memory_bytes=LOADING_BYTES)
 
 
 def test_the_table_of_safetensors(folder: Path) -> None:

@@ -198,6 +198,15 @@ def final_weights(run: Path | str) -> dict[str, torch.Tensor]:
     return full_precision_weights(saved_at(Path(run)))
 
 
+@pytest.fixture(scope="session")
+def peer(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a library of `peers.txt`, installed when it is first asked for."""
+    from .peers import install
+
+    folder = tmp_path_factory.mktemp("peers")
+    return lambda name: install(name, folder)
+
+
 def note_rows(batches: str, batch: Any, trainer: Any) -> None:
     """In a rank: add to the run's and the rank's file what each lane gave to a step. `batches` is how the files' names begin."""
     lanes = torch.from_numpy(batch.rows.input_ids).chunk(len(batch.cursors))

@@ -9,22 +9,24 @@ import pytest
 import torch
 import yaml
 
-from .conftest import final_weights, losses, train_in_ranks
+from .conftest import final_weights, losses, tiny, train_in_ranks
 
 
-@pytest.mark.parametrize("stage", [0, 2, 3])
+@pytest.mark.parametrize(
+    ("architecture", "stage"),
+    [("bert", 0), ("bert", 2), ("bert", 3), ("roberta", 0), ("modernbert", 2), ("modernbert", 3)],
+)
 def test_a_run_that_turns_it_on_resumes_with_the_same_bits(
-    stage: int, run_config: dict, write_config: Callable[..., Path], tmp_path: Path
+    architecture: str, stage: int, run_config: dict, write_config: Callable[..., Path], tmp_path: Path
 ) -> None:
     """Half of it without, the rest with it; dropout everywhere, gradients of the embeddings as rows and as matrices."""
-    model = {**run_config["model"], "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
     phases = run_config["phases"]
 
     def config(name: str, steps: int, deterministic: bool) -> Path:
         tree = {
             **run_config,
             "run_dir": str(tmp_path / name),
-            "model": model,
+            "model": tiny(architecture, dropout=0.1),
             "phases": [{**phases[0], "steps": steps}],
             "optimizer": {**run_config.get("optimizer", {}), "final_lr_share": 1.0},  # whatever the steps are
             "engine": {"zero_stage": stage, "deterministic": deterministic},

@@ -28,7 +28,7 @@ from maskloom.train.checkpoint import read_state, saved_at
 from tests.cluster.spoiled import InfiniteGradient
 from tests.conftest import plan_for
 
-from .conftest import batches_of, final_weights, lines, losses, note_rows, train_in_ranks
+from .conftest import batches_of, final_weights, lines, losses, note_rows, tiny, train_in_ranks
 
 LANE = 4  # of six: the second of two ranks reads it
 Spoils = dict[LaneCursors, str]
@@ -131,22 +131,28 @@ def spoils_of(config: Path, kinds: dict[int, str]) -> Spoils:
 
 MUON = {"name": "muon", "lr": 1e-3, "warmup_steps": 2, "gradient_clipping": 0.0}
 LAMB = {"name": "lamb", "lr": 1e-3, "warmup_steps": 2}
-ENGINES = [
-    (0, "fp32", {}, 4),
-    (0, "bf16", {}, 12),
-    (1, "fp32", {}, 4),
-    (1, "bf16", {}, 12),
-    (1, "bf16", {}, 4),  # DeepSpeed's BF16_Optimizer
-    (1, "fp16", {}, 4),
-    (2, "bf16", {}, 4),
-    (3, "fp32", {}, 4),
-    (3, "fp16", {}, 4),
-    (0, "fp32", LAMB, 4),
-    (1, "bf16", LAMB, 4),
-    (3, "bf16", LAMB, 4),
-    (1, "bf16", MUON, 4),
-    (2, "fp32", MUON, 12),
-    (3, "bf16", MUON, 4),
+# Stage, precision, optimizer, rows of a micro-batch, architecture
+ENGINES: list[tuple[int, str, dict, int, str]] = [
+    (0, "fp32", {}, 4, "bert"),
+    (0, "bf16", {}, 12, "bert"),
+    (1, "fp32", {}, 4, "bert"),
+    (1, "bf16", {}, 12, "bert"),
+    (1, "bf16", {}, 4, "bert"),  # DeepSpeed's BF16_Optimizer
+    (1, "fp16", {}, 4, "bert"),
+    (2, "bf16", {}, 4, "bert"),
+    (3, "fp32", {}, 4, "bert"),
+    (3, "fp16", {}, 4, "bert"),
+    (0, "fp32", LAMB, 4, "bert"),
+    (1, "bf16", LAMB, 4, "bert"),
+    (3, "bf16", LAMB, 4, "bert"),
+    (1, "bf16", MUON, 4, "bert"),
+    (2, "fp32", MUON, 12, "bert"),
+    (3, "bf16", MUON, 4, "bert"),
+    (1, "fp16", {}, 4, "roberta"),
+    (3, "bf16", LAMB, 4, "roberta"),
+    (0, "fp32", LAMB, 4, "modernbert"),
+    (1, "bf16", {}, 4, "modernbert"),
+    (3, "fp32", MUON, 4, "modernbert"),
 ]
 
 
@@ -156,10 +162,11 @@ def test_a_step_that_is_not_taken_changes_nothing(
     """A NaN in the loss, a spike, and gradients that are not finite: weights, moments, counts and loss scale stay bit for bit,
     at every stage and precision; and nothing of the step is left in the next one."""
     configs = []
-    for number, (stage, precision, optimizer, rows) in enumerate(ENGINES):
+    for number, (stage, precision, optimizer, rows, architecture) in enumerate(ENGINES):
         tree = {
             **run_config,
             "run_dir": str(tmp_path / f"run{number}"),
+            "model": tiny(architecture, dropout=0.1),
             "engine": {"zero_stage": stage, "precision": precision},
             "optimizer": optimizer or run_config["optimizer"],
             "phases": [{"steps": 15, "seq_len": 32, "global_batch_rows": 12, "micro_batch_rows": rows}],

@@ -10,18 +10,25 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch._dynamo.testing import CompileCounter
+from torch._dynamo.testing import CompileCounter, CompileCounterWithBackend
 
 from maskloom.models.attention import (
+    MOST_MASKED,
     Attention,
     Pieces,
     Way,
+    added_to_scores,
     attend,
     choose_attention,
     needs_mask,
     piece_mask,
+    pieces_of,
     settle_attention,
+    way_of,
 )
+from maskloom.tokenizers.base import Tokenizer
+
+from .parity import bucket, make_rows
 
 HEADS, SIZE = 2, 8
 
@@ -70,6 +77,53 @@ def test_dropout_of_one_drops_every_weight() -> None:
     pieces, cu_seqlens = rows_of_pieces([[5, 7]])
     query, key, value = torch.randn(3, 12, HEADS, SIZE)
     assert not attend(query, key, value, Pieces(cu_seqlens, piece_mask(pieces, 12), 12), dropout=1.0).any()
+
+
+def test_what_is_added_to_scores_is_the_mask() -> None:
+    """Bit for bit what torch makes of a bool mask by itself."""
+    pieces, cu_seqlens = rows_of_pieces([[5, 7], [12]])
+    query, key, value = torch.randn(3, 24, HEADS, SIZE)
+    mask = piece_mask(pieces, 12)
+    added = added_to_scores(mask, torch.float32)
+    assert torch.equal(added == 0, mask)
+    found = [attend(query, key, value, Pieces(cu_seqlens, each, 12), 0.0) for each in (mask, added)]
+    assert torch.equal(*found)
+
+
+WAYS = [
+    # masked, S, window: the way
+    (False, 8192, 64, Way.KERNEL),
+    (False, 128, None, Way.KERNEL),
+    (True, 1024, None, Way.ROWS),
+    (True, 1025, None, Way.PIECES),
+    (True, 128, 64, Way.ROWS),  # of which blocks would compute 192 columns
+    (True, 512, 64, Way.BLOCKS),
+    (True, 8192, 64, Way.BLOCKS),
+    (True, 2048, 1500, Way.BLOCKS),
+    (True, 1024, 1023, Way.ROWS),  # sees all
+    (True, 2048, 2047, Way.PIECES),
+]
+
+
+@pytest.mark.parametrize(("masked", "seq_len", "window", "way"), WAYS)
+def test_the_table_of_ways(masked: bool, seq_len: int, window: int | None, way: Way) -> None:
+    assert way_of(masked, seq_len, window) is way
+
+
+@pytest.mark.parametrize("masked", [True, False])
+@pytest.mark.parametrize("window", [None, 2, 64, 5000])
+@pytest.mark.parametrize("seq_len", [48, 1040])
+def test_no_mask_is_larger_than_it_has_to_be(
+    seq_len: int, window: int | None, masked: bool, tokenizer: Tokenizer
+) -> None:
+    batch = bucket(make_rows([[seq_len - 8, 8], [seq_len]], tokenizer, seq_len=seq_len), tokenizer)
+    pieces = pieces_of(batch, window, masked, torch.bfloat16)
+    assert (pieces.mask is None) == (pieces.way in (Way.KERNEL, Way.PIECES))
+    assert (pieces.positions is None) == (pieces.way is not Way.PIECES)
+    if pieces.mask is not None:
+        assert pieces.mask.dtype == torch.bfloat16
+        assert pieces.mask.numel() <= 2 * seq_len * max(MOST_MASKED, 3 * (window or 0))
+        assert (pieces.mask == 0).any(-1).all()  # a slot that sees nothing would be NaN
 
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
@@ -147,6 +201,44 @@ def test_the_kernel_over_pieces_is_the_masked_attention(dtype: torch.dtype) -> N
         torch.testing.assert_close(ours, theirs, atol=16 * unit * float(theirs.abs().max()), rtol=0)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("window", [1, 7, 16])
+def test_the_kernels_window_is_inclusive(window: int, dtype: torch.dtype) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device: the variable-length kernel runs nowhere else")
+    pieces, cu_seqlens = rows_of_pieces([[5, 17, 42], [64]])
+    parts = [torch.randn(128, HEADS, 64, device="cuda", dtype=dtype, requires_grad=True) for _ in range(3)]
+    masked = attend(*parts, Pieces(cu_seqlens.cuda(), piece_mask(pieces.cuda(), 64, window), 64, window), 0.0)
+    expected = torch.autograd.grad(masked.float().square().sum(), parts)
+    kernel = attend(*parts, Pieces(cu_seqlens.cuda(), None, 64, window, way=Way.KERNEL), 0.0)
+    gradients = torch.autograd.grad(kernel.float().square().sum(), parts)
+    unit = torch.finfo(dtype).eps
+    torch.testing.assert_close(kernel, masked, atol=8 * unit, rtol=8 * unit)
+    for ours, theirs in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=16 * unit * float(theirs.abs().max()), rtol=0)
+    # Whom the middle of the last piece sees.
+    (seen,) = torch.autograd.grad(
+        attend(*parts, Pieces(cu_seqlens.cuda(), None, 64, window, way=Way.KERNEL), 0.0)[96].float().sum(), parts[2]
+    )
+    assert seen.abs().sum((1, 2)).nonzero().flatten().tolist() == list(range(96 - window, 97 + window))
+
+
+@pytest.mark.parametrize("window", [None, 8])
+def test_the_kernel_with_a_window_compiles_whole(window: int | None) -> None:
+    """Forward and backward, by its fake kernels, on tensors without values."""
+    counter = CompileCounterWithBackend("aot_eager")
+    run = torch.compile(attend, backend=counter, fullgraph=True, dynamic=False)
+    with torch.device("meta"):
+        parts = [torch.empty(64, HEADS, 64, dtype=torch.bfloat16, requires_grad=True) for _ in range(3)]
+        pieces = Pieces(torch.empty(5, dtype=torch.int32), None, 32, window, way=Way.KERNEL)
+    output = run(*parts, pieces, 0.0)
+    output.sum().backward()
+    assert output.shape == parts[0].shape
+    assert all(part.grad is not None and part.grad.shape == part.shape for part in parts)
+    assert counter.frame_count == 1
+
+
 class TestWhatTheStartSays:
     """`settle_attention`, on a GPU that is told."""
 
@@ -187,6 +279,11 @@ class TestWhatTheStartSays:
         )
         on_cpu = settle_attention(torch.device("cpu"), 64, FP32, 0.0)
         assert on_cpu == "SDPA over rows with a mask: the device is a CPU"
+
+    def test_the_ways_of_all_phases_and_windows(self) -> None:
+        looks = [(seq_len, window) for seq_len in (1024, 8192) for window in (None, 64)]
+        said = settle_attention(torch.device("cpu"), 64, FP32, 0.0, looks)
+        assert said == ("SDPA over rows with a mask, in blocks of a window, one piece at a time: the device is a CPU")
 
     @pytest.mark.parametrize(
         ("size", "dropout", "lasting"),

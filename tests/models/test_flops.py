@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
-from transformers import BertConfig, BertForMaskedLM
+from transformers import BertConfig, ModernBertConfig, PretrainedConfig, RobertaConfig
 
 from maskloom.data.batch import MicroBatch
+from maskloom.data.rows import count_pairs
+from maskloom.models.architecture import architecture_of
 from maskloom.models.flops import Shape, measured_flops, peak_flops, peak_of, training_flops
 from maskloom.models.masked_lm import new_model
+from maskloom.models.outline import parameters_of
 
 
 def bert(layers: int, hidden: int, intermediate: int, vocabulary: int) -> Shape:
@@ -38,11 +42,53 @@ def small_config(intermediate: int) -> BertConfig:
     )
 
 
+def small_modern_config(**more: object) -> ModernBertConfig:
+    """Three layers, of which two have a window; gated feed-forward layers. Ids of tokens within the vocabulary."""
+    shape = {"vocab_size": 512, "hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}
+    shape |= {"intermediate_size": 96, "local_attention": 8, "global_attn_every_n_layers": 3, "pad_token_id": 0}
+    ids = dict.fromkeys(("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"), 1)
+    return ModernBertConfig(**(shape | ids | more), attn_implementation="eager")
+
+
+def modern(layers: int, hidden: int, intermediate: int, vocabulary: int, windows: dict[int | None, int]) -> Shape:
+    """The shape of a ModernBERT, by hand: the gate is a third product of the feed-forward's size."""
+    matrices = layers * (4 * hidden**2 + 3 * hidden * intermediate)
+    return Shape(matrices, hidden, hidden**2 + hidden * vocabulary, tuple(windows.items()))
+
+
 @pytest.mark.parametrize("tied", [True, False])
 def test_the_shape_is_that_of_the_weights(tied: bool) -> None:
     config = small_config(96)
     config.tie_word_embeddings = tied
     assert Shape.of(config) == bert(3, 64, 96, 512)
+
+
+@pytest.mark.parametrize("biased", [True, False])
+def test_the_shape_of_a_modernbert_has_its_windows_and_gates(biased: bool) -> None:
+    biases = dict.fromkeys(("attention_bias", "mlp_bias", "norm_bias", "classifier_bias", "decoder_bias"), biased)
+    assert Shape.of(small_modern_config(**biases)) == modern(3, 64, 96, 512, {None: 1, 4: 2})
+
+
+def test_the_shape_of_a_roberta_is_that_of_a_bert() -> None:
+    config = small_config(96)
+    shape = {name: getattr(config, name) for name in ("hidden_size", "num_hidden_layers", "num_attention_heads")}
+    assert Shape.of(RobertaConfig(vocab_size=512, intermediate_size=96, **shape)) == Shape.of(config)
+
+
+def test_modernbert_base() -> None:
+    """149,655,232 parameters, as published; operations a token by hand: a third of the layers sees the whole piece, the others
+    64 slots to either side."""
+    config = ModernBertConfig()
+    shape = Shape.of(config)
+    assert shape == modern(22, 768, 1152, 50368, {None: 8, 64: 14})
+    assert parameters_of(config) == 149_655_232
+    assert 6 * shape.matrices / 1e6 == pytest.approx(662, abs=0.5)
+    for length, millions in ((512, 53), (1024, 92), (8192, 621)):
+        windowed = sum(min(length - 1, at + 64) - max(0, at - 64) + 1 for at in range(length))
+        attention = 12 * 768 * (8 * length**2 + 14 * windowed)
+        pairs = [int(count_pairs(np.array([length]), window)[0]) for window in shape.distinct_windows]
+        assert training_flops(shape, length, pairs, 0) == 6 * shape.matrices * length + attention
+        assert attention / length / 1e6 == pytest.approx(millions, abs=0.5)
 
 
 def counted(step) -> int:
@@ -52,21 +98,27 @@ def counted(step) -> int:
     return counter.get_total_flops()
 
 
-@pytest.mark.parametrize("intermediate", [256, 96])
-def test_formula_is_what_torch_counts_of_hugging_faces_model(intermediate: int) -> None:
-    """Exactly: the head is dense, so that every slot counts as predicted; a row is one piece."""
-    config = small_config(intermediate)
-    model = BertForMaskedLM(config)
+@pytest.mark.parametrize(
+    "config",
+    [small_config(256), small_config(96), small_modern_config(global_attn_every_n_layers=1)],
+    ids=["bert, wide", "bert, narrow", "modernbert"],
+)
+def test_formula_is_what_torch_counts_of_hugging_faces_model(config: PretrainedConfig) -> None:
+    """Exactly: the head is dense, so that every slot counts as predicted; a row is one piece, which every layer sees whole."""
+    model = architecture_of(config).hf_class(config)
     ids = torch.randint(0, config.vocab_size, (ROWS, SEQ_LEN))
     slots = ROWS * SEQ_LEN
     expected = training_flops(Shape.of(config), slots, [ROWS * SEQ_LEN**2], slots)
     assert counted(lambda: model(input_ids=ids, labels=ids).loss) == expected
 
 
-@pytest.mark.parametrize("intermediate", [256, 96])
-def test_formula_is_what_torch_counts_of_our_model(intermediate: int) -> None:
-    """Exactly: the head runs on the predicted slots."""
-    config = small_config(intermediate)
+@pytest.mark.parametrize(
+    "config",
+    [small_config(256), small_config(96), small_modern_config(global_attn_every_n_layers=1)],
+    ids=["bert, wide", "bert, narrow", "modernbert"],
+)
+def test_formula_is_what_torch_counts_of_our_model(config: PretrainedConfig) -> None:
+    """Exactly: the head runs on the predicted slots; of a ModernBERT all layers see the whole piece."""
     model = new_model(config)
     slots, predicted = ROWS * SEQ_LEN, 6
     batch = MicroBatch(

@@ -5,9 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.testing import CompileCounter
 from transformers import BertForMaskedLM
 from transformers.models.bert.modeling_bert import BertLayer
 
+from maskloom.config import ModernBert
+from maskloom.models.architecture import ARCHITECTURES
+from maskloom.models.attention import Way
+from maskloom.models.kernels import KERNELS
 from maskloom.models.masked_lm import (
     MaskedLM,
     PackedLayer,
@@ -82,6 +87,66 @@ def test_layers_computed_twice_give_the_same_gradients(checkpoints: bool, tokeni
         model(batch)[0].backward()
     for (name, one), two in zip(plain.named_parameters(), other.parameters(), strict=True):
         assert torch.equal(one.grad, two.grad), name
+
+
+def modern_bert(tokenizer: Tokenizer) -> MaskedLM:
+    """Tiny, without dropout, with a layer that sees all and one that sees three slots to either side."""
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+    settings = ModernBert(**shape, local_attention=6, global_attn_every_n_layers=2)
+    torch.manual_seed(3)
+    return new_model(ARCHITECTURES["modernbert"].config(settings, tokenizer)).train()
+
+
+def test_another_theta_compiles_nothing_anew(tokenizer: Tokenizer) -> None:
+    """Tables of angles are made before what is compiled, which is one graph."""
+    model, plain = modern_bert(tokenizer), modern_bert(tokenizer)
+    model.kernels = plain.kernels = KERNELS["compile"]
+    with torch.no_grad():
+        for one, two in zip(model.parameters(), plain.parameters(), strict=True):
+            two.copy_(one.mul_(10))  # as they are drawn, scores are so near to 0 that no angle is seen in the loss
+    counter = CompileCounter()
+    torch._dynamo.reset()
+    model.compile(backend=counter, fullgraph=True, dynamic=False)
+    losses = []
+    for theta, lengths in ((160_000.0, [[32], [10, 20]]), (10.0, [[32], [10, 20]]), (10.0, [[5, 27], [32]])):
+        batch = bucket(make_rows(lengths, tokenizer), tokenizer)
+        for each in (model, plain):
+            each.config.rope_parameters["full_attention"]["rope_theta"] = theta
+        losses.append(model(batch)[0].item())
+        assert losses[-1] == plain(batch)[0].item() == plain.forward(batch)[0].item()
+    assert losses[0] != losses[1]
+    assert counter.frame_count == 1
+
+
+def test_layers_that_look_at_the_same_share_it(tokenizer: Tokenizer) -> None:
+    model = new_model(tiny_config(tokenizer.vocab_size, num_hidden_layers=5))
+    seen = model.seen(bucket(make_rows([[32]], tokenizer), tokenizer))
+    assert len(seen) == 5
+    assert all(pieces is seen[0] for pieces in seen)
+    seen_by_modern = modern_bert(tokenizer).seen(bucket(make_rows([[32]], tokenizer), tokenizer))
+    assert [pieces.window for pieces in seen_by_modern] == [None, 3]
+    assert not torch.equal(seen_by_modern[0].rotary.cos, seen_by_modern[1].rotary.cos)
+
+
+@pytest.mark.parametrize("kernels", ["eager", "compile", "onednn"])
+@pytest.mark.parametrize("checkpoints", [False, True])
+def test_no_way_of_attention_changes_a_gradient(
+    checkpoints: bool, kernels: str, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if rows of 32 slots were too long for a mask: in blocks and by pieces, beside masks of whole rows."""
+    batch = bucket(make_rows([[32], [10, 20], [4, 4, 20]], tokenizer), tokenizer)
+    found, ways = [], []
+    for most, least in ((1024, 1000), (16, 1)):
+        monkeypatch.setattr("maskloom.models.attention.MOST_MASKED", most)
+        monkeypatch.setattr("maskloom.models.attention.SLOTS_A_WINDOW", least)
+        model = modern_bert(tokenizer)
+        model.kernels, model.checkpoints_activations = KERNELS[kernels], checkpoints
+        ways.append([pieces.way for pieces in model.seen(batch)])
+        model(batch)[0].backward()
+        found.append([parameter.grad for parameter in model.parameters()])
+    assert ways == [[Way.ROWS, Way.ROWS], [Way.PIECES, Way.BLOCKS]]
+    for ours, wanted in zip(*found, strict=True):
+        torch.testing.assert_close(ours, wanted, atol=2e-5, rtol=0)
 
 
 def test_drop_acts_in_training_alone(tokenizer: Tokenizer) -> None:

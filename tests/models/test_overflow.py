@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from maskloom.config import MODELS
+from maskloom.models.build import configuration_of
 from maskloom.models.masked_lm import MaskedLM, new_model
 from maskloom.models.overflow import find_overflow
 from maskloom.tokenizers.base import Tokenizer
@@ -33,6 +35,30 @@ def test_forward(weight: str, place: str, model: MaskedLM, tokenizer: Tokenizer)
     with torch.no_grad():
         model.get_parameter(weight)[3] = torch.inf
     assert find_overflow(model, batch, 1.0) == place
+
+
+@pytest.mark.parametrize(
+    ("name", "weight", "place"),
+    [
+        ("roberta", "roberta.embeddings.LayerNorm.weight", "the embeddings (roberta.embeddings.LayerNorm)"),
+        ("xlm-roberta", "roberta.encoder.layer.1.output.dense.bias", "layer 1 (roberta.encoder.layer.1)"),
+        ("camembert", "lm_head.layer_norm.weight", "the head (lm_head.layer_norm)"),
+        ("roberta", "lm_head.bias", "the decoder (lm_head.decoder)"),
+        ("modernbert", "model.embeddings.norm.weight", "the embeddings (model.embeddings.norm)"),
+        ("modernbert", "model.layers.1.mlp.Wo.weight", "layer 1 (model.layers.1)"),
+        ("modernbert", "head.norm.weight", "the head (head)"),
+        ("modernbert", "decoder.bias", "the decoder (decoder)"),
+    ],
+)
+def test_forward_of_other_architectures(name: str, weight: str, place: str, tokenizer: Tokenizer) -> None:
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    torch.manual_seed(0)
+    model = new_model(configuration_of(MODELS[name](architecture=name, **shape), tokenizer)).half().train()
+    batch = bucket(make_rows([[32], [10, 20]], tokenizer), tokenizer)
+    assert find_overflow(model, batch, 1.0) is None
+    with torch.no_grad():
+        model.get_parameter(weight)[3] = torch.inf
+    assert find_overflow(model, batch, 1.0) == f"the output of {place}"
 
 
 def test_backward(model: MaskedLM, tokenizer: Tokenizer) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,9 @@ from transformers import PretrainedConfig
 from maskloom.config import MODELS
 from maskloom.errors import UserError
 from maskloom.models.architecture import ARCHITECTURES, longest_piece_of
+from maskloom.models.description import check_description
 from maskloom.models.kernels import KERNELS
+from maskloom.models.layers import ACTIVATIONS
 from maskloom.models.masked_lm import new_model, packed
 from maskloom.models.outline import parameters_of
 from maskloom.tokenizers.base import Tokenizer
@@ -27,6 +30,7 @@ from tests.models.parity import (
     assert_is_hugging_faces,
     bucket,
     hugging_face_inputs,
+    logits_by_piece,
     make_rows,
     pair,
     piece_lengths,
@@ -248,3 +252,86 @@ class TestPositions:
         ours, theirs = pair(config)
         ours.config.hidden_dropout_prob = 0.0
         assert_is_hugging_faces(ours, theirs, [[16], [5, 11]], tokenizer, seq_len=16)
+
+
+class TestDescription:
+    """config.json: what our forward computes loads, and everything else is refused by name."""
+
+    def tree(self, kind: str, **changes: Any) -> dict[str, Any]:
+        return {"model_type": kind, "vocab_size": 100, **TINY, **changes}
+
+    @each_kin
+    @pytest.mark.parametrize("activation", ACTIVATIONS)
+    def test_each_activation(self, kind: str, activation: str, tokenizer: Tokenizer) -> None:
+        config = tiny_config(kind, tokenizer)
+        config.hidden_act = activation
+        check_description(config.to_dict(), "here")
+        ours, theirs = pair(config)
+        rows = make_rows(LENGTHS, tokenizer)
+        batch = bucket(rows, tokenizer)
+        with torch.no_grad():
+            expected = logits_by_piece(theirs, rows, LENGTHS)
+            torch.testing.assert_close(ours.masked_logits(batch)[batch.weights > 0], expected, atol=1e-5, rtol=0)
+
+    @each_kin
+    @pytest.mark.parametrize(
+        "more", [{"type_vocab_size": 2}, {"layer_norm_eps": 1e-3}, {"chunk_size_feed_forward": 4}, {"use_cache": False}]
+    )
+    def test_what_is_taken(self, kind: str, more: dict[str, Any], tokenizer: Tokenizer) -> None:
+        tree = tiny_config(kind, tokenizer).to_dict() | more
+        config = check_description(tree, "here")
+        config.hidden_dropout_prob = config.attention_probs_dropout_prob = 0.0
+        assert config.pad_token_id == tokenizer.pad_id
+        for key in more.keys() - {"chunk_size_feed_forward", "use_cache"}:
+            assert getattr(config, key) == more[key]
+        ours, theirs = pair(config)
+        assert_is_hugging_faces(ours, theirs, LENGTHS, tokenizer)
+
+    @each_kin
+    @pytest.mark.parametrize(
+        ("key", "value", "said"),
+        [
+            ("is_decoder", True, "is_decoder is True (computed: False)"),
+            ("add_cross_attention", True, "add_cross_attention is True (computed: False)"),
+            ("is_encoder_decoder", True, "is_encoder_decoder is True"),
+            ("position_embedding_type", "relative_key", "'relative_key' (computed: 'absolute')"),
+            ("position_embedding_type", "relative_key_query", "'relative_key_query' (computed: 'absolute')"),
+            ("position_embedding_type", "rotary", "'rotary' (computed: 'absolute')"),
+            ("position_embedding_type", None, "position_embedding_type is None"),
+            ("hidden_act", "prelu", "hidden_act is 'prelu'"),
+            ("hidden_act", None, "hidden_act is None"),
+            ("tie_word_embeddings", False, "else lm_head.bias is a weight that nothing reads"),
+            ("tie_word_embeddings", 0, "tie_word_embeddings is 0"),
+            ("pad_token_id", None, "pad_token_id is None, which is not an id of a token"),
+            ("pad_token_id", -1, "pad_token_id is -1"),
+            ("pad_token_id", 100, "pad_token_id is 100"),
+            ("pad_token_id", True, "pad_token_id is True"),
+            ("pad_token_id", "1", "pad_token_id is '1'"),
+            ("pad_token_id", [1], "pad_token_id is [1]"),
+            ("max_position_embeddings", 2, "max_position_embeddings 2, which leaves no position for a token"),
+            ("max_position_embeddings", "514", "max_position_embeddings is '514'"),
+            ("type_vocab_size", 0, "type_vocab_size is 0"),
+            ("layer_norm_eps", 0, "layer_norm_eps is 0"),
+            ("num_attention_heads", 5, "hidden_size 32 is not a multiple of num_attention_heads 5"),
+            ("adapters", {"adapters": {}}, None),
+            ("rope_theta", 10000.0, "rope_theta is 10000.0"),
+            ("attention_window", [512, 512], "attention_window is [512, 512]"),
+            ("quantization_config", {"load_in_8bit": True}, "quantization_config is"),
+            ("pruned_heads", {"0": [1]}, "pruned_heads is {'0': [1]}"),
+            ("auto_map", {"AutoModel": "m.XLMRobertaLoRA"}, "auto_map names code of its own, 'm.XLMRobertaLoRA'"),
+        ],
+    )
+    def test_another_function_is_refused_by_name(self, kind: str, key: str, value: Any, said: str | None) -> None:
+        tree = self.tree(kind, **{key: value})
+        if said is None:  # a key that Hugging Face's class does not know has no effect there either
+            assert check_description(tree, "here").vocab_size == 100
+            return
+        with pytest.raises(UserError) as error:
+            check_description(tree, "model.init here")
+        assert said in str(error.value)
+
+    @each_kin
+    def test_what_is_missing_has_hugging_faces_default(self, kind: str) -> None:
+        config, theirs = check_description(self.tree(kind), "here"), ARCHITECTURES[kind].config_class()
+        for key in ("pad_token_id", "max_position_embeddings", "type_vocab_size", "layer_norm_eps", "hidden_act"):
+            assert getattr(config, key) == getattr(theirs, key), key

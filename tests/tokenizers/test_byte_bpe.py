@@ -18,9 +18,10 @@ from maskloom.errors import UserError
 from maskloom.tokenizers import base as module
 from maskloom.tokenizers import pipeline
 from maskloom.tokenizers.base import Tokenizer
-from maskloom.tokenizers.byte_bpe import BYTE_OF, GPT2_PATTERN, LLAMA3_PATTERN, bytes_of
+from maskloom.tokenizers.byte_bpe import BYTE_OF, bytes_of
 from maskloom.tokenizers.loading import tokenizer_of_definition
 from maskloom.tokenizers.merges import SPECIAL_TOKENS
+from maskloom.tokenizers.pretokens import GPT2, LLAMA3
 from maskloom.tokenizers.training import train_tokenizer
 from tests.conftest import WORDS
 
@@ -97,9 +98,9 @@ DEFINITIONS: dict[str, Callable[[], HFTokenizer]] = {
     "RoBERTa": lambda: made(byte_level()),
     "RoBERTa, blank in front": lambda: made(byte_level(add_prefix_space=True)),
     "ModernBERT": modern_bert,
-    "Llama 3": lambda: made(split(LLAMA3_PATTERN), ignore_merges=True),
-    "Llama 3, blank in front": lambda: made(split(LLAMA3_PATTERN, add_prefix_space=True)),
-    "GPT-2's pattern in a split": lambda: made(split(GPT2_PATTERN), normalizers.NFC()),
+    "Llama 3": lambda: made(split(LLAMA3), ignore_merges=True),
+    "Llama 3, blank in front": lambda: made(split(LLAMA3, add_prefix_space=True)),
+    "GPT-2's pattern in a split": lambda: made(split(GPT2), normalizers.NFC()),
     "another pattern": lambda: made(split(r"\p{L}+|[^\p{L}]+")),
     "lower case": lambda: made(byte_level(), normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])),
 }

@@ -44,6 +44,16 @@ def test_a_folder_without_a_tokenizer_says_what_to_do(
     assert not_said not in str(error.value)
 
 
+@pytest.mark.parametrize("name", ["sentencepiece.bpe.model", "spiece.model", "tokenizer.model", "spm.model"])
+def test_a_sentencepiece_model_names_the_packages_and_the_command(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(b"\x0a\xff")
+    for source in (tmp_path, tmp_path / name):
+        with pytest.raises(UserError) as error:
+            load_tokenizer(source)
+        assert "`pip install sentencepiece protobuf`, then `python -c " in str(error.value)
+        assert f"AutoTokenizer.from_pretrained('{tmp_path}').save_pretrained('OTHER')" in str(error.value)
+
+
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The Hub's copies on this machine, and no way to the Hub."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable
 from unittest.mock import patch
@@ -274,6 +275,36 @@ def test_literal_roles_stay_text_however_the_file_lists_them(kind: str, where: s
         ids = ours.encode([f"the {role} of {role.lower()}{role}"])[0].tolist()
         assert not {ours.pad_id, ours.cls_id, ours.sep_id, ours.mask_id} & set(ids)
         assert ours.token(ours.vocabulary[role]) == role
+
+
+@functools.cache
+def stripping_before_masks(kind: str, strips: bool) -> tuple[Tokenizer, HFTokenizer]:
+    tree = json.loads(KINDS[kind]().to_str())
+    tree["added_tokens"] = [
+        token | {"lstrip": strips and token["content"] == "[MASK]"} for token in tree["added_tokens"]
+    ]
+    return tokenizer_of_definition(json.dumps(tree), kind), HFTokenizer.from_str(json.dumps(tree))
+
+
+@pytest.mark.parametrize("strips", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=25, deadline=None)
+@given(parts=st.lists(texts.filter(lambda text: not has_a_role(text)), min_size=2, max_size=4))
+def test_a_mask_is_what_hugging_face_makes_of_it(kind: str, strips: bool, parts: list[str]) -> None:
+    ours, theirs = stripping_before_masks(kind, strips)
+    text = "[MASK]".join(parts)
+    found = ours.encode_with_masks(text)
+    assert found == [ours.cls_id, *theirs.encode(text, add_special_tokens=False).ids, ours.sep_id]
+    assert found.count(ours.mask_id) == len(parts) - 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_mask_that_no_file_adds_is_one_all_the_same(kind: str) -> None:
+    tree = json.loads(KINDS[kind]().to_str())
+    ours = tokenizer_of_definition(json.dumps(tree | {"added_tokens": []}), kind)
+    found = ours.encode_with_masks("the [MASK] river[MASK] [PAD]")
+    assert found.count(ours.mask_id) == 2
+    assert ours.pad_id not in found
 
 
 def test_a_merge_that_makes_a_role_is_not_applied() -> None:

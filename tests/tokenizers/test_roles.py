@@ -61,6 +61,71 @@ def test_without_a_post_processor_the_usual_spellings_count_if_they_are_special(
         tokenizer_of_definition(json.dumps(tree), "mine")
 
 
+BEGIN, END = "<|begin_of_text|>", "<|end_of_text|>"
+LLAMA3 = (BEGIN, END, "<|reserved_special_token_0|>", "<|reserved_special_token_1|>")
+STYLES: dict[str, tuple[tuple[str, ...], tuple[str, str], dict[str, str], dict[str, str | None], Roles]] = {
+    "BERT": (
+        ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"),
+        ("[CLS]", "[SEP]"),
+        {"unk_token": "[UNK]"},
+        {},
+        Roles(pad="[PAD]", unk="[UNK]", cls="[CLS]", sep="[SEP]", mask="[MASK]"),
+    ),
+    "RoBERTa, whose model has no unknown token": (
+        ("<s>", "<pad>", "</s>", "<unk>", "<mask>"),
+        ("<s>", "</s>"),
+        {},
+        {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "mask_token": "<mask>", "pad_token": "<pad>"},
+        ROBERTA,
+    ),
+    "ModernBERT without [UNK]": (
+        ("|||IP_ADDRESS|||", "<|padding|>", "[CLS]", "[SEP]", "[PAD]", "[MASK]", "[unused0]", "[unused1]"),
+        ("[CLS]", "[SEP]"),
+        {},
+        {},
+        Roles(pad="[PAD]", cls="[CLS]", sep="[SEP]", mask="[MASK]"),
+    ),
+    "ModernBERT": (
+        ("|||IP_ADDRESS|||", "<|padding|>", "[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]", "[unused0]"),
+        ("[CLS]", "[SEP]"),
+        {},
+        {"unk_token": "[UNK]", "bos_token": None, "eos_token": None},
+        Roles(pad="[PAD]", unk="[UNK]", cls="[CLS]", sep="[SEP]", mask="[MASK]"),
+    ),
+    "Llama 3": (
+        LLAMA3,
+        (BEGIN, END),
+        {},
+        {"bos_token": BEGIN, "eos_token": END, "pad_token": LLAMA3[2], "mask_token": LLAMA3[3]},
+        Roles(pad=LLAMA3[2], cls=BEGIN, sep=END, mask=LLAMA3[3]),
+    ),
+}
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_roles_are_read_from_files_of_every_style(style: str, tmp_path: Path) -> None:
+    specials, (first, last), model, settings, expected = STYLES[style]
+    encoder = made(specials, **model)
+    encoder.post_processor = around(first, last, encoder)
+    encoder.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / SETTINGS).write_text(json.dumps(settings))
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer.roles == expected
+    assert tokenizer.cls_id == specials.index(expected.cls)
+    assert not tokenizer.is_maskable[: len(specials)].any()
+    assert tokenizer.is_maskable[len(specials) :].all()
+    assert (tokenizer.unk_id is None) is (expected.unk is None)
+
+
+def test_llama_as_it_comes_lacks_tokens_and_says_where_to_name_them(tmp_path: Path) -> None:
+    encoder = made(LLAMA3)
+    encoder.post_processor = around(BEGIN, END, encoder)
+    encoder.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / SETTINGS).write_text(json.dumps({"bos_token": BEGIN, "eos_token": END}))
+    with pytest.raises(UserError, match=r"has no \[PAD\], \[MASK\], .*name them in tokenizer_config\.json"):
+        load_tokenizer(tmp_path)
+
+
 def test_berts_spellings_go_before_the_post_processor() -> None:
     specials = ("[PAD]", "[CLS]", "[SEP]", "[MASK]", "<s>", "</s>")
     encoder = made(specials, processors.RobertaProcessing(("</s>", 5), ("<s>", 4)))

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tokenizers import Tokenizer as HFTokenizer
 
 from maskloom.errors import UserError
@@ -103,22 +106,39 @@ def test_the_kind_is_told_by_the_model_and_the_blanks(model: str, pre_tokenizer:
     assert (kind_of(tree) is UNIGRAM) is expected
 
 
-def made_of(pieces: list[str], byte_fallback: bool = False, **metaspace: object) -> Tokenizer:
-    """A tokenizer of these pieces, as a file of XLM-R spells it."""
-    vocabulary = [*SPECIAL_TOKENS, *pieces]
+def made_of(
+    pieces: Sequence[str],
+    byte_fallback: bool = False,
+    added: Sequence[str] = SPECIAL_TOKENS,
+    normalizer: object = None,
+    **metaspace: object,
+) -> Tokenizer:
+    """A tokenizer of these pieces and XLM-R's special tokens, the mask last as in its files."""
+    vocabulary = [*dict.fromkeys([*SPECIAL_TOKENS[:-1], *pieces]), SPECIAL_TOKENS[-1]]
+    ends = {token: {"id": token, "ids": [vocabulary.index(token)], "tokens": [token]} for token in ("<s>", "</s>")}
+    text = [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     tree = {
         "version": "1.0",
-        "added_tokens": [{"id": number, "content": token, **flags} for number, token in enumerate(SPECIAL_TOKENS)],
-        "normalizer": None,
+        "added_tokens": [
+            {"id": vocabulary.index(token), "content": token, **flags, "lstrip": token == "<mask>"}
+            for token in sorted(added, key=vocabulary.index)
+        ],
+        "normalizer": normalizer,
         "pre_tokenizer": {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True}
         | metaspace,
-        "post_processor": None,
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [*text, {"SpecialToken": {"id": "</s>", "type_id": 0}}],
+            "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
+            "special_tokens": ends,
+        },
         "decoder": None,
         "model": {
             "type": "Unigram",
             "unk_id": 3,
-            "vocab": [[piece, -float(len(piece) < 2)] for piece in vocabulary],
+            # Special tokens have the best score of all, as in files of SentencePiece.
+            "vocab": [[piece, 0.0 if piece in SPECIAL_TOKENS else -10.0 / len(piece)] for piece in vocabulary],
             "byte_fallback": byte_fallback,
         },
     }
@@ -139,3 +159,59 @@ def test_another_sign_for_blanks_counts_as_well() -> None:
 def test_bytes_of_a_character_are_one_word() -> None:
     made = made_of(["▁a", "a", "(", *(f"<0x{byte:02X}>" for byte in range(256))], byte_fallback=True)
     assert words_of(made, "aé中中(a") == ["▁a<0xC3><0xA9>", *["<0xE4><0xB8><0xAD>"] * 2, "(", "a"]
+
+
+LETTERS = [*"abcdkmnopsu<>/▁", "▁a", "▁b", "▁<"]
+SPELLED = [
+    f"{before}{token}{after}" for token in SPECIAL_TOKENS for before in ("", " ", "a") for after in ("", " ", "b")
+]
+
+
+@settings(max_examples=100, deadline=None)
+@given(parts=st.lists(st.sampled_from(SPELLED) | st.text("abc <>/s", max_size=5), max_size=8))
+def test_text_that_spells_a_special_token_stays_text(parts: list[str]) -> None:
+    """Although the token is a piece of the vocabulary, with the best score. All other ids are those of Hugging Face."""
+    made = made_of(LETTERS)
+    text = "".join(parts)
+    (ids,) = made.encode([text])
+    specials = {made.cls_id, made.pad_id, made.sep_id, made.unk_id, made.mask_id}
+    assert not specials & set(ids.tolist())
+    assert "".join(map(made.token, ids.tolist())).replace("▁", " ").strip() == text.strip()
+    if not any(token in text for token in SPECIAL_TOKENS):
+        assert ids.tolist() == HFTokenizer.from_str(made.definition).encode(text, add_special_tokens=False).ids
+
+
+def test_the_last_token_of_a_vocabulary_masks_as_in_xlm_r() -> None:
+    made = made_of(LETTERS)
+    assert (made.cls_id, made.pad_id, made.sep_id, made.unk_id) == (0, 1, 2, 3)
+    assert made.mask_id == made.vocab_size - 1
+    assert made.roles.by_role() == {"pad": "<pad>", "unk": "<unk>", "cls": "<s>", "sep": "</s>", "mask": "<mask>"}
+    assert [made.token(number) for number in made.encode_with_masks("a [MASK] b<mask>")] == [
+        *("<s>", "▁a", "<mask>", "▁b", "<mask>", "</s>")
+    ]
+
+
+@pytest.mark.parametrize("lists_them", [False, True])
+def test_camemberts_tokens_that_are_not_used_are_none(lists_them: bool) -> None:
+    """Its vocabulary begins with tokens of fairseq that nothing becomes, and has the real ones behind them."""
+    unused = ("<s>NOTUSED", "</s>NOTUSED", "<unk>NOTUSED")
+    order = ["<s>NOTUSED", "<pad>", "</s>NOTUSED", "<unk>", "<unk>NOTUSED", "<s>", "</s>"]
+    tree = json.loads(made_of(LETTERS).definition)
+    model = [piece for piece in tree["model"]["vocab"] if piece[0] not in order]
+    tree["model"]["vocab"] = [[token, -100.0 if token == "<unk>NOTUSED" else 0.0] for token in order] + model
+    for token in tree["added_tokens"]:
+        token["id"] = [piece for piece, _ in tree["model"]["vocab"]].index(token["content"])
+    for token in ("<s>", "</s>"):
+        tree["post_processor"]["special_tokens"][token]["ids"] = [order.index(token)]
+    if lists_them:
+        flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+        tree["added_tokens"] += [
+            {"id": order.index(token), "content": token, **flags, "special": True} for token in unused
+        ]
+        tree["added_tokens"].sort(key=lambda token: token["id"])
+    made = tokenizer_of_definition(json.dumps(tree), "camembert")
+    assert (made.pad_id, made.unk_id, made.cls_id, made.sep_id) == (1, 3, 5, 6)
+    assert made.mask_id == made.vocab_size - 1
+    assert not made.is_maskable[:7].any()
+    assert made.is_maskable[7:-1].all()
+    assert made.random_ids.tolist() == list(range(7, made.vocab_size - 1))

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import enum
 import importlib.util
+from collections.abc import Iterable
 from typing import NamedTuple, cast
 
 import torch
@@ -34,17 +35,17 @@ FIRST_CAPABILITY = (8, 0)
 
 MOST_MASKED = 1024
 """S up to which a row has a mask of [S, S]: in fp32 and with 16 rows, 64 MiB."""
-SLOTS_A_WINDOW = 4
-"""S / w from which blocks are faster than a mask of [S, S], of which they compute 3w."""
+SLOTS_A_WINDOW = 5
+"""S / w from which blocks are faster than a mask of [S, S] on a CPU. They compute 3 w scores a slot, and copy keys and values."""
 
 
 class Way(enum.Enum):
     """How `attend` goes over a bucket: see the head of this file."""
 
-    KERNEL = "kernel"
-    ROWS = "rows"
-    BLOCKS = "blocks"
-    PIECES = "pieces"
+    KERNEL = "by the variable-length kernel"
+    ROWS = "over rows with a mask"
+    BLOCKS = "in blocks of a window"
+    PIECES = "one piece at a time"
 
 
 class Pieces(NamedTuple):
@@ -75,13 +76,19 @@ def way_of(masked: bool, seq_len: int, window: int | None) -> Way:
 
     Args:
         masked: `Attention.is_masked`.
-        window: None, or one that does not reach over the whole row.
+        window: as of `Pieces`.
     """
     if not masked:
         return Way.KERNEL
+    window = within_row(window, seq_len)
     if window is not None and (seq_len > MOST_MASKED or seq_len >= SLOTS_A_WINDOW * window):
         return Way.BLOCKS
     return Way.ROWS if seq_len <= MOST_MASKED else Way.PIECES
+
+
+def within_row(window: int | None, seq_len: int) -> int | None:
+    """The window, or None if every slot of a row sees all others."""
+    return None if window is None or window >= seq_len - 1 else window
 
 
 def pieces_of(batch: MicroBatch, window: int | None, masked: bool, dtype: torch.dtype) -> Pieces:
@@ -93,8 +100,7 @@ def pieces_of(batch: MicroBatch, window: int | None, masked: bool, dtype: torch.
         dtype: of queries and keys.
     """
     seq_len = batch.seq_len
-    if window is not None and window >= seq_len - 1:
-        window = None
+    window = within_row(window, seq_len)
     way, mask = way_of(masked, seq_len, window), None
     if way is Way.ROWS:
         mask = added_to_scores(piece_mask(batch.pieces, seq_len, window), dtype)
@@ -171,7 +177,7 @@ class Attention(NamedTuple):
 def choose_attention(
     device: str, capability: tuple[int, int] | None, head_size: int, dtype: torch.dtype, dropout: float
 ) -> Attention:
-    """The variable-length kernel wherever it can train, else SDPA with a mask, which every device has.
+    """The variable-length kernel wherever it can train, else SDPA, which every device has.
 
     The limits are those of torch's FlashAttention 2 (its `flash_api.cpp`, and `sdp_utils.cpp` for when SDPA takes the same
     kernel). FlashAttention 3 has no wider ones.
@@ -203,7 +209,7 @@ def choose_attention(
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def needs_mask(device: torch.device, head_size: int, dtype: torch.dtype, dropout: float) -> bool:
-    """Whether `attend` goes over padded rows with a mask: see `choose_attention`. Compiled code holds the answer."""
+    """Whether `attend` does without the variable-length kernel: see `choose_attention`. Compiled code holds the answer."""
     return choose_attention(device.type, capability_of(device), head_size, dtype, dropout).is_masked
 
 
@@ -212,9 +218,18 @@ def capability_of(device: torch.device) -> tuple[int, int] | None:
     return torch.cuda.get_device_capability(device) if device.type == "cuda" else None
 
 
-def settle_attention(device: torch.device, head_size: int, dtype: torch.dtype, dropout: float) -> str:
+def settle_attention(
+    device: torch.device,
+    head_size: int,
+    dtype: torch.dtype,
+    dropout: float,
+    looks: Iterable[tuple[int, int | None]] = ((1, None),),
+) -> str:
     """Settle which kernel a training forward runs, and say it, with the reason if it is not the fastest; on a CPU also
     what in the model would be the reason on a GPU.
+
+    Args:
+        looks: S and the window of every phase and layer.
 
     torch's own variable-length kernel is FlashAttention 2. On a Hopper it becomes FlashAttention 3 (Shah et al., 2024) where
     the package that has `flash_attn_interface` is installed, for the whole process.
@@ -222,7 +237,8 @@ def settle_attention(device: torch.device, head_size: int, dtype: torch.dtype, d
     chosen = choose_attention(device.type, capability_of(device), head_size, dtype, dropout)
     if chosen.is_masked:
         lasting = _why_on_every_gpu(head_size, dropout) if device.type == "cpu" else ""
-        return f"SDPA over rows with a mask: {chosen.why}{lasting and f'; on a GPU too: {lasting}'}"
+        ways = dict.fromkeys(way_of(True, seq_len, window).value for seq_len, window in looks)
+        return f"SDPA {', '.join(ways)}: {chosen.why}{lasting and f'; on a GPU too: {lasting}'}"
     capability = capability_of(device)
     if capability is None or capability[0] != 9 or not importlib.util.find_spec("flash_attn_interface"):
         return "FlashAttention 2"

@@ -1,9 +1,9 @@
 """Floating-point operations of training, and what the device could do: the two halves of MFU.
 
 Counted are *model* FLOPs: what the mathematics of the model asks for, as in PaLM (Chowdhery et al. 2022, appendix B). Only
-real tokens count. [CLS] and [SEP] are among them, padding is not. What an implementation does beyond that counts for
-nothing: dense heads, padded rows, scores that a flash attention computes twice, layers that activation checkpointing runs
-again.
+real tokens count. The first and the last token of a piece are among them, padding is not. What an implementation does
+beyond that counts for nothing: dense heads, padded rows, scores that a flash attention computes twice, layers that
+activation checkpointing runs again.
 
 Derivation. A product of [m, k] and [k, n] is 2 m k n operations. A layer multiplies its s slots with each of its matrices. In
 attention it multiplies each slot with those that it sees. Each such two are a pair: a piece of s_i slots has s_i^2 pairs.
@@ -18,12 +18,13 @@ The backward pass is two products of the same size for each, so that training co
 
     6 W s  +  12 h pairs  +  6 H p
 
-A BERT of L layers, feed-forward width f and vocabulary V has W = L (4 h^2 + 2 h f), H = h^2 + h V and L sum(s_i^2) pairs. If a
-layer's attention has a window of w slots to either side, a piece of n > w slots has n (2 w + 1) - w (w + 1) pairs.
+A BERT or RoBERTa of L layers, feed-forward width f and vocabulary V has W = L (4 h^2 + 2 h f), H = h^2 + h V and
+L sum(s_i^2) pairs. A ModernBERT has W = L (4 h^2 + 3 h f), since its feed-forward has a gate. If a layer's attention has a
+window of w slots to either side, a piece of n > w slots has n (2 w + 1) - w (w + 1) pairs.
 
-Left out is what multiplies no matrices: look-ups, LayerNorm, softmax, GELU, dropout, biases, the loss and the optimizer.
-These are some 100 h operations a token and layer, beside the forward's 24 h^2. At BERT-base's width that is 0.5 % of the
-operations, and more of the time.
+Left out is what multiplies no matrices: look-ups, LayerNorm, softmax, GELU, rotations, dropout, biases, the loss and the
+optimizer. These are some 100 h operations a token and layer, beside the forward's 24 h^2. At BERT-base's width that is 0.5 %
+of the operations, and more of the time.
 
 MFU = FLOPs / (seconds * peak of a rank * ranks). The peak is, in this order: `logging.peak_tflops`; the data sheet's figure for
 a GPU that is known; of another GPU, what a product of matrices reaches when it is measured at the start. Other processes use a
@@ -93,7 +94,7 @@ def training_flops(shape: Shape, slots: int, pairs: Sequence[int], predicted: in
     """Model FLOPs of a forward and a backward pass; linear in the counts, so that sums of counts may be given.
 
     Args:
-        slots: real tokens, [CLS] and [SEP] included, padding excluded.
+        slots: real tokens, the first and last of a piece included, padding excluded.
         pairs: for each of the shape's windows, pairs of slots that see each other (`data.rows.count_slots`); without a window
             `slots * seq_len` if every row is one full piece.
         predicted: tokens that are predicted.

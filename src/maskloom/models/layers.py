@@ -125,7 +125,9 @@ def layer_norm(hidden: torch.Tensor, norm: Dense, eps: float) -> torch.Tensor:
     return F.layer_norm(hidden, hidden.shape[-1:], norm.weight, norm.bias, eps)
 
 
-def gated(both: torch.Tensor, activation: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+def gated(both: torch.Tensor, activation: Callable[[torch.Tensor], torch.Tensor], kernels: Kernels) -> torch.Tensor:
     """A gated linear unit (Shazeer, 2020): the first half, activated, times the second. [T, 2 f] -> [T, f]."""
+    if activation is kernels.gelu:
+        return kernels.glu(both)
     activated, gate = both.chunk(2, -1)
     return activation(activated) * gate

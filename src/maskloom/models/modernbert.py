@@ -89,7 +89,7 @@ def _attention(hidden: torch.Tensor, weights: Weights, pieces: Pieces, settings:
 
 def _mlp(normed: torch.Tensor, weights: Weights, settings: Settings) -> torch.Tensor:
     linear = settings.kernels.linear
-    product = gated(linear(normed, *weights.mlp_input), settings.activation)
+    product = gated(linear(normed, *weights.mlp_input), settings.activation, settings.kernels)
     return linear(_drop(product, settings.mlp_dropout, settings), *weights.mlp_output)
 
 

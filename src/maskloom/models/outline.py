@@ -7,6 +7,7 @@ alike: of many, few are built.
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -51,6 +52,10 @@ class Outline:
         anchor = self.embedding.removeprefix(architecture.prefix)
         return Names(architecture.prefix, parts, anchor, architecture.old_endings)
 
+    def spare(self, names: Iterable[str]) -> set[str]:
+        """Those of the names that belong to what else Hugging Face's encoder has, such as a pooler."""
+        return {name for name in names if name.startswith(self.architecture.spare_names)}
+
     def is_of_the_head(self, name: str) -> bool:
         """Whether a weight belongs to the head for masked tokens, which a checkpoint may lack."""
         return name.startswith(self.architecture.head_names)
@@ -64,13 +69,12 @@ def outline_of(config: PretrainedConfig, most_layers: int | None = None) -> Outl
     """
     model = empty_model(config, most_layers)
     architecture = model.architecture
-    names: dict[torch.Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     modules = {module: name for name, module in model.named_modules()}
     return Outline(
         architecture,
         {name: tuple(parameter.shape) for name, parameter in model.named_parameters(remove_duplicate=False)},
         f"{modules[architecture.layers(model)]}.",
-        names[embedding_of(model).weight],
+        f"{modules[embedding_of(model)]}.weight",
         f"{modules[decoder_of(model)]}.weight",
         dict(architecture.hf_class._tied_weights_keys or {}),
     )

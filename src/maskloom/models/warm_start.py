@@ -63,7 +63,7 @@ class Checkpoint(NamedTuple):
     weights: dict[str, Stored]
     """What of it is used, by Hugging Face's names."""
     ignored: set[str]
-    """Names in its files of the weights that are not used: other heads."""
+    """What of it is not used, by such names: other heads."""
 
 
 def open_checkpoint(source: str, name: str) -> Checkpoint:
@@ -127,8 +127,22 @@ def match_weights(config: PretrainedConfig, table: dict[str, Stored], folder: Pa
     if odd := sorted({stored[weight].dtype for weight in used} - FLOATS.keys()):
         raise UserError(f"{name} holds weights as {', '.join(odd)}: take a checkpoint that is not quantised")
     counters = outline.architecture.counter_names
-    heads = {stored[weight].name for weight in ignored if not weight.startswith(counters)}
-    return Checkpoint(name, folder, config, outline, {weight: stored[weight] for weight in used}, heads)
+    heads = {weight for weight in ignored if not weight.startswith(counters)}
+    if heads - outline.spare(heads) and not _has_whole_head(stored, outline):
+        # ModernBERT's classifiers have layers of the same names, and they were trained for something else.
+        other_head = {weight for weight in used if outline.is_of_the_head(weight)}
+        used = {weight: shape for weight, shape in used.items() if weight not in other_head}
+        heads |= other_head
+    weights = {weight: stored[weight] for weight in used}
+    return Checkpoint(name, folder, config, outline, weights, heads)
+
+
+def _has_whole_head(stored: Mapping[str, Stored], outline: Outline) -> bool:
+    """Whether a checkpoint has all weights of the head for masked tokens, a tied one under either of its names."""
+    twins = outline.ties | {other: one for one, other in outline.ties.items()}
+    return all(
+        weight in stored or twins.get(weight) in stored for weight in outline.shapes if outline.is_of_the_head(weight)
+    )
 
 
 def _aliens(ignored: Set[str], outline: Outline) -> list[str]:

@@ -41,6 +41,7 @@ MAX_ENCODE_CHARS = 1 << 16  # longer texts are encoded in parts: the encoder's m
 MOST_IDS_A_TOKEN, FEW_IDS = 4, 1 << 16
 """A vocabulary with more ids than so many for each token, and more than few, is refused: a model has a row for each."""
 UNUSED = "[unused"  # how placeholders of a vocabulary begin
+NOT_USED = frozenset({"<s>NOTUSED", "</s>NOTUSED", "<unk>NOTUSED"})  # CamemBERT's
 MASK = USUAL["mask"][0]  # what people write for a mask, whatever the tokenizer's own spelling
 
 Int32s = NDArray[np.int32]
@@ -176,7 +177,7 @@ class Tokenizer:
         self.unk_id = vocabulary[roles.unk] if roles.unk is not None else None
         self.is_maskable = np.zeros(self.vocab_size, dtype=bool)
         for token, number in vocabulary.items():
-            self.is_maskable[number] = not token.startswith(UNUSED)
+            self.is_maskable[number] = not token.startswith(UNUSED) and token not in NOT_USED
         special = [number for number, token in self._whole.get_added_tokens_decoder().items() if token.special]
         self.is_maskable[[*special, *(vocabulary[token] for token in roles.spellings)]] = False
         self.random_ids: Int32s = np.flatnonzero(self.is_maskable).astype(np.int32)
@@ -318,14 +319,16 @@ class Tokenizer:
 
     def encode_with_masks(self, text: str) -> list[int]:
         """Token ids of a text between `cls` and `sep`. "[MASK]" and the tokenizer's own mask token become the mask, which takes
-        the blanks beside it if the file says so; all other text is read as in training."""
+        the blanks before it if Hugging Face's does. All other text is read as in training."""
         tree = json.loads(self.definition)
-        definition, mask = pipeline.masking_definition(tree, self.roles.spellings, self.roles.mask, self.mask_id)
-        encoder = Encoder.from_str(definition)
-        encoder.encode_special_tokens = True
-        masked = re.sub(f"{re.escape(MASK)}|{re.escape(self.roles.mask)}", lambda found: mask, text)
+        name = pipeline.names_of(tree, self.roles.spellings)[self.roles.mask]
+        encoder = Encoder.from_str(pipeline.encoder_definition(tree, self.roles.spellings))
+        if encoder.get_added_tokens_decoder().get(self.mask_id) is None:
+            encoder.add_special_tokens([name])
+        parts = re.split(f"{re.escape(MASK)}|{re.escape(self.roles.mask)}", text)
         with faults_of(f"{self.source} cannot encode a text"):
-            return [self.cls_id, *encoder.encode(masked, add_special_tokens=False).ids, self.sep_id]
+            ids = encoder.encode(name.join(parts), add_special_tokens=False).ids
+        return [self.cls_id, *ids, self.sep_id]
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of token ids, special tokens included."""

@@ -20,6 +20,7 @@ from maskloom.tokenizers import pipeline
 from maskloom.tokenizers.base import TokenizerKind, WordRule
 from maskloom.tokenizers.merges import MERGES, ROBERTA, SPECIAL_TOKENS, VOCABULARY, definition_of_merges
 from maskloom.tokenizers.pipeline import Tree, added_tokens, steps_of
+from maskloom.tokenizers.pretokens import pattern_of, stretches
 from maskloom.tokenizers.words import ClassRule
 
 VISIBLE = (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))
@@ -28,11 +29,6 @@ BYTE_OF = {chr(byte): byte for byte in VISIBLE} | {
     chr(0x100 + number): byte for number, byte in enumerate(sorted({*range(0x100)} - {*VISIBLE}))
 }
 """Character of a token -> byte, GPT-2's alphabet."""
-GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-LLAMA3_PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 
 
 def is_byte_bpe(tree: Tree) -> bool:
@@ -97,19 +93,6 @@ def cut_points(tree: Tree, roles: frozenset[str]) -> re.Pattern[str] | None:
     return pipeline.cut_points(tree, roles)
 
 
-def pattern_of(tree: Tree) -> str | None:
-    """The pattern of a definition's pre-tokens, if it is one of those that are known here to the letter."""
-    steps = steps_of(tree.get("pre_tokenizer"), "pretokenizers")
-    if [step.get("type") for step in steps] == ["ByteLevel"]:
-        return GPT2_PATTERN if steps[0].get("use_regex", True) is True else None
-    if [step.get("type") for step in steps] != ["Split", "ByteLevel"]:
-        return None
-    split, last = steps
-    pattern = (split.get("pattern") or {}).get("Regex")
-    is_plain = split.get("behavior") == "Isolated" and not split.get("invert") and last.get("use_regex") is False
-    return pattern if is_plain and pattern in (GPT2_PATTERN, LLAMA3_PATTERN) else None
-
-
 def settings_for_hugging_face(tree: Tree) -> dict[str, object]:
     """Whether a text gets a blank in front. transformers 4 sets the pipeline to what is said here, or to no blank."""
     step = tree.get("pre_tokenizer") or {}
@@ -122,6 +105,7 @@ BYTE_BPE = TokenizerKind(
     train=train_byte_bpe,
     word_rule=word_rule,
     cut_points=cut_points,
+    stretches=stretches,
     files={VOCABULARY: definition_of_merges},
     needed_beside={VOCABULARY: (MERGES,)},
     settings=settings_for_hugging_face,

@@ -18,12 +18,9 @@ from maskloom.tokenizers.pipeline import Tree, parse_definition
 from maskloom.tokenizers.roles import LARGEST_BYTES, SETTINGS, SPECIALS, roles_beside
 
 DEFINITION = "tokenizer.json"
-FOREIGN = {
-    "sentencepiece.bpe.model": "SentencePiece",
-    "tokenizer.model": "SentencePiece",
-    "spiece.model": "SentencePiece",
-}
-"""Files of tokenizers that no kind may read yet -> what they are of."""
+FOREIGN = ("sentencepiece.bpe.model", "spiece.model", "spm.model", "tokenizer.model")
+"""Files of SentencePiece. They are not converted here: versions of transformers give different definitions of one file, and a run
+knows its tokenizer by the definition."""
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 
@@ -73,6 +70,8 @@ def find_tokenizer(source: str | Path) -> Path:
             if (path / name).is_file():
                 return path / name
         raise UserError(f"no tokenizer in {path}: {_what_else(path)}")
+    if path.name in FOREIGN and path.is_file():
+        raise UserError(f"{' or '.join(names)} is needed, and {path} {_how_to_convert(path)}")
     if path.exists():
         return path
     is_here = len(path.parts) > 1 and path.parent.is_dir()  # a folder that was mistyped, or is not made yet
@@ -130,14 +129,20 @@ def _needed_beside(name: str) -> Iterator[str]:
 def _what_else(folder: Path) -> str:
     """What a folder without a tokenizer that can be read holds, and what to do."""
     needed = f"{' or '.join(_names())} is needed"
-    for name, kind in FOREIGN.items():
+    for name in FOREIGN:
         if (folder / name).exists():
-            return (
-                f"{needed}, and it has {name}, of a {kind} tokenizer. Convert it: `AutoTokenizer.from_pretrained(FOLDER)."
-                "save_pretrained(OTHER)` of transformers writes tokenizer.json"
-            )
+            return f"{needed}, and {name} there {_how_to_convert(folder / name)}"
     advice = f"name a folder that holds one, or train one with `maskloom tokenizer CORPUS {folder}`"
     return f"{needed}: {advice if not (folder / 'config.json').exists() else 'copy that of the model there'}"
+
+
+def _how_to_convert(file: Path) -> str:
+    """What a foreign file is, and how one makes a definition of it."""
+    script = f"from transformers import AutoTokenizer; AutoTokenizer.from_pretrained('{file.parent}').save_pretrained('OTHER')"
+    return (
+        "is of a SentencePiece tokenizer. Convert it, with the model's config.json beside it: `pip install sentencepiece "
+        f'protobuf`, then `python -c "{script}"` writes OTHER/tokenizer.json'
+    )
 
 
 def _from_hub(name: str) -> Path:

@@ -49,13 +49,19 @@ def parse_definition(text: str) -> Tree:
     return tree
 
 
+def names_of(tree: Tree, roles: Set[str]) -> dict[str, str]:
+    """Role -> the name that the encoder has for it, which no text holds."""
+    digest = hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
+    return {role: f"\uffff{digest}{role}" for role in roles}
+
+
 def encoder_definition(tree: Tree, roles: Set[str]) -> str:
     """The definition of the encoder, `tokenizer.json` as text: see the module. It has to be told to encode special tokens.
 
     Args:
         roles: the tokens that no text may become.
     """
-    names = _hidden_names(tree, roles)
+    names = names_of(tree, roles)
     model = dict(tree["model"])
     vocabulary = model.get("vocab")
     if isinstance(vocabulary, dict):
@@ -71,19 +77,6 @@ def encoder_definition(tree: Tree, roles: Set[str]) -> str:
         for token in added_tokens(tree)
     ]
     return json.dumps({**tree, "model": model, "added_tokens": added, "post_processor": None}, ensure_ascii=False)
-
-
-def masking_definition(tree: Tree, roles: Set[str], mask: str, mask_id: int) -> tuple[str, str]:
-    """`encoder_definition`, but with one role that a text can hold: the mask. Returns also the name that it has there."""
-    name = _hidden_names(tree, roles)[mask]
-    hidden = json.loads(encoder_definition(tree, roles))
-    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-    found = next((token for token in hidden["added_tokens"] if token["content"] == name), None)
-    if found is None:
-        found = {"id": mask_id, "content": name, **flags}
-        hidden["added_tokens"].append(found)
-    found["special"] = False  # the encoder is told to take special tokens for text
-    return json.dumps(hidden, ensure_ascii=False), name
 
 
 def unknown_of(tree: Tree) -> str | None:
@@ -147,12 +140,6 @@ def splits_at_blanks(tree: Tree) -> bool:
         scheme = steps[-1].get("prepend_scheme", "always")
         return steps[-1].get("split", True) is True and (len(steps) == 1 or scheme == "always")
     return False
-
-
-def _hidden_names(tree: Tree, roles: Set[str]) -> dict[str, str]:
-    """Names for roles that no text holds."""
-    digest = hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
-    return {role: f"\uffff{digest}{role}" for role in roles}
 
 
 def _normalizers(tree: Tree) -> set[str | None]:

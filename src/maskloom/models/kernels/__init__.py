@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 
-from maskloom.models.kernels import cross_entropy, dropout, gelu, linear, rotate
+from maskloom.models.kernels import cross_entropy, dropout, gelu, glu, linear, rotate
 
 
 class Kernels(NamedTuple):
@@ -24,11 +24,12 @@ class Kernels(NamedTuple):
     gelu: Callable[[torch.Tensor], torch.Tensor]
     linear: Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor] = linear.reference
     rotate: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], rotate.Parts] = rotate.reference
+    glu: Callable[[torch.Tensor], torch.Tensor] = glu.reference
 
 
 KERNELS = {
-    "eager": Kernels(dropout.fused, cross_entropy.fused, gelu.reference, rotate=rotate.fused),
-    "compile": Kernels(dropout.compiled, cross_entropy.reference, gelu.fused),
-    "onednn": Kernels(dropout.fused, cross_entropy.fused, gelu.reference, linear.fused, rotate.fused),
+    "eager": Kernels(dropout.fused, cross_entropy.fused, gelu.reference, rotate=rotate.fused, glu=glu.fused),
+    "compile": Kernels(dropout.compiled, cross_entropy.reference, gelu.fused, glu=glu.compiled),
+    "onednn": Kernels(dropout.fused, cross_entropy.fused, gelu.reference, linear.fused, rotate.fused, glu.fused),
 }
 """By the names of `engine.kernels`."""

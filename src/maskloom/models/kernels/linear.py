@@ -60,9 +60,9 @@ class _Linear(torch.autograd.Function):
         hidden, weight = ctx.saved_tensors
         (gradient,) = gradients
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad
-        # A transposed copy costs less than what oneDNN loses on operands that lie the other way.
+        # oneDNN takes the weight as it lies. Where both operands lie the other way, it loses more than their copies cost.
         return (
-            _product(gradient, weight.t().contiguous()) if needs_hidden else None,
+            _product(gradient, weight.t()) if needs_hidden else None,
             _product(gradient.t().contiguous(), hidden.t().contiguous()) if needs_weight else None,
             gradient.sum(0) if needs_bias else None,
         )
