@@ -118,8 +118,8 @@ CASES: dict[Device, tuple[Case, ...]] = {
         ),
         modern_bert("tiny", MODERN_TINY, 128, 32, 32, steps=4, rounds=5, leaves_out=FEWER),
         modern_bert("tiny", MODERN_TINY, 512, 8, 8, steps=4, rounds=5, leaves_out=FEWER),
-        modern_bert("mini", MODERN_MINI, 128, 32, 32, steps=3, rounds=5, leaves_out=FEW),
-        modern_bert("mini", MODERN_MINI, 512, 8, 8, steps=3, rounds=5, leaves_out=FEW),
+        modern_bert("mini", MODERN_MINI, 128, 32, 32, steps=3, rounds=4, leaves_out=FEW),
+        modern_bert("mini", MODERN_MINI, 512, 8, 8, steps=3, rounds=4, leaves_out=FEW),
         replace(
             Case("roberta-mini-128", "RoBERTa-mini, 128", *MINI, 128, 32, 32, warm_steps=1, steps=3, rounds=3),
             leaves_out=FEW,
