@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
 from typing import Any
 
 from step.cases import Case
@@ -47,11 +48,18 @@ WHOLE = {
 
 MODERN = {
     **{name: limit for name, limit in WHOLE.items() if not name.startswith(("instructions", "h bytes", "Inductor"))},
-    "Inductor's kernels, layer forward": Limit(1, 7, "more would be fusion lost"),
-    "Inductor's kernels, layer backward": Limit(1, 12, "more would be fusion lost"),
-    "h bytes a token, layer forward": Limit(20, 40, "what it moves where all chains are fused"),
-    "h bytes a token, layer backward": Limit(30, 80, "the same"),
-    "h bytes a token, saved": Limit(15, 40, "what a layer keeps for its backward"),
+    "Inductor's kernels, layer forward": Limit(1, 4, "two norms, the rotation, the gated unit; products add residuals"),
+    "Inductor's kernels, layer backward": Limit(1, 7, "more would be fusion lost"),
+    "h bytes a token, layer forward": Limit(20, 28, "27 h: norms 8, the rotation 10, the gated unit 9"),
+    "h bytes a token, layer backward": Limit(30, 45, "44 h: norms 16, the gated unit 15, the rotation and its join 12"),
+    "h bytes a token, saved": Limit(15, 26, "what a layer keeps for its backward"),
+    "instructions an element, rotation": Limit(
+        1, 30, "angles are looked up; computed in each layer, they would cost more than all that the layer moves"
+    ),
+    "instructions an element, gated unit forward": Limit(1, 27, "27 take as long as its bytes at a copy's speed"),
+    "instructions an element, gated unit backward": Limit(
+        1, 140, "Inductor computes both halves of the gradient for each element; it waits for instructions"
+    ),
 }
 """Of a whole ModernBERT: a layer without dropout, whose norms come first, with rotated queries and keys and a gated unit."""
 
@@ -91,13 +99,26 @@ def figures(facts: dict[str, Any]) -> dict[str, float]:
         found[f"h bytes a token, layer {direction}"] = moved / unit
     found["h bytes a token, saved"] = facts["saved_bytes_a_layer"] / unit
     if _architecture(facts) == "modernbert":
-        return found
+        return {**found, **_modern(facts, unit)}
     rows = case["micro_batch_rows"] * case["seq_len"]
     norm = _largest(facts["layer"]["forward"], "triton_per")
     found["instructions a row, dropout + LayerNorm"] = norm["issued"] / norm["launches"] / rows
     for direction, works in facts["layer"].items():
         gelu = _largest(works, "triton_poi")  # the one kernel over [T, 4 D]
         found[f"instructions an element, GELU {direction}"] = 32 * gelu["issued"] / (4 * unit)
+    return found
+
+
+def _modern(facts: dict[str, Any], unit: int) -> dict[str, float]:
+    """Of a ModernBERT's layer. A kernel whose instructions are not known has infinitely many: it has a loop, as angles have."""
+    inner = Case.loads(facts["case"]).intermediate_size * unit // facts["case"]["hidden_size"]
+    forward, backward = ({**works} for works in facts["layer"].values())
+    elements = {"gated unit forward": (forward, "sigmoid", inner), "gated unit backward": (backward, "sigmoid", inner)}
+    elements["rotation"] = (forward, "cat", 2 * unit)  # queries and keys
+    found = {}
+    for name, (works, part, count) in elements.items():
+        work = _largest({stem: work for stem, work in works.items() if part in stem}, "triton_poi")
+        found[f"instructions an element, {name}"] = inf if work["issued"] is None else 32 * work["issued"] / count
     return found
 
 

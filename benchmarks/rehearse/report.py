@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from math import inf
 from typing import Any
 
 from page import wrapped
@@ -83,7 +84,8 @@ def _modern(results: dict[str, Any]) -> str:
     facts, bert = _ours(results, MODERN), checks.figures(_ours(results, WHOLE[0]))
     found = checks.figures(facts)
     rows = [
-        [figure, _limit(limit), _value(found[figure]), _value(bert[figure])] for figure, limit in checks.MODERN.items()
+        [figure, _limit(limit), _value(found[figure]), _value(bert[figure]) if figure in bert else ""]
+        for figure, limit in checks.MODERN.items()
     ]
     rates = prediction.rows_per_s(facts)
     slow, fast = (f"{rate * facts['case']['seq_len']:,.0f}" for rate in rates)
@@ -288,6 +290,8 @@ def _both(name: str, unit: float, digits: int) -> list[str]:
 
 
 def _value(value: float) -> str:
+    if value == inf:
+        return "not known"
     if value == int(value) or value >= 100:
         return f"{value:,.0f}"
     return f"{value:.2f}" if value < 1 else f"{value:.1f}"

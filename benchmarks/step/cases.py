@@ -36,6 +36,7 @@ class Case:
         architecture: as `model.architecture` of a run.
         inner_size: width of the inner layer; None: four times the hidden size.
         mask_rate: share of the tokens that are predicted.
+        local_attention: window of the layers that have one, where the architecture has such.
         vocab_size: of the model; the tokenizer may have fewer ids.
     """
 
@@ -54,6 +55,7 @@ class Case:
     architecture: str = "bert"
     inner_size: int | None = None
     mask_rate: float = 0.15
+    local_attention: int = 128
     vocab_size: int = BERT_VOCABULARY
 
     @staticmethod
@@ -116,8 +118,8 @@ CASES: dict[Device, tuple[Case, ...]] = {
         ),
         modern_bert("tiny", MODERN_TINY, 128, 32, 32, steps=4, rounds=5, leaves_out=FEWER),
         modern_bert("tiny", MODERN_TINY, 512, 8, 8, steps=4, rounds=5, leaves_out=FEWER),
-        modern_bert("mini", MODERN_MINI, 128, 32, 32, steps=3, rounds=5, leaves_out=FEW),
-        modern_bert("mini", MODERN_MINI, 512, 8, 8, steps=3, rounds=5, leaves_out=FEW),
+        modern_bert("mini", MODERN_MINI, 128, 32, 32, steps=3, rounds=4, leaves_out=FEW),
+        modern_bert("mini", MODERN_MINI, 512, 8, 8, steps=3, rounds=4, leaves_out=FEW),
         replace(
             Case("roberta-mini-128", "RoBERTa-mini, 128", *MINI, 128, 32, 32, warm_steps=1, steps=3, rounds=3),
             leaves_out=FEW,

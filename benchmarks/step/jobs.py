@@ -143,7 +143,11 @@ def model_settings(training: Training) -> Model:
     """The model's settings: those of the base model of its architecture, in another size."""
     case = training.case
     section = MODELS[case.architecture]
-    dropouts = {"hidden_dropout_prob": HIDDEN_DROPOUT, "attention_probs_dropout_prob": ATTENTION_DROPOUT}
+    some = {
+        "hidden_dropout_prob": HIDDEN_DROPOUT,
+        "attention_probs_dropout_prob": ATTENTION_DROPOUT,
+        "local_attention": case.local_attention,
+    }
     return section(
         architecture=case.architecture,
         hidden_size=case.hidden_size,
@@ -151,7 +155,7 @@ def model_settings(training: Training) -> Model:
         num_attention_heads=case.heads,
         intermediate_size=case.intermediate_size,
         max_position_embeddings=training.max_positions + (UNUSED_POSITIONS if case.architecture == "roberta" else 0),
-        **{name: value for name, value in dropouts.items() if name in section.model_fields},
+        **{name: value for name, value in some.items() if name in section.model_fields},
     )
 
 

@@ -65,9 +65,10 @@ RECIPES: dict[Device, Recipe] = {
     "cpu": Recipe(QUICKSTART, 8192, 2e-3, 100, 1000, 50),
     "cuda": Recipe(Case("mini", "BERT-mini", *MINI, 128, 256, 256, 0, 0, 0), 8192, 1e-3, 200, 2000, 50),
 }
+MODERN: dict[str, Any] = {"inner_size": 192, "mask_rate": 0.3, "local_attention": 32}  # of configs/modernbert_tiny.yaml
 CURVES: dict[str, Recipe] = {
     name: Recipe(replace(QUICKSTART, architecture=name, **more), 8192, 2e-3, 60, 600, 50)
-    for name, more in {"modernbert": {"inner_size": 192, "mask_rate": 0.3}, "roberta": {}}.items()
+    for name, more in {"modernbert": MODERN, "roberta": {}}.items()
 }
 """By architecture: what maskloom and Hugging Face learn from the same batches, on a CPU."""
 

@@ -18,6 +18,23 @@ def modern() -> dict[str, Any]:
     """Of a ModernBERT of that size: the first of its three layers sees rows of 128, the others 64 slots to either side."""
     more = {"architecture": "modernbert", "inner_size": 96, "mask_rate": 0.3, "vocab_size": 30528}
     given = facts()
+    elements = SLOTS * 96  # of the inner layer
+    given["layer"] = {
+        "forward": {
+            "mm": work("product", 4, 0),
+            "triton_per_norm": work("triton", 2, 8 * UNIT, 100),
+            "triton_poi_cat_mul": work("triton", 1, 10 * UNIT, 2 * UNIT * 20 // 32),
+            "triton_poi_mul_sigmoid": work("triton", 1, 9 * UNIT, elements * 24 // 32),
+        },
+        "backward": {
+            "mm": work("product", 8, 0),
+            "triton_per_norm_backward": work("triton", 2, 16 * UNIT, 100),
+            "triton_poi_cat_sigmoid": work("triton", 1, 15 * UNIT, elements * 130 // 32),
+            "triton_poi_cat_mul": work("triton", 1, 8 * UNIT, 100),
+            "triton_poi_stack": work("triton", 1, 4 * UNIT, 100),
+        },
+    }
+    given["saved_bytes_a_layer"] = 25 * UNIT
     return {**given, "case": {**given["case"], **more}, "predicted": 38 * ROWS}
 
 

@@ -50,6 +50,21 @@ def test_what_is_out_of_its_limits_is_named(name: str, change: dict[str, Any]) -
     assert line.startswith(f"{name}: ")
 
 
+def test_a_modernberts_layer() -> None:
+    found = checks.figures(modern())
+    assert found["instructions an element, rotation"] == 20
+    assert found["instructions an element, gated unit forward"] == 24
+    assert found["instructions an element, gated unit backward"] == 130
+    assert checks.failures(modern()) == []
+
+
+def test_angles_that_are_computed_in_a_layer_are_found() -> None:
+    given = modern()
+    given["layer"]["forward"]["triton_poi_cat_mul"]["issued"] = None  # the loop of a sine
+    (line,) = checks.failures(given)
+    assert line.startswith("instructions an element, rotation: inf")
+
+
 def test_a_draw_an_element_is_found() -> None:
     given = facts()
     given["layer"]["forward"]["triton_per_norm"]["issued"] = 2 * 2621 * SLOTS

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from step.learning import CURVES, RECIPES, apart, common_target, reached
 
+from maskloom.config_file import load_config
 from maskloom.errors import UserError
 
+CONFIGS = Path(__file__).parents[3] / "configs"
 CURVE = [(0, 0, 0.0, 9.0), (10, 1000, 2.0, 7.0), (20, 2100, 5.0, 6.0), (30, 3000, 7.0, 6.5)]
 
 
@@ -42,6 +46,9 @@ def test_two_systems_are_compared_seed_by_seed_where_both_were_looked_at() -> No
 
 def test_the_curves_are_of_the_quickstarts_size() -> None:
     assert {name: recipe.case.architecture for name, recipe in CURVES.items()} == {name: name for name in CURVES}
+    tiny = load_config(CONFIGS / "modernbert_tiny.yaml").model
+    case = CURVES["modernbert"].case
+    assert (case.intermediate_size, case.local_attention) == (tiny.intermediate_size, tiny.local_attention)
     assert {(recipe.case.hidden_size, recipe.case.layers, recipe.case.seq_len) for recipe in CURVES.values()} == {
         (128, 2, 64)
     }
