@@ -253,8 +253,8 @@ def announce(trainer: Trainer, origin: str, attention: str) -> None:
         )
         if phase.batch_warmup:
             say(f"  its batch grows from {phase.batch_warmup.from_rows} rows in {phase.batch_warmup.steps:,} steps")
-        if phase.global_rope_theta is not None:
-            say(f"  global_rope_theta is {phase.global_rope_theta:,g} from here on")
+        for name, value in phase.changes_of_model.items():
+            say(f"  {name} is {value:,g} from here on")
     if trainer.step == plan.total_steps:
         say(f"all {trainer.step:,} steps are done: raise phases.N.steps of the last phase, or add a phase, to train on")
     elif trainer.step:
