@@ -148,8 +148,8 @@ def set_up(
 
     described, precision = trainer.engine.model.config, resolve_precision(config.engine.precision)
     dropout = attention_dropout_of(described)
-    looks = [(phase.seq_len, window) for phase in config.phases for window in trainer.shape.distinct_windows]
-    attention = settle_attention(device, head_size_of(described), DTYPES[precision], dropout, looks)
+    lengths = [(phase.seq_len, window) for phase in config.phases for window in trainer.shape.distinct_windows]
+    attention = settle_attention(device, head_size_of(described), DTYPES[precision], dropout, lengths)
     peak = peak_of(device, precision, config.logging.peak_tflops)
     own_flops = peak.flops if peak else math.nan  # which makes the sum unknown as well
     flops = float(sum_over_ranks(torch.tensor(own_flops, dtype=torch.float64, device=device)))
