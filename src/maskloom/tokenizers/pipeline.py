@@ -74,7 +74,7 @@ def encoder_definition(tree: Tree, roles: Set[str]) -> str:
 
 
 def masking_definition(tree: Tree, roles: Set[str], mask: str, mask_id: int) -> tuple[str, str]:
-    """`encoder_definition`, but with one role that a text can hold: the mask. Returns also the name that it has there."""
+    """`encoder_definition`, in which a text can hold the mask, and the name that stands for the mask in such a text."""
     name = _hidden_names(tree, roles)[mask]
     hidden = json.loads(encoder_definition(tree, roles))
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
