@@ -1,9 +1,10 @@
-"""The configuration of a ModernBERT, as releases 4 and 5 of Transformers write it: what may come in, and what goes out.
+"""The config.json of a ModernBERT: how it is read, and how it is written for releases 4 and 5 of Transformers.
 
     release 4    global_attn_every_n_layers    global_rope_theta, local_rope_theta
     release 5    layer_types                   rope_parameters, for each type of layer
 
-Release 5 reads the old keys, and drops them. What we write has both, since release 4 would compute another model without a word.
+Release 5 reads the old keys, and does not write them. We write both: without the old keys, release 4 would compute another model
+and not say so.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ GLOBAL, LOCAL = "full_attention", "sliding_attention"
 LARGEST_THETA = 1e12
 MOST_LAYERS = 1 << 12
 DEFAULT_ROPE = ({"rope_type": "default"}, {"type": "default"})
-"""How a config.json says that nothing is done to the frequencies for longer pieces."""
+"""How a config.json says that frequencies are not scaled for longer pieces."""
 
 
 def token_ids(tokenizer: Tokenizer) -> dict[str, int]:
-    """All five: the defaults of the class are ids of one tokenizer."""
+    """All five, because the defaults of the class are ids of one tokenizer."""
     first, last = tokenizer.cls_id, tokenizer.sep_id
     ends = {"bos_token_id": first, "cls_token_id": first, "eos_token_id": last, "sep_token_id": last}
     return {"pad_token_id": tokenizer.pad_id, **ends}
@@ -43,8 +44,8 @@ def set_fields(config: Any, values: Mapping[str, Any]) -> None:
 
 
 def old_keys(config: Any) -> dict[str, Any]:
-    """What releases before 5 read. They do not know layer types of any order: then the None makes them fail, instead of computing
-    another model."""
+    """The keys that releases before 5 read. If these cannot express the order of layer types, one is None, so that such a release
+    fails and does not compute another model."""
     every, layers = getattr(config, "global_attn_every_n_layers", None), list(config.layer_types)
     fitting = (each for each in (every, *range(1, len(layers) + 1)) if each and _types_of(each, len(layers)) == layers)
     return {
@@ -59,7 +60,7 @@ def _types_of(every: int, layers: int) -> list[str]:
 
 
 def _faults(tree: Mapping[str, Any]) -> Iterator[str]:
-    """Of the keys that no list describes: what layers see, and their rotary frequencies."""
+    """Faults of the keys in `own` and `harmless`: what layers see, and their rotary frequencies."""
     yield from _layer_faults(tree)
     yield from _rope_faults(tree)
     with contextlib.suppress(LookupError, TypeError, ZeroDivisionError):  # the lists say what is wrong with sizes

@@ -1,9 +1,9 @@
-"""Rotary position embeddings (Su et al., 2021): queries and keys are turned by an angle that grows with the position.
+"""Rotary position embeddings (Su et al., 2021): queries and keys are turned by angles that grow with the position.
 
-The pairs that turn together are a half of the head apart: elements i and i + D/2. `kernels.rotate` turns them.
+Elements i and i + D/2 of a head are a pair and turn together. `kernels.rotate` turns them.
 
-Tables are made from the configuration, in fp32, once a micro-batch. Hugging Face keeps frequencies in a buffer of the model,
-which loses them if the model is cast to bf16: at position 8191 the angle is then off by up to 7.8 radians.
+Tables are made from the configuration, in fp32, once a micro-batch. Hugging Face keeps frequencies in a buffer of the model. If
+the model is cast to bf16, they lose digits: at position 8191 the angle is then off by up to 7.8 radians.
 
 Shapes: T slots, D head size.
 """
