@@ -63,7 +63,7 @@ def test_a_kind_of_ones_own_goes_through_every_command(
     assert "<mask>{r}" in text
     assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "done"
     assert AutoTokenizer.from_pretrained(tmp_path / "export").mask_token == "<mask>"
-    assert filled.startswith("[MASK] at token 11: ")
+    assert filled.startswith("<mask> at token 11: ")
 
     # Without it, the same file is that of a tokenizer whose words nobody knows, and none of its kind can be trained.
     assert main(["peek", config]) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Sequence
 
@@ -12,10 +13,12 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as HFTokenizer
 
 from maskloom.errors import UserError
-from maskloom.tokenizers.base import Tokenizer
+from maskloom.tokenizers.base import MAX_ENCODE_CHARS, Tokenizer
 from maskloom.tokenizers.loading import kind_of, tokenizer_of_definition
 from maskloom.tokenizers.training import train_tokenizer
 from maskloom.tokenizers.unigram import COVERAGE, SPECIAL_TOKENS, UNIGRAM, rare_characters
+
+from .character_tables import TABLE, table_of
 
 
 @pytest.fixture(scope="module")
@@ -216,3 +219,54 @@ def test_camemberts_tokens_that_are_not_used_are_none(lists_them: bool) -> None:
     assert not made.is_maskable[:7].any()
     assert made.is_maskable[7:-1].all()
     assert made.random_ids.tolist() == list(range(7, made.vocab_size - 1))
+
+
+def test_long_texts_are_encoded_in_short_parts(trained: Tokenizer, documents: list[str]) -> None:
+    """So that the encoder's memory does not grow with the longest text of a corpus."""
+    text = "\n".join(["The quiet river, and — 2,026 times — a stone."] * 6000)
+    assert len(text) > 4 * MAX_ENCODE_CHARS
+    parts = trained._parts(text)
+    assert "".join(parts) == text
+    assert max(map(len, parts)) < MAX_ENCODE_CHARS + 100
+    whole = HFTokenizer.from_str(trained.definition).encode(text, add_special_tokens=False).ids
+    assert trained.encode([text])[0].tolist() == whole
+
+
+def table_in_base64() -> str:
+    return base64.b64encode(TABLE).decode()
+
+
+@pytest.mark.parametrize(
+    ("steps", "is_cut"),
+    [
+        ([{"type": "Precompiled", "precompiled_charsmap": table_in_base64()}], True),
+        ([{"type": "Precompiled", "precompiled_charsmap": table_in_base64()}] * 2, False),
+        ([{"type": "NFKC"}, {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": "▁"}], True),
+        ([{"type": "NFKC"}, {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": ""}], False),
+        ([{"type": "NFKC"}, {"type": "Replace", "pattern": {"Regex": "a b"}, "content": "▁"}], False),
+        ([{"type": "NFKC"}, {"type": "Replace", "pattern": {"String": "a b"}, "content": "c"}], False),
+        ([{"type": "NFKC"}, {"type": "Replace", "pattern": {"String": "``"}, "content": "'"}], True),
+        ([{"type": "NFKC"}, {"type": "Strip", "strip_left": True, "strip_right": True}], True),
+        ([{"type": "NFKC"}, {"type": "Prepend", "prepend": "x"}], False),
+        ([{"type": "ByteLevel"}], False),
+    ],
+)
+def test_texts_are_cut_behind_normalizers_that_look_at_no_blank(steps: list[dict[str, object]], is_cut: bool) -> None:
+    made = made_of(LETTERS, normalizer={"type": "Sequence", "normalizers": steps})
+    assert (made._cut_points is not None) is is_cut
+
+
+def test_what_strips_the_front_of_a_part_has_to_be_put_back() -> None:
+    strip = {
+        "type": "Sequence",
+        "normalizers": [{"type": "NFKC"}, {"type": "Strip", "strip_left": True, "strip_right": False}],
+    }
+    assert made_of(LETTERS, normalizer=strip)._cut_points is not None
+    assert made_of(LETTERS, normalizer=strip, prepend_scheme="first")._cut_points is None
+
+
+def test_letters_that_a_table_drops_are_not_cut_beside() -> None:
+    table = base64.b64encode(table_of({"a": "", "b": " "})).decode()
+    made = made_of(LETTERS, normalizer={"type": "Precompiled", "precompiled_charsmap": table})
+    assert made._cut_points is not None
+    assert [found.start() for found in made._cut_points.finditer("cc cc ca cc cb cc bc cc")] == [2, 5, 11]

@@ -40,7 +40,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add(
         "--cased",
         action="store_true",
-        help="keep case and accents (default: as the kind does; wordpiece lower-cases, as bert-base-uncased)",
+        help="keep case and accents (default: as the kind does; only wordpiece lower-cases, as bert-base-uncased)",
     )
     add(
         "--spare",
@@ -59,7 +59,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--max-bytes",
         type=byte_count,
         default=256 * MIB,
-        help="text to learn from, spread over the corpus (default: 256M)",
+        help="text to learn from, spread over the corpus (default: 256M). Less is wise for unigram if words have no blanks",
     )
 
 
