@@ -21,6 +21,7 @@ from maskloom.config_values import (
     Share,
     Steps,
     StepsOrNone,
+    Theta,
 )
 
 PHASE_SETS = ("global_rope_theta",)
@@ -167,7 +168,7 @@ class Phase(Section):
     """Weights of the corpora in this phase, in the order of `data.train`."""
     batch_warmup: BatchWarmup | None = None
     """Growth of the global batch at the start of the phase. Left out: it is `global_batch_rows` from the first step."""
-    global_rope_theta: PositiveFloat | None = None
+    global_rope_theta: Theta | None = None
     """Base of the rotary frequencies in the layers that see the whole piece, from this phase on, if the architecture has one:
     for longer rows than before. Left out: that of the phase before, or `model.global_rope_theta`."""
     rewarm_up: RewarmUp | None = None

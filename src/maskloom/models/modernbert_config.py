@@ -14,13 +14,13 @@ from typing import Any
 
 from transformers import ModernBertConfig
 
+from maskloom.config_values import THETAS
 from maskloom.models.base import Description
 from maskloom.models.layers import ACTIVATIONS
 from maskloom.redaction import brief
 from maskloom.tokenizers.base import Tokenizer
 
 GLOBAL, LOCAL = "full_attention", "sliding_attention"
-LARGEST_THETA = 1e12
 MOST_LAYERS = 1 << 12
 DEFAULT_ROPE = ({"rope_type": "default"}, {"type": "default"})
 """How a config.json says that nothing is done to the frequencies for longer pieces."""
@@ -62,7 +62,10 @@ def _faults(tree: Mapping[str, Any]) -> Iterator[str]:
     """Of the keys that no list describes: what layers see, and their rotary frequencies."""
     yield from _layer_faults(tree)
     yield from _rope_faults(tree)
-    with contextlib.suppress(LookupError, TypeError, ZeroDivisionError):  # the lists say what is wrong with sizes
+    if tree.get("local_attention") == 1:
+        yield "local_attention is 1, and no slot would see another one (computed: 2 or more)"
+    # The lists say what is wrong with sizes.
+    with contextlib.suppress(LookupError, TypeError, ValueError, OverflowError, ZeroDivisionError):
         window = tree.get("local_attention", ModernBertConfig.local_attention) // 2
         for key, due in (("sliding_window", window), ("head_dim", _head_size(tree))):
             if tree.get(key) not in (None, due):
@@ -116,9 +119,9 @@ def _rope_faults(tree: Mapping[str, Any]) -> Iterator[str]:
                 computed = "'default'" if key in ("rope_type", "type") else "no such key"
                 yield f"rope_parameters.{kind} has {brief(key)}: {brief(rope[key])} (computed: {computed})"
         theta = rope.get("rope_theta", 1.0)
-        if isinstance(theta, bool) or not isinstance(theta, int | float) or not 0 < theta < LARGEST_THETA:
+        if isinstance(theta, bool) or not isinstance(theta, int | float) or not THETAS[0] < theta < THETAS[1]:
             said = f"rope_parameters.{kind}.rope_theta is {brief(theta)}"
-            yield f"{said}, which is not a number between 0 and {LARGEST_THETA:g}"
+            yield f"{said}, which is not a number between {THETAS[0]:g} and {THETAS[1]:g}"
         elif "rope_theta" in rope and tree.get(old_key, theta) != theta:
             said = f"{old_key} is {brief(tree[old_key])}, and rope_parameters.{kind}.rope_theta is {theta}"
             yield f"{said}: remove the wrong one"
@@ -131,8 +134,8 @@ DESCRIPTION = Description(
         "norm_eps": (0.0, 1.0),
         "initializer_range": (0.0, 10.0),
         "initializer_cutoff_factor": (0.0, 1e3),
-        "global_rope_theta": (0.0, LARGEST_THETA),
-        "local_rope_theta": (0.0, LARGEST_THETA),
+        "global_rope_theta": THETAS,
+        "local_rope_theta": THETAS,
     },
     choices={
         **dict.fromkeys(("hidden_activation", "classifier_activation"), ACTIVATIONS),
