@@ -21,6 +21,7 @@ from maskloom.config_values import (
     Share,
     Steps,
     StepsOrNone,
+    Theta,
 )
 
 LARGEST_WEIGHT = 1e6  # only the ratios of weights matter
@@ -168,7 +169,7 @@ class Phase(Section):
     """Weights of the corpora in this phase, in the order of `data.train`."""
     batch_warmup: BatchWarmup | None = None
     """Growth of the global batch at the start of the phase. Left out: it is `global_batch_rows` from the first step."""
-    global_rope_theta: PositiveFloat | None = None
+    global_rope_theta: Theta | None = None
     """Base of the rotary frequencies in the layers that see the whole piece, from this phase on. A larger one is for longer
     rows. Only for architectures that have `model.global_rope_theta`. Left out: as in the phase before, or in the model."""
     rewarm_up: RewarmUp | None = None

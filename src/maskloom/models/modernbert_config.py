@@ -15,9 +15,10 @@ from typing import Any
 
 from transformers import ModernBertConfig
 
+from maskloom.config_values import THETAS
 from maskloom.models.base import Description
 from maskloom.models.layers import ACTIVATIONS
-from maskloom.models.rotary import DEFAULT_ROPE, LARGEST_THETA, rope_faults
+from maskloom.models.rotary import DEFAULT_ROPE, rope_faults
 from maskloom.redaction import brief
 from maskloom.tokenizers.base import Tokenizer
 
@@ -61,7 +62,10 @@ def _faults(tree: Mapping[str, Any]) -> Iterator[str]:
     """Faults of the keys in `own` and `harmless`: what layers see, and their rotary frequencies."""
     yield from _layer_faults(tree)
     yield from _rope_faults(tree)
-    with contextlib.suppress(LookupError, TypeError, ZeroDivisionError):  # the lists say what is wrong with sizes
+    if tree.get("local_attention") == 1:
+        yield "local_attention is 1, and no slot would see another one (computed: 2 or more)"
+    # The lists say what is wrong with sizes.
+    with contextlib.suppress(LookupError, TypeError, ValueError, OverflowError, ZeroDivisionError):
         window = tree.get("local_attention", ModernBertConfig.local_attention) // 2
         for key, due in (("sliding_window", window), ("head_dim", _head_size(tree))):
             if tree.get(key) not in (None, due):
@@ -116,8 +120,8 @@ DESCRIPTION = Description(
         "norm_eps": (0.0, 1.0),
         "initializer_range": (0.0, 10.0),
         "initializer_cutoff_factor": (0.0, 1e3),
-        "global_rope_theta": (0.0, LARGEST_THETA),
-        "local_rope_theta": (0.0, LARGEST_THETA),
+        "global_rope_theta": THETAS,
+        "local_rope_theta": THETAS,
     },
     choices={
         **dict.fromkeys(("hidden_activation", "classifier_activation"), ACTIVATIONS),

@@ -15,9 +15,10 @@ from typing import NamedTuple
 
 import torch
 
+from maskloom.config_values import THETAS
 from maskloom.redaction import brief
 
-LARGEST_THETA = 1e12
+LARGEST_THETA = THETAS[1]
 DEFAULT_ROPE = ({"rope_type": "default"}, {"type": "default"})
 """How a config.json says that frequencies are not scaled for longer pieces."""
 
@@ -58,7 +59,7 @@ def rope_faults(given: object, name: str, tree: Mapping[str, object], old_key: s
             computed = "'default'" if key in ("rope_type", "type") else "no such key"
             yield f"{name} has {brief(key)}: {brief(given[key])} (computed: {computed})"
     theta = given.get("rope_theta", 1.0)
-    if isinstance(theta, bool) or not isinstance(theta, int | float) or not 0 < theta < LARGEST_THETA:
-        yield f"{name}.rope_theta is {brief(theta)}, which is not a number between 0 and {LARGEST_THETA:g}"
+    if isinstance(theta, bool) or not isinstance(theta, int | float) or not THETAS[0] < theta < THETAS[1]:
+        yield f"{name}.rope_theta is {brief(theta)}, which is not a number between {THETAS[0]:g} and {THETAS[1]:g}"
     elif "rope_theta" in given and tree.get(old_key, theta) != theta:
         yield f"{old_key} is {brief(tree[old_key])}, and {name}.rope_theta is {theta}: remove the wrong one"

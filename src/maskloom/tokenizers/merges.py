@@ -119,7 +119,7 @@ def _merges_beside(file: Path, vocabulary: dict[str, int]) -> list[list[str]]:
     """The pairs of `merges.txt`, one a line.
 
     Raises:
-        UserError: it is absent, or a line of it is not a pair that gives a token.
+        UserError: it is absent or without a pair, or a line of it is not a pair that gives a token.
     """
     path = file.parent / MERGES
     try:
@@ -146,6 +146,12 @@ def _merges_beside(file: Path, vocabulary: dict[str, int]) -> list[list[str]]:
                     f"{path}, line {number}: {file.name} has no {token!r}: the two have to be of one tokenizer"
                 )
         merges.append(pair)
+    longer = (token for token in vocabulary if len(token) > 1 and token not in SPECIAL_TOKENS)
+    if not merges and (unmade := next(longer, None)) is not None:
+        raise UserError(
+            f"{path} has no pair of tokens, and no text would become {unmade!r} of {file.name}: copy the whole file, with line "
+            "ends of LF or CRLF"
+        )
     return merges
 
 
