@@ -13,21 +13,21 @@ _Activation = Literal["gelu", "gelu_new", "relu", "silu"]
 
 
 class Model(Section):
-    """What all architectures have; the others' fields are in a section of each. They have Hugging Face's names."""
+    """The fields of all architectures. Each has a section of its own that adds further ones, by Hugging Face's names."""
 
     dropouts: ClassVar[tuple[str, ...]] = ()
-    """The fields that are probabilities of dropout: a run sets them, whatever it starts from."""
+    """The fields that are probabilities of dropout. A run sets them, also if it starts from a model."""
     first_weights: ClassVar[tuple[str, ...]] = ("initializer_range",)
-    """The fields that only the drawing of new weights depends on."""
+    """The fields that only new weights depend on."""
     beside_init: ClassVar[tuple[str, ...]] = ("max_position_embeddings",)
-    """The fields of the shape that may be given with `init`, and then replace the checkpoint's."""
+    """The fields of the shape that may be given with `init`. Those that are given replace the checkpoint's."""
     positions_note: ClassVar[str] = ""
-    """What a message adds if a sequence is longer than `max_position_embeddings`."""
+    """End of the message that a sequence is longer than `max_position_embeddings`."""
 
     architecture: str = "bert"
     """Kind of encoder, as `model_type` in a Hugging Face config.json. With `init` it follows from the checkpoint."""
     init: Annotated[str, pydantic.Field(min_length=1)] | None = None
-    """Hugging Face checkpoint to start from (folder or name); its shape then holds. `max_position_embeddings` may be given beside
+    """Hugging Face checkpoint to start from (folder or name), whose shape is taken. `max_position_embeddings` may be given beside
     it, to raise it: a table of positions is then repeated."""
     vocab_multiple: Few = 1
     """Round the vocabulary of a new model up to a multiple of this, such as 64. The rows beyond the tokenizer's ids take part in
@@ -37,15 +37,15 @@ class Model(Section):
 
     @classmethod
     def shape_fields(cls) -> set[str]:
-        """The fields that are the same in all of a run, and in the runs that fork from it."""
+        """The fields that cannot change in a run, nor in runs that fork from it."""
         return set(cls.model_fields) - {"architecture", "init", *cls.first_weights, *cls.dropouts}
 
     def taken_from_init(self) -> set[str]:
-        """The fields that a checkpoint fixes, if there is one."""
+        """The fields that come from the checkpoint of `init`, if there is one."""
         return self.shape_fields() - (self.model_fields_set & set(self.beside_init))
 
     def given_beside_init(self) -> dict[str, Any]:
-        """What replaces the checkpoint's, by field."""
+        """Field -> the value that replaces the checkpoint's."""
         return {name: getattr(self, name) for name in self.beside_init if name in self.model_fields_set}
 
     @pydantic.model_validator(mode="after")
@@ -57,7 +57,7 @@ class Model(Section):
 
 
 class _PostNorm(Model):
-    """What BERT, RoBERTa and their kin call by the same names; the defaults are the base models'."""
+    """The fields that BERT and RoBERTa's family share; the defaults are the base models'."""
 
     dropouts: ClassVar[tuple[str, ...]] = ("hidden_dropout_prob", "attention_probs_dropout_prob")
 
@@ -93,6 +93,7 @@ class Roberta(_PostNorm):
     max_position_embeddings: Annotated[int, Field(ge=1, le=MOST_SEQ_LEN)] = 514
     """Rows of the table of positions. Those up to the padding token's id are not used: with id 1, 514 rows are for 512 tokens."""
     type_vocab_size: Few = 1
+    """Rows of the table of token types. Only the first is used."""
     layer_norm_eps: PositiveFloat = 1e-5
 
 
@@ -109,7 +110,7 @@ class Camembert(Roberta):
 
 
 class ModernBert(Model):
-    """The names of Hugging Face's `ModernBertConfig`, also those of its earlier releases; the defaults are ModernBERT-base's."""
+    """The names of Hugging Face's `ModernBertConfig`, also of its earlier releases; the defaults are ModernBERT-base's."""
 
     dropouts: ClassVar[tuple[str, ...]] = ("embedding_dropout", "attention_dropout", "mlp_dropout")
     first_weights: ClassVar[tuple[str, ...]] = ("initializer_range", "initializer_cutoff_factor")
@@ -123,14 +124,14 @@ class ModernBert(Model):
     num_hidden_layers: Few = 22
     num_attention_heads: Few = 12
     intermediate_size: Width = 1152
-    """Width between the two products of the feed-forward part. The first gives twice as many: half of them are gates."""
+    """Width of the feed-forward part behind the gate. Its first product has twice this width: one half is the gate."""
     hidden_activation: _Activation = "gelu"
     classifier_activation: _Activation = "gelu"
     """Activation in the head."""
     local_attention: Annotated[int, Field(ge=2, le=MOST_SEQ_LEN)] = 128
     """Window of the local layers: a slot sees half of it to either side, rounded down. So 129 is the same as 128."""
     global_attn_every_n_layers: Few = 3
-    """Every so many layers one sees the whole piece, beginning with the first."""
+    """One of so many layers sees the whole piece, beginning with the first layer."""
     layer_types: tuple[Literal["full_attention", "sliding_attention"], ...] | None = None
     """What each layer sees: the whole piece or a window. Left out: as `global_attn_every_n_layers` says."""
     global_rope_theta: Theta = 160_000.0
@@ -144,7 +145,7 @@ class ModernBert(Model):
     mlp_dropout: Share = 0.0
     initializer_range: PositiveFloat = 0.02
     initializer_cutoff_factor: PositiveFloat = 2.0
-    """First weights are normal, cut at so many standard deviations."""
+    """First weights are drawn from a normal distribution that is cut at so many standard deviations."""
     norm_eps: PositiveFloat = 1e-5
     norm_bias: bool = False
     attention_bias: bool = False
@@ -178,7 +179,7 @@ class ModernBert(Model):
 
     @pydantic.model_serializer(mode="wrap")
     def _dump(self, dump: pydantic.SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Only one of the two that say what a layer sees."""
+        """Without `global_attn_every_n_layers` if `layer_types` is given: only one of them may be."""
         tree: dict[str, Any] = dump(self)
         if self.layer_types is not None:
             tree.pop("global_attn_every_n_layers", None)

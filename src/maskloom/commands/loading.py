@@ -37,8 +37,7 @@ def load_run(run: Path, step: int | None, overrides: Sequence[str] = ()) -> Load
     config = load_config(run / "config.yaml", overrides)
     tokenizer = load_tokenizer(run / "model")
     state = read_state(folder)
-    model = build_defined(run / "model")
-    model.architecture.set_fields(model.config, config.model_at(state.step))
+    model = build_defined(run / "model", changes=config.model_at(state.step))
     weights = full_precision_weights(folder)
     try:
         model.load_state_dict(weights)

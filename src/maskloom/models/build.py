@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -64,14 +66,26 @@ def save_definition(model: MaskedLM, tokenizer: Tokenizer, folder: Path) -> None
     tokenizer.save(folder / "tokenizer.json")
 
 
-def build_defined(folder: Path, settings: Model | None = None) -> MaskedLM:
-    """The model that `save_definition` described, with the dropout of `settings`; its weights are about to be loaded."""
+def build_defined(
+    folder: Path, settings: Model | None = None, changes: Mapping[str, Any] = MappingProxyType({})
+) -> MaskedLM:
+    """The model that `save_definition` described. Its weights are to be loaded.
+
+    Args:
+        settings: their dropouts replace the model's.
+        changes: fields of the model -> the values that phases gave them later.
+
+    Raises:
+        UserError: the folder has no config.json that can be read.
+    """
     architecture = architecture_of(read_definition(folder))
     dropout = {name: getattr(settings, name) for name in architecture.dropouts} if settings else {}
     try:
-        return new_model(architecture.config_class.from_pretrained(folder, **dropout))
+        model = new_model(architecture.config_class.from_pretrained(folder, **dropout))
     except Exception as error:  # the library raises many kinds for a damaged file
         raise UserError(f"{folder / 'config.json'} cannot be read: {error}") from None
+    architecture.set_fields(model.config, changes)
+    return model
 
 
 def read_definition(folder: Path) -> PretrainedConfig:

@@ -208,9 +208,8 @@ def _model_of(trainer: Trainer, found: Found | None) -> tuple[MaskedLM, str]:
     checkpoint.check_fits(state, plan, None if is_fork else str(config.engine.precision), folder)
     if is_fork:
         origin = folder.parents[1]
-        model = build_defined(origin / "model", config.model)
-        model.architecture.set_fields(model.config, load_config(origin / "config.yaml").model_at(state.step))
-        return model, f"begun from {folder}"
+        changes = load_config(origin / "config.yaml").model_at(state.step)
+        return build_defined(origin / "model", config.model, changes), f"begun from {folder}"
     trainer.saver.last_good = folder.name
     return build_defined(folder.parents[1] / "model"), f"resumed from {folder}"
 
