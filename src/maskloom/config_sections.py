@@ -23,7 +23,7 @@ from maskloom.config_values import (
     StepsOrNone,
 )
 
-PHASE_SETS = ("global_rope_theta",)
+PHASE_SETS = ("global_rope_theta", "rope_theta")
 """Fields of the model that a phase may set, if the architecture has them."""
 LARGEST_WEIGHT = 1e6  # only the ratios of weights matter
 ONE, SEVERAL = "<one>", "<several>"  # the two forms of data.train; pydantic shows these names in the place of an error
@@ -170,6 +170,8 @@ class Phase(Section):
     global_rope_theta: PositiveFloat | None = None
     """Base of the rotary frequencies in the layers that see the whole piece, from this phase on, if the architecture has one:
     for longer rows than before. Left out: that of the phase before, or `model.global_rope_theta`."""
+    rope_theta: PositiveFloat | None = None
+    """The same of an architecture whose layers all have one base, `model.rope_theta`."""
     rewarm_up: RewarmUp | None = None
     """A new schedule from this phase on. Left out: the schedule continues."""
 

@@ -8,7 +8,7 @@ puts our forward in the place of its own. (A subclass of ours would be "custom c
 of such a class.)
 
 What every configuration of Hugging Face answers is asked of it, not of the architecture: `vocab_size`, `hidden_size`,
-`num_hidden_layers`, `num_attention_heads` and `tie_word_embeddings`.
+`num_hidden_layers`, `num_attention_heads` and `tie_word_embeddings`. So is `head_dim`, the size of a head, if there is one.
 
 Shapes: T slots, K predicted tokens, D hidden size.
 """
@@ -61,7 +61,7 @@ class Description:
         choices: keys that choose a function, and the values that our forward computes.
         computed: keys that our forward does not read, and the values that are right for it.
         harmless: keys that change nothing about the forward, or that `faults` judges.
-        ids: keys that hold ids of tokens. One that is beyond the vocabulary is dropped, since the tokenizer's are taken.
+        ids: keys that hold ids of tokens. One that is beyond the vocabulary becomes None, since the tokenizer's are taken.
         own: keys of another form, which `faults` judges.
         faults: what of a config.json our forward does not compute for reasons that no list has, a sentence each.
     """
@@ -120,7 +120,7 @@ class Architecture:
         rope_thetas: (configuration) -> base of the rotary frequencies of each layer, None if positions are in the embeddings.
             Not a part of the settings: compiled code must not know it, or another phase's would compile it again.
         finish: (model, [T, D]) -> [T, D]: what comes after the last layer. Left out: nothing.
-        transform: (model, [K, D]) -> [K, D]: the head before the decoder.
+        transform: (model, [K, D]) -> [K, D]: the head before the decoder; without one, its input.
         stations: the module whose output is the embeddings, and the one whose output goes into the decoder.
         head_names: how the names of the head's weights begin. A checkpoint may lack them.
         spare_names: how the names begin of what else a checkpoint of Hugging Face's encoder holds. It is not read.

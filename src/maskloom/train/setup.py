@@ -15,6 +15,7 @@ import torch
 
 from maskloom.config import Evaluation, Phase, RunConfig
 from maskloom.config_file import load_config, rechecked
+from maskloom.config_sections import PHASE_SETS
 from maskloom.data.batch import Layout
 from maskloom.data.cursors import first_cursors
 from maskloom.data.index.corpus import Index
@@ -253,8 +254,9 @@ def announce(trainer: Trainer, origin: str, attention: str) -> None:
         )
         if phase.batch_warmup:
             say(f"  its batch grows from {phase.batch_warmup.from_rows} rows in {phase.batch_warmup.steps:,} steps")
-        if phase.global_rope_theta is not None:
-            say(f"  global_rope_theta is {phase.global_rope_theta:,g} from here on")
+        for name in PHASE_SETS:
+            if (value := getattr(phase, name)) is not None:
+                say(f"  {name} is {value:,g} from here on")
     if trainer.step == plan.total_steps:
         say(f"all {trainer.step:,} steps are done: raise phases.N.steps of the last phase, or add a phase, to train on")
     elif trainer.step:
