@@ -18,7 +18,6 @@ import torch
 from maskloom.config_values import THETAS
 from maskloom.redaction import brief
 
-LARGEST_THETA = THETAS[1]
 DEFAULT_ROPE = ({"rope_type": "default"}, {"type": "default"})
 """How a config.json says that frequencies are not scaled for longer pieces."""
 
