@@ -21,7 +21,7 @@ from transformers.utils import logging
 
 from maskloom.config import MODELS, Model
 from maskloom.errors import UserError
-from maskloom.models.architecture import architecture_of, unused_positions_of
+from maskloom.models.architecture import unused_positions_of
 from maskloom.models.description import architecture_in, check_description, read_tree
 from maskloom.models.masked_lm import MaskedLM, count_parameters, packed
 from maskloom.models.outline import Outline, outline_of
@@ -102,25 +102,9 @@ def match_weights(config: PretrainedConfig, table: dict[str, Stored], folder: Pa
     numbers = {part for weight in table for part in weight.split(".") if part.isdecimal()}
     outline = outline_of(config, len(numbers) + 1)
     stored = renamed(table, outline.names, name)
-    kind = architecture_of(config).name
-    due = {weight: shape for weight, shape in outline.shapes.items() if not outline.is_of_the_head(weight)}
-    lacking = [weight for weight in due if weight not in stored]
-    if len(lacking) == len(due):
-        others = summary(weight.name for weight in stored.values()) or "none"
-        raise UserError(
-            f"{name} is not a whole encoder: it holds none of the weights of a {kind!r} model. Its weights are {others}"
-        )
-    if lacking:
-        raise UserError(f"{name} is not a whole encoder: it lacks {summary(lacking)}")
+    _check_whole(stored, outline, name)
     used = {weight: shape for weight, shape in outline.shapes.items() if weight in stored}
-    misfits = sorted(
-        f"{weight} {list(stored[weight].shape)} instead of {list(shape)}"
-        for weight, shape in used.items()
-        if stored[weight].shape != shape
-    )
-    if misfits:
-        more = f" and {len(misfits) - MOST_NAMED} more" if len(misfits) > MOST_NAMED else ""
-        raise UserError(f"{name}: weights do not fit its config.json: {', '.join(misfits[:MOST_NAMED])}{more}")
+    _check_shapes(stored, used, name)
     ignored = stored.keys() - used.keys()
     if aliens := _aliens(ignored, outline):
         raise UserError(f"{name} has weights {_why_alien(aliens, config, outline)}")
@@ -135,6 +119,31 @@ def match_weights(config: PretrainedConfig, table: dict[str, Stored], folder: Pa
         heads |= other_head
     weights = {weight: stored[weight] for weight in used}
     return Checkpoint(name, folder, config, outline, weights, heads)
+
+
+def _check_whole(stored: Mapping[str, Stored], outline: Outline, name: str) -> None:
+    """Raises UserError if weights of the encoder are lacking."""
+    due = [weight for weight in outline.shapes if not outline.is_of_the_head(weight)]
+    lacking = [weight for weight in due if weight not in stored]
+    if len(lacking) == len(due):
+        kind, others = outline.architecture.name, summary(weight.name for weight in stored.values()) or "none"
+        raise UserError(
+            f"{name} is not a whole encoder: it holds none of the weights of a {kind!r} model. Its weights are {others}"
+        )
+    if lacking:
+        raise UserError(f"{name} is not a whole encoder: it lacks {summary(lacking)}")
+
+
+def _check_shapes(stored: Mapping[str, Stored], shapes: Mapping[str, tuple[int, ...]], name: str) -> None:
+    """Raises UserError if weights have other shapes than these, which are by name."""
+    misfits = sorted(
+        f"{weight} {list(stored[weight].shape)} instead of {list(shape)}"
+        for weight, shape in shapes.items()
+        if stored[weight].shape != shape
+    )
+    if misfits:
+        more = f" and {len(misfits) - MOST_NAMED} more" if len(misfits) > MOST_NAMED else ""
+        raise UserError(f"{name}: weights do not fit its config.json: {', '.join(misfits[:MOST_NAMED])}{more}")
 
 
 def _has_whole_head(stored: Mapping[str, Stored], outline: Outline) -> bool:
