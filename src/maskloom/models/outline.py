@@ -7,7 +7,7 @@ alike: of many, few are built.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -59,6 +59,11 @@ class Outline:
     def is_of_the_head(self, name: str) -> bool:
         """Whether a weight belongs to the head for masked tokens, which a checkpoint may lack."""
         return name.startswith(self.architecture.head_names)
+
+    def has_whole_head(self, names: Collection[str]) -> bool:
+        """Whether weights of these names are a whole head for masked tokens, a tied one under either of its names."""
+        twins = self.ties | {other: one for one, other in self.ties.items()}
+        return all(name in names or twins.get(name) in names for name in self.shapes if self.is_of_the_head(name))
 
 
 def outline_of(config: PretrainedConfig, most_layers: int | None = None) -> Outline:

@@ -112,7 +112,7 @@ def match_weights(config: PretrainedConfig, table: dict[str, Stored], folder: Pa
         raise UserError(f"{name} holds weights as {', '.join(odd)}: take a checkpoint that is not quantised")
     counters = outline.architecture.counter_names
     heads = {weight for weight in ignored if not weight.startswith(counters)}
-    if heads - outline.spare(heads) and not _has_whole_head(stored, outline):
+    if heads - outline.spare(heads) and not outline.has_whole_head(stored):
         # A head for another task can have layers of these names. They were trained for something else.
         other_head = {weight for weight in used if outline.is_of_the_head(weight)}
         used = {weight: shape for weight, shape in used.items() if weight not in other_head}
@@ -144,14 +144,6 @@ def _check_shapes(stored: Mapping[str, Stored], shapes: Mapping[str, tuple[int, 
     if misfits:
         more = f" and {len(misfits) - MOST_NAMED} more" if len(misfits) > MOST_NAMED else ""
         raise UserError(f"{name}: weights do not fit its config.json: {', '.join(misfits[:MOST_NAMED])}{more}")
-
-
-def _has_whole_head(stored: Mapping[str, Stored], outline: Outline) -> bool:
-    """Whether a checkpoint has all weights of the head for masked tokens, a tied one under either of its names."""
-    twins = outline.ties | {other: one for one, other in outline.ties.items()}
-    return all(
-        weight in stored or twins.get(weight) in stored for weight in outline.shapes if outline.is_of_the_head(weight)
-    )
 
 
 def _aliens(ignored: Set[str], outline: Outline) -> list[str]:
