@@ -7,7 +7,8 @@
 
 What a layer looks at is made once a micro-batch, by `pieces_of`, outside of what is compiled.
 
-Shapes: T slots in the bucket, S slots a row, R = T/S rows, w slots of a window to either side, H heads, D head size, N pieces.
+Shapes: T slots in the bucket, S slots a row, R = T/S rows, w slots of a window to either side, H heads, G heads of keys and of
+values, D head size, N pieces.
 """
 
 from __future__ import annotations
@@ -134,12 +135,16 @@ def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, pieces: 
     """Softmax attention of every slot over the slots of its own piece that are within the window.
 
     Args:
-        query, key, value: [T, H, D].
+        query: [T, H, D].
+        key, value: [T, G, D]. G is H or divides it: then H/G queries in a row share a key and a value (Ainslie et al., 2023).
         dropout: probability with which an attention weight is dropped.
 
     Returns:
         [T, H, D].
     """
+    if (shared := query.shape[1] // key.shape[1]) > 1:
+        # Copied for each query: the older of the torch releases that we take have no kernel over pieces that shares keys.
+        key, value = (part.repeat_interleave(shared, 1) for part in (key, value))
     if pieces.way is Way.KERNEL:
         return _by_kernel(query, key, value, pieces)
     if pieces.way is Way.PIECES:

@@ -7,7 +7,8 @@ activation checkpointing runs again.
 
 Derivation. A product of [m, k] and [k, n] is 2 m k n operations. A layer multiplies its s slots with each of its matrices. In
 attention it multiplies each slot with those that it sees. Each such two are a pair: a piece of s_i slots has s_i^2 pairs.
-Scores and weighted values are 2 h operations a pair each, at width h. The head multiplies its matrices with the
+Scores and weighted values are 2 h operations a pair each. h is the width of all heads of the queries, mostly that of the layers;
+fewer heads of keys and values make matrices smaller, and pairs cost the same. The head multiplies its matrices with the
 p predicted tokens alone. With W weights in the layers' matrices and H in the head's, a forward pass multiplies
 
     layers' matrices             2 W s
@@ -43,7 +44,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 
-from maskloom.models.masked_lm import hidden_matrices
+from maskloom.models.masked_lm import head_size_of, hidden_matrices
 from maskloom.models.outline import empty_model
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ class Shape(NamedTuple):
 
     Attributes:
         matrices: elements of the layers' 2-D weights.
-        hidden: width of the layers.
+        hidden: width of all attention heads.
         head: elements of the head's 2-D weights, the projection to the vocabulary included.
         windows: each distinct window of the layers' attention (None: the whole piece), and the number of layers that have it.
     """
@@ -79,7 +80,7 @@ class Shape(NamedTuple):
         windows = Counter(settings.window for settings in each)
         return Shape(
             sum(weight.numel() for weight in hidden_matrices(model)),
-            config.hidden_size,
+            config.num_attention_heads * head_size_of(config),
             sum(weight.numel() for weight in head if weight.ndim == 2),
             tuple(windows.items()),
         )

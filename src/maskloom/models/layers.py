@@ -11,7 +11,7 @@ Shapes: T slots, D hidden size, H heads.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -44,15 +44,15 @@ def activation(name: str, kernels: Kernels) -> Callable[[torch.Tensor], torch.Te
 
 
 class Dense(NamedTuple):
-    """Weight [out, in] and bias [out] or None; of a LayerNorm, both [D]."""
+    """Weight [out, in] and bias [out] or None; of a norm, both [D]."""
 
     weight: torch.Tensor
     bias: torch.Tensor | None
 
     @staticmethod
     def of(module: Any) -> Dense:
-        """The parameters of a Linear or a LayerNorm."""
-        return Dense(module.weight, module.bias)
+        """The parameters of a Linear, a LayerNorm or an RMSNorm, which has no bias."""
+        return Dense(module.weight, getattr(module, "bias", None))
 
 
 class PostNormWeights(NamedTuple):
@@ -94,14 +94,16 @@ def post_norm(hidden: torch.Tensor, weights: PostNormWeights, pieces: Pieces, se
 
 def self_attention(hidden: torch.Tensor, weights: PostNormWeights, pieces: Pieces, settings: PostNorm) -> torch.Tensor:
     """Attention within pieces, and the product with its output matrix: [T, D] -> [T, D]."""
-    projections = weights[:3]
-    biases = [part.bias for part in projections if part.bias is not None]
-    qkv = settings.kernels.linear(
-        hidden, torch.cat([part.weight for part in projections]), torch.cat(biases) if biases else None
-    )
+    qkv = settings.kernels.linear(hidden, *joined(weights[:3]))
     query, key, value = qkv.view(len(hidden), 3, settings.heads, -1).unbind(1)
     context = attend(query, key, value, pieces, settings.attention_dropout)
     return settings.kernels.linear(context.flatten(1), *weights.attention_output)
+
+
+def joined(parts: Sequence[Dense]) -> Dense:
+    """Several layers of the same input as one product: the outputs stand beside each other. All have a bias, or none."""
+    biases = [part.bias for part in parts if part.bias is not None]
+    return Dense(torch.cat([part.weight for part in parts]), torch.cat(biases) if biases else None)
 
 
 def feed_forward(hidden: torch.Tensor, weights: PostNormWeights, settings: PostNorm) -> torch.Tensor:
@@ -123,6 +125,11 @@ def add_norm(update: torch.Tensor, hidden: torch.Tensor, norm: Dense, settings: 
 def layer_norm(hidden: torch.Tensor, norm: Dense, eps: float) -> torch.Tensor:
     """LayerNorm, with or without a bias: [T, D] -> [T, D]."""
     return F.layer_norm(hidden, hidden.shape[-1:], norm.weight, norm.bias, eps)
+
+
+def rms_norm(hidden: torch.Tensor, norm: Dense, eps: float) -> torch.Tensor:
+    """RMSNorm (Zhang & Sennrich, 2019): no mean is taken off, and there is no bias. [T, D] -> [T, D]."""
+    return F.rms_norm(hidden, hidden.shape[-1:], norm.weight, eps)
 
 
 def gated(both: torch.Tensor, activation: Callable[[torch.Tensor], torch.Tensor], kernels: Kernels) -> torch.Tensor:

@@ -190,8 +190,8 @@ def layers_of(model: MaskedLM) -> list[PackedLayer]:
 
 
 def head_size_of(config: PretrainedConfig) -> int:
-    """Width of an attention head."""
-    return int(config.hidden_size // config.num_attention_heads)
+    """Width of an attention head. Some configurations have a key for it."""
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 
 def attention_dropout_of(config: PretrainedConfig) -> float:

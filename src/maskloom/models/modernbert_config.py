@@ -16,14 +16,12 @@ from transformers import ModernBertConfig
 
 from maskloom.models.base import Description
 from maskloom.models.layers import ACTIVATIONS
+from maskloom.models.rotary import DEFAULT_ROPE, LARGEST_THETA, rope_faults
 from maskloom.redaction import brief
 from maskloom.tokenizers.base import Tokenizer
 
 GLOBAL, LOCAL = "full_attention", "sliding_attention"
-LARGEST_THETA = 1e12
 MOST_LAYERS = 1 << 12
-DEFAULT_ROPE = ({"rope_type": "default"}, {"type": "default"})
-"""How a config.json says that nothing is done to the frequencies for longer pieces."""
 
 
 def token_ids(tokenizer: Tokenizer) -> dict[str, int]:
@@ -107,21 +105,7 @@ def _rope_faults(tree: Mapping[str, Any]) -> Iterator[str]:
         yield f"rope_parameters is {brief(kinds)} (computed: an object with {GLOBAL!r} and {LOCAL!r})"
         return
     for kind, old_key in ((GLOBAL, "global_rope_theta"), (LOCAL, "local_rope_theta")):
-        rope = kinds.get(kind, {})
-        if not isinstance(rope, dict):
-            yield f"rope_parameters.{kind} is {brief(rope)}, which is not an object"
-            continue
-        for key in sorted(rope.keys() - {"rope_theta"}):
-            if {key: rope[key]} not in DEFAULT_ROPE:
-                computed = "'default'" if key in ("rope_type", "type") else "no such key"
-                yield f"rope_parameters.{kind} has {brief(key)}: {brief(rope[key])} (computed: {computed})"
-        theta = rope.get("rope_theta", 1.0)
-        if isinstance(theta, bool) or not isinstance(theta, int | float) or not 0 < theta < LARGEST_THETA:
-            said = f"rope_parameters.{kind}.rope_theta is {brief(theta)}"
-            yield f"{said}, which is not a number between 0 and {LARGEST_THETA:g}"
-        elif "rope_theta" in rope and tree.get(old_key, theta) != theta:
-            said = f"{old_key} is {brief(tree[old_key])}, and rope_parameters.{kind}.rope_theta is {theta}"
-            yield f"{said}: remove the wrong one"
+        yield from rope_faults(kinds.get(kind, {}), f"rope_parameters.{kind}", tree, old_key)
 
 
 DESCRIPTION = Description(

@@ -10,9 +10,16 @@ Shapes: T slots, D head size.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import torch
+
+from maskloom.redaction import brief
+
+LARGEST_THETA = 1e12
+DEFAULT_ROPE = ({"rope_type": "default"}, {"type": "default"})
+"""How a config.json says that nothing is done to the frequencies for longer pieces."""
 
 
 class Rotary(NamedTuple):
@@ -32,3 +39,26 @@ def rotary_table(positions: torch.Tensor, head_size: int, theta: float) -> Rotar
     exponents = torch.arange(0, head_size, 2, dtype=torch.float32, device=positions.device) / head_size
     angles = (positions[:, None].float() * (1.0 / theta**exponents))[:, None]
     return Rotary(angles.cos(), angles.sin())
+
+
+def rope_faults(given: object, name: str, tree: Mapping[str, object], old_key: str) -> Iterator[str]:
+    """What of one object `rope_parameters` is another rotation than `rotary_table`'s, a sentence each.
+
+    Args:
+        given: the object; without a `rope_theta` the class has a default.
+        name: what messages call it.
+        tree: the config.json that it stands in.
+        old_key: what says the same base in files of earlier releases.
+    """
+    if not isinstance(given, dict):
+        yield f"{name} is {brief(given)}, which is not an object"
+        return
+    for key in sorted(given.keys() - {"rope_theta"}):
+        if {key: given[key]} not in DEFAULT_ROPE:
+            computed = "'default'" if key in ("rope_type", "type") else "no such key"
+            yield f"{name} has {brief(key)}: {brief(given[key])} (computed: {computed})"
+    theta = given.get("rope_theta", 1.0)
+    if isinstance(theta, bool) or not isinstance(theta, int | float) or not 0 < theta < LARGEST_THETA:
+        yield f"{name}.rope_theta is {brief(theta)}, which is not a number between 0 and {LARGEST_THETA:g}"
+    elif "rope_theta" in given and tree.get(old_key, theta) != theta:
+        yield f"{old_key} is {brief(tree[old_key])}, and {name}.rope_theta is {theta}: remove the wrong one"
