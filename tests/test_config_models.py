@@ -50,6 +50,8 @@ def test_a_section_of_each_architecture_reads_back(name: str) -> None:
         (SMALL | {"hidden_size": 70}, "hidden_size 70 is not a multiple of num_attention_heads 12"),
         (SMALL | {"local_attention": 1}, "model.local_attention = 1"),
         (SMALL | {"global_rope_theta": 0}, "model.global_rope_theta = 0"),
+        (SMALL | {"global_rope_theta": 1e-300}, "model.global_rope_theta = 1e-300"),  # angles would be NaN
+        (SMALL | {"local_rope_theta": 1e300}, "model.local_rope_theta = 1e"),  # the exported model would be refused
     ],
 )
 def test_what_an_architecture_does_not_have_is_refused(model: dict[str, Any], said: str) -> None:

@@ -18,7 +18,6 @@ from pydantic_core import InitErrorDetails, PydanticCustomError, ValidationError
 from maskloom.config_models import MODELS, Bert, Camembert, Model, ModernBert, Roberta, XlmRoberta, model_section
 from maskloom.config_sections import (
     ONE,
-    PHASE_SETS,
     SEVERAL,
     BatchWarmup,
     Checkpoint,
@@ -234,10 +233,14 @@ class RunConfig(Section):
         return sum(phase.steps for phase in self.phases)
 
     def model_at(self, step: int) -> dict[str, Any]:
-        """The fields of the model that phases have set, once `step` steps are done, or while that step is taken."""
+        """Fields of the model that phases have changed by a step, and their values.
+
+        Args:
+            step: number of the step, from 1; 0 is before the first.
+        """
         found: dict[str, Any] = {}
         for phase in self.phases:
-            found |= {name: value for name in PHASE_SETS if (value := getattr(phase, name)) is not None}
+            found |= phase.changes_of_model
             step -= phase.steps
             if step <= 0:
                 break
@@ -328,7 +331,7 @@ class RunConfig(Section):
                     f"phases.{number}.weights {list(phase.weights)}: {corpora} weight(s) are needed, one for each corpus of "
                     "data.train, and at least one above 0"
                 )
-        wrong += self._faults_of_what_phases_set()
+        wrong += self._faults_of_changes()
         for name, length in self.seq_lens.items():
             rows = self.model.max_position_embeddings
             if length > rows and (
@@ -340,15 +343,15 @@ class RunConfig(Section):
             raise ValueError("\n".join(wrong))
         return self
 
-    def _faults_of_what_phases_set(self) -> list[str]:
-        """What phases set of the model that it does not have."""
+    def _faults_of_changes(self) -> list[str]:
+        """Fields that a phase changes, but the model does not have."""
         if self.model.init is not None and "architecture" not in self.model.model_fields_set:
             return []  # the checkpoint's is not known yet
         return [
-            f"phases.{number}.{name} {getattr(phase, name):g}: architecture {self.model.architecture} has no {name}: remove it"
+            f"phases.{number}.{name} {value:g}: architecture {self.model.architecture} has no {name}: remove it"
             for number, phase in enumerate(self.phases)
-            for name in PHASE_SETS
-            if getattr(phase, name) is not None and name not in type(self.model).model_fields
+            for name, value in phase.changes_of_model.items()
+            if name not in type(self.model).model_fields
         ]
 
     def _schedule_faults(self) -> list[str]:

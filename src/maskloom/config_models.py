@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 import pydantic
 from pydantic import Field, PositiveFloat
 
-from maskloom.config_values import MOST_SEQ_LEN, Few, Section, Share, Width
+from maskloom.config_values import MOST_SEQ_LEN, Few, Section, Share, Theta, Width
 
 _Activation = Literal["gelu", "gelu_new", "relu", "silu"]
 
@@ -133,10 +133,10 @@ class ModernBert(Model):
     """Every so many layers one sees the whole piece, beginning with the first."""
     layer_types: tuple[Literal["full_attention", "sliding_attention"], ...] | None = None
     """What each layer sees: the whole piece or a window. Left out: as `global_attn_every_n_layers` says."""
-    global_rope_theta: PositiveFloat = 160_000.0
+    global_rope_theta: Theta = 160_000.0
     """Base of the rotary frequencies in the layers that see the whole piece. It may be given with `init`, and
     `phases.N.global_rope_theta` changes it from a phase on: a larger one is for longer pieces."""
-    local_rope_theta: PositiveFloat = 10_000.0
+    local_rope_theta: Theta = 10_000.0
     """Base of the rotary frequencies in the local layers."""
     embedding_dropout: Share = 0.0
     attention_dropout: Share = 0.0

@@ -6,7 +6,7 @@ architecture and the optimizer, and puts all of them together.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import pydantic
 from pydantic import Discriminator, Field, PositiveFloat, PositiveInt, Tag
@@ -21,10 +21,9 @@ from maskloom.config_values import (
     Share,
     Steps,
     StepsOrNone,
+    Theta,
 )
 
-PHASE_SETS = ("global_rope_theta",)
-"""Fields of the model that a phase may set, if the architecture has them."""
 LARGEST_WEIGHT = 1e6  # only the ratios of weights matter
 ONE, SEVERAL = "<one>", "<several>"  # the two forms of data.train; pydantic shows these names in the place of an error
 
@@ -153,6 +152,9 @@ class RewarmUp(Section):
 class Phase(Section):
     """A part of the run with one sequence length and one global batch."""
 
+    model_fields_here: ClassVar[tuple[str, ...]] = ("global_rope_theta",)
+    """The fields that also are fields of the model, in architectures that have them."""
+
     steps: Steps
     """Optimizer steps."""
     seq_len: SeqLen = 128
@@ -167,11 +169,16 @@ class Phase(Section):
     """Weights of the corpora in this phase, in the order of `data.train`."""
     batch_warmup: BatchWarmup | None = None
     """Growth of the global batch at the start of the phase. Left out: it is `global_batch_rows` from the first step."""
-    global_rope_theta: PositiveFloat | None = None
-    """Base of the rotary frequencies in the layers that see the whole piece, from this phase on, if the architecture has one:
-    for longer rows than before. Left out: that of the phase before, or `model.global_rope_theta`."""
+    global_rope_theta: Theta | None = None
+    """Base of the rotary frequencies in the layers that see the whole piece, from this phase on. A larger one is for longer
+    rows. Only for architectures that have `model.global_rope_theta`. Left out: as in the phase before, or in the model."""
     rewarm_up: RewarmUp | None = None
     """A new schedule from this phase on. Left out: the schedule continues."""
+
+    @property
+    def changes_of_model(self) -> dict[str, Any]:
+        """Fields of the model -> the values that they have from this phase on."""
+        return {name: value for name in self.model_fields_here if (value := getattr(self, name)) is not None}
 
     @pydantic.model_validator(mode="after")
     def _growth(self) -> Phase:

@@ -46,6 +46,11 @@ def _folder(text: str) -> str:
 Folder = Annotated[str, pydantic.AfterValidator(_folder)]
 
 
+THETAS = (1e-3, 1e12)
+Theta = Annotated[float, Field(gt=THETAS[0], lt=THETAS[1])]
+"""Base of rotary frequencies. With a far smaller one angles are not finite, and no checkpoint has a larger one."""
+
+
 class Section(BaseModel):
     """A block of the YAML file. It refuses unknown keys, and reads plain values by the types of its fields."""
 

@@ -281,8 +281,8 @@ class TestWhatTheStartSays:
         assert on_cpu == "SDPA over rows with a mask: the device is a CPU"
 
     def test_the_ways_of_all_phases_and_windows(self) -> None:
-        looks = [(seq_len, window) for seq_len in (1024, 8192) for window in (None, 64)]
-        said = settle_attention(torch.device("cpu"), 64, FP32, 0.0, looks)
+        lengths = [(seq_len, window) for seq_len in (1024, 8192) for window in (None, 64)]
+        said = settle_attention(torch.device("cpu"), 64, FP32, 0.0, lengths)
         assert said == ("SDPA over rows with a mask, in blocks of a window, one piece at a time: the device is a CPU")
 
     @pytest.mark.parametrize(

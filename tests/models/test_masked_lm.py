@@ -118,14 +118,14 @@ def test_another_theta_compiles_nothing_anew(tokenizer: Tokenizer) -> None:
     assert counter.frame_count == 1
 
 
-def test_layers_that_look_at_the_same_share_it(tokenizer: Tokenizer) -> None:
+def test_layers_with_the_same_window_and_base_share_their_masks(tokenizer: Tokenizer) -> None:
     model = new_model(tiny_config(tokenizer.vocab_size, num_hidden_layers=5))
-    seen = model.seen(bucket(make_rows([[32]], tokenizer), tokenizer))
-    assert len(seen) == 5
-    assert all(pieces is seen[0] for pieces in seen)
-    seen_by_modern = modern_bert(tokenizer).seen(bucket(make_rows([[32]], tokenizer), tokenizer))
-    assert [pieces.window for pieces in seen_by_modern] == [None, 3]
-    assert not torch.equal(seen_by_modern[0].rotary.cos, seen_by_modern[1].rotary.cos)
+    pieces = model.pieces_by_layer(bucket(make_rows([[32]], tokenizer), tokenizer))
+    assert len(pieces) == 5
+    assert all(each is pieces[0] for each in pieces)
+    modern_pieces = modern_bert(tokenizer).pieces_by_layer(bucket(make_rows([[32]], tokenizer), tokenizer))
+    assert [each.window for each in modern_pieces] == [None, 3]
+    assert not torch.equal(modern_pieces[0].rotary.cos, modern_pieces[1].rotary.cos)
 
 
 @pytest.mark.parametrize("kernels", ["eager", "compile", "onednn"])
@@ -141,7 +141,7 @@ def test_no_way_of_attention_changes_a_gradient(
         monkeypatch.setattr("maskloom.models.attention.SLOTS_A_WINDOW", least)
         model = modern_bert(tokenizer)
         model.kernels, model.checkpoints_activations = KERNELS[kernels], checkpoints
-        ways.append([pieces.way for pieces in model.seen(batch)])
+        ways.append([pieces.way for pieces in model.pieces_by_layer(batch)])
         model(batch)[0].backward()
         found.append([parameter.grad for parameter in model.parameters()])
     assert ways == [[Way.ROWS, Way.ROWS], [Way.PIECES, Way.BLOCKS]]

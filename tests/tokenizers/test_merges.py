@@ -216,6 +216,8 @@ def test_a_damaged_vocabulary_is_refused(content: bytes, match: str, parts: tupl
         ("Ġ t\n\nh e\n".encode(), "line 2: '' is not a pair"),
         (b"t nope\n", r"line 1: vocab\.json has no 'nope': the two have to be of one tokenizer"),
         ("t \u0141\n".encode(), "line 1: vocab.json has no 't\u0141'"),
+        (b"", r"merges\.txt has no pair of tokens"),
+        (b"#version: 0.2\rt h\rth e\r", r"merges\.txt has no pair of tokens"),
     ],
 )
 def test_damaged_merges_are_refused_by_their_line(

@@ -307,6 +307,17 @@ def test_a_mask_that_no_file_adds_is_one_all_the_same(kind: str) -> None:
     assert ours.pad_id not in found
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_mask_that_a_file_adds_twice_is_one_all_the_same(kind: str) -> None:
+    tree = json.loads(KINDS[kind]().to_str())
+    once = tokenizer_of_definition(json.dumps(tree), kind)
+    mask = next(token for token in tree["added_tokens"] if token["content"] == once.roles.mask)
+    twice = tokenizer_of_definition(json.dumps(tree | {"added_tokens": [*tree["added_tokens"], mask]}), kind)
+    text = "the [MASK] river[MASK]"
+    assert twice.encode_with_masks(text) == once.encode_with_masks(text)
+    assert once.encode_with_masks(text).count(once.mask_id) == 2
+
+
 def test_a_merge_that_makes_a_role_is_not_applied() -> None:
     pieces = [*SPECIAL_TOKENS, *"ab[]MASK", "AS", "ASK", "[M", "[MASK", "[MASK]b"]
     vocabulary = {piece: number for number, piece in enumerate(dict.fromkeys(pieces))}

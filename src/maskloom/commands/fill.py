@@ -1,8 +1,8 @@
 """Fill the masks of a sentence: the likeliest tokens for each.
 
 MODEL is a run directory, an exported folder, or any folder with a Hugging Face checkpoint of a model for masked tokens and
-its tokenizer. A mask is written [MASK], or as the tokenizer spells it (<mask>). It stands for the blank before it if the
-tokenizer has it so, as RoBERTa's and ModernBERT's do. Shares are those of the whole vocabulary.
+its tokenizer. Write a mask as [MASK], or as the tokenizer spells it (<mask>). In some tokenizers, as RoBERTa's and
+ModernBERT's, it takes the blank before it, too. Shares are of the whole vocabulary.
 
 example:
   maskloom fill runs/quickstart "Returns the [MASK] of the array."

@@ -1,4 +1,4 @@
-"""The architectures that there are. A further one is a file with one `Architecture`, and a row here.
+"""The table of architectures. A further one is a file with one `Architecture`, and a row here.
 
 Your own stays outside of the package: a module that calls `add`, and `--import MODULE` (examples/add_architecture.py).
 """
@@ -57,7 +57,7 @@ def longest_piece_of(config: PretrainedConfig) -> int:
 
 
 def unused_positions_of(config: PretrainedConfig) -> int:
-    """How many of a configuration's positions no token has: RoBERTa's begin behind the padding token's id."""
+    """How many of a configuration's positions are never used. In some architectures they begin behind the padding token's id."""
     most = longest_piece_of(config)
     return int(getattr(config, "max_position_embeddings", most)) - most
 

@@ -1,11 +1,11 @@
 """Attention within pieces: one function, four ways.
 
-- `KERNEL`: torch's variable-length kernel over the pieces, on a GPU that has it (`choose_attention`).
-- `BLOCKS`: the bucket in blocks of a window (`windows`); in other layers
-- `ROWS`: each row with a mask of [S, S], as long as S is at most `MOST_MASKED`;
-- `PIECES`: one piece at a time (`by_piece`).
+- `KERNEL`: torch's variable-length kernel over the pieces, on a GPU that has it (`choose_attention`);
+- `BLOCKS`: blocks as long as the window (`windows`), if a row has several of them or is longer than `MOST_MASKED`;
+- `ROWS`: rows with a mask of [S, S], for other rows up to `MOST_MASKED`;
+- `PIECES`: one piece at a time (`by_piece`), for the rest.
 
-What a layer looks at is made once a micro-batch, by `pieces_of`, outside of what is compiled.
+Masks are made once a micro-batch, by `pieces_of`, and never in compiled code.
 
 Shapes: T slots in the bucket, S slots a row, R = T/S rows, w slots of a window to either side, H heads, G heads of keys and of
 values, D head size, N pieces.
@@ -31,9 +31,7 @@ HALF = (torch.float16, torch.bfloat16)
 MOST_HEAD_SIZE = 256
 SIZES_OF_LARGE_MEMORY = range(193, 225)
 FIRST_CAPABILITY = (8, 0)
-"""Ampere."""
-
-
+"""Compute capability of Ampere."""
 MOST_MASKED = 1024
 """S up to which a row has a mask of [S, S]: in fp32 and with 16 rows, 64 MiB."""
 SLOTS_A_WINDOW = 4
@@ -50,17 +48,17 @@ class Way(enum.Enum):
 
 
 class Pieces(NamedTuple):
-    """What a layer may look at beside its input.
+    """The pieces of a micro-batch, and what the attention of a layer needs to know of them.
 
     Attributes:
-        cu_seqlens: int32 [N + 1]; where the pieces begin, and T.
-        mask: of `ROWS`, what `piece_mask` gives, of `BLOCKS` what `block_mask` gives, or what is added to the scores instead: 0
-            and -inf. Else None.
+        cu_seqlens: int32 [N + 1]; the first slot of each piece, and T.
+        mask: for `ROWS` [R, 1, S, S] as `piece_mask`, for `BLOCKS` [B, 1, w, 3w] as `block_mask`; else None. It is bool, or it
+            is added to the scores: 0 and -inf.
         seq_len: S.
         window: slots that a slot sees to either side; None if it sees its whole piece.
-        rotary: what queries and keys are turned by; None if positions are in the embeddings.
-        way: how to go over them.
-        positions: int64 [T], on the CPU, of `PIECES`; else None.
+        rotary: angles by which queries and keys are turned; None if positions are in the embeddings.
+        way: how `attend` computes it.
+        positions: for `PIECES` int64 [T], on the CPU; else None.
     """
 
     cu_seqlens: torch.Tensor
@@ -73,11 +71,11 @@ class Pieces(NamedTuple):
 
 
 def way_of(masked: bool, seq_len: int, window: int | None) -> Way:
-    """The way for a layer.
+    """How a layer attends.
 
     Args:
         masked: `Attention.is_masked`.
-        window: as of `Pieces`.
+        window: as in `Pieces`.
     """
     if not masked:
         return Way.KERNEL
@@ -93,7 +91,7 @@ def within_row(window: int | None, seq_len: int) -> int | None:
 
 
 def pieces_of(batch: MicroBatch, window: int | None, masked: bool, dtype: torch.dtype) -> Pieces:
-    """What layers of a window look at.
+    """The `Pieces` of layers with this window. Rotary angles are added later.
 
     Args:
         window: slots that a slot sees to either side; None if it sees its whole piece.
@@ -113,7 +111,7 @@ def pieces_of(batch: MicroBatch, window: int | None, masked: bool, dtype: torch.
 
 
 def added_to_scores(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """0 if True, -inf if False: what torch makes of a bool mask at every call, and keeps for the backward of every layer."""
+    """A bool mask as numbers to add to the scores: 0 if True, -inf if False. Else torch makes one in each layer."""
     return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, -torch.inf)
 
 
@@ -168,11 +166,11 @@ def _by_kernel(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, piec
 
 
 class Attention(NamedTuple):
-    """How `attend` goes over a bucket, and why so.
+    """Whether `attend` does without the variable-length kernel, and why.
 
     Attributes:
-        is_masked: by torch's own attention (SDPA), mostly with a mask; else by the variable-length kernel over the pieces.
-        why: what asks for it, in words; empty if none is needed.
+        is_masked: it uses torch's own attention (SDPA), mostly with a mask; else the variable-length kernel.
+        why: the reason for SDPA, in words; empty for the kernel.
     """
 
     is_masked: bool
@@ -228,21 +226,23 @@ def settle_attention(
     head_size: int,
     dtype: torch.dtype,
     dropout: float,
-    looks: Iterable[tuple[int, int | None]] = ((1, None),),
+    lengths: Iterable[tuple[int, int | None]] = ((1, None),),
 ) -> str:
-    """Settle which kernel a training forward runs, and say it, with the reason if it is not the fastest; on a CPU also
-    what in the model would be the reason on a GPU.
+    """Settle which kernel a training forward runs.
+
+    torch's own variable-length kernel is FlashAttention 2. On a Hopper it becomes FlashAttention 3 (Shah et al., 2024) for the
+    whole process, if the package that has `flash_attn_interface` is installed.
 
     Args:
-        looks: S and the window of every phase and layer.
+        lengths: S and window of each phase and layer.
 
-    torch's own variable-length kernel is FlashAttention 2. On a Hopper it becomes FlashAttention 3 (Shah et al., 2024) where
-    the package that has `flash_attn_interface` is installed, for the whole process.
+    Returns:
+        its name, and the reason if it is not the fastest; on a CPU also what in the model would be a reason on a GPU.
     """
     chosen = choose_attention(device.type, capability_of(device), head_size, dtype, dropout)
     if chosen.is_masked:
         lasting = _why_on_every_gpu(head_size, dropout) if device.type == "cpu" else ""
-        ways = dict.fromkeys(way_of(True, seq_len, window).value for seq_len, window in looks)
+        ways = dict.fromkeys(way_of(True, seq_len, window).value for seq_len, window in lengths)
         return f"SDPA {', '.join(ways)}: {chosen.why}{lasting and f'; on a GPU too: {lasting}'}"
     capability = capability_of(device)
     if capability is None or capability[0] != 9 or not importlib.util.find_spec("flash_attn_interface"):

@@ -1,4 +1,4 @@
-"""What an architecture is: what one file of this room gives, and all that the rest of maskloom knows of it.
+"""`Architecture`: what one file of this folder defines, and all that the rest of maskloom knows of a model.
 
     input_ids -> embed -> for each layer: run(hidden, weights_of(layer), pieces, settings) -> finish
               -> predicted slots -> transform -> decoder (Hugging Face's output embeddings)
@@ -7,7 +7,7 @@ Weights, names and shapes are those of a Hugging Face class, `hf_class`. It is b
 puts our forward in the place of its own. (A subclass of ours would be "custom code" to Hugging Face, which initialises less
 of such a class.)
 
-What every configuration of Hugging Face answers is asked of it, not of the architecture: `vocab_size`, `hidden_size`,
+Some values are read from Hugging Face's configuration, since each of them has these: `vocab_size`, `hidden_size`,
 `num_hidden_layers`, `num_attention_heads` and `tie_word_embeddings`.
 
 Shapes: T slots, K predicted tokens, D hidden size.
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 class LayerSettings(Protocol):
-    """What is asked of a layer's settings outside of `Architecture.run`, which may know more."""
+    """The fields of a layer's settings that are read outside of `Architecture.run`. It may have more."""
 
     @property
     def attention_dropout(self) -> float:
@@ -50,20 +50,21 @@ def _no_faults(tree: Mapping[str, Any]) -> Iterable[str]:
 
 @dataclass(frozen=True)
 class Description:
-    """What a config.json of the architecture may say; dropouts and what all models have in common stand elsewhere.
+    """The keys and values that a config.json of the architecture may have.
 
-    Any other value is refused by name. So is a key in none of these, unless it has its default.
+    Any other value is refused by name. So is a key that is not listed here, unless it has its default. Keys that all models
+    share are listed in `models.description`, dropouts in the section of the configuration.
 
     Attributes:
-        sizes: keys that have to be there; each is a whole number.
-        more_sizes: keys that may be there; each is a whole number.
-        ranges: keys of a number, and the two numbers that it lies strictly between.
+        sizes: required keys, whole numbers.
+        more_sizes: optional keys, whole numbers.
+        ranges: key -> the two numbers between which its number lies, both excluded.
         choices: keys that choose a function, and the values that our forward computes.
-        computed: keys that our forward does not read, and the values that are right for it.
-        harmless: keys that change nothing about the forward, or that `faults` judges.
-        ids: keys that hold ids of tokens. One that is beyond the vocabulary is dropped, since the tokenizer's are taken.
-        own: keys of another form, which `faults` judges.
-        faults: what of a config.json our forward does not compute for reasons that no list has, a sentence each.
+        computed: keys that our forward does not read, and the values that agree with what it computes.
+        harmless: keys that are not kept: they do not change the forward, or `faults` checks them.
+        ids: keys that hold ids of tokens. An id beyond the vocabulary is dropped, since the tokenizer's ids are used.
+        own: keys that are kept, and that `faults` checks.
+        faults: (config.json) -> a sentence for each value that the lists cannot describe and our forward does not compute.
     """
 
     sizes: tuple[str, ...]
@@ -105,31 +106,31 @@ class Architecture:
 
     Attributes:
         hf_class: Hugging Face's class with the head for masked tokens.
-        layer_class: of its layers.
-        settings: section of the configuration. Its fields have the names of `hf_class`'s configuration.
-        description: what a checkpoint's config.json may say.
-        token_ids: the fields of Hugging Face's configuration that hold ids of tokens, by the tokenizer.
-        longest_piece: the most slots that a piece may have, by Hugging Face's configuration.
+        layer_class: class of its layers.
+        settings: section of maskloom's configuration. Its fields have the names of `hf_class`'s configuration.
+        description: what a checkpoint's config.json may have.
+        token_ids: (tokenizer) -> the fields of Hugging Face's configuration that hold ids of tokens.
+        longest_piece: (configuration) -> most slots of a piece.
         embed: (model, batch) -> [T, D]: the first layer's input.
         layers: the model's layers, in order.
         weights_of: a layer's parameters, as `run` takes them.
         run: (hidden, weights, pieces, settings) -> hidden, both [T, D]: one layer, a pure function that torch.compile takes
             whole. `pieces` are `layers.Pieces`.
-        layer_settings: (configuration, kernels, whether it trains) -> the settings of each layer. Equal settings should be
-            one object.
+        layer_settings: (configuration, kernels, whether it trains) -> the settings of each layer. Layers with equal settings
+            should share one object.
         rope_thetas: (configuration) -> base of the rotary frequencies of each layer, None if positions are in the embeddings.
-            Not a part of the settings: compiled code must not know it, or another phase's would compile it again.
+            It is not among the settings: these are constants of compiled code, and a phase may change the base.
         finish: (model, [T, D]) -> [T, D]: what comes after the last layer. Left out: nothing.
         transform: (model, [K, D]) -> [K, D]: the head before the decoder.
         stations: the module whose output is the embeddings, and the one whose output goes into the decoder.
-        head_names: how the names of the head's weights begin. A checkpoint may lack them.
-        spare_names: how the names begin of what else a checkpoint of Hugging Face's encoder holds. It is not read.
-        counter_names: the same of what holds no weights; it is not mentioned.
-        old_endings: ends of names in older checkpoints, and what they are called today.
-        set_fields: (configuration, values of fields of `settings`) -> None: changes a Hugging Face configuration that there is.
-            Left out: its attributes of these names.
-        old_keys: (configuration) -> what a config.json says in other words for earlier releases of Transformers.
-        build: makes a model with weights drawn from torch's generator. Left out: `hf_class(config)`.
+        head_names: prefixes of the names of the head's weights. A checkpoint may lack these.
+        spare_names: prefixes of other weights of Hugging Face's encoder, such as a pooler. They are not read.
+        counter_names: prefixes of entries that are not weights, such as position ids. They are skipped without a word.
+        old_endings: end of a name in older checkpoints -> today's.
+        set_fields: (configuration, field of `settings` -> value) -> None: changes a Hugging Face configuration. Left out: sets
+            its attributes of these names.
+        old_keys: (configuration) -> further keys of config.json, which earlier releases of Transformers need.
+        build: (configuration) -> a model with weights drawn from torch's generator. Left out: `hf_class(config)`.
     """
 
     hf_class: Any
@@ -173,7 +174,7 @@ class Architecture:
 
     @property
     def dropouts(self) -> tuple[str, ...]:
-        """The fields of the configuration that are probabilities of dropout. A run sets them, whatever it starts from."""
+        """The fields of the configuration that are probabilities of dropout. A run sets them, also if it starts from a model."""
         return self.settings.dropouts
 
     def config(self, settings: Model, tokenizer: Tokenizer) -> PretrainedConfig:
@@ -183,14 +184,14 @@ class Architecture:
         return self.config_class(vocab_size=rows, **self.token_ids(tokenizer), **shape)
 
     def written(self, config: PretrainedConfig) -> PretrainedConfig:
-        """A copy of a configuration that other releases of Transformers read too, once it is saved."""
+        """A copy of a configuration, to be saved so that earlier releases of Transformers can read it too."""
         copied = copy.deepcopy(config)
         for key, value in self.old_keys(config).items():
             setattr(copied, key, value)
         return copied
 
     def own_name(self, key: str) -> str:
-        """What the architecture calls a key that all configurations of Hugging Face answer: `dim` for `hidden_size`."""
+        """The architecture's name for a key that each configuration of Hugging Face has: `dim` for `hidden_size`."""
         return str(self.config_class.attribute_map.get(key, key))
 
     def new(self, config: PretrainedConfig) -> PreTrainedModel:

@@ -1,8 +1,8 @@
-"""Attention one piece at a time, for long rows if there is no variable-length kernel: no mask, and nothing of the size S S.
+"""Attention one piece at a time, for long rows without the variable-length kernel. It needs no mask, and no tensor of [S, S].
 
-In eager code it is a loop over torch's own attention. The pieces' lengths differ from bucket to bucket, which compiled code
-would be compiled for anew. There the loop is an operator, with a backward by hand, over `QUERIES` queries at a time. Both
-draw dropout; the operator from a seed, so that its backward draws the same.
+In eager code it is a loop over torch's own attention. Compiled code would be compiled anew for each bucket, since the lengths
+of pieces differ. There the loop is an operator with a backward of its own, over `QUERIES` queries at a time. Both apply
+dropout. The operator draws it from a seed, so that its backward draws the same.
 
 Shapes: T slots, n slots of a piece, H heads, D head size.
 """
@@ -18,7 +18,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 QUERIES = 256
-"""Of a piece whose scores the operator holds at once."""
+"""Queries of a piece whose scores the operator holds at once."""
 
 
 def by_piece(
@@ -28,7 +28,7 @@ def by_piece(
 
     Args:
         query, key, value: [T, H, D].
-        positions: int64 [T], on the CPU, so that nobody waits for a GPU; they restart with every piece.
+        positions: int64 [T], on the CPU, so that reading them does not wait for a GPU; they restart with every piece.
         dropout: probability with which an attention weight is dropped.
 
     Returns:
@@ -38,7 +38,7 @@ def by_piece(
         seed = torch.randint(2**62, (), dtype=torch.int64) if dropout else torch.zeros((), dtype=torch.int64)
         return cast(torch.Tensor, _attend(query, key, value, positions, seed, dropout))
     lengths = [end - start for start, end in _bounds(positions)]
-    # Split and not sliced: the gradient of a slice is a tensor of all slots.
+    # split, not slices: the gradient of each slice would be a tensor of all slots
     queries, keys, values = (torch.split(part.transpose(0, 1)[None], lengths, 2) for part in (query, key, value))
     outputs = [
         scaled_dot_product_attention(*parts, dropout_p=dropout) for parts in zip(queries, keys, values, strict=True)
@@ -104,8 +104,12 @@ def _(gradient: torch.Tensor, *parts: Any) -> tuple[torch.Tensor, ...]:
 def _chunks(
     query: torch.Tensor, key: torch.Tensor, positions: torch.Tensor, seed: torch.Tensor, dropout: float
 ) -> Iterator[tuple[slice, slice, torch.Tensor, torch.Tensor | float]]:
-    """For some queries of a piece at a time: their slots, the piece's slots, the softmax of their scores, fp32 [H, q, n], and
-    what dropout multiplies it with."""
+    """Up to `QUERIES` queries of a piece at a time.
+
+    Yields:
+        the queries' slots; the piece's slots; the softmax of the scores, fp32 [H, q, n]; and the factor of dropout, a tensor of
+        this shape or 1.0.
+    """
     generator = torch.Generator(query.device).manual_seed(int(seed)) if dropout else None
     for start, end in _bounds(positions):
         for first in range(start, end, QUERIES):

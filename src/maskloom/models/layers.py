@@ -70,7 +70,7 @@ class PostNormWeights(NamedTuple):
 
 @dataclass(frozen=True)
 class PostNorm:
-    """What of the model's configuration a layer needs; dropouts are 0 in evaluation."""
+    """The values of the model's configuration that a layer needs. Dropouts are 0 in evaluation."""
 
     heads: int
     activation: Callable[[torch.Tensor], torch.Tensor]
@@ -133,7 +133,7 @@ def rms_norm(hidden: torch.Tensor, norm: Dense, eps: float) -> torch.Tensor:
 
 
 def gated(both: torch.Tensor, activation: Callable[[torch.Tensor], torch.Tensor], kernels: Kernels) -> torch.Tensor:
-    """A gated linear unit (Shazeer, 2020): the first half, activated, times the second. [T, 2 f] -> [T, f]."""
+    """A gated linear unit (Shazeer, 2020): activation(first half) times the second half. [T, 2 f] -> [T, f]."""
     if activation is kernels.gelu:
         return kernels.glu(both)
     activated, gate = both.chunk(2, -1)

@@ -85,53 +85,52 @@ class MaskedLM(nn.Module):
     checkpoints_activations: bool = False
 
     def __call__(self, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        """`forward`, with hooks, compiled if that was asked for. What layers look at is made before, and uncompiled."""
-        result: tuple[torch.Tensor, torch.Tensor] = super().__call__(batch, self.seen(batch))
+        """`forward`, with hooks, and compiled if that was asked for. Masks and angles are made before it, uncompiled."""
+        result: tuple[torch.Tensor, torch.Tensor] = super().__call__(batch, self.pieces_by_layer(batch))
         return result
 
-    def forward(self, batch: MicroBatch, seen: Sequence[Pieces] | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, batch: MicroBatch, pieces: Sequence[Pieces] | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """Loss and hits of a micro-batch.
 
         Args:
-            seen: what `seen` gives; it is called if it was not.
+            pieces: from `pieces_by_layer`. Left out: they are made here.
 
         Returns:
             fp32 sum of the cross-entropies (nats) of the predicted tokens, and int64 number of those that the most
             likely token hits.
         """
         # index_select and not indexing: its gradient is one addition, and no sort of the indices
-        logits = self._logits(self.encode(batch, seen).index_select(0, batch.masked_index))
+        logits = self._logits(self.encode(batch, pieces).index_select(0, batch.masked_index))
         return self.kernels.cross_entropy(logits, batch.targets, batch.weights)
 
     def masked_logits(self, batch: MicroBatch) -> torch.Tensor:
         """Logits [K, V] of the predicted slots."""
         return self._logits(self.encode(batch)[batch.masked_index])[:, : self.config.vocab_size]
 
-    def encode(self, batch: MicroBatch, seen: Sequence[Pieces] | None = None) -> torch.Tensor:
-        """Hidden states [T, D] of the last layer."""
+    def encode(self, batch: MicroBatch, pieces: Sequence[Pieces] | None = None) -> torch.Tensor:
+        """Hidden states [T, D] of the last layer. `pieces` as in `forward`."""
         architecture = self.architecture
         each = architecture.layer_settings(self.config, self.kernels, self.training)
         hidden = architecture.embed(self, batch)
-        looks = self.seen(batch) if seen is None else seen
-        for layer, pieces, settings in zip(architecture.layers(self), looks, each, strict=True):
+        pieces = self.pieces_by_layer(batch) if pieces is None else pieces
+        for layer, of_layer, settings in zip(architecture.layers(self), pieces, each, strict=True):
             if self.checkpoints_activations and self.training:
-                hidden = checkpoint(layer, hidden, pieces, settings, use_reentrant=False)
+                hidden = checkpoint(layer, hidden, of_layer, settings, use_reentrant=False)
             else:
-                hidden = layer(hidden, pieces, settings)
+                hidden = layer(hidden, of_layer, settings)
         return architecture.finish(self, hidden)
 
-    def seen(self, batch: MicroBatch) -> list[Pieces]:
-        """What each layer looks at beside its input; made once for layers that look at the same."""
+    def pieces_by_layer(self, batch: MicroBatch) -> list[Pieces]:
+        """`Pieces` for each layer: its mask and its rotary angles. Layers with the same window and rotary base share one."""
         each = self.architecture.layer_settings(self.config, self.kernels, self.training)
         thetas = self.architecture.rope_thetas(self.config)
         size, dtype = head_size_of(self.config), embedding_of(self).weight.dtype
         masked = needs_mask(batch.input_ids.device, size, dtype, each[0].attention_dropout)
-        windows = [settings.window for settings in each]
-        pieces = {window: pieces_of(batch, window, masked, dtype) for window in set(windows)}
-        tables = {theta: None if theta is None else rotary_table(batch.positions, size, theta) for theta in set(thetas)}
-        kinds = dict.fromkeys(zip(windows, thetas, strict=True))
-        made = {kind: pieces[kind[0]]._replace(rotary=tables[kind[1]]) for kind in kinds}
-        return [made[kind] for kind in zip(windows, thetas, strict=True)]
+        kinds = [(settings.window, theta) for settings, theta in zip(each, thetas, strict=True)]
+        masks = {window: pieces_of(batch, window, masked, dtype) for window, _ in kinds}
+        angles = {theta: None if theta is None else rotary_table(batch.positions, size, theta) for theta in set(thetas)}
+        made = {(window, theta): masks[window]._replace(rotary=angles[theta]) for window, theta in set(kinds)}
+        return [made[kind] for kind in kinds]
 
     def drop(self, hidden: torch.Tensor, probability: float) -> torch.Tensor:
         """Dropout while the model trains; any shape."""

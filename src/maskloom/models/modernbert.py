@@ -2,9 +2,9 @@
 
     hidden -> norm -> query, key, value in one product -> rotated -> attention within pieces, in most layers within a window
            -> dense -> dropout, + hidden
-           -> norm -> two halves in one product -> activation of the first, times the second -> dropout -> dense, + hidden
+           -> norm -> two halves in one product -> activation(first) times second -> dropout -> dense, + hidden
 
-The first layer has no norm before its attention, since the embeddings have one. Positions are angles alone (`rotary`).
+The first layer has no norm before its attention, since the embeddings have one. There is no table of positions (`rotary`).
 
 Shapes: T slots, D hidden size, H heads, f feed-forward width.
 """
@@ -46,7 +46,7 @@ class Weights(NamedTuple):
 
 @dataclass(frozen=True)
 class Settings:
-    """What of the model's configuration a layer needs; dropouts are 0 in evaluation."""
+    """The values of the model's configuration that a layer needs. Dropouts are 0 in evaluation."""
 
     heads: int
     window: int | None
@@ -83,7 +83,7 @@ def _attention(hidden: torch.Tensor, weights: Weights, pieces: Pieces, settings:
     normed = hidden if norm is None else layer_norm(hidden, norm, settings.norm_eps)
     qkv = linear(normed, *weights.qkv).view(len(hidden), 3, settings.heads, -1)
     context = attend(*settings.kernels.rotate(qkv, *rotary), pieces, settings.attention_dropout)
-    # Hugging Face has one probability for the attention weights and for what comes out of them.
+    # Hugging Face uses this probability for the attention weights and for the sublayer's output.
     return _drop(linear(context.flatten(1), *weights.attention_output), settings.attention_dropout, settings)
 
 

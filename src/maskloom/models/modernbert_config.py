@@ -1,9 +1,10 @@
-"""The configuration of a ModernBERT, as releases 4 and 5 of Transformers write it: what may come in, and what goes out.
+"""The config.json of a ModernBERT: how it is read, and how it is written for releases 4 and 5 of Transformers.
 
     release 4    global_attn_every_n_layers    global_rope_theta, local_rope_theta
     release 5    layer_types                   rope_parameters, for each type of layer
 
-Release 5 reads the old keys, and drops them. What we write has both, since release 4 would compute another model without a word.
+Release 5 reads the old keys, and does not write them. We write both: without the old keys, release 4 would compute another model
+and not say so.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ from typing import Any
 
 from transformers import ModernBertConfig
 
+from maskloom.config_values import THETAS
 from maskloom.models.base import Description
 from maskloom.models.layers import ACTIVATIONS
-from maskloom.models.rotary import DEFAULT_ROPE, LARGEST_THETA, rope_faults
+from maskloom.models.rotary import DEFAULT_ROPE, rope_faults
 from maskloom.redaction import brief
 from maskloom.tokenizers.base import Tokenizer
 
@@ -25,7 +27,7 @@ MOST_LAYERS = 1 << 12
 
 
 def token_ids(tokenizer: Tokenizer) -> dict[str, int]:
-    """All five: the defaults of the class are ids of one tokenizer."""
+    """All five, because the defaults of the class are ids of one tokenizer."""
     first, last = tokenizer.cls_id, tokenizer.sep_id
     ends = {"bos_token_id": first, "cls_token_id": first, "eos_token_id": last, "sep_token_id": last}
     return {"pad_token_id": tokenizer.pad_id, **ends}
@@ -41,8 +43,8 @@ def set_fields(config: Any, values: Mapping[str, Any]) -> None:
 
 
 def old_keys(config: Any) -> dict[str, Any]:
-    """What releases before 5 read. They do not know layer types of any order: then the None makes them fail, instead of computing
-    another model."""
+    """The keys that releases before 5 read. If these cannot express the order of layer types, one is None, so that such a release
+    fails and does not compute another model."""
     every, layers = getattr(config, "global_attn_every_n_layers", None), list(config.layer_types)
     fitting = (each for each in (every, *range(1, len(layers) + 1)) if each and _types_of(each, len(layers)) == layers)
     return {
@@ -57,10 +59,13 @@ def _types_of(every: int, layers: int) -> list[str]:
 
 
 def _faults(tree: Mapping[str, Any]) -> Iterator[str]:
-    """Of the keys that no list describes: what layers see, and their rotary frequencies."""
+    """Faults of the keys in `own` and `harmless`: what layers see, and their rotary frequencies."""
     yield from _layer_faults(tree)
     yield from _rope_faults(tree)
-    with contextlib.suppress(LookupError, TypeError, ZeroDivisionError):  # the lists say what is wrong with sizes
+    if tree.get("local_attention") == 1:
+        yield "local_attention is 1, and no slot would see another one (computed: 2 or more)"
+    # The lists say what is wrong with sizes.
+    with contextlib.suppress(LookupError, TypeError, ValueError, OverflowError, ZeroDivisionError):
         window = tree.get("local_attention", ModernBertConfig.local_attention) // 2
         for key, due in (("sliding_window", window), ("head_dim", _head_size(tree))):
             if tree.get(key) not in (None, due):
@@ -115,8 +120,8 @@ DESCRIPTION = Description(
         "norm_eps": (0.0, 1.0),
         "initializer_range": (0.0, 10.0),
         "initializer_cutoff_factor": (0.0, 1e3),
-        "global_rope_theta": (0.0, LARGEST_THETA),
-        "local_rope_theta": (0.0, LARGEST_THETA),
+        "global_rope_theta": THETAS,
+        "local_rope_theta": THETAS,
     },
     choices={
         **dict.fromkeys(("hidden_activation", "classifier_activation"), ACTIVATIONS),

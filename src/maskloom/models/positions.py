@@ -1,8 +1,8 @@
-"""How many positions a model has, and a checkpoint that is given more of them.
+"""How many positions a model has, and how a checkpoint gets more of them.
 
-Learned positions are a table. The rows that tokens have are repeated, as Longformer does it (Beltagy et al., 2020,
-arXiv:2004.05150, section 5), so that a piece within the old length is computed as before. Positions that are computed, such as
-rotary ones, have no table: then the configuration alone changes.
+Learned positions are a table. Its rows are repeated, as for Longformer (Beltagy et al., 2020, arXiv:2004.05150, section 5), so
+that a piece within the old length is computed as before. Positions that are computed, such as rotary ones, need no table. Then
+only the configuration changes.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 
 def check_positions(config: PretrainedConfig, name: str, seq_lens: Mapping[str, int], raise_by: str = "") -> None:
-    """Compare sequences with a model's positions.
+    """Check that a model has a position for each slot of the sequences.
 
     Args:
         name: what messages call the model.
         seq_lens: setting -> its sequence length.
-        raise_by: how a message begins to say that the model can have more positions: `raise max_position_embeddings`.
+        raise_by: how the user can give the model more positions: "raise max_position_embeddings". Empty if that is impossible.
 
     Raises:
         UserError: a sequence is longer than the model has positions.
@@ -50,7 +50,7 @@ def _positions(config: PretrainedConfig) -> int:
 
 
 def check_growth(config: PretrainedConfig, changed: PretrainedConfig, name: str) -> None:
-    """Raises UserError if a checkpoint's configuration was changed to one of fewer positions."""
+    """Raises UserError if the changed configuration of a checkpoint has fewer positions."""
     has, given = map(_positions, (config, changed))
     if given < has:
         raise UserError(
@@ -60,7 +60,12 @@ def check_growth(config: PretrainedConfig, changed: PretrainedConfig, name: str)
 
 
 def grow_tables(weights: dict[str, torch.Tensor], config: PretrainedConfig, grown: PretrainedConfig) -> None:
-    """Give a checkpoint's tables of positions, among its weights by name, the rows that its grown configuration asks for."""
+    """Give tables of positions the rows of the grown configuration, in place.
+
+    Args:
+        weights: a checkpoint's, by name.
+        config: the checkpoint's own.
+    """
     for name in position_tables(config, grown):
         weights[name] = repeated(weights[name], unused_positions_of(config), _positions(grown))
 
@@ -80,7 +85,7 @@ def repeated(table: torch.Tensor, unused: int, rows: int) -> torch.Tensor:
 
 
 def growth_note(config: PretrainedConfig, grown: PretrainedConfig) -> str:
-    """What is to be said of positions that were grown; empty if they were not."""
+    """A note for the log on positions that were grown; empty if they were not."""
     if _positions(grown) == _positions(config):
         return ""
     tables = position_tables(config, grown)

@@ -1,7 +1,8 @@
 """RoBERTa (Liu et al., 2019), XLM-R (Conneau et al., 2020) and CamemBERT (Martin et al., 2020): `RobertaForMaskedLM` and its kin.
 
-BERT's layers under other names. What differs: positions begin behind the padding token's id, there is one type of token, and
-the head is a part of its own. Its bias has two names, `lm_head.bias` and `lm_head.decoder.bias`, and is one parameter.
+BERT's layers under other names. Three things differ: positions begin behind the padding token's id, only the first type of
+token is used, and the head has another structure. Its bias is one parameter of two names, `lm_head.bias` and
+`lm_head.decoder.bias`.
 """
 
 from __future__ import annotations
@@ -31,17 +32,17 @@ if TYPE_CHECKING:
 
 
 def _faults(tree: Mapping[str, Any]) -> Iterator[str]:
-    """What no list says: the padding token's id, and a head of its own."""
+    """Faults of the padding token's id and of an untied head, which the lists cannot describe."""
     pad, rows = tree.get("pad_token_id", RobertaConfig.pad_token_id), tree.get("vocab_size")
     if type(pad) is not int or type(rows) is not int or not 0 <= pad < rows:
-        yield f"pad_token_id is {brief(pad)}, which is not an id of a token, and positions count from behind it"
+        yield f"pad_token_id is {brief(pad)}, which is not an id of a token, and positions begin behind it"
     if tree.get("tie_word_embeddings") is False:
         yield "tie_word_embeddings is False (computed: True; else lm_head.bias is a weight that nothing reads)"
 
 
 DESCRIPTION = replace(
     BERT.description,
-    own=("pad_token_id",),  # positions count from behind it
+    own=("pad_token_id",),  # positions begin behind it
     ids=("bos_token_id", "eos_token_id"),
     faults=_faults,
 )
@@ -52,7 +53,7 @@ def _token_ids(tokenizer: Tokenizer) -> dict[str, int]:
 
 
 def _longest_piece(config: PretrainedConfig) -> int:
-    """Positions count from behind the padding token's id; rows of the table up to there are never used."""
+    """Positions begin behind the padding token's id. The rows of the table up to it are never used."""
     return int(config.max_position_embeddings - config.pad_token_id - 1)
 
 

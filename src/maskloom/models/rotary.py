@@ -1,9 +1,9 @@
-"""Rotary position embeddings (Su et al., 2021): queries and keys are turned by an angle that grows with the position.
+"""Rotary position embeddings (Su et al., 2021): queries and keys are turned by angles that grow with the position.
 
-The pairs that turn together are a half of the head apart: elements i and i + D/2. `kernels.rotate` turns them.
+Elements i and i + D/2 of a head are a pair and turn together. `kernels.rotate` turns them.
 
-Tables are made from the configuration, in fp32, once a micro-batch. Hugging Face keeps frequencies in a buffer of the model,
-which loses them if the model is cast to bf16: at position 8191 the angle is then off by up to 7.8 radians.
+Tables are made from the configuration, in fp32, once a micro-batch. Hugging Face keeps frequencies in a buffer of the model. If
+the model is cast to bf16, they lose digits: at position 8191 the angle is then off by up to 7.8 radians.
 
 Shapes: T slots, D head size.
 """
@@ -15,11 +15,12 @@ from typing import NamedTuple
 
 import torch
 
+from maskloom.config_values import THETAS
 from maskloom.redaction import brief
 
-LARGEST_THETA = 1e12
+LARGEST_THETA = THETAS[1]
 DEFAULT_ROPE = ({"rope_type": "default"}, {"type": "default"})
-"""How a config.json says that nothing is done to the frequencies for longer pieces."""
+"""How a config.json says that frequencies are not scaled for longer pieces."""
 
 
 class Rotary(NamedTuple):
@@ -42,13 +43,13 @@ def rotary_table(positions: torch.Tensor, head_size: int, theta: float) -> Rotar
 
 
 def rope_faults(given: object, name: str, tree: Mapping[str, object], old_key: str) -> Iterator[str]:
-    """What of one object `rope_parameters` is another rotation than `rotary_table`'s, a sentence each.
+    """A sentence for each value of an object `rope_parameters` with which angles would differ from those of `rotary_table`.
 
     Args:
-        given: the object; without a `rope_theta` the class has a default.
+        given: the object. It may lack `rope_theta`, for which the class has a default.
         name: what messages call it.
-        tree: the config.json that it stands in.
-        old_key: what says the same base in files of earlier releases.
+        tree: the config.json that it is in.
+        old_key: key of the base in files of earlier releases.
     """
     if not isinstance(given, dict):
         yield f"{name} is {brief(given)}, which is not an object"
@@ -58,7 +59,7 @@ def rope_faults(given: object, name: str, tree: Mapping[str, object], old_key: s
             computed = "'default'" if key in ("rope_type", "type") else "no such key"
             yield f"{name} has {brief(key)}: {brief(given[key])} (computed: {computed})"
     theta = given.get("rope_theta", 1.0)
-    if isinstance(theta, bool) or not isinstance(theta, int | float) or not 0 < theta < LARGEST_THETA:
-        yield f"{name}.rope_theta is {brief(theta)}, which is not a number between 0 and {LARGEST_THETA:g}"
+    if isinstance(theta, bool) or not isinstance(theta, int | float) or not THETAS[0] < theta < THETAS[1]:
+        yield f"{name}.rope_theta is {brief(theta)}, which is not a number between {THETAS[0]:g} and {THETAS[1]:g}"
     elif "rope_theta" in given and tree.get(old_key, theta) != theta:
         yield f"{old_key} is {brief(tree[old_key])}, and {name}.rope_theta is {theta}: remove the wrong one"

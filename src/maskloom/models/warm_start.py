@@ -129,7 +129,7 @@ def match_weights(config: PretrainedConfig, table: dict[str, Stored], folder: Pa
     counters = outline.architecture.counter_names
     heads = {weight for weight in ignored if not weight.startswith(counters)}
     if heads - outline.spare(heads) and not _has_whole_head(stored, outline):
-        # ModernBERT's classifiers have layers of the same names, and they were trained for something else.
+        # A head for another task can have layers of these names. They were trained for something else.
         other_head = {weight for weight in used if outline.is_of_the_head(weight)}
         used = {weight: shape for weight, shape in used.items() if weight not in other_head}
         heads |= other_head

@@ -1,9 +1,9 @@
 """Attention within a window without a variable-length kernel: in blocks, so that time and memory grow with T w and not with T S.
 
-The bucket is cut into blocks of w slots. The queries of a block see the keys of the block and of its two neighbours: in those
-lies all that is at most w slots away. A mask of [T/w, w, 3w] leaves of it what is in the window and of the same piece. Shapes
-are static, so compiled code takes it too. A row of 8,192 slots and a window of 64 takes a fortieth of the time that a mask of
-[S, S] takes, and a ninth of the memory.
+The bucket is cut into blocks of w slots. Queries of a block see the keys of this block and of its two neighbours, which hold
+all slots that are at most w away. A mask of [T/w, w, 3w] then keeps those that are in the window and in the same piece. Shapes
+are static, so it can be compiled. Beside a mask of [S, S], a row of 8,192 slots with a window of 64 takes a fortieth of the
+time, and a ninth of the memory.
 
 Shapes: T slots, w slots that a slot sees to either side, B = ceil(T/w) blocks, H heads, D head size.
 """
@@ -20,12 +20,12 @@ def block_mask(positions: torch.Tensor, window: int) -> torch.Tensor:
     """bool [B, 1, w, 3w]: True where a query of a block may see a key of the block before, itself or the one after.
 
     Args:
-        positions: int64 [T]; they restart with every piece. So slot - position, which is where a piece begins, is its name.
+        positions: int64 [T]; they restart with every piece. So slot - position is the first slot of the piece, and identifies it.
     """
     slots = torch.arange(len(positions), device=positions.device)
-    # What fills the last block is a piece of its own: a slot that saw nothing would be NaN.
-    names = F.pad(slots - positions, (window, window + -len(positions) % window), value=-1)
-    keys = names.unfold(0, 3 * window, window)
+    # Slots that fill the last block are a piece, too: the softmax over no slot would be NaN.
+    piece = F.pad(slots - positions, (window, window + -len(positions) % window), value=-1)
+    keys = piece.unfold(0, 3 * window, window)
     inside, beside = (torch.arange(size, device=positions.device) for size in (window, 3 * window))
     near = (beside[None, :] - window - inside[:, None]).abs() <= window
     return ((keys[:, window : 2 * window, None] == keys[:, None, :]) & near)[:, None]
@@ -38,7 +38,7 @@ def in_blocks(
 
     Args:
         query, key, value: [T, H, D].
-        mask: [B, 1, w, 3w]; `block_mask`, or what is added to the scores.
+        mask: [B, 1, w, 3w]; `block_mask`, or numbers to add to the scores.
         dropout: probability with which an attention weight is dropped.
 
     Returns:
@@ -55,8 +55,8 @@ def in_blocks(
 
 
 class _WithNeighbours(torch.autograd.Function):
-    """[T, H, D] -> [B, 3w, H, D]: each block between the one before and the one after. torch's own backward of overlapping
-    blocks takes twice the time."""
+    """[T, H, D] -> [B, 3w, H, D]: each block with the one before and the one after. torch's own backward of overlapping blocks
+    takes twice the time."""
 
     @staticmethod
     def forward(ctx: Any, part: torch.Tensor, window: int) -> torch.Tensor:

@@ -78,15 +78,15 @@ class TokenizerKind:
     oldest_version: Callable[[Tree, frozenset[str]], int] = lambda tree, roles: TOKENIZING
     """(definition, tokens of the roles) -> the oldest version of tokenizing (`TOKENIZING`) that it can still give."""
     files: Mapping[str, Callable[[Path, bytes], str]] = field(default_factory=dict)
-    """Name of a file that stands for a tokenizer without `tokenizer.json` -> what makes a definition of its content."""
+    """Name of a file that can take the place of `tokenizer.json` -> function of (path, content) that makes a definition of it."""
     needed_beside: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Name of such a file -> names of the files beside it without which it means nothing."""
+    """Name of such a file -> names of the files that have to stand beside it."""
     settings: Callable[[Tree], dict[str, Any]] = lambda tree: {}
-    """definition -> what `tokenizer_config.json` has to say for Hugging Face beside the class and the roles."""
+    """definition -> keys of the `tokenizer_config.json` that is written for Hugging Face, beside class and roles."""
     shown: Callable[[str], str] = str
-    """A token of the vocabulary -> what people read for it, if the vocabulary spells it in code."""
+    """A token as the vocabulary spells it -> as people can read it."""
     vocab_multiple: int = 1
-    """A new vocabulary is padded with `[unused*]` to a multiple of this, unless its user asks for another one."""
+    """A new vocabulary is padded with `[unused*]` to a multiple of this, unless the user sets another multiple."""
     has_token_types: bool = True
     """Whether Hugging Face's libraries should tell the two texts of a pair apart by token types, as BERT does."""
 
@@ -321,8 +321,8 @@ class Tokenizer:
         return [part for stretch in stretches for part in parts_of(stretch, self._cut_points)]
 
     def encode_with_masks(self, text: str) -> list[int]:
-        """Token ids of a text between `cls` and `sep`. "[MASK]" and the tokenizer's own mask token become the mask, which takes
-        the blanks beside it if the file says so; all other text is read as in training."""
+        """Token ids of a text between `cls` and `sep`. "[MASK]" and the tokenizer's own mask token become the mask. It takes the
+        blanks beside it if the definition says so. All other text is read as in training."""
         tree = json.loads(self.definition)
         definition, mask = pipeline.masking_definition(tree, self.roles.spellings, self.roles.mask, self.mask_id)
         encoder = Encoder.from_str(definition)

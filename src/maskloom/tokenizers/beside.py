@@ -1,16 +1,51 @@
-"""What may stand beside a vocabulary: tokens that were added to it, and names of its roles."""
+"""A vocabulary (`vocab.txt`, `vocab.json`) and the files beside it, made into a definition.
+
+The files beside it name the tokens of its roles and those that were added, and set options of its pipeline.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import json
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from maskloom.errors import UserError
+from maskloom.tokenizers.pipeline import Tree
 from maskloom.tokenizers.roles import SETTINGS, SPECIALS, content_of, read_object
 
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized")
 """How an added token is looked for in a text."""
+
+
+def definition_of(added: Iterable[Tree], **parts: Tree | None) -> str:
+    """A definition, the text of a `tokenizer.json`.
+
+    Args:
+        added: the added tokens, in any order.
+        parts: the other parts by their names: `normalizer`, `model` and so on.
+    """
+    in_order = sorted(added, key=lambda token: int(token["id"]))
+    tree = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": in_order, **parts}
+    return json.dumps(tree, ensure_ascii=False)
+
+
+def switches_beside(file: Path, settings: Mapping[str, Any], defaults: Mapping[str, bool | None]) -> dict[str, Any]:
+    """Options of a tokenizer's class that are True or False, and may be None if that is the default.
+
+    Args:
+        file: the vocabulary.
+        settings: the content of `tokenizer_config.json`.
+        defaults: option -> default.
+
+    Raises:
+        UserError: one of them has another value.
+    """
+    switches = {name: settings.get(name, default) for name, default in defaults.items()}
+    for name, value in switches.items():
+        if not isinstance(value, bool) and not (value is None and defaults[name] is None):
+            raise UserError(f"{file.parent / SETTINGS}: {name} is {value!r}, not true or false")
+    return switches
 
 
 def check_roles(file: Path, roles: Mapping[str, str], names: Collection[str] = (SETTINGS, SPECIALS)) -> None:
@@ -32,19 +67,22 @@ def check_roles(file: Path, roles: Mapping[str, str], names: Collection[str] = (
 
 
 def added_beside(
-    file: Path, settings: dict[str, Any], vocabulary: Mapping[str, int], roles: Collection[str]
-) -> list[dict[str, Any]]:
+    file: Path, settings: Mapping[str, Any], vocabulary: Mapping[str, int], roles: Collection[str]
+) -> list[Tree]:
     """The tokens that were added to a vocabulary, as a definition has them, without those of the roles.
 
     Args:
+        file: the vocabulary.
         settings: the content of `tokenizer_config.json`.
+        vocabulary: token -> id.
+        roles: the tokens of the roles.
 
     Raises:
-        UserError: they are written in a way that does not say all of them.
+        UserError: the files are damaged, contradict each other, or name a token without its id.
     """
     path = file.parent / SETTINGS
     decoder = settings.get("added_tokens_decoder") or {}
-    added: list[dict[str, Any]] = []
+    added: list[Tree] = []
     try:
         for number, token in decoder.items():
             if token["content"] not in roles:

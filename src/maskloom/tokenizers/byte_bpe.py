@@ -1,9 +1,10 @@
 """Byte-level BPE: the kind of RoBERTa's, ModernBERT's and Llama's tokenizers (Radford et al., 2019).
 
-A pattern cuts a text into pre-tokens, which are merged from bytes, each written as one visible character. Every text has
-ids, so there is no unknown token. GPT-2's pattern is part of the library's `ByteLevel`; Llama 3 has its own in a `Split`.
+A pattern cuts a text into pre-tokens. The bytes of a pre-token, each written as one visible character, are merged into tokens.
+Every text has ids, so an unknown token is not needed. GPT-2's pattern is part of the library's `ByteLevel`; Llama 3 has its
+own in a `Split`.
 
-Words are told by the characters at both ends of tokens (`words`), and not by pre-tokens: a Chinese clause is one pre-token.
+The characters at both ends of tokens tell where words begin (`words`). Pre-tokens do not: a Chinese clause is one pre-token.
 Training follows RoBERTa: GPT-2's pattern, case kept, and its special tokens, which come first so that `<pad>` has a small id.
 """
 
@@ -30,7 +31,7 @@ BYTE_OF = {chr(byte): byte for byte in VISIBLE} | {
 }
 """Character of a token -> byte, GPT-2's alphabet."""
 SIGN_OF = {chr(byte): sign for sign, byte in BYTE_OF.items() if byte < 0x80}
-"""Blanks, line ends and the like -> how tokens write them; letters are written as they are."""
+"""ASCII character -> how tokens write it: white space by a sign, letters as they are."""
 
 
 def is_byte_bpe(tree: Tree) -> bool:
@@ -40,7 +41,7 @@ def is_byte_bpe(tree: Tree) -> bool:
 
 
 def train_byte_bpe(texts: Iterable[str], vocab_size: int, lowercase: bool | None) -> str:
-    """Train a vocabulary as RoBERTa has it.
+    """Train a vocabulary with RoBERTa's pipeline.
 
     Args:
         vocab_size: largest number of ids, the special tokens and the 256 bytes included.
@@ -81,15 +82,14 @@ def word_rule(tree: Tree, vocabulary: Mapping[str, int]) -> WordRule:
 
 
 def bytes_of(token: str) -> str | bytes:
-    """The bytes that a token stands for. One with a character beyond the alphabet is text: nothing is merged to it."""
+    """The bytes that a token stands for. A token with a character beyond the alphabet stands for its text."""
     if BYTE_OF.keys() >= set(token):
         return bytes(map(BYTE_OF.__getitem__, token))
     return token
 
 
 def shown(token: str) -> str:
-    """The characters that a token stands for. White space keeps its sign (`Ġ`), and so does all of a token that ends inside of a
-    character."""
+    """The text that a token stands for, with signs for white space (`Ġ`). One that is not whole characters is left as it is."""
     given = bytes_of(token)
     try:
         text = given if isinstance(given, str) else given.decode("utf-8")
@@ -99,15 +99,15 @@ def shown(token: str) -> str:
 
 
 def cut_points(tree: Tree, roles: frozenset[str]) -> re.Pattern[str] | None:
-    """At blanks between other characters, also for a pattern of a `Split` that is known here: none of them takes a blank but
-    at its front, as GPT-2's."""
+    """At blanks between other characters. So also for a `Split` whose pattern is known here: as in GPT-2's, a blank is only at
+    the front of a pre-token."""
     if pattern_of(tree) is not None:
         tree = tree | {"pre_tokenizer": {"type": "ByteLevel"}}
     return pipeline.cut_points(tree, roles)
 
 
 def settings_for_hugging_face(tree: Tree) -> dict[str, object]:
-    """Whether a text gets a blank in front. transformers 4 sets the pipeline to what is said here, or to no blank."""
+    """Whether a text gets a blank in front. transformers 4 takes this and not the definition's; left out, there is no blank."""
     step = tree.get("pre_tokenizer") or {}
     return {"add_prefix_space": step.get("add_prefix_space", True)} if step.get("type") == "ByteLevel" else {}
 

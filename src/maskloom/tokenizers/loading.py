@@ -11,16 +11,15 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from maskloom.errors import UserError
-from maskloom.files import read_plain
 from maskloom.tokenizers import TOKENIZERS
 from maskloom.tokenizers.base import OTHER, Tokenizer, TokenizerKind, faults_of
 from maskloom.tokenizers.pipeline import Tree, parse_definition
-from maskloom.tokenizers.roles import LARGEST_BYTES, SETTINGS, SPECIALS, roles_beside
+from maskloom.tokenizers.roles import SETTINGS, SPECIALS, read_small, roles_beside
 
 DEFINITION = "tokenizer.json"
 FOREIGN = ("sentencepiece.bpe.model", "spiece.model", "spm.model", "tokenizer.model")
-"""Files of SentencePiece. They are not converted here: versions of transformers give different definitions of one file, and a run
-knows its tokenizer by the definition."""
+"""Files of SentencePiece. They are not converted here: different versions of transformers make different definitions of one file,
+and a run knows its tokenizer by the definition."""
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 
@@ -90,9 +89,7 @@ def read_definition(file: Path) -> str:
         UserError: it is too large, not text, or its kind refuses what it holds.
     """
     try:
-        if file.stat().st_size > LARGEST_BYTES:
-            raise UserError(f"{file} has more than {LARGEST_BYTES >> 20} MiB: no tokenizer has, and it was not read")
-        content = read_plain(file)
+        content = read_small(file)
     except OSError as error:
         raise UserError(f"the tokenizer {file} cannot be read: {error.strerror}") from None
     read = _reader_of(file)[1]
@@ -108,8 +105,7 @@ def _names() -> list[str]:
 
 
 def _reader_of(file: Path) -> tuple[str, Callable[[Path, bytes], str]]:
-    """The usual name of such a file, and what makes a definition of its content. A vocabulary may have another name: then the
-    ending counts."""
+    """The usual name of such a file, and what makes a definition of its content. Files of other names are known by endings."""
     for kind in TOKENIZERS.values():
         for name, read in kind.files.items():
             if file.name == name or file.suffix == Path(name).suffix != Path(DEFINITION).suffix:
@@ -122,7 +118,7 @@ def _named(file: Path) -> str:
 
 
 def _needed_beside(name: str) -> Iterator[str]:
-    """Names of the files without which one of this name means nothing."""
+    """Names of the files that have to stand beside one of this name."""
     return (needed for kind in TOKENIZERS.values() for needed in kind.needed_beside.get(name, ()))
 
 
@@ -137,7 +133,7 @@ def _what_else(folder: Path) -> str:
 
 
 def _how_to_convert(file: Path) -> str:
-    """What a foreign file is, and how one makes a definition of it."""
+    """What a file of `FOREIGN` is, and how to make a definition of it."""
     script = f"from transformers import AutoTokenizer; AutoTokenizer.from_pretrained('{file.parent}').save_pretrained('OTHER')"
     return (
         "is of a SentencePiece tokenizer. Convert it, with the model's config.json beside it: `pip install sentencepiece "
@@ -161,7 +157,7 @@ def _from_hub(name: str) -> Path:
                 found = get(wanted, asks)
                 if found is None:
                     continue
-                # What stands beside it, if the model has it: a vocabulary means nothing without its settings.
+                # Fetch what may stand beside it, too: a vocabulary means nothing without its settings.
                 needed = [] if wanted == DEFINITION else [SETTINGS, *_needed_beside(wanted)]
                 for beside in dict.fromkeys((SETTINGS, SPECIALS, *needed)):
                     if get(beside, False) is None and (asks or beside in needed):

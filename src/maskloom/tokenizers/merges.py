@@ -1,11 +1,11 @@
-"""`vocab.json` and `merges.txt`: how RoBERTa's tokenizer was published, and what makes a definition of them.
+"""RoBERTa's tokenizer as it was published, `vocab.json` and `merges.txt`, made into a definition.
 
-It is that of Hugging Face's `RobertaTokenizer`, with what `tokenizer_config.json` says of blanks in front of a text. It is
-made here, and not by that class, so that another version of transformers never makes another one. In one thing versions
-differ: whether `<mask>` takes the blank before it. It does here, unless the files say otherwise.
+The definition is that of Hugging Face's `RobertaTokenizer`; `tokenizer_config.json` decides about blanks in front of a text.
+It is made here, and not by that class, so that it is the same with every version of transformers. In one thing the versions
+differ: whether `<mask>` takes the blank before it. Here it does, unless the files say otherwise.
 
-Other tokenizers have files of these names, too, and cut a text otherwise. So a folder is refused if it names another class
-or model than those that share RoBERTa's pipeline.
+Other tokenizers have files of these names, too, and cut a text differently. So a folder is refused if it names a class or a
+model that does not have RoBERTa's pipeline.
 """
 
 from __future__ import annotations
@@ -15,10 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from maskloom.errors import UserError
-from maskloom.files import read_plain
-from maskloom.tokenizers.beside import FLAGS, added_beside, check_roles
-from maskloom.tokenizers.pipeline import Tree
-from maskloom.tokenizers.roles import LARGEST_BYTES, SETTINGS, Roles, read_object
+from maskloom.tokenizers.beside import FLAGS, added_beside, check_roles, definition_of, switches_beside
+from maskloom.tokenizers.roles import SETTINGS, Roles, read_object, read_small
 
 ROBERTA = Roles(cls="<s>", pad="<pad>", sep="</s>", unk="<unk>", mask="<mask>")
 SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
@@ -27,10 +25,10 @@ ROLE_KEYS = {f"{role}_token": token for role, token in ROBERTA.by_role().items()
 ROLE_KEYS |= {"bos_token": ROBERTA.cls, "eos_token": ROBERTA.sep}
 VOCABULARY, MERGES, MODEL = "vocab.json", "merges.txt", "config.json"
 SHARING = ("roberta", "bart", "led", "longformer", "mvp")
-"""Models of which the tokenizer is RoBERTa's, as `model_type` names them. Classes are named after them."""
+"""Models with RoBERTa's tokenizer, by `model_type`. The classes of their tokenizers are named after them."""
 SWITCHES = {"add_prefix_space": False, "trim_offsets": True}
-"""What `RobertaTokenizer` may be told, and its defaults."""
-HEAD = "#version"  # how a line of merges.txt begins that is none
+"""Options of `RobertaTokenizer`, and their defaults."""
+HEAD = "#version"  # begins a line of merges.txt that is not a merge
 MOST_IDS = 1 << 32
 
 
@@ -38,8 +36,8 @@ def definition_of_merges(file: Path, content: bytes) -> str:
     """The definition of `RobertaTokenizer` for a `vocab.json`, which maps tokens to ids, with `merges.txt` beside it.
 
     Raises:
-        UserError: one of the files is damaged or absent, RoBERTa's roles are not in them, or what stands beside them cannot
-            be followed.
+        UserError: one of the files is damaged or absent, or lacks RoBERTa's special tokens; or the files beside them are of
+            another tokenizer.
     """
     settings = _settings_beside(file)
     vocabulary = _vocabulary_of(file, content)
@@ -52,26 +50,20 @@ def definition_of_merges(file: Path, content: bytes) -> str:
         )
     added = [_special(role, vocabulary[role], settings) for role in SPECIAL_TOKENS]
     added += added_beside(file, settings, vocabulary, SPECIAL_TOKENS)
-    switches = {name: settings.get(name, default) for name, default in SWITCHES.items()}
-    for name, value in switches.items():
-        if not isinstance(value, bool):
-            raise UserError(f"{file.parent / SETTINGS}: {name} is {value!r}, not true or false")
-    byte_level = {"type": "ByteLevel", **switches, "use_regex": True}
-    tree: Tree = {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": sorted(added, key=lambda token: int(token["id"])),
-        "normalizer": None,
-        "pre_tokenizer": byte_level | {"trim_offsets": True},
-        "post_processor": {
+    switches = switches_beside(file, settings, SWITCHES)
+    byte_level = {"type": "ByteLevel", "trim_offsets": True, "use_regex": True}
+    return definition_of(
+        added,
+        normalizer=None,
+        pre_tokenizer=byte_level | {"add_prefix_space": switches["add_prefix_space"]},
+        post_processor={
             "type": "RobertaProcessing",
             "sep": [ROBERTA.sep, vocabulary[ROBERTA.sep]],
             "cls": [ROBERTA.cls, vocabulary[ROBERTA.cls]],
             **switches,
         },
-        "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
-        "model": {
+        decoder=byte_level | {"add_prefix_space": True},
+        model={
             "type": "BPE",
             "dropout": None,
             "unk_token": None,
@@ -83,8 +75,7 @@ def definition_of_merges(file: Path, content: bytes) -> str:
             "vocab": vocabulary,
             "merges": merges,
         },
-    }
-    return json.dumps(tree, ensure_ascii=False)
+    )
 
 
 def _settings_beside(file: Path) -> dict[str, Any]:
@@ -128,13 +119,11 @@ def _merges_beside(file: Path, vocabulary: dict[str, int]) -> list[list[str]]:
     """The pairs of `merges.txt`, one a line.
 
     Raises:
-        UserError: it is absent, or a line of it is not a pair that gives a token.
+        UserError: it is absent or without a pair, or a line of it is not a pair that gives a token.
     """
     path = file.parent / MERGES
     try:
-        if path.stat().st_size > LARGEST_BYTES:
-            raise UserError(f"{path} has more than {LARGEST_BYTES >> 20} MiB: no tokenizer has, and it was not read")
-        lines = read_plain(path).decode("utf-8").split("\n")
+        lines = read_small(path).decode("utf-8").split("\n")
     except FileNotFoundError:
         raise UserError(
             f"{file} needs {MERGES} beside it, and there is none: copy that of the same tokenizer"
@@ -157,11 +146,17 @@ def _merges_beside(file: Path, vocabulary: dict[str, int]) -> list[list[str]]:
                     f"{path}, line {number}: {file.name} has no {token!r}: the two have to be of one tokenizer"
                 )
         merges.append(pair)
+    longer = (token for token in vocabulary if len(token) > 1 and token not in SPECIAL_TOKENS)
+    if not merges and (unmade := next(longer, None)) is not None:
+        raise UserError(
+            f"{path} has no pair of tokens, and no text would become {unmade!r} of {file.name}: copy the whole file, with line "
+            "ends of LF or CRLF"
+        )
     return merges
 
 
 def _special(role: str, number: int, settings: dict[str, Any]) -> dict[str, Any]:
-    """The added token of a role, with what the files say of the white space beside it."""
+    """The added token of a role; the files say whether it takes the white space beside it."""
     flags = dict.fromkeys(FLAGS, False) | {"lstrip": role == ROBERTA.mask}
     decoder = settings.get("added_tokens_decoder")
     told = [decoder.get(str(number)) if isinstance(decoder, dict) else None]

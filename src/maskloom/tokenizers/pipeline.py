@@ -43,8 +43,8 @@ def parse_definition(text: str) -> Tree:
     tree["truncation"] = tree["padding"] = None
     if tree["model"].get("dropout"):
         raise UserError(
-            f"model.dropout {tree['model']['dropout']} draws the tokens of a text at random, and no two readings of a corpus "
-            "would agree: set it to null"
+            f"a tokenizer's model.dropout {tree['model']['dropout']} draws the tokens of a text at random, and no two readings "
+            "of a corpus would agree: set it to null"
         )
     return tree
 
@@ -74,15 +74,16 @@ def encoder_definition(tree: Tree, roles: Set[str]) -> str:
 
 
 def masking_definition(tree: Tree, roles: Set[str], mask: str, mask_id: int) -> tuple[str, str]:
-    """`encoder_definition`, but with one role that a text can hold: the mask. Returns also the name that it has there."""
+    """`encoder_definition`, in which a text can hold the mask, and the name that stands for the mask in such a text."""
     name = _hidden_names(tree, roles)[mask]
     hidden = json.loads(encoder_definition(tree, roles))
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-    found = next((token for token in hidden["added_tokens"] if token["content"] == name), None)
-    if found is None:
-        found = {"id": mask_id, "content": name, **flags}
-        hidden["added_tokens"].append(found)
-    found["special"] = False  # the encoder is told to take special tokens for text
+    listed = [token for token in hidden["added_tokens"] if token["content"] == name]  # some files list a token twice
+    if not listed:
+        listed = [{"id": mask_id, "content": name, **flags}]
+        hidden["added_tokens"] += listed
+    for token in listed:
+        token["special"] = False  # the encoder is told to take special tokens for text
     return json.dumps(hidden, ensure_ascii=False), name
 
 

@@ -1,12 +1,12 @@
 """Pre-tokens of byte-level BPE, found by a pattern of Python's `re`, so that their ids can be looked up.
 
-The pattern is the tokenizer's own, one that is known here to the letter. Its classes of characters (`\\p{L}`) are not those
-of another library, which may know a newer Unicode: the tokenizers library is asked which characters it has in each. Those
-beyond U+FFFF would make a class of `re` slow. So another character of their class stands in for them while a text is cut.
+The pattern has to be one of those below, to the letter. `re` does not have its classes of characters (`\\p{L}`), and other
+libraries may follow a newer Unicode. So the tokenizers library is asked which characters it has in each class. Characters
+beyond U+FFFF would make a class of `re` slow. While a text is cut, another character of the same class stands in for them.
 
 A pre-token by itself has the ids that it has in a text. Two things are done in the order of the library:
 
-- Added tokens are found first, the longest at each place. What stands between them is cut by the pattern.
+- Added tokens are found first, the longest at each place. The text between them is cut by the pattern.
 - NFC comes before the pattern. A text that it would change is not cut at all.
 """
 
@@ -26,10 +26,10 @@ LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-"""The patterns that are known here. In each, a pre-token has a blank at its front only, if it is not white space alone."""
+"""The patterns that are known here. In both, a pre-token has a blank only at its front, or is white space as a whole."""
 CLASS = re.compile(r"\[[^\]]*\]|\\p\{[LN]\}|\\[sS]")
 STANDS_IN = {r"\p{L}": "a", r"\p{N}": "0", r"\s": "\t"}
-"""Class -> one of it that no pattern knows by itself; "!" is one of no class."""
+"""Class -> a character of it that the patterns do not name; "!" stands for characters of no class."""
 BEYOND = re.compile("[\U00010000-\U0010ffff]")
 JAMO = range(0x1160, 0x1200)  # vowels and last consonants, which join with what stands before them
 
@@ -40,8 +40,9 @@ class PreTokens:
 
     Attributes:
         pattern: `GPT2` or `LLAMA3`.
-        added: what finds added tokens, each with one group around it; what the first finds, the second does not see.
-        is_nfc: whether the text is brought to NFC first.
+        added: patterns of added tokens, each with one group around it. The second one is asked about the text between matches
+            of the first.
+        is_nfc: whether the tokenizer normalizes a text to NFC.
     """
 
     pattern: str
@@ -87,7 +88,7 @@ def pattern_of(tree: Tree) -> str | None:
 
 
 def stretches(tree: Tree, roles: frozenset[str]) -> PreTokens | None:
-    """What cuts any text into its pre-tokens and added tokens; None if it is not known here how the library does it."""
+    """A function that cuts any text into pre-tokens and added tokens; None if the pipeline has steps not known here."""
     pattern, own = pattern_of(tree), own_tokens(tree, roles)
     normalizer = [step.get("type") for step in steps_of(tree.get("normalizer"), "normalizers")]
     first = steps_of(tree.get("pre_tokenizer"), "pretokenizers")[0]
@@ -110,7 +111,7 @@ def stretches(tree: Tree, roles: frozenset[str]) -> PreTokens | None:
 
 @functools.cache
 def compiled(pattern: str) -> re.Pattern[str]:
-    """A pattern of the library for `re`, which has no `\\p`. Texts without characters beyond U+FFFF can be asked."""
+    """A pattern of the library for `re`, which has no `\\p`. It is for texts without characters beyond U+FFFF."""
 
     def spell(found: re.Match[str]) -> str:
         part = found[0]
@@ -151,7 +152,7 @@ def is_nfc(text: str) -> bool:
 
 @functools.cache
 def _may_change() -> re.Pattern[str]:
-    """What finds a character that NFC may change, or move: a mark, one that joins with another, or one that is not known."""
+    """A pattern of characters that NFC may change or move: marks, those that join with another, and unknown ones."""
     joins = set(map(chr, JAMO))
     for code in range(0x10000):
         parts = unicodedata.decomposition(chr(code)).split()

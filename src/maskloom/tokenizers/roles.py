@@ -125,12 +125,22 @@ def content_of(token: object) -> object:
     return token.get("content") if isinstance(token, dict) else token
 
 
+def read_small(path: Path) -> bytes:
+    """The content of one of a tokenizer's files.
+
+    Raises:
+        UserError: it is larger than any tokenizer's.
+        OSError: it cannot be read.
+    """
+    if path.stat().st_size > LARGEST_BYTES:
+        raise UserError(f"{path} has more than {LARGEST_BYTES >> 20} MiB: no tokenizer has, and it was not read")
+    return read_plain(path)
+
+
 def read_object(path: Path) -> dict[str, Any]:
     """A JSON object; empty if there is no such file. Raises UserError if it is damaged."""
     try:
-        if path.stat().st_size > LARGEST_BYTES:
-            raise ValueError(f"more than {LARGEST_BYTES >> 20} MiB")
-        values = json.loads(read_plain(path).decode("utf-8"))
+        values = json.loads(read_small(path).decode("utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except UserError:

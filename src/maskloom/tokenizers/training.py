@@ -1,8 +1,8 @@
 """Train a tokenizer of a kind on text.
 
-A vocabulary can have spare tokens, `[unused0]` and so on: rows of the model for tokens that someone adds later. They are
+A vocabulary can have spare tokens, `[unused0]` and so on. They keep rows of the model for tokens that are added later. They are
 never predicted and never drawn. Text that spells one stays text, as long as the vocabulary has its characters. More of them
-pad the size of a vocabulary, as matrices of whole tiles are faster.
+pad a vocabulary to a multiple of a GPU's tile, because products of such matrices are faster.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from maskloom.tokenizers.loading import tokenizer_of_definition
 from maskloom.tokenizers.pipeline import added_tokens
 
 UNLIKELY = -1000.0
-"""Score of a spare token of Unigram: less than that of any characters that spell it."""
+"""Score of a spare token in Unigram. It is below the sum of the characters that spell the token, so text never becomes it."""
 
 
 def trainable_kinds() -> list[str]:
@@ -74,9 +74,9 @@ def train_tokenizer(
 
 
 def with_spare(definition: str, spare: int, multiple: int) -> str:
-    """A definition with spare tokens behind all others, and with as many more as its size needs to be a multiple.
+    """A definition with spare tokens behind all others, and more of them until the number of ids is a multiple.
 
-    Unchanged if it needs none.
+    It is returned unchanged if none is needed.
     """
     tree = json.loads(definition)
     vocabulary = tree["model"]["vocab"]

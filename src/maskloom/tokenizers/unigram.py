@@ -1,10 +1,10 @@
-"""Unigram (Kudo, 2018) behind Metaspace, as SentencePiece has it: XLM-R, CamemBERT, ALBERT and others.
+"""Unigram (Kudo, 2018) behind Metaspace, as in SentencePiece: the kind of XLM-R, CamemBERT, ALBERT and others.
 
-Metaspace writes a blank as `▁`, which begins the token behind it. What else begins a word, the characters at both ends of a
-token tell (`words`). A vocabulary is a list of tokens and their scores, special tokens among them; `pipeline` keeps text from
+Metaspace writes a blank as `▁`, which begins the token behind it. The characters at both ends of tokens tell which other tokens
+begin a word (`words`). A vocabulary is a list of tokens and their scores. Special tokens are in it; `pipeline` keeps text from
 becoming one of these.
 
-A trained one has XLM-R's special tokens and pre-tokenizer. Text is normalised as SentencePiece does by default: NFKC, no
+Training follows XLM-R: its special tokens and its pre-tokenizer. Text is normalised as SentencePiece does by default: NFKC, no
 control characters, and blanks for line ends and tabs (`nmt_nfkc`). As there, the rarest characters get no token.
 """
 
@@ -30,7 +30,7 @@ COVERAGE = 0.9995  # share of a text's characters that get a token; SentencePiec
 BLANK = "▁"  # how Metaspace writes a blank, unless a file says otherwise
 BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 LETTERS = [chr(number) for number in range(0x30, 0x530) if chr(number).isalpha() or chr(number).isdigit()]
-"""Latin, Greek, Cyrillic and what else lies between them."""
+"""Letters and digits of Latin, Greek, Cyrillic and the scripts between them."""
 LOCAL_NORMALIZERS = frozenset(
     {"NFC", "NFD", "NFKC", "NFKD", "Lowercase", "StripAccents", "Nmt", "Precompiled", "Strip", "Replace"}
 )
@@ -74,8 +74,8 @@ def train_unigram(texts: Iterable[str], vocab_size: int, lowercase: bool | None)
 
 
 def _without_doubles(tree: Tree) -> Tree:
-    """A definition whose tokens are there once. Text that spells a special token can become another token of that name, and
-    the library takes its id for that of the first."""
+    """The definition with each token once. Text that spells a special token can be learnt as a second token of that name, whose
+    id the library would then give to the first."""
     vocabulary = tree["model"]["vocab"]
     specials, learnt = vocabulary[: len(SPECIAL_TOKENS)], vocabulary[len(SPECIAL_TOKENS) :]
     apart = [piece for piece in learnt if piece[0] not in SPECIAL_TOKENS and not piece[0].startswith(UNUSED)]
@@ -111,12 +111,12 @@ def word_rule(tree: Tree, vocabulary: Mapping[str, int]) -> WordRule | None:
 
 
 def cut_points(tree: Tree, roles: frozenset[str]) -> re.Pattern[str] | None:
-    """At blanks, as for any kind; if the normalizer does more than is known there, at blanks between letters.
+    """At blanks, as for any kind; if `pipeline` does not know the normalizer, at blanks between letters.
 
-    Every normalizer of `LOCAL_NORMALIZERS` gives the parts what it gives the whole, at a blank behind two letters and before
-    one. NFKC and others join a mark to what is before it, and a blank begins anew. `Precompiled` looks at one grapheme at a
-    time. Two letters are two graphemes, and so are a letter and a blank. What it makes of a letter is its own affair: it is
-    asked, and a text is not cut beside letters that it drops or makes blanks of.
+    Such a blank has two letters before it and one behind it. Cut there, a text is normalized in parts as it is as a whole, by
+    each of `LOCAL_NORMALIZERS`. NFKC and others join a mark to the character before it, never across a blank. `Precompiled`
+    works on one grapheme at a time, and both letters and the blank are graphemes. It can map a letter to anything: so a
+    text is not cut beside letters that it drops or turns into blanks.
     """
     return pipeline.cut_points(tree, roles) or _between_letters(tree, roles)
 
@@ -136,7 +136,7 @@ def _between_letters(tree: Tree, roles: frozenset[str]) -> re.Pattern[str] | Non
 
 def _is_local(step: Tree, tree: Tree) -> bool:
     """Whether a normalizer gives the parts of a text what it gives the whole."""
-    if step.get("type") == "Strip":  # what it takes from the front of a part, Metaspace has to put back
+    if step.get("type") == "Strip":  # Metaspace has to put back the blank that it takes from the front of a part
         return not step.get("strip_left") or _metaspace(tree).get("prepend_scheme", "always") == "always"
     if step.get("type") == "Replace":
         pattern = step.get("pattern") or {}
@@ -148,13 +148,13 @@ def _is_local(step: Tree, tree: Tree) -> bool:
 
 
 def _may_cross(token: Tree) -> bool:
-    """Whether an added token can take a blank from a text, or is looked for in what the normalizer made of it."""
+    """Whether an added token can take a blank from a text, or is looked for in normalized text."""
     takes = token.get("lstrip") or token.get("rstrip") or any(map(str.isspace, token["content"]))
     return bool(takes or token.get("normalized"))
 
 
 def _plain_letters(tree: Tree) -> Sequence[str]:
-    """The letters that stay what they are beside a blank, and are not blanks."""
+    """The letters that the normalizer neither drops nor turns into blanks, and treats beside a blank as it does alone."""
     plain: Tree = {"type": "WordLevel", "vocab": {}, "unk_token": ""}
     bare = {**tree, "model": plain, "added_tokens": [], "post_processor": None, "decoder": None}
     normalizer = Encoder.from_str(json.dumps(bare)).normalizer
@@ -177,7 +177,7 @@ def _metaspace(tree: Tree) -> Tree:
 
 
 def _blank_of(tree: Tree) -> str | None:
-    """What stands for a blank; None if nothing does."""
+    """The sign that stands for a blank; None without Metaspace."""
     step = _metaspace(tree)
     return str(step.get("replacement", BLANK)) if step else None
 

@@ -12,13 +12,11 @@ makes another one: a run knows its tokenizer by it.
 
 from __future__ import annotations
 
-import json
 import re
 import string
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from tokenizers.implementations.bert_wordpiece import BertWordPieceTokenizer
@@ -27,7 +25,7 @@ from tokenizers.processors import TemplateProcessing
 from maskloom.errors import UserError
 from maskloom.tokenizers import pipeline
 from maskloom.tokenizers.base import TOKENIZING, Bools, Int32s, TokenizerKind, WordRule
-from maskloom.tokenizers.beside import FLAGS, added_beside, check_roles
+from maskloom.tokenizers.beside import FLAGS, added_beside, check_roles, definition_of, switches_beside
 from maskloom.tokenizers.pipeline import Tree, own_tokens, part_types
 from maskloom.tokenizers.roles import BERT, SETTINGS, ends_template, read_object
 
@@ -175,36 +173,27 @@ def definition_of_vocabulary(file: Path, content: bytes) -> str:
             f"{file} has no {', '.join(absent)}: a vocab.txt has one token a line, with {', '.join(SPECIAL_TOKENS)} among them"
         )
     flags = dict.fromkeys(FLAGS, False)
-    added: list[dict[str, Any]] = [
-        {"id": vocabulary[role], "content": role, **flags, "special": True} for role in SPECIAL_TOKENS
-    ]
+    added: list[Tree] = [{"id": vocabulary[role], "content": role, **flags, "special": True} for role in SPECIAL_TOKENS]
     added += added_beside(file, settings, vocabulary, SPECIAL_TOKENS)
-    switches = {name: settings.get(name, default) for name, default in SWITCHES.items()}
-    for name, value in switches.items():
-        if not isinstance(value, bool) and not (value is None and SWITCHES[name] is None):
-            raise UserError(f"{file.parent / SETTINGS}: {name} is {value!r}, not true or false")
-    tree: Tree = {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": sorted(added, key=lambda token: int(token["id"])),
-        "normalizer": {
+    switches = switches_beside(file, settings, SWITCHES)
+    return definition_of(
+        added,
+        normalizer={
             "type": "BertNormalizer",
             "clean_text": True,
             **{SWITCHES_IN_TREE[name]: value for name, value in switches.items()},
         },
-        "pre_tokenizer": {"type": "BertPreTokenizer"},
-        "post_processor": ends_template(BERT, vocabulary),
-        "decoder": {"type": "WordPiece", "prefix": WORD_PREFIX, "cleanup": True},
-        "model": {
+        pre_tokenizer={"type": "BertPreTokenizer"},
+        post_processor=ends_template(BERT, vocabulary),
+        decoder={"type": "WordPiece", "prefix": WORD_PREFIX, "cleanup": True},
+        model={
             "type": "WordPiece",
             "unk_token": BERT.unk,
             "continuing_subword_prefix": WORD_PREFIX,
             "max_input_chars_per_word": 100,
             "vocab": vocabulary,
         },
-    }
-    return json.dumps(tree, ensure_ascii=False)
+    )
 
 
 WORDPIECE = TokenizerKind(

@@ -2,18 +2,20 @@
 
 For kinds whose tokens do not say that a word continues: byte-level BPE and Unigram. A word begins at a token that
 
-- begins with a blank, other white space, or a Chinese character, as each of these is a word of its own to BERT;
-- begins with a character of another class than the one that the token before ends with. Classes are letters, numbers,
-  white space and all others;
-- but not at one that begins inside of a character, or with a mark that belongs to the character before it. Nor does it
-  behind a token that is one blank: that is the beginning of the word behind it, for which a vocabulary has no other.
+- begins with a blank, other white space, or a Chinese character, as BERT begins a word with each of these;
+- begins with a character of another class than that with which the token before ends. Classes are letters, numbers, white
+  space and all others.
 
-The rule needs nothing but ids, so it serves shards of tokens, too. It agrees with BERT's words better than pre-tokens do:
-one of these can be a Chinese clause, or a word with the marks around it.
+There are three exceptions. A word does not begin at a token that begins inside of a character, or with a mark that belongs to
+the character before it. Nor does it begin behind a token that is one blank: this token already began the word.
 
-A token is one byte. Its low half is the class that it ends with, one bit each. All of them are set where any word ends:
-behind a Chinese character or white space. Its high half has the bits of the classes behind which it begins a word. So the
-two halves of neighbours tell.
+The rule needs only ids, so it works for shards of tokens, too. It agrees with BERT's words better than pre-tokens do. A
+pre-token can be a Chinese clause, or a word with the marks around it.
+
+For each token one byte is kept, with a bit for each class in both of its halves. The low half has the class with which the
+token ends, or all classes if a word always ends there, as behind a Chinese character or white space. The high half has the
+classes behind which the token begins a word. A word begins if the high half of a token and the low half of the one before have
+a bit in common.
 """
 
 from __future__ import annotations

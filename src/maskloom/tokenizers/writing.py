@@ -24,11 +24,11 @@ def write_for_others(
     """Write `tokenizer.json`, and the `tokenizer_config.json` with which Hugging Face's libraries take it as it is.
 
     The class is one that transformers 4 and 5 know. Without a class, or with that of an architecture, transformers 5 builds
-    the pipeline anew from the vocabulary. A kind adds what such a class would have to know for that, for those who name it.
+    the pipeline anew from the vocabulary. For users who name such a class all the same, a kind adds the keys that it needs.
 
     Args:
         longest: tokens of the longest text that the model reads.
-        has_token_types: whether the model has more than one type of token. One without them would be given too much.
+        has_token_types: whether the model has more than one type of token. Others must not be given `token_type_ids`.
     """
     tree, kind = json.loads(tokenizer.definition), TOKENIZERS.get(tokenizer.kind, OTHER)
     settings = {
@@ -44,16 +44,16 @@ def write_for_others(
 
 
 def _names_of(roles: Roles) -> dict[str, str]:
-    """Role -> token in Hugging Face's names. All but BERT's tokenizers say what begins and ends a sequence, too."""
+    """Role -> token in Hugging Face's names. Tokenizers without BERT's spellings have `bos` and `eos`, too."""
     names = roles.by_role()
     return names if roles.cls == BERT.cls else names | {"bos": roles.cls, "eos": roles.sep}
 
 
 def with_ends(tree: Tree, tokenizer: Tokenizer) -> Tree:
-    """The definition, which puts `cls` and `sep` around a text: the model was trained with them.
+    """The definition, changed if need be so that it puts `cls` and `sep` around a text: the model was trained with them.
 
     Raises:
-        UserError: the post-processor that it has is at fault.
+        UserError: its post-processor does not work.
     """
     with faults_of(f"the post-processor of {tokenizer.source} cannot be followed"):
         empty = Encoder.from_str(tokenizer.definition).encode("").ids
@@ -61,6 +61,6 @@ def with_ends(tree: Tree, tokenizer: Tokenizer) -> Tree:
         return tree
     given = tree.get("post_processor") or {}
     ends = ends_template(tokenizer.roles, tokenizer.vocabulary)
-    if given.get("type") == "ByteLevel":  # it trims offsets, which the ends do not replace
+    if given.get("type") == "ByteLevel":  # it trims offsets: keep it
         ends = {"type": "Sequence", "processors": [given, ends]}
     return tree | {"post_processor": ends}

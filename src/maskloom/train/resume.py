@@ -105,7 +105,7 @@ def check_model(
         if model.init is not None:
             return check_init(model.init, tokenizer, seq_lens, **model.given_beside_init())
         described = configuration_of(model, tokenizer)
-        # The configuration was checked for this. But RoBERTa, for example, has fewer positions than it says.
+        # Checked again: some architectures have fewer positions for tokens than max_position_embeddings says.
         check_positions(described, "the model", seq_lens, "raise model.max_position_embeddings")
         if must_fit:
             check_size(described)

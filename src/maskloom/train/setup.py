@@ -148,8 +148,8 @@ def set_up(
 
     described, precision = trainer.engine.model.config, resolve_precision(config.engine.precision)
     dropout = attention_dropout_of(described)
-    looks = [(phase.seq_len, window) for phase in config.phases for window in trainer.shape.distinct_windows]
-    attention = settle_attention(device, head_size_of(described), DTYPES[precision], dropout, looks)
+    lengths = [(phase.seq_len, window) for phase in config.phases for window in trainer.shape.distinct_windows]
+    attention = settle_attention(device, head_size_of(described), DTYPES[precision], dropout, lengths)
     peak = peak_of(device, precision, config.logging.peak_tflops)
     own_flops = peak.flops if peak else math.nan  # which makes the sum unknown as well
     flops = float(sum_over_ranks(torch.tensor(own_flops, dtype=torch.float64, device=device)))
@@ -253,8 +253,8 @@ def announce(trainer: Trainer, origin: str, attention: str) -> None:
         )
         if phase.batch_warmup:
             say(f"  its batch grows from {phase.batch_warmup.from_rows} rows in {phase.batch_warmup.steps:,} steps")
-        if phase.global_rope_theta is not None:
-            say(f"  global_rope_theta is {phase.global_rope_theta:,g} from here on")
+        for name, value in phase.changes_of_model.items():
+            say(f"  {name} is {value:,g} from here on")
     if trainer.step == plan.total_steps:
         say(f"all {trainer.step:,} steps are done: raise phases.N.steps of the last phase, or add a phase, to train on")
     elif trainer.step:

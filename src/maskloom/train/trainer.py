@@ -90,7 +90,11 @@ class Trainer:
                         break
 
     def set_model(self, step: int) -> None:
-        """Let the model be what phases make of it in the step that completes `step` steps."""
+        """Give the fields that phases change their values in a step.
+
+        Args:
+            step: number of the step, from 1; 0 is before the first.
+        """
         model = self.engine.model
         model.architecture.set_fields(model.config, self.config.model_at(step))
 

@@ -1,9 +1,9 @@
 """The parts of the forward that gain from fusing, each with a plain `reference` and a `fused` form of the same function.
 
-`eager` runs the fused forms; of GELU torch has one. `compile` hands Inductor plain torch, which it fuses with what surrounds
-it; a kernel of ours would only be a wall to it. Random numbers on a CPU are the exception: Inductor's cost more than the rest
-of the operations that they are fused with. `onednn` is `eager` with oneDNN's products, for CPUs. A further choice is one more row
-of the table.
+`eager` runs the fused forms; torch's own GELU is one. `compile` gives Inductor plain torch, which it fuses with the operations
+around it; it could not fuse across a kernel of ours. Random numbers on a CPU are the exception: Inductor's cost more than the
+operations that they are fused with. `onednn` is `eager` with oneDNN's products, for CPUs. A further choice is one more row of
+the table.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""A gated linear unit with GELU (Shazeer, 2020): the first half through GELU, times the second.
+"""A gated linear unit with GELU (Shazeer, 2020): GELU(first half) times the second half.
 
-The reference keeps for the backward what the product gave, and of half its width GELU's output. It fills and adds two tensors
-to make one gradient of both halves. The fused form keeps the product's output alone, computes GELU once more, and writes both
-halves of the gradient into one tensor. On a CPU it goes over blocks of slots that stay in its cache: at the shapes of a base
-model that halves the time of the backward.
+For the backward, the reference keeps its input, and GELU's output at half the width. It fills and adds two tensors to make one
+gradient of both halves. The fused form keeps only its input, computes GELU once more, and writes both halves of the gradient
+into one tensor. On a CPU it works on blocks of slots that fit into the cache: at the shapes of a base model that halves the
+time of the backward.
 
 Shapes: T slots, f feed-forward width.
 """
@@ -19,17 +19,17 @@ from torch.nn import functional as F
 from maskloom.models.kernels import gelu
 
 CPU_BLOCK_BYTES = 4 << 20
-"""Of the product's output that are worked on at once on a CPU."""
+"""Size of a block of the input, on a CPU."""
 
 
 def reference(both: torch.Tensor) -> torch.Tensor:
-    """gelu(first) second of both halves: [T, 2 f] -> [T, f]; any dtype."""
+    """GELU(first half) times the second half: [T, 2 f] -> [T, f]; any dtype."""
     first, second = both.chunk(2, -1)
     return F.gelu(first) * second
 
 
 def compiled(both: torch.Tensor) -> torch.Tensor:
-    """What `reference` gives, for compiled code, with the GELU of such."""
+    """What `reference` gives, for compiled code, with its form of GELU."""
     first, second = both.chunk(2, -1)
     return gelu.fused(first) * second
 
@@ -40,7 +40,7 @@ def fused(both: torch.Tensor) -> torch.Tensor:
 
 
 def _blocks(both: torch.Tensor, *others: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
-    """[T, 2 f] and tensors of as many slots, in blocks of slots; on a GPU as they are, as few launches count more."""
+    """[T, 2 f] and other tensors of T slots, in blocks of slots; in one block on a GPU, where few launches matter more."""
     slots, width = both.shape
     fitting = max(1, CPU_BLOCK_BYTES // (both.element_size() * width)) if both.device.type == "cpu" else max(1, slots)
     return zip(*(torch.split(tensor, fitting) for tensor in (both, *others)), strict=True)

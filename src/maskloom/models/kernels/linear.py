@@ -60,7 +60,7 @@ class _Linear(torch.autograd.Function):
         hidden, weight = ctx.saved_tensors
         (gradient,) = gradients
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad
-        # oneDNN takes the weight as it lies. Where both operands lie the other way, it loses more than their copies cost.
+        # oneDNN takes a transposed weight as it is. With two transposed operands it is slower than with copies of them.
         return (
             _product(gradient, weight.t()) if needs_hidden else None,
             _product(gradient.t().contiguous(), hidden.t().contiguous()) if needs_weight else None,

@@ -1,7 +1,7 @@
 """Queries and keys turned by the angles of their slots (Su et al., 2021): elements i and i + D/2 of a head are a pair.
 
-The arithmetic is in fp32 and rounded once. The reference is plain torch. The fused form turns queries and keys at once, as they
-lie in the product's output. Its backward writes one gradient of queries, keys and values, where torch would fill and add several.
+The arithmetic is in fp32 and rounded once. The reference is plain torch. The fused form turns queries and keys at once, in the
+layout of the product's output. Its backward writes one gradient of queries, keys and values; torch would fill and add several.
 
 Shapes: T slots, H heads, G heads of keys and of values, D head size. G is H, or less if several queries share a key.
 """
