@@ -9,8 +9,8 @@ CONFIG says `model: {architecture: eurobert, num_key_value_heads: 4, ...}`. Ever
            -> RMSNorm -> SiLU of the gate, times up -> down, + hidden
 
 Weights, names and shapes are those of Hugging Face's `EuroBertForMaskedLM`. Nothing stands between the last norm and the
-decoder, whose matrix is its own. `maskloom.models.base.Architecture` says what each member is. The settings begin with 12 layers
-of 768; the frequencies are for pieces of 2,048 tokens (`rope_theta: 250000` is that of the published models).
+decoder, whose matrix is its own. `maskloom.models.base.Architecture` says what each member is. The published models have
+`rope_theta: 250000` for pieces of 8,192 tokens. `phases.N.rope_theta` changes it in a later phase.
 
 Shapes: T slots, D hidden size, H heads of queries, G heads of keys and of values, f feed-forward width.
 """
@@ -28,7 +28,6 @@ from transformers import EuroBertForMaskedLM
 from transformers.models.eurobert.modeling_eurobert import EuroBertDecoderLayer
 
 from maskloom.config import Few, Model, Share, Width
-from maskloom.data.batch import MicroBatch
 from maskloom.models.architecture import Architecture, Description, add
 from maskloom.models.attention import attend
 from maskloom.models.kernels import Kernels
@@ -40,6 +39,7 @@ class EuroBert(Model):
     """The section `model`, in the names of Hugging Face's `EuroBertConfig`."""
 
     dropouts: ClassVar[tuple[str, ...]] = ("attention_dropout",)
+    beside_init: ClassVar[tuple[str, ...]] = ("max_position_embeddings", "rope_theta")
 
     architecture: str = "eurobert"
     hidden_size: Width = 768
@@ -52,7 +52,7 @@ class EuroBert(Model):
     intermediate_size: Width = 3072
     hidden_act: Literal["silu", "gelu", "relu"] = "silu"
     rope_theta: PositiveFloat = 10_000.0
-    """Base of the rotary frequencies. In config.json it is a part of `rope_parameters`."""
+    """Base of the rotary frequencies. In config.json it is a part of `rope_parameters`. `phases.N.rope_theta` changes it."""
     attention_dropout: Share = 0.0
     initializer_range: PositiveFloat = 0.02
     rms_norm_eps: PositiveFloat = 1e-5
@@ -149,6 +149,15 @@ def layer_settings(config: Any, kernels: Kernels, trains: bool) -> list[Settings
     return [settings] * config.num_hidden_layers
 
 
+def set_fields(config: Any, values: Mapping[str, Any]) -> None:
+    """What a phase sets, or stands beside `model.init`."""
+    for name, value in values.items():
+        if name == "rope_theta":
+            config.rope_parameters = {**config.rope_parameters, "rope_theta": value}
+        else:
+            setattr(config, name, value)
+
+
 def faults(tree: Mapping[str, Any]) -> Iterator[str]:
     """What of a config.json the lists below cannot say: groups of heads, and rotary frequencies for longer pieces."""
     sizes = ("hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim")
@@ -159,6 +168,9 @@ def faults(tree: Mapping[str, Any]) -> Iterator[str]:
         yield from rope_faults(rope, "rope_parameters", tree, "rope_theta")
     if (old := tree.get("rope_scaling")) not in (None, {}, *DEFAULT_ROPE):
         yield f"rope_scaling is {old!r:.100} (computed: None)"
+    mask = tree.get("mask_token_id", 0)
+    if type(mask) is not int or mask < 0:
+        yield f"mask_token_id is {mask!r:.100}, which is not an id"
 
 
 add(
@@ -175,9 +187,9 @@ add(
                 "rope_theta": (0.0, LARGEST_THETA),
             },
             choices={"hidden_act": ACTIVATIONS, **dict.fromkeys(("attention_bias", "mlp_bias"), (True, False))},
-            harmless=frozenset({"classifier_pooling", "pretraining_tp", "mask_token_id", "rope_scaling"}),
+            harmless=frozenset({"classifier_pooling", "pretraining_tp", "rope_scaling"}),
             ids=("pad_token_id", "bos_token_id", "eos_token_id"),
-            own=("rope_parameters",),
+            own=("rope_parameters", "mask_token_id"),
             faults=faults,
         ),
         token_ids=lambda tokenizer: {
@@ -197,5 +209,6 @@ add(
         transform=lambda model, hidden: hidden,
         stations=lambda model: (model.model.embed_tokens, model.model.norm),
         head_names=("lm_head.",),
+        set_fields=set_fields,
     )
 )

@@ -152,7 +152,7 @@ class RewarmUp(Section):
 class Phase(Section):
     """A part of the run with one sequence length and one global batch."""
 
-    model_fields_here: ClassVar[tuple[str, ...]] = ("global_rope_theta",)
+    model_fields_here: ClassVar[tuple[str, ...]] = ("global_rope_theta", "rope_theta")
     """The fields that also are fields of the model, in architectures that have them."""
 
     steps: Steps
@@ -172,6 +172,8 @@ class Phase(Section):
     global_rope_theta: Theta | None = None
     """Base of the rotary frequencies in the layers that see the whole piece, from this phase on. A larger one is for longer
     rows. Only for architectures that have `model.global_rope_theta`. Left out: as in the phase before, or in the model."""
+    rope_theta: Theta | None = None
+    """The same for architectures whose layers all have one base, `model.rope_theta`."""
     rewarm_up: RewarmUp | None = None
     """A new schedule from this phase on. Left out: the schedule continues."""
 

@@ -46,7 +46,10 @@ from ..models.parity import (
 EXAMPLES = Path(__file__).parents[2] / "examples"
 NAME = "add_eurobert"
 SHAPE = {
-    **{"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2},
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
     "intermediate_size": 48,
 }
 LENGTHS = [[9, 23], [32], [5, 7, 12]]
@@ -182,6 +185,7 @@ def test_heads_that_do_not_fit(given: dict[str, int], fault: str, run_config: di
         ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling is"),
         ({"hidden_act": "odd"}, "hidden_act is 'odd'"),
         ({"num_key_value_heads": None}, "num_key_value_heads is None"),
+        ({"mask_token_id": None}, "mask_token_id is None, which is not an id"),
     ],
 )
 def test_what_is_not_computed_is_refused(given: dict[str, Any], fault: str, tokenizer: Tokenizer) -> None:
@@ -192,7 +196,13 @@ def test_what_is_not_computed_is_refused(given: dict[str, Any], fault: str, toke
 def test_the_published_form_of_config_json(tokenizer: Tokenizer) -> None:
     """It has `rope_theta` beside the other keys, as release 4 of transformers had, and keys that nobody reads."""
     tree = {key: value for key, value in tiny_config(tokenizer).to_dict().items() if key != "rope_parameters"}
-    tree |= {"rope_theta": 250000, "rope_scaling": None, "hidden_dropout": 0.0, "is_causal": False, "mask_token": "<|mask|>"}
+    tree |= {
+        "rope_theta": 250000,
+        "rope_scaling": None,
+        "hidden_dropout": 0.0,
+        "is_causal": False,
+        "mask_token": "<|mask|>",
+    }
     config = check_description(tree, "there")
     assert ARCHITECTURES["eurobert"].rope_thetas(config) == [250000.0] * 2
 
@@ -243,6 +253,27 @@ def test_two_ranks_train_it_and_resume_with_the_same_bits(
     assert losses(tmp_path / "whole") == pytest.approx(losses(tmp_path / "alone"), abs=1e-4)
 
 
+def test_a_phase_and_a_start_from_a_checkpoint_set_the_base_of_frequencies(
+    run_config: dict, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    run_config["model"] = {"architecture": "eurobert", **SHAPE}
+    phase = {**run_config["phases"][0], "steps": 2}
+    run_config["phases"] = [phase, {**phase, "rope_theta": 900.0}]
+    config = parse_config(run_config, "run.yaml")
+    assert [config.model_at(step) for step in (2, 3)] == [{}, {"rope_theta": 900.0}]
+    model, _ = build_model(config.model, tokenizer, 0)
+    batch = bucket(make_rows([[32]], tokenizer), tokenizer)
+    before = model.seen(batch)[0].rotary
+    model.architecture.set_fields(model.config, config.model_at(3))
+    assert not torch.equal(model.seen(batch)[0].rotary.cos, before.cos)
+    model.config.save_pretrained(tmp_path)
+    assert ARCHITECTURES["eurobert"].rope_thetas(read_definition(tmp_path)) == [900.0] * 2
+
+    model.save_pretrained(tmp_path)
+    begun, _ = build_model(MODELS["eurobert"](init=str(tmp_path), rope_theta=5e3), tokenizer, 0)
+    assert begun.config.rope_parameters["rope_theta"] == 5e3
+
+
 def test_every_command(
     tree: dict,
     write_config: Callable[..., Path],
@@ -251,8 +282,8 @@ def test_every_command(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Trained by `--import` with Muon, exported, loaded in transformers, filled and evaluated; then a run begins from the export."""
-    tree["optimizer"] = {**tree["optimizer"], "name": "muon", "gradient_clipping": 0}
+    """Trained by `--import`, exported, loaded in transformers, filled and evaluated; then a run begins from the export."""
+    tree["phases"] = [{**phase, "steps": 6} for phase in (*tree["phases"], {**tree["phases"][0], "rope_theta": 900.0})]
     config, run = write_config(tree), tmp_path / "run"
     paths = f"{EXAMPLES}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
     done = maskloom("train", "--import", NAME, config, env=environment(PYTHONPATH=paths))
@@ -262,7 +293,7 @@ def test_every_command(
     assert cli.main(["export", str(run), str(tmp_path / "out")]) == 0
     theirs = AutoModelForMaskedLM.from_pretrained(tmp_path / "out").eval()
     assert type(theirs) is EuroBertForMaskedLM
-    assert theirs.config.rope_parameters["rope_theta"] == 500.0
+    assert theirs.config.rope_parameters["rope_theta"] == 900.0
     assert theirs.config.num_key_value_heads == 2
     assert read_definition(tmp_path / "out").to_dict()["rope_parameters"] == theirs.config.rope_parameters
     ours = packed(EuroBertForMaskedLM.from_pretrained(tmp_path / "out")).eval()
@@ -278,5 +309,8 @@ def test_every_command(
     assert "held-out loss" in capsys.readouterr().out
 
     begun = {**tree, "run_dir": str(tmp_path / "begun"), "model": {"init": str(tmp_path / "out")}}
+    begun["phases"] = [{**tree["phases"][0], "steps": 2}]
+    begun["optimizer"] = {"lr": 1e-3, "warmup_steps": 1}
+    begun["evaluation"] = {"every_steps": 0}
     train_in_ranks([write_config(begun, "begun.yaml")], 1, tmp_path / "log", patch=in_a_rank)
     assert losses(tmp_path / "begun")[1] < losses(run)[1]

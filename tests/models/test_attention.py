@@ -26,6 +26,7 @@ from maskloom.models.attention import (
     settle_attention,
     way_of,
 )
+from maskloom.models.windows import block_mask
 from maskloom.tokenizers.base import Tokenizer
 
 from .parity import bucket, make_rows
@@ -71,6 +72,33 @@ def test_attend_is_attention_over_each_piece_alone(lengths: list[list[int]], see
         scores = torch.einsum("qhd,khd->hqk", query[start:end], key[start:end]) / math.sqrt(SIZE)
         expected = torch.einsum("hqk,khd->qhd", scores.softmax(-1), value[start:end])
         torch.testing.assert_close(result[start:end], expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("key_heads", [1, 2])
+@pytest.mark.parametrize(
+    ("seq_len", "window", "way"), [(12, None, Way.ROWS), (12, 2, Way.BLOCKS), (1200, None, Way.PIECES)]
+)
+def test_queries_share_the_keys_of_their_group(key_heads: int, seq_len: int, window: int | None, way: Way) -> None:
+    """As if each key and value stood there once for every query of its group; gradients too."""
+    heads = 4
+    positions = torch.arange(seq_len).remainder(7)
+    pieces = torch.arange(seq_len, dtype=torch.int32) // 7
+    mask = {
+        Way.ROWS: lambda: piece_mask(pieces, seq_len),
+        Way.BLOCKS: lambda: block_mask(positions, window or 0),
+        Way.PIECES: lambda: None,
+    }[way]()
+    look = Pieces(torch.zeros(1, dtype=torch.int32), mask, seq_len, window, way=way, positions=positions)
+    query = torch.randn(seq_len, heads, SIZE)
+    key, value = (torch.randn(seq_len, key_heads, SIZE, requires_grad=True) for _ in range(2))
+    group = torch.arange(heads) * key_heads // heads  # Hugging Face's order: neighbours share
+    expected = attend(query, key[:, group], value[:, group], look, 0.0)
+    found = attend(query, key, value, look, 0.0)
+    torch.testing.assert_close(found, expected)
+    upstream = torch.randn_like(found)
+    torch.testing.assert_close(
+        torch.autograd.grad(found, (key, value), upstream), torch.autograd.grad(expected, (key, value), upstream)
+    )
 
 
 def test_dropout_of_one_drops_every_weight() -> None:
@@ -185,11 +213,15 @@ def test_the_choice_is_not_a_part_of_the_graph(monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_the_kernel_over_pieces_is_the_masked_attention(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("key_heads", [HEADS, 1])
+def test_the_kernel_over_pieces_is_the_masked_attention(key_heads: int, dtype: torch.dtype) -> None:
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device: the variable-length kernel runs nowhere else")
     pieces, cu_seqlens = rows_of_pieces([[5, 7, 20], [32]])
-    parts = [torch.randn(64, HEADS, 64, device="cuda", dtype=dtype, requires_grad=True) for _ in range(3)]
+    parts = [
+        torch.randn(64, heads, 64, device="cuda", dtype=dtype, requires_grad=True)
+        for heads in (HEADS, key_heads, key_heads)
+    ]
     mask = piece_mask(pieces.cuda(), 32)
     masked = attend(*parts, Pieces(cu_seqlens.cuda(), mask, 32), 0.0)
     expected = torch.autograd.grad(masked.float().square().sum(), parts)

@@ -7,11 +7,12 @@ import torch
 from torch._dynamo.testing import CompileCounter
 from transformers import BertConfig
 from transformers.models.bert.modeling_bert import BertLayer
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from maskloom.models.attention import piece_mask
 from maskloom.models.bert import BERT
 from maskloom.models.kernels import KERNELS
-from maskloom.models.layers import Pieces, PostNorm, post_norm
+from maskloom.models.layers import Dense, Pieces, PostNorm, joined, post_norm, rms_norm
 from maskloom.models.masked_lm import PackedLayer, layers_of, new_model
 
 TINY = {"hidden_size": 64, "num_attention_heads": 2, "intermediate_size": 96, "num_hidden_layers": 1, "vocab_size": 8}
@@ -85,3 +86,22 @@ def test_one_compilation_serves_every_layer() -> None:
         layer.run = run
         hidden = layer(hidden, pieces, settings_of(config, "compile", trains=True)).detach()
     assert counter.frame_count == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rms_norm_is_llamas(dtype: torch.dtype) -> None:
+    norm = LlamaRMSNorm(16, eps=1e-3)
+    with torch.no_grad():
+        norm.weight.add_(torch.randn(16))
+    hidden = torch.randn(5, 16).to(dtype)
+    found = rms_norm(hidden, Dense.of(norm.to(dtype)), 1e-3)
+    unit = torch.finfo(dtype).eps  # theirs is rounded before the product with the weight too
+    torch.testing.assert_close(found, norm(hidden), atol=unit, rtol=4 * unit)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_joined_layers_give_their_outputs_beside_each_other(bias: bool) -> None:
+    parts = [torch.nn.Linear(6, width, bias=bias) for width in (4, 2, 2)]
+    hidden = torch.randn(5, 6)
+    found = torch.nn.functional.linear(hidden, *joined([Dense.of(part) for part in parts]))
+    torch.testing.assert_close(found, torch.cat([part(hidden) for part in parts], -1))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 from torch._dynamo.testing import CompileCounter
-from transformers import BertForMaskedLM
+from transformers import BertForMaskedLM, EuroBertConfig
 from transformers.models.bert.modeling_bert import BertLayer
 
 from maskloom.config import ModernBert
@@ -72,6 +72,7 @@ def test_hidden_matrices_are_the_layers_2_d_weights(tokenizer: Tokenizer) -> Non
 def test_what_attention_is_chosen_by() -> None:
     config = tiny_config(100, hidden_size=48, num_attention_heads=3, attention_probs_dropout_prob=0.25)
     assert (head_size_of(config), attention_dropout_of(config)) == (16, 0.25)
+    assert head_size_of(EuroBertConfig(hidden_size=48, num_attention_heads=3, head_dim=24)) == 24
 
 
 @pytest.mark.parametrize("checkpoints", [False, True])

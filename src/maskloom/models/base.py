@@ -8,7 +8,7 @@ puts our forward in the place of its own. (A subclass of ours would be "custom c
 of such a class.)
 
 Some values are read from Hugging Face's configuration, since each of them has these: `vocab_size`, `hidden_size`,
-`num_hidden_layers`, `num_attention_heads` and `tie_word_embeddings`.
+`num_hidden_layers`, `num_attention_heads` and `tie_word_embeddings`. So is `head_dim`, the size of a head, if there is one.
 
 Shapes: T slots, K predicted tokens, D hidden size.
 """
@@ -62,7 +62,7 @@ class Description:
         choices: keys that choose a function, and the values that our forward computes.
         computed: keys that our forward does not read, and the values that agree with what it computes.
         harmless: keys that are not kept: they do not change the forward, or `faults` checks them.
-        ids: keys that hold ids of tokens. An id beyond the vocabulary is dropped, since the tokenizer's ids are used.
+        ids: keys that hold ids of tokens. An id beyond the vocabulary becomes None, since the tokenizer's ids are used.
         own: keys that are kept, and that `faults` checks.
         faults: (config.json) -> a sentence for each value that the lists cannot describe and our forward does not compute.
     """
@@ -121,7 +121,7 @@ class Architecture:
         rope_thetas: (configuration) -> base of the rotary frequencies of each layer, None if positions are in the embeddings.
             It is not among the settings: these are constants of compiled code, and a phase may change the base.
         finish: (model, [T, D]) -> [T, D]: what comes after the last layer. Left out: nothing.
-        transform: (model, [K, D]) -> [K, D]: the head before the decoder.
+        transform: (model, [K, D]) -> [K, D]: the head before the decoder; without one, its input.
         stations: the module whose output is the embeddings, and the one whose output goes into the decoder.
         head_names: prefixes of the names of the head's weights. A checkpoint may lack these.
         spare_names: prefixes of other weights of Hugging Face's encoder, such as a pooler. They are not read.

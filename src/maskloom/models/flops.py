@@ -7,8 +7,8 @@ activation checkpointing runs again.
 
 Derivation. A product of [m, k] and [k, n] is 2 m k n operations. A layer multiplies its s slots with each of its matrices. In
 attention it multiplies each slot with those that it sees. Each such two are a pair: a piece of s_i slots has s_i^2 pairs.
-Scores and weighted values are 2 h operations a pair each. h is the width of all heads of the queries, mostly that of the layers;
-fewer heads of keys and values make matrices smaller, and pairs cost the same. The head multiplies its matrices with the
+Scores and weighted values are 2 h operations a pair each. The width h is that of all heads of the queries. With fewer heads of
+keys and values the matrices are smaller, and a pair costs the same. The head multiplies its matrices with the
 p predicted tokens alone. With W weights in the layers' matrices and H in the head's, a forward pass multiplies
 
     layers' matrices             2 W s

@@ -40,6 +40,23 @@ def test_fused_is_the_reference_forward_and_backward(dtype: torch.dtype) -> None
         torch.testing.assert_close(ours, wanted, atol=4 * unit, rtol=unit)
 
 
+@pytest.mark.parametrize("key_heads", [1, HEADS])
+@pytest.mark.parametrize("form", [rotate.reference, rotate.fused])
+def test_fewer_heads_of_keys_are_turned_like_the_first_of_as_many(form: object, key_heads: int) -> None:
+    """Values, and the gradient of what is turned."""
+    assert callable(form)
+    rotary, upstream = rotary_table(torch.arange(SLOTS), SIZE, 10_000.0), torch.randn(3, SLOTS, HEADS, SIZE)
+    qkv = torch.randn(SLOTS, 3, HEADS, SIZE, requires_grad=True)
+    narrow = torch.cat((qkv[:, 0], qkv[:, 1, :key_heads], qkv[:, 2, :key_heads]), 1).detach().requires_grad_()
+    heads = (HEADS, key_heads, key_heads)
+    expected, found = form(qkv, *rotary), form(narrow, *rotary, key_heads)
+    for part, whole, count in zip(found, expected, heads, strict=True):
+        assert torch.equal(part, whole[:, :count])
+    (wanted,) = torch.autograd.grad(expected, qkv, tuple(upstream))
+    (gradient,) = torch.autograd.grad(found, narrow, tuple(up[:, :n] for up, n in zip(upstream, heads, strict=True)))
+    assert torch.equal(gradient, torch.cat([wanted[:, part, :count] for part, count in enumerate(heads)], 1))
+
+
 def test_a_slot_at_position_0_stays() -> None:
     qkv = torch.randn(1, 3, HEADS, SIZE)
     assert torch.equal(torch.stack(rotate.fused(qkv, *rotary_table(torch.tensor([0]), SIZE, 100.0)), 1), qkv)

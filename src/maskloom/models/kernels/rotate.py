@@ -29,7 +29,7 @@ def reference(qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, key_heads
     if key_heads is None:
         query, key, value = qkv.unbind(1)
     else:
-        query, key, value = qkv.split((qkv.shape[1] - 2 * key_heads, key_heads, key_heads), 1)
+        query, key, value = torch.split(qkv, [qkv.shape[1] - 2 * key_heads, key_heads, key_heads], 1)
     return _turned(query, cos, sin), _turned(key, cos, sin), value
 
 
@@ -70,7 +70,7 @@ class _Rotate(torch.autograd.Function):
     def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
         cos, sin = ctx.saved_tensors
         gradient = gradients[0].new_empty(ctx.shape)
-        query, key, value = gradient.flatten(1, -2).split([part.shape[1] for part in gradients], 1)
+        query, key, value = torch.split(gradient.flatten(1, -2), [part.shape[1] for part in gradients], 1)
         for upstream, into in zip(gradients, (query, key), strict=False):
             _turn(upstream, cos, sin, into, -1)
         value.copy_(gradients[2])
