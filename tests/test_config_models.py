@@ -38,7 +38,10 @@ def test_a_section_of_each_architecture_reads_back(name: str) -> None:
         ({"architecture": "modernbert", "hidden_act": "gelu"}, "and model.architecture is modernbert"),
         ({"architecture": "modernbert", "hidden_act": "gelu"}, "it belongs to architecture bert and roberta and"),
         ({"architecture": "modernbert", "type_vocab_size": 2}, "it belongs to architecture roberta"),
-        ({"init": "folder", "global_rope_theta": 1e4}, "it belongs to architecture modernbert"),
+        (
+            {"init": "folder", "global_rope_theta": 1e4},
+            "it belongs to architecture modernbert: if the checkpoint of model.init is one, set model.architecture too",
+        ),
         ({"init": "folder", "architecture": "modernbert", "local_rope_theta": 1e4}, "remove local_rope_theta"),
         (SMALL | {"layer_types": [FULL, WINDOW]}, "layer_types names 2 layers, and num_hidden_layers is 3"),
         (SMALL | {"layer_types": [FULL, WINDOW, "window"]}, "model.layer_types.2 = 'window'"),

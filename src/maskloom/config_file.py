@@ -198,10 +198,12 @@ def _fault(detail: ErrorDetails, tree: Mapping[str, object]) -> str:
             if key == f"model.{last}" and (
                 owners := [name for name, each in MODELS.items() if last in each.model_fields]
             ):
-                own = cast(dict[str, Any], tree["model"]).get(
-                    "architecture", Model.model_fields["architecture"].default
-                )
-                return f"unknown key '{key}': it belongs to architecture {' and '.join(owners)}, and model.architecture is {own}"
+                given, named = cast(dict[str, Any], tree["model"]), " and ".join(owners)
+                said = f"unknown key '{key}': it belongs to architecture {named}"
+                if given.get("init") and "architecture" not in given:
+                    return f"{said}: if the checkpoint of model.init is one, set model.architecture too"
+                own = given.get("architecture", Model.model_fields["architecture"].default)
+                return f"{said}, and model.architecture is {own}"
             near = difflib.get_close_matches(last, beside, n=1, cutoff=0.5)
             hint = f"did you mean '{near[0]}'?" if near else f"known here: {', '.join(beside)}"
             return f"unknown key '{key}': {hint}"

@@ -96,3 +96,13 @@ def test_spare_tokens_do_not_clash_with_ones_that_are_there() -> None:
 def test_sizes_that_leave_nothing_are_refused(kind: str, options: dict[str, int], said: str) -> None:
     with pytest.raises(UserError, match=said):
         train_tokenizer(["the river"], 100, kind=kind, **options)
+
+
+def test_a_size_that_its_characters_alone_exceed_is_refused(documents: list[str]) -> None:
+    """WordPiece's trainer keeps every character, whatever size it is asked for."""
+    with pytest.raises(
+        UserError, match=r"--vocab-size 12 is too small: kind 'wordpiece' has \d+ ids for the characters"
+    ):
+        train_tokenizer(documents, 12)
+    with pytest.raises(UserError, match=r"--vocab-size 100 is too small: .* alone, and --spare keeps 88"):
+        train_tokenizer(documents, 100, spare=88)

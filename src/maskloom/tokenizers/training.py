@@ -64,6 +64,12 @@ def train_tokenizer(
         trained = row.train(texts, vocab_size - spare, lowercase)
     except UserError as error:
         raise UserError(f"{error} (--spare keeps {spare} of {vocab_size} ids)" if spare else str(error)) from None
+    ids = len(json.loads(trained)["model"]["vocab"])
+    if ids > vocab_size - spare:
+        raise UserError(
+            f"--vocab-size {vocab_size} is too small: kind {kind!r} has {ids:,} ids for the characters of this text alone"
+            + (f", and --spare keeps {spare}" if spare else "")
+        )
     definition = with_spare(trained, spare, multiple or row.vocab_multiple)
     tokenizer = tokenizer_of_definition(definition, "the trained tokenizer")
     if tokenizer.kind != kind:
