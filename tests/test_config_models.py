@@ -36,7 +36,14 @@ def test_a_section_of_each_architecture_reads_back(name: str) -> None:
             "architecture modernbert, and model.architecture is roberta",
         ),
         ({"architecture": "modernbert", "hidden_act": "gelu"}, "and model.architecture is modernbert"),
-        ({"architecture": "modernbert", "hidden_act": "gelu"}, "it belongs to architecture bert and roberta and"),
+        (
+            {"architecture": "modernbert", "hidden_act": "gelu"},
+            "belongs to architecture bert, roberta, xlm-roberta and camembert,",
+        ),
+        ({"architecture": "modernbert", "hidden_act": "gelu"}, "is modernbert; did you mean 'hidden_activation'?"),
+        ({"architecture": "ModernBert"}, "there is no such architecture; did you mean 'modernbert'? there are bert,"),
+        ({"architecture": "xlm_roberta"}, "did you mean 'xlm-roberta'?"),
+        ({"architecture": "deberta"}, "there is no such architecture; there are bert,"),
         ({"architecture": "modernbert", "type_vocab_size": 2}, "it belongs to architecture roberta"),
         (
             {"init": "folder", "global_rope_theta": 1e4},

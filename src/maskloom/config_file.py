@@ -190,6 +190,11 @@ def _position(items: list[Any], name: str, where: str) -> int:
     return int(name)
 
 
+def _listed(names: Sequence[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    return " and ".join([*([", ".join(names[:-1])] if names[1:] else []), names[-1]])
+
+
 def _fault(detail: ErrorDetails, tree: Mapping[str, object]) -> str:
     key = ".".join(str(part) for part in detail["loc"] if part not in (ONE, SEVERAL))
     match detail["type"]:
@@ -198,12 +203,14 @@ def _fault(detail: ErrorDetails, tree: Mapping[str, object]) -> str:
             if key == f"model.{last}" and (
                 owners := [name for name, each in MODELS.items() if last in each.model_fields]
             ):
-                given, named = cast(dict[str, Any], tree["model"]), " and ".join(owners)
-                said = f"unknown key '{key}': it belongs to architecture {named}"
+                given = cast(dict[str, Any], tree["model"])
+                said = f"unknown key '{key}': it belongs to architecture {_listed(owners)}"
                 if given.get("init") and "architecture" not in given:
                     return f"{said}: if the checkpoint of model.init is one, set model.architecture too"
                 own = given.get("architecture", Model.model_fields["architecture"].default)
-                return f"{said}, and model.architecture is {own}"
+                alike = difflib.get_close_matches(last, beside, n=1, cutoff=0.7)
+                hint = f"; did you mean '{alike[0]}'?" if alike else ""
+                return f"{said}, and model.architecture is {own}{hint}"
             near = difflib.get_close_matches(last, beside, n=1, cutoff=0.5)
             hint = f"did you mean '{near[0]}'?" if near else f"known here: {', '.join(beside)}"
             return f"unknown key '{key}': {hint}"
