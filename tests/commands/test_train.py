@@ -109,7 +109,7 @@ class TestModelToStartFrom:
         [
             ({"is_decoder": True}, None, "is_decoder is True"),
             ({"position_embedding_type": "relative_key"}, None, "position_embedding_type is 'relative_key'"),
-            ({"model_type": "roberta"}, None, "is a 'roberta' model"),
+            ({"model_type": "electra"}, None, "is a 'electra' model"),
             ({"num_attention_heads": 3}, None, "is not a multiple of num_attention_heads 3"),
             ({"num_hidden_layers": 3}, None, "is not a whole encoder: it lacks bert.encoder"),
             ({}, "evaluation.seq_len=128", "evaluation.seq_len 128: more than the 64 positions of model.init"),
