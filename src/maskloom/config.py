@@ -7,6 +7,7 @@ values in `config_values`. Import any of them from here. Each message says what 
 
 from __future__ import annotations
 
+import difflib
 import itertools
 from typing import Annotated, Any, Literal, cast
 
@@ -265,10 +266,11 @@ class RunConfig(Section):
         if section := model_section(given):
             return section.model_validate(given)
         name = given["architecture"]
+        near = difflib.get_close_matches(str(name).lower(), MODELS, n=1, cutoff=0.8)
         said = PydanticCustomError(
             "architecture",
-            "there is no such architecture; there are {known}, and one of your own comes with --import MODULE",
-            {"known": ", ".join(MODELS)},
+            "there is no such architecture; {near}there are {known}, and one of your own comes with --import MODULE",
+            {"known": ", ".join(MODELS), "near": f"did you mean '{near[0]}'? " if near else ""},
         )
         fault = InitErrorDetails(type=said, loc=("architecture",), input=str(name))
         raise ValidationError.from_exception_data("model", [fault])

@@ -190,6 +190,11 @@ def _position(items: list[Any], name: str, where: str) -> int:
     return int(name)
 
 
+def _listed(names: Sequence[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    return " and ".join([*([", ".join(names[:-1])] if names[1:] else []), names[-1]])
+
+
 def _fault(detail: ErrorDetails, tree: Mapping[str, object]) -> str:
     key = ".".join(str(part) for part in detail["loc"] if part not in (ONE, SEVERAL))
     match detail["type"]:
@@ -201,7 +206,9 @@ def _fault(detail: ErrorDetails, tree: Mapping[str, object]) -> str:
                 own = cast(dict[str, Any], tree["model"]).get(
                     "architecture", Model.model_fields["architecture"].default
                 )
-                return f"unknown key '{key}': it belongs to architecture {' and '.join(owners)}, and model.architecture is {own}"
+                alike = difflib.get_close_matches(last, beside, n=1, cutoff=0.7)
+                hint = f"; did you mean '{alike[0]}'?" if alike else ""
+                return f"unknown key '{key}': it belongs to architecture {_listed(owners)}, and model.architecture is {own}{hint}"
             near = difflib.get_close_matches(last, beside, n=1, cutoff=0.5)
             hint = f"did you mean '{near[0]}'?" if near else f"known here: {', '.join(beside)}"
             return f"unknown key '{key}': {hint}"
