@@ -84,8 +84,9 @@ def _texts(index: Index, most_bytes: int, progress: Progress) -> Iterator[str]:
     blocks = index.train_blocks
     for number in range(len(blocks)):
         if progress.done >= most_bytes:
-            return
+            break
         _, place = block_at(0, index.digest, number, len(blocks))
         for text in index.documents(int(blocks[place]), "train"):
             progress.advance(len(text.encode()))
             yield text
+    say(f"{progress.done / MIB:,.1f} MiB are read: now the vocabulary is learnt, which shows no progress")
