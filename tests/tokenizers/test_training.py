@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
+from dataclasses import replace
 
 import pytest
 
 from maskloom.errors import UserError
 from maskloom.tokenizers import TOKENIZERS, TokenizerKind
 from maskloom.tokenizers.base import UNUSED
-from maskloom.tokenizers.training import train_tokenizer, trainable_kinds, with_spare
+from maskloom.tokenizers.training import train_tokenizer, trainable_kinds, with_spare, without_long_runs
 from maskloom.tokenizers.wordpiece import SPECIAL_TOKENS, train_word_piece
 
 KINDS = list(TOKENIZERS)
@@ -106,3 +108,32 @@ def test_a_size_that_its_characters_alone_exceed_is_refused(documents: list[str]
         train_tokenizer(documents, 12)
     with pytest.raises(UserError, match=r"--vocab-size 100 is too small: .* alone, and --spare keeps 88"):
         train_tokenizer(documents, 100, spare=88)
+
+
+@pytest.mark.parametrize(
+    ("text", "lengths"),
+    [
+        ("", [0]),
+        ("a" * 1024, [1024]),
+        ("a" * 1025, [1024, 1]),
+        ("b " + "a" * 3000 + " b", [1026, 1024, 954]),
+        ("a " * 5000, [10_000]),
+        ("a" + "\n " * 513 + "a" * 1024, [1025, 1026]),
+    ],
+)
+def test_a_run_without_end_is_cut_for_the_trainer(text: str, lengths: list[int]) -> None:
+    parts = list(without_long_runs([text]))
+    assert "".join(parts) == text
+    assert [*map(len, parts)] == lengths
+
+
+def test_trainers_see_no_run_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+
+    def train(texts: Iterable[str], vocab_size: int, lowercase: bool | None) -> str:
+        seen.extend(texts)
+        return train_word_piece(seen, vocab_size, lowercase)
+
+    monkeypatch.setitem(TOKENIZERS, "wordpiece", replace(TOKENIZERS["wordpiece"], train=train))
+    train_tokenizer(["ACGT" * 700, "the river"], 40)
+    assert [*map(len, seen)] == [1024, 1024, 752, 9]

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
 
 from maskloom.errors import UserError
 from maskloom.extensions import where_names_come_from
@@ -20,6 +21,10 @@ from maskloom.tokenizers.pipeline import added_tokens
 
 UNLIKELY = -1000.0
 """Score of a spare token in Unigram. It is below the sum of the characters that spell the token, so text never becomes it."""
+
+LONGEST_RUN = 1 << 10
+RUNS = re.compile(rf"(?<!\S)\S{{{LONGEST_RUN + 1},}}|(?<!\s)\s{{{LONGEST_RUN + 1},}}")
+"""Characters without a blank, or white space alone, that are more than `LONGEST_RUN`."""
 
 
 def trainable_kinds() -> list[str]:
@@ -61,7 +66,7 @@ def train_tokenizer(
             f"--multiple {multiple} is more than --vocab-size {vocab_size}: most ids would stand for nothing"
         )
     try:
-        trained = row.train(texts, vocab_size - spare, lowercase)
+        trained = row.train(without_long_runs(texts), vocab_size - spare, lowercase)
     except UserError as error:
         raise UserError(f"{error} (--spare keeps {spare} of {vocab_size} ids)" if spare else str(error)) from None
     ids = len(json.loads(trained)["model"]["vocab"])
@@ -77,6 +82,21 @@ def train_tokenizer(
             f"the tokenizer that kind {kind!r} trained would be read as one of kind {tokenizer.kind!r}: correct is_of_kind"
         )
     return tokenizer
+
+
+def without_long_runs(texts: Iterable[str]) -> Iterator[str]:
+    """The texts, with a new one begun wherever a run would be longer than `LONGEST_RUN`.
+
+    The library's trainers of BPE and WordPiece take the square of a word's length. One of millions of characters, as a genome
+    or an encoded picture, would never end.
+    """
+    for text in texts:
+        start = 0
+        for run in RUNS.finditer(text) if len(text) > LONGEST_RUN else ():
+            for end in range(run.start() + LONGEST_RUN, run.end(), LONGEST_RUN):
+                yield text[start:end]
+                start = end
+        yield text[start:]
 
 
 def with_spare(definition: str, spare: int, multiple: int) -> str:
