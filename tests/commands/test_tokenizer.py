@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from transformers import AutoTokenizer
 
 from maskloom.data.index.corpus import text_hash
+from maskloom.tokenizers import TOKENIZERS
 from maskloom.tokenizers.loading import load_tokenizer
 from maskloom.tokenizers.wordpiece import SPECIAL_TOKENS
 
@@ -56,6 +58,16 @@ def test_case_is_kept_on_demand(cased: bool, tmp_path: Path, succeeds: Command) 
 def test_no_more_text_is_read_than_asked_for(corpus_dir: Path, tmp_path: Path, succeeds: Command) -> None:
     succeeds("tokenizer", corpus_dir, tmp_path / "all")
     succeeds("tokenizer", corpus_dir, tmp_path / "some", "--max-bytes", "1K")
+    sizes = [load_tokenizer(tmp_path / name).vocab_size for name in ("all", "some")]
+    assert sizes[0] > sizes[1]
+
+
+def test_a_kind_limits_the_text(
+    corpus_dir: Path, tmp_path: Path, succeeds: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    succeeds("tokenizer", corpus_dir, tmp_path / "all", "--max-bytes", "256M")
+    monkeypatch.setitem(TOKENIZERS, "wordpiece", replace(TOKENIZERS["wordpiece"], train_bytes=1024))
+    succeeds("tokenizer", corpus_dir, tmp_path / "some")
     sizes = [load_tokenizer(tmp_path / name).vocab_size for name in ("all", "some")]
     assert sizes[0] > sizes[1]
 

@@ -19,6 +19,7 @@ from maskloom.data.index.loading import load_index
 from maskloom.data.order import block_at
 from maskloom.progress import Progress, say
 from maskloom.tokenizers import TOKENIZERS
+from maskloom.tokenizers.base import OTHER
 from maskloom.tokenizers.training import train_tokenizer, trainable_kinds
 from maskloom.tokenizers.writing import write_for_others
 
@@ -58,15 +59,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add(
         "--max-bytes",
         type=byte_count,
-        default=256 * MIB,
-        help="text to learn from, spread over the corpus (default: 256M). Less is wise for unigram if words have no blanks",
+        help=f"text to learn from, spread over the corpus ({_usual_texts()})",
     )
 
 
 def run(options: argparse.Namespace) -> int:
     index = load_index(options.corpus)
-    with Progress("reading", min(index.header["text_bytes"], options.max_bytes), "MiB", MIB) as progress:
-        texts = _texts(index, options.max_bytes, progress)
+    most_bytes = options.max_bytes or TOKENIZERS.get(options.kind, OTHER).train_bytes
+    with Progress("reading", min(index.header["text_bytes"], most_bytes), "MiB", MIB) as progress:
+        texts = _texts(index, most_bytes, progress)
         lowercase = False if options.cased else None
         tokenizer = train_tokenizer(texts, options.vocab_size, lowercase, options.kind, options.spare, options.multiple)
     options.out.mkdir(parents=True, exist_ok=True)
@@ -78,6 +79,11 @@ def run(options: argparse.Namespace) -> int:
 def _usual_multiples() -> str:
     multiples = {name: TOKENIZERS[name].vocab_multiple for name in trainable_kinds()}
     return "default: " + ", ".join(f"{name} {multiple}" for name, multiple in multiples.items())
+
+
+def _usual_texts() -> str:
+    sizes = {name: TOKENIZERS[name].train_bytes // MIB for name in trainable_kinds()}
+    return "default: " + ", ".join(f"{name} {size}M" for name, size in sizes.items())
 
 
 def _texts(index: Index, most_bytes: int, progress: Progress) -> Iterator[str]:

@@ -87,6 +87,8 @@ class TokenizerKind:
     """A token as the vocabulary spells it -> as people can read it."""
     vocab_multiple: int = 1
     """A new vocabulary is padded with `[unused*]` to a multiple of this, unless the user sets another multiple."""
+    train_bytes: int = 256 << 20
+    """Text to learn from, in bytes, unless the user sets another limit."""
     has_token_types: bool = True
     """Whether Hugging Face's libraries should tell the two texts of a pair apart by token types, as BERT does."""
 

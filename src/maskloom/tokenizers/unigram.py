@@ -189,5 +189,6 @@ UNIGRAM = TokenizerKind(
     word_rule=word_rule,
     cut_points=cut_points,
     vocab_multiple=64,
+    train_bytes=16 << 20,  # the library takes a minute of a core for 4 MiB, and more if words have no blanks
     has_token_types=False,
 )
