@@ -101,7 +101,7 @@ def test_text_that_the_tokenizer_cannot_encode_is_a_fault(
     tmp_path: Path, alone: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its library panics, at one text or, not `alone`, at several together."""
-    tokenizer = train_tokenizer([sentences(random.Random(1), 40)], 60)
+    tokenizer = train_tokenizer([sentences(random.Random(1), 40)], 80)
 
     class PanicException(BaseException):  # as that of pyo3, which cannot be imported
         pass
@@ -124,7 +124,7 @@ def test_text_that_the_tokenizer_cannot_encode_is_a_fault(
 
 
 def test_lack_of_memory_is_not_a_fault_of_a_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tokenizer = train_tokenizer([sentences(random.Random(1), 40)], 60)
+    tokenizer = train_tokenizer([sentences(random.Random(1), 40)], 80)
 
     def lack(texts: list[str], add_special_tokens: bool) -> list[Any]:
         raise MemoryError
