@@ -229,6 +229,11 @@ def _packing(case: dict[str, Any]) -> list[str]:
             said.append(
                 f"`{name}` fills {filled:.1%} of its slots, so that packing alone would be worth {digits(1 / filled)}x. "
                 f"maskloom's best is {digits(over.median)}x, which is {digits(over.median * filled)} times that."
+                + (
+                    " A sparse head skips padding, so that padding costs less than its share."
+                    if "sparse" in name
+                    else ""
+                )
             )
     return said
 
@@ -299,8 +304,8 @@ def _curves(curves: dict[str, Any]) -> list[str]:
         f"Do both learn the same? {case['layers']} layers of {case['hidden_size']}, {recipe['steps']:,} steps of "
         f"{case['step_rows']} rows of {case['seq_len']} of the quickstart's text, {recipe['vocab_size']:,} ids; learning rate to "
         f"{recipe['lr']:g} in {recipe['warmup_steps']} steps, then linearly to 0. Hugging Face's own module with torch's AdamW "
-        "(`hf-fed`) gets maskloom's first weights and its batches: the pieces of each packed row, with the same masks, a "
-        "piece a row with padding and a mask of attention. ModernBERT has its sparse head there, and RoBERTa the dense one. "
+        "(`hf-fed`) gets maskloom's first weights, batches and masks. Each piece of a packed row is a padded row of its own "
+        "there, with an attention mask. ModernBERT has its sparse head there, and RoBERTa the dense one. "
         "RoBERTa has dropout, which both draw for themselves. Shown is the held-out loss in nats, means over the seeds (least "
         "to most), and maskloom's minus Hugging Face's. The noise is what such a mean difference would spread by if the seeds "
         "had nothing in common.",
