@@ -53,7 +53,7 @@ $(RUN)/export/config.json: $(RUN)/.done
 	@touch $@
 
 unit: .venv/.installed-dev
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --ignore tests/cluster --ignore tests/integration --ignore tests/fuzz
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --ignore tests/cluster --ignore tests/examples --ignore tests/integration --ignore tests/fuzz
 
 # A file is one worker's, in the order of the folders: the cluster's, which mostly wait, beside all others.
 test: .venv/.installed-dev
