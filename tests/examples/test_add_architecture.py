@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 import itertools
 import os
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -20,7 +18,6 @@ from maskloom import cli
 from maskloom.config import MODELS, Bert, Engine
 from maskloom.config_file import dump_config, parse_config
 from maskloom.errors import UserError
-from maskloom.extensions import VARIABLE
 from maskloom.models.architecture import ARCHITECTURES, add
 from maskloom.models.build import build_model
 from maskloom.models.masked_lm import MaskedLM, hidden_matrices, packed
@@ -32,31 +29,16 @@ from maskloom.train.resume import reconcile
 from ..fixtures.make import DIED, die_after
 from ..integration.conftest import environment, losses, train_in_ranks
 from ..models.test_bert import bucket, make_rows
+from .imports import EXAMPLES, imported, in_a_rank
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
 NAME = "add_architecture"
 SHAPE = {"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 64}
 
 
 @pytest.fixture(scope="module", autouse=True)
-def imported() -> Iterator[None]:
-    """As `--import` does, in this process; afterwards the tables are as they were."""
-    tables = [(table, dict(table)) for table in (ARCHITECTURES, MODELS)]
-    sys.path.insert(0, str(EXAMPLES))
-    importlib.import_module(NAME)
-    yield
-    sys.path.remove(str(EXAMPLES))
-    del sys.modules[NAME]
-    for table, before in tables:
-        table.clear()
-        table.update(before)
-
-
-def in_a_rank(then: Callable[[], None] = lambda: None) -> None:
-    """What `--import` leaves in the environment of a rank."""
-    sys.path.insert(0, str(EXAMPLES))
-    os.environ[VARIABLE] = NAME
-    then()
+def example() -> Iterator[None]:
+    with imported(NAME):
+        yield
 
 
 def pair(vocab_size: int, **more: Any) -> tuple[MaskedLM, DistilBertForMaskedLM]:
@@ -198,15 +180,15 @@ def test_a_run_of_it(
     assert expected[12] < expected[1]
 
     again = write_config({**tree, "run_dir": str(tmp_path / "again")}, "again.yaml")
-    train_in_ranks([again], 1, tmp_path / "log", expect=DIED, patch=partial(in_a_rank, partial(die_after, 6)))
-    train_in_ranks([again], 1, tmp_path / "log", patch=in_a_rank)
+    train_in_ranks([again], 1, tmp_path / "log", expect=DIED, patch=partial(in_a_rank, NAME, partial(die_after, 6)))
+    train_in_ranks([again], 1, tmp_path / "log", patch=partial(in_a_rank, NAME))
     assert losses(tmp_path / "again") == expected
 
     spread = {**tree, "run_dir": str(tmp_path / "spread"), "engine": {"zero_stage": 3}}
     spread["model"] = {**tree["model"], "dropout": 0.0, "attention_dropout": 0.0}
     alone = {**spread, "run_dir": str(tmp_path / "alone"), "engine": {"zero_stage": 0}}
-    train_in_ranks([write_config(spread, "spread.yaml")], 2, tmp_path / "log", patch=in_a_rank)
-    train_in_ranks([write_config(alone, "alone.yaml")], 1, tmp_path / "log", patch=in_a_rank)
+    train_in_ranks([write_config(spread, "spread.yaml")], 2, tmp_path / "log", patch=partial(in_a_rank, NAME))
+    train_in_ranks([write_config(alone, "alone.yaml")], 1, tmp_path / "log", patch=partial(in_a_rank, NAME))
     assert losses(tmp_path / "spread") == pytest.approx(losses(tmp_path / "alone"), abs=1e-4)
 
     assert cli.main(["export", str(run), str(tmp_path / "out")]) == 0

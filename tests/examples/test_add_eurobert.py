@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import os
-import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -20,7 +18,6 @@ from maskloom import cli
 from maskloom.config import MODELS, Bert, Engine
 from maskloom.config_file import parse_config
 from maskloom.errors import UserError
-from maskloom.extensions import VARIABLE
 from maskloom.models.architecture import ARCHITECTURES
 from maskloom.models.build import build_model, read_definition
 from maskloom.models.description import check_description
@@ -42,8 +39,8 @@ from ..models.parity import (
     make_rows,
     pair,
 )
+from .imports import EXAMPLES, imported, in_a_rank
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
 NAME = "add_eurobert"
 SHAPE = {
     "hidden_size": 32,
@@ -66,24 +63,9 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(scope="module", autouse=True)
-def imported() -> Iterator[None]:
-    """As `--import` does, in this process; afterwards the tables are as they were."""
-    tables = [(table, dict(table)) for table in (ARCHITECTURES, MODELS)]
-    sys.path.insert(0, str(EXAMPLES))
-    importlib.import_module(NAME)
-    yield
-    sys.path.remove(str(EXAMPLES))
-    del sys.modules[NAME]
-    for table, before in tables:
-        table.clear()
-        table.update(before)
-
-
-def in_a_rank(then: Callable[[], None] = lambda: None) -> None:
-    """What `--import` leaves in the environment of a rank."""
-    sys.path.insert(0, str(EXAMPLES))
-    os.environ[VARIABLE] = NAME
-    then()
+def example() -> Iterator[None]:
+    with imported(NAME):
+        yield
 
 
 def tiny_config(tokenizer: Tokenizer, **more: Any) -> EuroBertConfig:
@@ -242,14 +224,14 @@ def test_two_ranks_train_it_and_resume_with_the_same_bits(
     whole, again = (
         write_config({**tree, "run_dir": str(tmp_path / name)}, f"{name}.yaml") for name in ("whole", "again")
     )
-    train_in_ranks([whole], 2, tmp_path / "log", patch=in_a_rank)
-    train_in_ranks([again], 2, tmp_path / "log", expect=DIED, patch=partial(in_a_rank, partial(die_after, 6)))
-    train_in_ranks([again], 2, tmp_path / "log", patch=in_a_rank)
+    train_in_ranks([whole], 2, tmp_path / "log", patch=partial(in_a_rank, NAME))
+    train_in_ranks([again], 2, tmp_path / "log", expect=DIED, patch=partial(in_a_rank, NAME, partial(die_after, 6)))
+    train_in_ranks([again], 2, tmp_path / "log", patch=partial(in_a_rank, NAME))
     assert sorted(losses(tmp_path / "whole")) == list(range(1, 13))
     assert losses(tmp_path / "again") == losses(tmp_path / "whole")
 
     alone = write_config({**tree, "run_dir": str(tmp_path / "alone"), "engine": {"zero_stage": 0}}, "alone.yaml")
-    train_in_ranks([alone], 1, tmp_path / "log", patch=in_a_rank)
+    train_in_ranks([alone], 1, tmp_path / "log", patch=partial(in_a_rank, NAME))
     assert losses(tmp_path / "whole") == pytest.approx(losses(tmp_path / "alone"), abs=1e-4)
 
 
@@ -312,5 +294,5 @@ def test_every_command(
     begun["phases"] = [{**tree["phases"][0], "steps": 2}]
     begun["optimizer"] = {"lr": 1e-3, "warmup_steps": 1}
     begun["evaluation"] = {"every_steps": 0}
-    train_in_ranks([write_config(begun, "begun.yaml")], 1, tmp_path / "log", patch=in_a_rank)
+    train_in_ranks([write_config(begun, "begun.yaml")], 1, tmp_path / "log", patch=partial(in_a_rank, NAME))
     assert losses(tmp_path / "begun")[1] < losses(run)[1]

@@ -130,7 +130,7 @@ def check_description(tree: Mapping[str, Any], name: str) -> PretrainedConfig:
 
 
 def _token_id(given: object, vocab_size: int) -> int | None:
-    """The id of a token, None if there is no such token."""
+    """An id of a token as it is given; None if the vocabulary does not have it."""
     return given if isinstance(given, int) and not isinstance(given, bool) and 0 <= given < vocab_size else None
 
 

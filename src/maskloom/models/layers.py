@@ -128,7 +128,7 @@ def layer_norm(hidden: torch.Tensor, norm: Dense, eps: float) -> torch.Tensor:
 
 
 def rms_norm(hidden: torch.Tensor, norm: Dense, eps: float) -> torch.Tensor:
-    """RMSNorm (Zhang & Sennrich, 2019): no mean is taken off, and there is no bias. [T, D] -> [T, D]."""
+    """RMSNorm (Zhang & Sennrich, 2019): the mean is not subtracted, and nothing is added. [T, D] -> [T, D]."""
     return F.rms_norm(hidden, hidden.shape[-1:], norm.weight, eps)
 
 

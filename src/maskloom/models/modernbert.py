@@ -4,7 +4,7 @@
            -> dense -> dropout, + hidden
            -> norm -> two halves in one product -> activation(first) times second -> dropout -> dense, + hidden
 
-The first layer has no norm before its attention, since the embeddings have one. There is no table of positions (`rotary`).
+The first layer has no norm before its attention, since the embeddings have one. Positions are rotations (`rotary`), not a table.
 
 Shapes: T slots, D hidden size, H heads, f feed-forward width.
 """

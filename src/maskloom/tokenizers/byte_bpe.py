@@ -107,7 +107,7 @@ def cut_points(tree: Tree, roles: frozenset[str]) -> re.Pattern[str] | None:
 
 
 def settings_for_hugging_face(tree: Tree) -> dict[str, object]:
-    """Whether a text gets a blank in front. transformers 4 takes this and not the definition's; left out, there is no blank."""
+    """Whether a text gets a blank in front. transformers 4 reads this key, and not the definition. Without it, it adds none."""
     step = tree.get("pre_tokenizer") or {}
     return {"add_prefix_space": step.get("add_prefix_space", True)} if step.get("type") == "ByteLevel" else {}
 
