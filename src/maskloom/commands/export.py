@@ -11,21 +11,17 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError
 from transformers.utils import logging
 
 from maskloom.commands.arguments import positive
-from maskloom.commands.loading import LoadedRun, load_run
+from maskloom.commands.loading import load_run, plain_model
 from maskloom.errors import UserError
 from maskloom.files import whole_folder
 from maskloom.models.architecture import longest_piece_of
 from maskloom.progress import say
 from maskloom.tokenizers.writing import write_for_others
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -51,11 +47,3 @@ def run(options: argparse.Namespace) -> int:
         f"AutoModelForMaskedLM.from_pretrained('{options.out}')"
     )
     return 0
-
-
-def plain_model(loaded: LoadedRun) -> PreTrainedModel:
-    """Hugging Face's own model with the run's weights."""
-    architecture = loaded.model.architecture
-    model = architecture.hf_class(architecture.written(loaded.model.config))
-    model.load_state_dict(loaded.weights)
-    return model.eval()

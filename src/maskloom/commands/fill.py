@@ -13,19 +13,17 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers.utils import logging
 
 from maskloom.commands.arguments import positive
+from maskloom.commands.loading import load_plain
 from maskloom.errors import UserError
 from maskloom.models.architecture import longest_piece_of
-from maskloom.models.warm_start import load_checkpoint, open_checkpoint
 from maskloom.progress import show
 from maskloom.redaction import one_line
-from maskloom.tokenizers.base import MASK, Tokenizer
-from maskloom.tokenizers.loading import load_tokenizer
+from maskloom.tokenizers.base import MASK
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -43,7 +41,7 @@ def run(options: argparse.Namespace) -> int:
         raise UserError(f"the text is not UTF-8: {one_line(options.text)}") from None
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    model, tokenizer = _load(Path(options.model))
+    model, tokenizer = load_plain(Path(options.model))
     ids = tokenizer.encode_with_masks(options.text)
     most, mask = longest_piece_of(model.config), tokenizer.roles.mask
     if len(ids) > most:
@@ -70,28 +68,3 @@ def run(options: argparse.Namespace) -> int:
         show(f"{mask} at token {place}: {one_line(', '.join(likeliest))}")
     show(one_line(filled))
     return 0
-
-
-def _load(source: Path) -> tuple[Any, Tokenizer]:
-    if (source / "config.yaml").exists():
-        from maskloom.commands.export import plain_model
-        from maskloom.commands.loading import load_run
-
-        loaded = load_run(source, None)
-        return plain_model(loaded), loaded.tokenizer
-    if not (source / "config.json").exists():
-        raise UserError(
-            f"{source} is neither a run directory nor a Hugging Face checkpoint: no config.yaml or config.json"
-        )
-    model, missing, _ = load_checkpoint(open_checkpoint(str(source), str(source)))
-    if missing:
-        raise UserError(
-            f"{source} is not a trained {type(model).__name__}: it lacks {len(missing)} weights, such as {min(missing)}"
-        )
-    tokenizer = load_tokenizer(source)
-    if tokenizer.vocab_size > model.config.vocab_size:
-        raise UserError(
-            f"{source}: the tokenizer has {tokenizer.vocab_size} ids, the model {model.config.vocab_size}: they do not belong "
-            "together"
-        )
-    return model.eval(), tokenizer

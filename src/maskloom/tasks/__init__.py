@@ -1,0 +1,1 @@
+"""What an encoder is good for: labelled data, a probe over the frozen encoder, fine-tuning."""
