@@ -210,6 +210,13 @@ def max_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
+def gather_equal(tensor: torch.Tensor, ranks: int) -> torch.Tensor:
+    """Give every rank the vectors of all `ranks` ranks, of one length each: a row a rank."""
+    gathered = tensor.new_empty(ranks, len(tensor))
+    torch.distributed.all_gather(list(gathered), tensor)
+    return gathered
+
+
 def gather_objects(value: Any, world: World) -> list[Any]:
     """Give every rank the small values of all ranks, in rank order.
 

@@ -30,8 +30,8 @@ from maskloom.optim.kind import FromDeepSpeed, OptimizerKind
 from maskloom.progress import noted_when_slow, say, warn
 from maskloom.redaction import one_line, shortened
 from maskloom.train.engine.cuda_home import settle_cuda_home
+from maskloom.train.engine.muon import muon_for
 from maskloom.train.engine.ops import load_operator
-from maskloom.train.engine.patches import muon_class
 
 OF_A_GPU = re.compile(r"lib(cudart|c10_cuda|torch_cuda|amdhip64|c10_hip|torch_hip)[-.]")
 """Libraries of which an operator for GPUs links at least one; wheels that carry their own write a digest behind the name."""
@@ -83,6 +83,7 @@ def links_a_gpu(library: Path) -> bool:
 def offered(kind: OptimizerKind, world: World) -> FromDeepSpeed:
     """What DeepSpeed offers for an optimizer of this kind: FusedAdam, if the kind takes it and all ranks can have it. Every rank
     calls it."""
+    muon_class = functools.partial(muon_for, world)
     if not kind.takes_fused_adam:
         return FromDeepSpeed(muon_class=muon_class)
     if why := why_refused(world):
