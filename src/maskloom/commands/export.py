@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from transformers.utils import logging
 
 from maskloom.commands.arguments import positive
-from maskloom.commands.loading import load_run, plain_model
+from maskloom.commands.loading import LoadedRun, load_run, plain_model
 from maskloom.errors import UserError
 from maskloom.files import whole_folder
 from maskloom.models.architecture import longest_piece_of
@@ -34,16 +34,21 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     with whole_folder(options.out) as partial:
         loaded = load_run(options.run, options.step)
-        logging.disable_progress_bar()
-        try:
-            plain_model(loaded).save_pretrained(partial)
-        except SafetensorError as error:
-            raise UserError(f"the weights cannot be written into {options.out.parent}: {error}") from None
-        config = loaded.model.config
-        has_token_types = getattr(config, "type_vocab_size", 1) > 1
-        write_for_others(partial, loaded.tokenizer, longest_piece_of(config), has_token_types)
+        write_model(loaded, partial, options.out.parent)
     say(
         f"{options.out}: the model of step {loaded.step:,}; load it with "
         f"AutoModelForMaskedLM.from_pretrained('{options.out}')"
     )
     return 0
+
+
+def write_model(loaded: LoadedRun, folder: Path, named: Path) -> None:
+    """Write a run's model and its tokenizer into a folder. `named` is the folder that a message names."""
+    logging.disable_progress_bar()
+    try:
+        plain_model(loaded).save_pretrained(folder)
+    except SafetensorError as error:
+        raise UserError(f"the weights cannot be written into {named}: {error}") from None
+    config = loaded.model.config
+    has_token_types = getattr(config, "type_vocab_size", 1) > 1
+    write_for_others(folder, loaded.tokenizer, longest_piece_of(config), has_token_types)
