@@ -229,6 +229,15 @@ class RunConfig(Section):
         return self.evaluation.model_copy(update={"seq_len": self.evaluation_seq_len})
 
     @property
+    def needs_evaluation(self) -> list[str]:
+        """The settings that mean nothing without evaluations."""
+        found = {
+            "checkpoint.keep_best": self.checkpoint.keep_best,
+            "evaluation.patience": self.evaluation.patience is not None,
+        }
+        return [name for name, is_set in found.items() if is_set]
+
+    @property
     def total_steps(self) -> int:
         """Optimizer steps of all phases."""
         return sum(phase.steps for phase in self.phases)
@@ -334,6 +343,8 @@ class RunConfig(Section):
                     "data.train, and at least one above 0"
                 )
         wrong += self._faults_of_changes()
+        if not self.evaluation.every_steps:
+            wrong += [f"{name} needs evaluations: set evaluation.every_steps" for name in self.needs_evaluation]
         for name, length in self.seq_lens.items():
             rows = self.model.max_position_embeddings
             if length > rows and (

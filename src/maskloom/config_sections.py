@@ -213,6 +213,16 @@ class Evaluation(Section):
     """Share of the tokens that are predicted."""
     micro_batch_rows: RowCount = 32
     """Rows that a rank runs forward at once."""
+    patience: Few | None = None
+    """End the run early after so many evaluations in a row whose loss is no new lowest one. Left out: never."""
+    min_delta: Annotated[float, Field(ge=0.0)] = 0.0
+    """How much lower than the lowest a loss must be, in nats a token, to count as a new lowest one for `patience`."""
+
+    @pydantic.model_validator(mode="after")
+    def _go_together(self) -> Evaluation:
+        if self.min_delta and self.patience is None:
+            raise ValueError(f"min_delta {self.min_delta:g} means nothing without patience: remove it, or set patience")
+        return self
 
 
 class Checkpoint(Section):
@@ -224,6 +234,8 @@ class Checkpoint(Section):
     """Number of newest checkpoints to keep. It is at least 2: if the newest is damaged, the run resumes from the other."""
     keep_every_steps: Steps | None = None
     """Checkpoints at multiples of this step are kept for good."""
+    keep_best: bool = False
+    """Keep the checkpoint with the lowest held-out loss. An evaluation with a new lowest loss makes a checkpoint due."""
     background: bool = True
     """Write from a copy of the state while training continues. If memory has no room for the copy, training waits."""
 

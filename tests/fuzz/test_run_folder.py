@@ -14,13 +14,12 @@ from maskloom.commands.status import described
 from maskloom.data.cursors import Cursor
 from maskloom.distributed import World
 from maskloom.errors import UserError
-from maskloom.files import LOCK
+from maskloom.files import LOCK, read_lines
 from maskloom.launch.supervisor import known_status, next_step
 from maskloom.status import Status, attempt_steps, note_attempt, parse_status, read_status, why_not_again
 from maskloom.train import checkpoint
 from maskloom.train.checkpoint.digests import digest
 from maskloom.train.checkpoint.fit import unlike_data
-from maskloom.train.metrics import read_lines
 from maskloom.train.refusal import GuardState, PassedOver, jumps, read_intervals
 from maskloom.train.run_dir import newest_named, recorded_threads
 from maskloom.train.run_lock import Holder, in_use, named_holder

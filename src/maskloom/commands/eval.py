@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from maskloom.commands.arguments import positive
+from maskloom.commands.arguments import add_step
 from maskloom.commands.loading import load_run
 from maskloom.data.masking import MaskRule
 from maskloom.data.plan import open_corpora
@@ -30,7 +30,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("run", type=Path, metavar="RUN", help="run directory")
     add_overrides(parser, "settings that replace the run's: data.train if the data moved")
-    add("--step", type=positive, help="checkpoint to take (default: the newest)")
+    add_step(parser)
     add("--json", action="store_true", help="print one JSON object")
 
 

@@ -17,7 +17,7 @@ from maskloom.models.masked_lm import MaskedLM
 from maskloom.models.warm_start import load_checkpoint, open_checkpoint
 from maskloom.tokenizers.base import Tokenizer
 from maskloom.tokenizers.loading import load_tokenizer
-from maskloom.train.checkpoint import read_state, saved_at, tokenizing_of
+from maskloom.train.checkpoint import Which, read_state, saved_at, tokenizing_of
 from maskloom.train.engine.files import full_precision_weights
 
 if TYPE_CHECKING:
@@ -36,8 +36,8 @@ class LoadedRun:
     tokenizing: int
 
 
-def load_run(run: Path, step: int | None, overrides: Sequence[str] = ()) -> LoadedRun:
-    """The model of a run in fp32 and evaluation mode, from the checkpoint at `step`, or else the newest whole one."""
+def load_run(run: Path, step: Which, overrides: Sequence[str] = ()) -> LoadedRun:
+    """The model of a run in fp32 and evaluation mode, from a checkpoint: `saved_at`."""
     folder = saved_at(run, step)
     config = load_config(run / "config.yaml", overrides)
     tokenizer = load_tokenizer(run / "model")
@@ -59,20 +59,23 @@ def plain_model(loaded: LoadedRun) -> PreTrainedModel:
     return model.eval()
 
 
-def load_plain(source: Path) -> tuple[PreTrainedModel, Tokenizer]:
+def load_plain(source: Path, step: Which = None) -> tuple[PreTrainedModel, Tokenizer]:
     """Hugging Face's own model, in fp32 and evaluation mode, and its tokenizer.
 
     Args:
         source: a run directory, whose newest whole checkpoint is taken, or a folder with a Hugging Face checkpoint of a
             model for masked tokens and its tokenizer.
+        step: of a run, another checkpoint.
     """
     if (source / "config.yaml").exists():
-        loaded = load_run(source, None)
+        loaded = load_run(source, step)
         return plain_model(loaded), loaded.tokenizer
     if not (source / "config.json").exists():
         raise UserError(
             f"{source} is neither a run directory nor a Hugging Face checkpoint: no config.yaml or config.json"
         )
+    if step is not None:
+        raise UserError(f"{source} is one checkpoint of Hugging Face's: only runs have several. Leave the step out")
     model, missing, _ = load_checkpoint(open_checkpoint(str(source), str(source)))
     if missing:
         raise UserError(

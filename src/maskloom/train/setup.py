@@ -35,6 +35,7 @@ from maskloom.train.checkpoint.state import identity
 from maskloom.train.engine.configuration import deepspeed_config
 from maskloom.train.engine.device import device_of, numerics_title, resolve_kernels, resolve_precision
 from maskloom.train.engine.engine import Engine
+from maskloom.train.held_out import HeldOut
 from maskloom.train.rank.heartbeats import Pulse
 from maskloom.train.rank.notices import Notices
 from maskloom.train.refusal import GuardState, PassedOver, jumps, known, read_intervals
@@ -75,7 +76,8 @@ def prepare(config: RunConfig, world: World) -> tuple[RunConfig, DataPlan]:
     for note in notes_on_run(plan) if world.is_first else ():
         warn(note)
     if config.evaluation.every_steps:
-        config = config.model_copy(update={"evaluation": checked_evaluation(config.evaluation, plan.corpora, world)})
+        evaluation = checked_evaluation(config.evaluation, plan.corpora, world, config.needs_evaluation)
+        config = config.model_copy(update={"evaluation": evaluation})
     device_of(world)
     data = config.data.model_copy(update={"lanes": plan.lanes})
     engine = {
@@ -88,14 +90,28 @@ def prepare(config: RunConfig, world: World) -> tuple[RunConfig, DataPlan]:
     return config, plan
 
 
-def checked_evaluation(evaluation: Evaluation, corpora: Sequence[Index], world: World) -> Evaluation:
-    """The evaluation, switched off if no corpus has a held-out document. Warns of each corpus that has none."""
+def checked_evaluation(
+    evaluation: Evaluation, corpora: Sequence[Index], world: World, needed_by: Sequence[str] = ()
+) -> Evaluation:
+    """The evaluation, switched off if no corpus has a held-out document. Warns of each corpus that has none.
+
+    Args:
+        needed_by: settings that mean nothing without evaluations.
+
+    Raises:
+        UserError: it would be switched off, and a setting needs it.
+    """
     empty = [index.folder for index in corpora if not len(index.held_out_blocks)]
     if world.is_first and len(corpora) > 1:
         for folder in empty:
             warn(f"no held-out documents in {folder}: the evaluation says nothing about it")
     if len(empty) < len(corpora):
         return evaluation
+    if needed_by:
+        raise UserError(
+            f"no held-out documents in {', '.join(empty)}, and {needed_by[0]} needs evaluations: write the corpus with a larger "
+            f"--val-fraction, or leave out {' and '.join(needed_by)}"
+        )
     if world.is_first:
         warn(f"no held-out documents in {', '.join(empty)}: no evaluation (see --val-fraction)")
     return evaluation.model_copy(update={"every_steps": 0})
@@ -187,6 +203,8 @@ def restore(trainer: Trainer, found: Found | None) -> str:
     trainer.set_model(trainer.step)
     trainer.cursors = state.lane_cursors() if state else first_cursors(plan.lanes, len(plan.corpora))
     trainer.guard = state.guard_state() if state else GuardState()
+    trainer.saver.look()
+    trainer.held_out = _held_out_of(trainer, state)
     skipped, max_bad_share = state.skipped if state else 0, config.data.max_bad_share
     trainer.skipped = Skipped(trainer.run, plan, trainer.step, skipped, max_bad_share, world)
     trainer.tally = Tally(state.tokens_seen if state else 0, trainer.device, len(trainer.shape.windows))
@@ -212,6 +230,23 @@ def _model_of(trainer: Trainer, found: Found | None) -> tuple[MaskedLM, str]:
         return build_defined(origin / "model", config.model, changes), f"begun from {folder}"
     trainer.saver.last_good = folder.name
     return build_defined(folder.parents[1] / "model"), f"resumed from {folder}"
+
+
+def _held_out_of(trainer: Trainer, state: checkpoint.State | None) -> HeldOut:
+    """The evaluations that a run's own checkpoint knows of. Those of a fork's origin may be of another evaluation."""
+    total_steps = trainer.plan.total_steps
+    new = HeldOut.of(trainer.config.evaluation_filled, total_steps)
+    saved = state.evaluations() if state and trainer.saver.last_good else None
+    if saved is None:
+        return new
+    if saved.compares(new):
+        return saved.resumed(trainer.step, total_steps)
+    if trainer.world.is_first:
+        warn(
+            f"evaluations had {saved.seq_len} slots a row and mask rate {saved.mask_rate:g} before, and have {new.seq_len} and "
+            f"{new.mask_rate:g} now: which loss is the lowest is found out anew"
+        )
+    return new
 
 
 def _intervals_of(run: Path, world: World) -> list[PassedOver]:

@@ -19,6 +19,7 @@ from maskloom.models.flops import Shape
 from maskloom.train.batches import ReadyStep, ready_steps
 from maskloom.train.checkpoint import Saver
 from maskloom.train.engine.engine import Engine
+from maskloom.train.held_out import HeldOut
 from maskloom.train.rank.heartbeats import Pulse
 from maskloom.train.rank.notices import Notices
 from maskloom.train.refusal import GuardState, PassedOver, behind
@@ -47,6 +48,7 @@ class Trainer:
         step: optimizer steps done.
         cursors: where each lane stands; those of other ranks' lanes are known after `gather_cursors`.
         guard: the newest losses, from which it follows whether the next step is taken.
+        held_out: the evaluations so far, from which it follows whether the run ends early.
         skipped: blocks of bad data that were skipped.
         tally: tokens seen, and sums since the last logged line.
     """
@@ -66,6 +68,7 @@ class Trainer:
     step: int = field(init=False)
     cursors: list[LaneCursors] = field(init=False)
     guard: GuardState = field(init=False)
+    held_out: HeldOut = field(init=False)
     skipped: Skipped = field(init=False)
     tally: Tally = field(init=False)
 
@@ -106,6 +109,11 @@ class Trainer:
     def bad_steps(self) -> int:
         """Steps refused so far, with those that a roll-back did away with."""
         return self.guard.bad_steps + sum(interval.bad_steps for interval in behind(self.passed_over, self.step))
+
+    @property
+    def ends_early(self) -> bool:
+        """Whether the run is to end here, before its last step, as its held-out loss falls no more."""
+        return self.step < self.plan.total_steps and self.held_out.is_exhausted(self.config.evaluation)
 
     def tokens_seen(self) -> int:
         """Text tokens of all steps and ranks so far; reads the device."""

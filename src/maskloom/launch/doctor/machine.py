@@ -271,9 +271,10 @@ def checkpoints_at_most(settings: Checkpoint, steps: int) -> int:
     """Checkpoints of a run of so many steps that stand side by side at the fullest moment: the new one is whole before the
     oldest goes."""
     every = settings.every_steps or steps
-    saves = -(-steps // every)
+    saves = steps if settings.keep_best else -(-steps // every)
     kept_for_good = steps // math.lcm(every, settings.keep_every_steps) if settings.keep_every_steps else 0
-    return min(saves, settings.keep_last + 1 + kept_for_good)
+    best = settings.keep_last if settings.keep_best else 0  # the best one as of each of the newest
+    return min(saves, settings.keep_last + 1 + kept_for_good + best)
 
 
 def rank_bytes(engine: Engine, optimizer: Optimizer, parameters: int, world_size: int) -> int:

@@ -17,6 +17,7 @@ at any world size.
 
 from maskloom.train.checkpoint.digests import damage
 from maskloom.train.checkpoint.find import (
+    Which,
     drop_after,
     find,
     find_at_most,
@@ -32,6 +33,7 @@ from maskloom.train.checkpoint.state import State, fingerprint, read_state, toke
 __all__ = [
     "Saver",
     "State",
+    "Which",
     "check_fits",
     "damage",
     "drop_after",

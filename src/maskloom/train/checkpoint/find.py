@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from maskloom.data.cursors import LaneCursors
 from maskloom.data.plan import DataPlan
@@ -25,9 +25,12 @@ from maskloom.train.checkpoint.digests import DATA, Damaged, Digest, damage, fau
 from maskloom.train.checkpoint.fit import check_fits, split_origin
 from maskloom.train.checkpoint.state import State, folder_of, parse_state, read_state, saved_folders, step_of
 from maskloom.train.checkpoint.writing import point_at, remove
+from maskloom.train.held_out import best_of
 from maskloom.train.refusal import PassedOver, known, read_intervals
 
 T = TypeVar("T")
+Which = int | Literal["best"] | None
+"""A checkpoint of a run: that of a step, the one with the lowest held-out loss, or the newest whole one."""
 READERS = 4  # files that a rank reads at once: hashing needs a core, waiting for the disk does not
 NONE_LEFT = ". No good checkpoint is left: restore one, or start a new run in another run_dir"
 LEFT_BEHIND = (".partial-*", ".removing-*", ".latest.json.*")
@@ -82,10 +85,18 @@ def find_origin(origin: str, world: World) -> tuple[Path, State]:
     return found
 
 
-def saved_at(run: Path, step: int | None = None) -> Path:
-    """The checkpoint of `step`, or the newest whole one, for one process. Raises UserError if there is none."""
+def saved_at(run: Path, step: Which = None) -> Path:
+    """The checkpoint of `step`, the best, or the newest whole one, for one process. Raises UserError if there is none."""
     if not (run / "config.yaml").exists():
         raise UserError(f"{run} is not a run: it has no config.yaml")
+    if step == "best":
+        best = best_of(run)
+        if best is None:
+            raise UserError(
+                f"{run} has no checkpoint of an evaluated step: set evaluation.every_steps, and checkpoint.keep_best=true to "
+                "keep the best one"
+            )
+        step = best.step
     if step is not None:
         folder = _folder_at(run, step)
         if fault := damage(folder):
