@@ -15,12 +15,11 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from maskloom.errors import UserError
+from maskloom.progress import show
 from speedrun.records import ROOT, SEEDS, keep_result, key_of, read_records, read_results
 from speedrun.report import write_report
 from speedrun.running import measure
-
-from maskloom.errors import UserError
-from maskloom.progress import show
 
 RESULTS = ROOT / "benchmarks" / "results" / "speedrun.json"
 PAGE = ROOT / "docs" / "speedrun.md"

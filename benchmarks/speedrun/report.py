@@ -7,9 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from speedrun.records import Record
-
 from maskloom.errors import UserError
+from speedrun.records import Record
 
 BEGIN = "<!-- records: written by python benchmarks/speedrun.py --report -->"
 END = "<!-- end of records -->"

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from machine import stamp
-from speedrun.meter import VARIABLE
-from speedrun.records import FIXED, LIMIT_CPU_S, ROOT, Record
 
 from maskloom.errors import UserError
+from speedrun.meter import VARIABLE
+from speedrun.records import FIXED, LIMIT_CPU_S, ROOT, Record
 
 PACKAGES = "maskloom torch deepspeed transformers tokenizers".split()
 
