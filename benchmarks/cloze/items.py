@@ -43,7 +43,8 @@ def read_items(path: Path = SENTENCES) -> list[Item]:
 
 def normalised(text: str) -> str:
     """Lower case, letters and digits only, one blank between words and at both ends."""
-    return f" {' '.join(re.findall(r'[^\W_]+', text.lower()))} "
+    words = re.findall(r"[^\W_]+", text.lower())
+    return f" {' '.join(words)} "
 
 
 def found_in(items: Sequence[Item], documents: Iterable[str]) -> set[int]:

@@ -1,7 +1,7 @@
 """The rows of the table (`records.yaml`), and the results that were measured for them.
 
-A result belongs to all that decides its loss: the run's whole configuration, the corpus, the tokenizer, the seed and the number of
-processes. Their digest is its key, so a changed recipe or corpus is measured anew, and a measurement that was interrupted resumes.
+A result belongs to all that decides its loss: the run's whole configuration, the corpus, the tokenizer, the seed and the number
+of processes. Their digest is its key. So a changed recipe or corpus is measured anew, and an interrupted measurement resumes.
 """
 
 from __future__ import annotations
