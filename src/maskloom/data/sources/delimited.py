@@ -40,7 +40,7 @@ def read_delimited(source: Source, text_key: str, layout: TextLayout) -> Iterato
         UserError: with file and line, if a quote is never closed, a row has too many fields, or text is not UTF-8 or
             absurdly long; or if the file is damaged.
     """
-    rows = _rows(source)
+    rows = rows_of(source)
     try:
         _, columns = next(rows)
         place = _place(columns, text_key, source)
@@ -57,7 +57,7 @@ def read_delimited(source: Source, text_key: str, layout: TextLayout) -> Iterato
 
 def _sources(kind: str, given: str, text_key: str, number: int) -> list[Source]:
     source = whole_file(kind, Path(given), number, "the row at line")
-    rows = _rows(source)
+    rows = rows_of(source)
     header = next(rows, None)
     rows.close()
     if header is None:
@@ -122,11 +122,18 @@ class _Lines:
         self.stream.close()
 
 
-def _rows(source: Source) -> Generator[tuple[int, list[str]]]:
-    """(number of its first line, fields) of each row."""
+def rows_of(source: Source, quoted: bool = True) -> Generator[tuple[int, list[str]]]:
+    """(number of its first line, fields) of each row, the one that names the columns too. Close it if you do not use it up.
+
+    Args:
+        quoted: quotes enclose fields. False: they are characters like others.
+
+    Raises:
+        UserError: as `read_delimited`, but for the number of fields.
+    """
     csv.field_size_limit(LONGEST_TEXT_BYTES)  # of the module: its default is 128 KiB
     lines = _Lines(source)
-    reader = csv.reader(lines, delimiter=lines.separator)
+    reader = csv.reader(lines, delimiter=lines.separator, quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE)
     try:
         while (row := next(reader, None)) is not None:
             first, lines.in_row = lines.count - lines.in_row + 1, 0
