@@ -23,6 +23,7 @@ COMMANDS = {
     "eval": "held-out loss of a run",
     "export": "write a run's model for Hugging Face",
     "fill": "fill the masks of a sentence",
+    "finetune": "fine-tune an encoder for a task, GLUE's among them",
 }
 
 
