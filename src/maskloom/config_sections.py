@@ -235,7 +235,7 @@ class Evaluation(Section):
     micro_batch_rows: RowCount = 32
     """Rows that a rank runs forward at once."""
     patience: Few | None = None
-    """End the run early after so many evaluations in a row whose loss is no new lowest one. Left out: never."""
+    """End the run early if so many evaluations in a row bring no new lowest loss. Left out: never."""
     min_delta: Annotated[float, Field(ge=0.0)] = 0.0
     """How much lower than the lowest a loss must be, in nats a token, to count as a new lowest one for `patience`."""
 

@@ -206,7 +206,7 @@ def restore(trainer: Trainer, found: Found | None) -> str:
     trainer.cursors = state.lane_cursors() if state else first_cursors(plan.lanes, len(plan.corpora))
     trainer.guard = state.guard_state() if state else GuardState()
     trainer.saver.look()
-    trainer.held_out = _held_out_of(trainer, state)
+    trainer.held_out = held_out_of(trainer, state)
     skipped, max_bad_share = state.skipped if state else 0, config.data.max_bad_share
     trainer.skipped = Skipped(trainer.run, plan, trainer.step, skipped, max_bad_share, world)
     trainer.tally = Tally(state.tokens_seen if state else 0, trainer.device, len(trainer.shape.windows))
@@ -234,7 +234,7 @@ def _model_of(trainer: Trainer, found: Found | None) -> tuple[MaskedLM, str]:
     return build_defined(folder.parents[1] / "model"), f"resumed from {folder}"
 
 
-def _held_out_of(trainer: Trainer, state: checkpoint.State | None) -> HeldOut:
+def held_out_of(trainer: Trainer, state: checkpoint.State | None) -> HeldOut:
     """The evaluations that a run's own checkpoint knows of. Those of a fork's origin may be of another evaluation."""
     total_steps = trainer.plan.total_steps
     new = HeldOut.of(trainer.config.evaluation_filled, total_steps)
