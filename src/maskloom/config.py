@@ -191,9 +191,9 @@ class RunConfig(Section):
     run_dir: Folder
     """Folder of the run. If a run exists there, it is resumed."""
     from_: Folder | None = Field(default=None, alias="from")
-    """Fork from a checkpoint of another run: `RUN@STEP`, or `RUN` for its newest. Weights, optimizer state, data position and
-    step are taken over. Model, tokenizer, corpora, lanes and optimizer must be the same. Once this run has checkpoints of its
-    own, it resumes from those."""
+    """Fork from a checkpoint of another run: `RUN@STEP`, `RUN@best`, or `RUN` for its newest. Weights, optimizer state, data
+    position and step are taken over. Model, tokenizer, corpora, lanes and optimizer must be the same. Once this run has
+    checkpoints of its own, it resumes from those."""
     tokenizer: str = ""
     """`tokenizer.json`, BERT's `vocab.txt` or RoBERTa's `vocab.json`, a folder with one of them, or a name on the Hub. Left out:
     that of `model.init`."""

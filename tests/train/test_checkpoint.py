@@ -585,10 +585,12 @@ def test_a_copy_shares_nothing_and_keeps_what_is_shared() -> None:
 def test_an_origin_is_a_run_and_perhaps_a_step() -> None:
     assert split_origin("runs/a@1000") == (Path("runs/a"), 1000)
     assert split_origin("runs/a") == (Path("runs/a"), None)
+    assert split_origin("runs/a@best") == (Path("runs/a"), "best")
     assert split_origin("runs/me@home") == (Path("runs/me@home"), None)
     assert split_origin("runs/a@" + "9" * 5000)[1] is None, "more digits than int() takes"
     assert is_same_origin("runs/a@10", None)
     assert is_same_origin("runs/a@10", "runs/a")
+    assert is_same_origin("runs/a@10", "runs/a@best")
     assert is_same_origin("runs/a@10", "runs/a@10")
     assert not is_same_origin("runs/a@10", "runs/a@11")
     assert not is_same_origin(None, "runs/a")

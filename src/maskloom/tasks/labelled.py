@@ -6,21 +6,21 @@ Columns that are not named are guessed from their names. What labels are follows
     numbers, at least one with a fraction     numbers (regression)
     all else, whole numbers too               classes
 
-CSV and TSV are read as pandas reads them: the first line has the names, quotes hold separators, line ends and doubled quotes,
-and empty lines are skipped.
+CSV and TSV are read as pandas reads them (`data.sources.delimited`). A row that ends early has empty fields.
 """
 
 from __future__ import annotations
 
-import csv
-import io
+import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from maskloom.data.sources.compressed import DAMAGE, SUFFIXES, open_text
+from maskloom.data.sources.delimited import rows_of
+from maskloom.data.sources.lines import whole_file
 from maskloom.errors import UserError
 from maskloom.files import parse_json
 from maskloom.redaction import brief, one_line, shortened
@@ -41,8 +41,6 @@ PAIRS = (
 """Usual names of the two texts of a pair, GLUE's among them."""
 TEXTS = ("text", "sentence", "tokens", "words", "content", "review", "document", "question", "title")
 LABELS = ("label", "labels", "tags", "ner_tags", "pos_tags", "class", "category", "gold_label", "target", "score")
-MOST_FIELD_CHARS = 1 << 30
-END = "\x00the end of the file\x00"
 
 
 @dataclass(frozen=True)
@@ -169,7 +167,7 @@ def _read_table(path: Path, split: str | None, header: Sequence[str] | None, quo
     if split is not None:
         raise UserError(f"{path} is a file, which has no splits: name the file of the split '{split}' instead")
     if kind in (".csv", ".tsv"):
-        return _separated(path, "\t" if kind == ".tsv" else ",", header, quoted)
+        return _delimited(path, kind[1:], header, quoted)
     if kind == ".jsonl":
         return _json_lines(path)
     if kind == ".parquet":
@@ -180,60 +178,24 @@ def _read_table(path: Path, split: str | None, header: Sequence[str] | None, quo
     )
 
 
-def _separated(path: Path, separator: str, header: Sequence[str] | None, quoted: bool) -> _Table:
-    rows = _rows(path, separator, quoted)
-    names = list(header) if header else next(rows, (0, []))[1]
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise UserError(f"{path}: two columns are called '{twice}': give each a name of its own")
-    columns: list[list[Any]] = [[] for _ in names]
-    numbers = []
-    for line, row in rows:
-        if len(row) != len(names):
-            found = f"{len(row)} field{'s' * (len(row) != 1)}"
-            hint = "a text with a separator or a line end needs quotes around it"
-            raise UserError(f"{path}, line {line}: {found}, and there are {len(names)} columns: {hint}")
-        numbers.append(line)
-        for column, value in zip(columns, row, strict=True):
-            column.append(value)
+def _delimited(path: Path, kind: str, header: Sequence[str] | None, quoted: bool) -> _Table:
+    numbers: list[int] = []
+    with contextlib.closing(rows_of(whole_file(kind, path, 0, "line"), quoted)) as rows:
+        names = list(header) if header else next(rows, (0, []))[1]
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise UserError(f"{path}: two columns are called '{twice}': give each a name of its own")
+        columns: list[list[Any]] = [[] for _ in names]
+        for line, row in rows:
+            if len(row) > len(names):
+                raise UserError(
+                    f"{path}, line {line}: {len(row)} fields, but there are {len(names)} columns: put text with separators "
+                    'into quotes ("), and write a quote in it as ""'
+                )
+            numbers.append(line)
+            for column, value in zip(columns, [*row, *[""] * (len(names) - len(row))], strict=True):
+                column.append(value)
     return _Table(dict(zip(names, columns, strict=True)), str(path), numbers, "line")
-
-
-def _rows(path: Path, separator: str, quoted: bool) -> Iterator[tuple[int, list[str]]]:
-    """(line on which the row begins, fields) of a CSV or TSV file. Lines without anything are skipped."""
-    limit = csv.field_size_limit(MOST_FIELD_CHARS)  # of the whole process, therefore set back
-    try:
-        with open_text(str(path)) as stream, io.TextIOWrapper(stream, "utf-8-sig", newline="") as text:
-            reader = csv.reader(
-                _with_end(text), delimiter=separator, quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
-            )
-            line = 1
-            for row in reader:
-                if row == [END]:
-                    return
-                if row and row[-1].endswith(END):
-                    raise UserError(f"{path}, line {line}: a quote is opened and never closed: close it, or double it")
-                if len(row) > 1 or (row and row[0].strip()):
-                    yield line, row
-                line = reader.line_num + 1
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 ({error.reason} at byte {error.start}): convert it first") from None
-    except csv.Error as error:
-        raise UserError(f"{path}, line {reader.line_num}: {error}") from None
-    except DAMAGE as error:
-        raise UserError(f"{path} is damaged or cut off: {error}") from None
-    finally:
-        csv.field_size_limit(limit)
-
-
-def _with_end(text: io.TextIOWrapper) -> Iterator[str]:
-    """The lines, and one that is a row of its own unless a quote is open: `csv` would take the end for the closing quote."""
-    line = "\n"
-    for line in text:
-        yield line
-    if not line.endswith(("\n", "\r")):
-        yield "\n"
-    yield END
 
 
 def _json_lines(path: Path) -> _Table:
