@@ -30,6 +30,7 @@ from maskloom.config_sections import (
     Logging,
     Masking,
     Phase,
+    Probe,
     RewarmUp,
     Storage,
     Stretch,
@@ -52,7 +53,7 @@ from maskloom.extensions import where_names_come_from
 __all__ = [
     "MODELS", "ONE", "SEVERAL", "BatchWarmup", "BelowOne", "Bert", "Camembert", "Checkpoint", "Corpus", "Data", "Engine",
     "Evaluation", "Few", "Guard", "Logging", "Masking", "Model", "ModernBert", "Muon", "Optimizer", "OptimizerSection",
-    "Phase", "PositiveShare", "RewarmUp", "Roberta", "RunConfig", "Section", "Share", "Steps", "StepsOrNone", "Storage",
+    "Phase", "PositiveShare", "Probe", "RewarmUp", "Roberta", "RunConfig", "Section", "Share", "Steps", "StepsOrNone", "Storage",
     "Stretch", "Timeouts", "Width", "XlmRoberta", "model_section",
 ]  # fmt: skip
 
@@ -190,9 +191,9 @@ class RunConfig(Section):
     run_dir: Folder
     """Folder of the run. If a run exists there, it is resumed."""
     from_: Folder | None = Field(default=None, alias="from")
-    """Fork from a checkpoint of another run: `RUN@STEP`, or `RUN` for its newest. Weights, optimizer state, data position and
-    step are taken over. Model, tokenizer, corpora, lanes and optimizer must be the same. Once this run has checkpoints of its
-    own, it resumes from those."""
+    """Fork from a checkpoint of another run: `RUN@STEP`, `RUN@best`, or `RUN` for its newest. Weights, optimizer state, data
+    position and step are taken over. Model, tokenizer, corpora, lanes and optimizer must be the same. Once this run has
+    checkpoints of its own, it resumes from those."""
     tokenizer: str = ""
     """`tokenizer.json`, BERT's `vocab.txt` or RoBERTa's `vocab.json`, a folder with one of them, or a name on the Hub. Left out:
     that of `model.init`."""
@@ -234,6 +235,7 @@ class RunConfig(Section):
         found = {
             "checkpoint.keep_best": self.checkpoint.keep_best,
             "evaluation.patience": self.evaluation.patience is not None,
+            "evaluation.probe": self.evaluation.probe is not None,
         }
         return [name for name, is_set in found.items() if is_set]
 

@@ -20,6 +20,7 @@ from maskloom.status import Status, attempt_steps, note_attempt, parse_status, r
 from maskloom.train import checkpoint
 from maskloom.train.checkpoint.digests import digest
 from maskloom.train.checkpoint.fit import unlike_data
+from maskloom.train.held_out import HeldOut
 from maskloom.train.refusal import GuardState, PassedOver, jumps, read_intervals
 from maskloom.train.run_dir import newest_named, recorded_threads
 from maskloom.train.run_lock import Holder, in_use, named_holder
@@ -27,7 +28,8 @@ from maskloom.train.run_lock import Holder, in_use, named_holder
 from .harness import fuzz
 
 NAMES = (
-    "step hosts name state done running threads files bytes data.json cursors fingerprint guard losses rows_of_steps"
+    "step hosts name state done running threads files bytes data.json cursors fingerprint guard losses rows_of_steps "
+    "held_out evaluated"
 )
 WORDS = (
     *(f'"{name}"'.encode() for name in NAMES.split()),
@@ -49,6 +51,7 @@ STATE = checkpoint.State(
     "fp32",
     GuardState(0, (2.5, 3.0), 1, 2).to_json(),
     [INTERVAL.to_json()],
+    HeldOut(64, 0.15, 12).with_loss(0, 6.0).with_loss(3, None).to_json(),
 )
 
 

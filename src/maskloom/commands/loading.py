@@ -87,8 +87,8 @@ def load_named(source: str, step: Which = None) -> LoadedPlain:
     """The masked language model that a user names.
 
     Args:
-        source: a run directory, or RUN@STEP, or RUN@best; a folder with a Hugging Face checkpoint and its tokenizer; or a
-            name on the Hub, or NAME@REVISION.
+        source: a run directory, RUN@STEP or RUN@best; a folder with a Hugging Face checkpoint and its tokenizer; or a name on
+            the Hub, or NAME@REVISION.
         step: of a run, if `source` does not say it. Left out: its newest whole checkpoint.
 
     Raises:
@@ -124,12 +124,8 @@ def is_run(source: str) -> bool:
 
 
 def run_and_step(source: str, step: Which = None) -> tuple[Path, Which]:
-    """`RUN@1000` -> (RUN, 1000); `RUN@best` -> (RUN, "best"); `RUN` -> (RUN, `step`)."""
-    if Path(source).is_dir():
-        return Path(source), step
-    if source.endswith("@best"):
-        return Path(source.removesuffix("@best")), "best"
-    run, own = split_origin(source)
+    """`RUN@1000` -> (RUN, 1000), `RUN@best` -> (RUN, "best"); `RUN` -> (RUN, `step`)."""
+    run, own = (Path(source), None) if Path(source).is_dir() else split_origin(source)
     return run, step if own is None else own
 
 

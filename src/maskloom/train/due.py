@@ -8,6 +8,7 @@ from maskloom.data.batch import MicroBatch
 from maskloom.data.masking import MaskRule
 from maskloom.distributed import gather_objects
 from maskloom.train import checkpoint
+from maskloom.train.encoder_probe import probe_encoder
 from maskloom.train.evaluation import evaluate
 from maskloom.train.metrics import Metrics, largest_memory_peaks
 from maskloom.train.recovery import count_not_finite, diverged
@@ -60,9 +61,22 @@ def evaluate_run(trainer: Trainer) -> dict[str, float]:
     with trainer.time.paused():
         trainer.engine.eval()
         rule = MaskRule.held_out(plan.masking, settings.mask_rate, plan.tokenizer)
-        return evaluate(
+        figures = evaluate(
             forward, plan.corpora, plan.tokenizer, settings, rule, trainer.device, trainer.world, plan.skips_bad
         )
+        if trainer.labelled and probe_is_due(trainer):
+            figures |= probe_encoder(
+                trainer.engine.model, plan.tokenizer, trainer.labelled, settings, trainer.world, trainer.pulse
+            )
+    return figures
+
+
+def probe_is_due(trainer: Trainer) -> bool:
+    """With an evaluation: each, or those at multiples of `probe.every_steps`, the first and the last."""
+    probe = trainer.config.evaluation.probe
+    every_steps = probe.every_steps if probe else None
+    begins = trainer.saver.last_good is None and not trainer.held_out.evaluated
+    return begins or every_steps is None or is_due(trainer.step, every_steps, trainer.plan.total_steps)
 
 
 def log_evaluation(trainer: Trainer, metrics: Metrics, is_logged: bool = False) -> None:

@@ -110,7 +110,7 @@ class HeldOut:
         return reference, count
 
     def is_exhausted(self, settings: Evaluation) -> bool:
-        """Whether `patience` evaluations in a row were no better."""
+        """Whether `patience` evaluations in a row brought no lower loss."""
         return settings.patience is not None and self.waited(settings.min_delta)[1] >= settings.patience
 
     def to_json(self) -> dict[str, Any]:

@@ -30,6 +30,8 @@ from maskloom.files import open_plain, read_lines, write_atomically
 from maskloom.progress import duration, say, warn
 from maskloom.train.timing import TimeLeft
 
+PROBE_ACCURACY = "evaluation_probe_accuracy"
+
 
 class Work(NamedTuple):
     """What all ranks together did in the steps since the line before."""
@@ -139,6 +141,7 @@ class Metrics:
             say(
                 f"step {step:,} | held-out loss {values['evaluation_loss']:.4f} | "
                 f"perplexity {values['evaluation_perplexity']:.1f} | accuracy {values['evaluation_accuracy']:.1%}"
+                + (f" | probe {values[PROBE_ACCURACY]:.1%}" if PROBE_ACCURACY in values else "")
             )
 
     def has_evaluation(self, step: int) -> bool:

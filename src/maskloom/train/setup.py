@@ -32,6 +32,7 @@ from maskloom.progress import say, size, warn
 from maskloom.train import checkpoint
 from maskloom.train.checkpoint.fit import stored_tokenizing
 from maskloom.train.checkpoint.state import identity
+from maskloom.train.encoder_probe import read_labelled
 from maskloom.train.engine.configuration import deepspeed_config
 from maskloom.train.engine.device import device_of, numerics_title, resolve_kernels, resolve_precision
 from maskloom.train.engine.engine import Engine
@@ -151,6 +152,7 @@ def set_up(
     run, device, notices = Path(config.run_dir), device_of(world), Notices()
     saver = checkpoint.Saver(run, config.checkpoint, world, notices)
     time = OwnTime(traffic, world, device)
+    labelled = read_labelled(config.evaluation.probe, world)
     found = checkpoint.find(run, world)
     intervals = _intervals_of(run, world)
     if found is None and config.from_ is not None:
@@ -159,7 +161,7 @@ def set_up(
     if found:
         intervals = known(found[1].intervals(), found[1].step, intervals)
     layouts = phase_layouts(config.phases, plan, world)
-    trainer = Trainer(config, world, device, layouts, pulse, notices, saver, time, intervals, plan)
+    trainer = Trainer(config, world, device, layouts, pulse, notices, saver, time, intervals, plan, labelled)
     origin = restore(trainer, found)
 
     described, precision = trainer.engine.model.config, resolve_precision(config.engine.precision)
@@ -204,7 +206,7 @@ def restore(trainer: Trainer, found: Found | None) -> str:
     trainer.cursors = state.lane_cursors() if state else first_cursors(plan.lanes, len(plan.corpora))
     trainer.guard = state.guard_state() if state else GuardState()
     trainer.saver.look()
-    trainer.held_out = _held_out_of(trainer, state)
+    trainer.held_out = held_out_of(trainer, state)
     skipped, max_bad_share = state.skipped if state else 0, config.data.max_bad_share
     trainer.skipped = Skipped(trainer.run, plan, trainer.step, skipped, max_bad_share, world)
     trainer.tally = Tally(state.tokens_seen if state else 0, trainer.device, len(trainer.shape.windows))
@@ -232,7 +234,7 @@ def _model_of(trainer: Trainer, found: Found | None) -> tuple[MaskedLM, str]:
     return build_defined(folder.parents[1] / "model"), f"resumed from {folder}"
 
 
-def _held_out_of(trainer: Trainer, state: checkpoint.State | None) -> HeldOut:
+def held_out_of(trainer: Trainer, state: checkpoint.State | None) -> HeldOut:
     """The evaluations that a run's own checkpoint knows of. Those of a fork's origin may be of another evaluation."""
     total_steps = trainer.plan.total_steps
     new = HeldOut.of(trainer.config.evaluation_filled, total_steps)
@@ -279,6 +281,8 @@ def announce(trainer: Trainer, origin: str, attention: str) -> None:
     )
     say(f"attention: {attention}")
     say(f"optimizer: {trainer.engine.optimizer_title()}, schedule {config.optimizer.schedule}")
+    if trainer.labelled:
+        say(f"probe: {trainer.labelled.title}")
     for number, (phase, layout) in enumerate(zip(config.phases, trainer.layouts, strict=True)):
         waste = f", {layout.waste:.1%} of the rows are filling" if layout.waste else ""
         say(

@@ -18,6 +18,7 @@ from maskloom.distributed import World, gather_objects
 from maskloom.models.flops import Shape
 from maskloom.train.batches import ReadyStep, ready_steps
 from maskloom.train.checkpoint import Saver
+from maskloom.train.encoder_probe import Labelled
 from maskloom.train.engine.engine import Engine
 from maskloom.train.held_out import HeldOut
 from maskloom.train.rank.heartbeats import Pulse
@@ -40,6 +41,7 @@ class Trainer:
         saver: the checkpoint that is being written, and the newest good one.
         time: this rank's clock between logged lines; it meters DeepSpeed's traffic too.
         passed_over: intervals of the data that the run skipped after a roll-back.
+        labelled: texts that evaluations probe the encoder with.
 
     `setup.restore` sets the others, from a checkpoint or for the beginning of the run:
         plan: which rows a step has.
@@ -63,6 +65,7 @@ class Trainer:
     time: OwnTime
     passed_over: list[PassedOver]
     plan: DataPlan
+    labelled: Labelled | None = None
     engine: Engine = field(init=False)
     shape: Shape = field(init=False)
     step: int = field(init=False)

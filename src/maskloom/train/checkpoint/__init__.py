@@ -17,7 +17,6 @@ at any world size.
 
 from maskloom.train.checkpoint.digests import damage
 from maskloom.train.checkpoint.find import (
-    Which,
     drop_after,
     find,
     find_at_most,
@@ -28,7 +27,7 @@ from maskloom.train.checkpoint.find import (
 )
 from maskloom.train.checkpoint.fit import check_fits, origin_of
 from maskloom.train.checkpoint.save import Saver
-from maskloom.train.checkpoint.state import State, fingerprint, read_state, tokenizing_of
+from maskloom.train.checkpoint.state import State, Which, fingerprint, read_state, tokenizing_of
 
 __all__ = [
     "Saver",

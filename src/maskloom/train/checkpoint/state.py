@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from maskloom.data.cursors import Cursor, LaneCursors
 from maskloom.data.index.corpus import Index
@@ -23,6 +23,8 @@ TOKENIZING = "version of tokenizing"
 NAME = re.compile(r"step-([0-9]{8}|[1-9][0-9]{8,15})")
 """Of a checkpoint's folder, as `folder_of` makes it."""
 MOST_KEYS = 50
+Which = int | Literal["best"] | None
+"""A checkpoint of a run: that of a step, the one with the lowest held-out loss, or the newest whole one."""
 
 
 @dataclass(frozen=True)
