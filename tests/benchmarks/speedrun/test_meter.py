@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import subprocess
 import sys
 
 import pytest
-from speedrun.meter import VARIABLE, Meter, is_rank, spent_s
+from speedrun.meter import VARIABLE, Meter, may_train, spent_s
 
 
 class Clock:
@@ -61,11 +62,10 @@ def test_children_count_while_they_live_and_after() -> None:
     assert spent_s() - before_s > 0.9
 
 
-def test_only_ranks_are_metered(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in (VARIABLE, "RANK"):
-        monkeypatch.delenv(name, raising=False)
-    assert not is_rank()
+def test_only_a_speedrun_is_metered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(VARIABLE, raising=False)
+    assert not may_train()
     monkeypatch.setenv(VARIABLE, os.devnull)
-    assert not is_rank()  # the launcher
-    monkeypatch.setenv("RANK", "0")
-    assert is_rank()
+    assert may_train()
+    monkeypatch.setattr(multiprocessing, "parent_process", lambda: "the rank")
+    assert not may_train()  # a reader of a rank
