@@ -46,7 +46,8 @@ def guesses(model: PreTrainedModel, tokenizer: Tokenizer, items: Sequence[Item],
 
 
 def answer_of(tokenizer: Tokenizer, item: Item, ids: Sequence[int]) -> int | None:
-    """The token that stands in the mask's place if the sentence has its word; None if that takes several tokens.
+    """The token that stands in the mask's place if the sentence has its word. None if that takes several tokens, or
+    the unknown one.
 
     Args:
         ids: of the sentence with its mask.
@@ -55,7 +56,7 @@ def answer_of(tokenizer: Tokenizer, item: Item, ids: Sequence[int]) -> int | Non
     place = list(ids).index(tokenizer.mask_id)
     others = [*ids[:place], *ids[place + 1 :]]
     fits = len(whole) == len(ids) and [*whole[:place], *whole[place + 1 :]] == others
-    return whole[place] if fits else None
+    return whole[place] if fits and tokenizer.is_maskable[whole[place]] else None
 
 
 def most_frequent(corpora: Sequence[Index], tokenizer: Tokenizer, most: int) -> list[int]:

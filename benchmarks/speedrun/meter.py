@@ -91,10 +91,10 @@ def install(folder: Path, rank: int) -> None:
     module.evaluate_run, module.save = meter.excluding(module.evaluate_run), meter.excluding(module.save)
 
 
-def is_rank() -> bool:
-    """Whether this process trains: the launcher and the readers import this module too."""
-    return VARIABLE in os.environ and "RANK" in os.environ and multiprocessing.parent_process() is None
+def may_train() -> bool:
+    """Whether this process may be a rank: a reader is not, and it imports this module too."""
+    return VARIABLE in os.environ and multiprocessing.parent_process() is None
 
 
-if is_rank():
-    install(Path(os.environ[VARIABLE]), int(os.environ["RANK"]))
+if may_train():
+    install(Path(os.environ[VARIABLE]), int(os.environ.get("RANK", "0")))  # a single rank is the command itself
