@@ -39,6 +39,7 @@ class Trainer:
         saver: the checkpoint that is being written, and the newest good one.
         time: this rank's clock between logged lines; it meters DeepSpeed's traffic too.
         passed_over: intervals of the data that the run skipped after a roll-back.
+        frozen: on the first rank, the weights that a run which begins will not train, until they are written down.
 
     `setup.restore` sets the others, from a checkpoint or for the beginning of the run:
         plan: which rows a step has.
@@ -61,6 +62,7 @@ class Trainer:
     time: OwnTime
     passed_over: list[PassedOver]
     plan: DataPlan
+    frozen: dict[str, torch.Tensor] = field(default_factory=dict)
     engine: Engine = field(init=False)
     shape: Shape = field(init=False)
     step: int = field(init=False)
