@@ -77,10 +77,11 @@ def test_frozen_weights_stay_bit_for_bit_and_runs_resume(
         assert kept == (
             {EMBEDDINGS} if RUNS[name][2] == "embeddings" else {each for each in before if "cls" not in each}
         )
-        for weight in after:
-            stored = before[EMBEDDINGS if weight.endswith("decoder.weight") else weight.replace("decoder.bias", "bias")]
-            is_kept = weight in kept or weight.endswith("decoder.weight")
-            assert torch.equal(after[weight], stored) == is_kept, f"{name}: {weight}"
+        for weight in kept:
+            assert torch.equal(after[weight], before[weight]), f"{name}: {weight}"
+        assert torch.equal(after["cls.predictions.decoder.weight"], before[EMBEDDINGS]), name
+        trained = "cls.predictions.transform.dense.weight"
+        assert not torch.equal(after[trained], before[trained]), name
 
     again = {}
     for name in RESUMED:
