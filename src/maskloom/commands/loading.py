@@ -13,11 +13,14 @@ from maskloom.config import RunConfig
 from maskloom.config_file import load_config
 from maskloom.errors import UserError
 from maskloom.models.build import build_defined
+from maskloom.models.description import check_description, read_tree
+from maskloom.models.foreign import check_rows, lacking, load_foreign, tokenizer_beside
 from maskloom.models.masked_lm import MaskedLM
-from maskloom.models.warm_start import load_checkpoint, open_checkpoint
+from maskloom.models.warm_start import folder_of, load_checkpoint, open_checkpoint
 from maskloom.tokenizers.base import Tokenizer
 from maskloom.tokenizers.loading import load_tokenizer
 from maskloom.train.checkpoint import read_state, saved_at, tokenizing_of
+from maskloom.train.checkpoint.fit import split_origin
 from maskloom.train.engine.files import full_precision_weights
 
 if TYPE_CHECKING:
@@ -59,29 +62,81 @@ def plain_model(loaded: LoadedRun) -> PreTrainedModel:
     return model.eval()
 
 
-def load_plain(source: Path) -> tuple[PreTrainedModel, Tokenizer]:
-    """Hugging Face's own model, in fp32 and evaluation mode, and its tokenizer.
+@dataclass(frozen=True)
+class LoadedPlain:
+    """Hugging Face's own model, in fp32 and evaluation mode.
+
+    Attributes:
+        source: as it was named, with the step of a run.
+        step: of a run; None: it is none.
+    """
+
+    source: str
+    model: PreTrainedModel
+    tokenizer: Tokenizer
+    step: int | None = None
+
+
+def load_plain(source: str | Path, step: int | None = None) -> tuple[PreTrainedModel, Tokenizer]:
+    """Hugging Face's own model, in fp32 and evaluation mode, and its tokenizer. See `load_named`."""
+    found = load_named(str(source), step)
+    return found.model, found.tokenizer
+
+
+def load_named(source: str, step: int | None = None) -> LoadedPlain:
+    """The masked language model that a user names.
 
     Args:
-        source: a run directory, whose newest whole checkpoint is taken, or a folder with a Hugging Face checkpoint of a
-            model for masked tokens and its tokenizer.
+        source: a run directory, or RUN@STEP; a folder with a Hugging Face checkpoint and its tokenizer; or a name on the Hub, or
+            NAME@REVISION.
+        step: of a run, if `source` does not say it. Left out: its newest whole checkpoint.
+
+    Raises:
+        UserError: it cannot be had, is of another kind, lacks its head, or does not fit its tokenizer.
     """
-    if (source / "config.yaml").exists():
-        loaded = load_run(source, None)
-        return plain_model(loaded), loaded.tokenizer
-    if not (source / "config.json").exists():
-        raise UserError(
-            f"{source} is neither a run directory nor a Hugging Face checkpoint: no config.yaml or config.json"
-        )
-    model, missing, _ = load_checkpoint(open_checkpoint(str(source), str(source)))
-    if missing:
-        raise UserError(
-            f"{source} is not a trained {type(model).__name__}: it lacks {len(missing)} weights, such as {min(missing)}"
-        )
-    tokenizer = load_tokenizer(source)
-    if tokenizer.vocab_size > model.config.vocab_size:
-        raise UserError(
-            f"{source}: the tokenizer has {tokenizer.vocab_size} ids, the model {model.config.vocab_size}: they do not belong "
-            "together"
-        )
-    return model.eval(), tokenizer
+    if is_run(source):
+        run, step = run_and_step(source, step)
+        loaded = load_run(run, step)
+        return LoadedPlain(f"{run} at step {loaded.step:,}", plain_model(loaded), loaded.tokenizer, loaded.step)
+    if step is not None:
+        raise UserError(f"--step is for a run, and {source} is not a run: it has no config.yaml")
+    folder = _checkpoint_folder(source)
+    tree = read_tree(folder, source)
+    try:
+        check_description(tree, source)
+        is_ours = True
+    except UserError:  # Hugging Face's class may know it all the same
+        is_ours = False
+    if is_ours:
+        model, missing, _ = load_checkpoint(open_checkpoint(str(folder), source))
+        if missing:
+            raise lacking(source, type(model).__name__, sorted(missing))
+    else:
+        model = load_foreign(folder, source)
+    tokenizer = tokenizer_beside(folder, source)
+    check_rows(model, tokenizer, source)
+    return LoadedPlain(source, model.eval(), tokenizer)
+
+
+def is_run(source: str) -> bool:
+    """Whether a name stands for a run, RUN or RUN@STEP."""
+    return (run_and_step(source)[0] / "config.yaml").is_file()
+
+
+def run_and_step(source: str, step: int | None = None) -> tuple[Path, int | None]:
+    """`RUN@1000` -> (RUN, 1000); `RUN` -> (RUN, `step`)."""
+    run, own = (Path(source), None) if Path(source).is_dir() else split_origin(source)
+    return run, step if own is None else own
+
+
+def _checkpoint_folder(source: str) -> Path:
+    """The folder with a config.json that a name stands for, fetched from the Hub if there is none here."""
+    path = Path(source)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise UserError(
+                f"{source} is neither a run directory nor a Hugging Face checkpoint: no config.yaml or config.json"
+            )
+        return path
+    name, at, revision = source.partition("@")
+    return folder_of(name, source, revision if at else None)

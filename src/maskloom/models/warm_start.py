@@ -74,7 +74,7 @@ def open_checkpoint(source: str, name: str) -> Checkpoint:
         UserError: it is of no architecture that is known, or another function than our forward's; it is damaged, or not all
             there.
     """
-    folder = _folder_of(source, name)
+    folder = folder_of(source, name)
     try:
         config = check_description(_tree_of(folder, name), name)
         return match_weights(config, stored_table(folder, name), folder, name)
@@ -192,7 +192,7 @@ def settle_architecture(settings: Model) -> Model:
     if settings.init is None:
         return settings
     name = f"model.init {settings.init}"
-    kind = architecture_in(_tree_of(_folder_of(settings.init, name), name), name).name
+    kind = architecture_in(_tree_of(folder_of(settings.init, name), name), name).name
     if "architecture" in settings.model_fields_set and settings.architecture != kind:
         raise UserError(
             f"{name} is a {kind!r} model, and model.architecture is {settings.architecture!r}: leave model.architecture out, or "
@@ -280,8 +280,16 @@ def warm_start(settings: Model, tokenizer: Tokenizer) -> tuple[MaskedLM, str]:
     )
 
 
-def _folder_of(source: str, name: str) -> Path:
-    """The folder of a checkpoint, fetched first if it is named as on the Hub."""
+def folder_of(source: str, name: str, revision: str | None = None) -> Path:
+    """The folder of a checkpoint, fetched first if it is named as on the Hub.
+
+    Args:
+        name: what messages call it.
+        revision: branch, tag or commit on the Hub; None: its main branch.
+
+    Raises:
+        UserError: there is no such folder, and it cannot be fetched.
+    """
     path = Path(source)
     if os.path.isdir(source):  # noqa: PTH112 - pathlib raises for what can be no name
         return path
@@ -292,9 +300,10 @@ def _folder_of(source: str, name: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        fetched = Path(snapshot_download(source, allow_patterns=[*TOKENIZERS, "*.json", "model*.safetensors"]))
+        patterns = [*TOKENIZERS, "*.json", "model*.safetensors"]
+        fetched = Path(snapshot_download(source, revision=revision, allow_patterns=patterns))
         if not (fetched / SAFE).exists() and not (fetched / f"{SAFE}.index.json").exists():
-            snapshot_download(source, allow_patterns=["pytorch_model*.bin"])
+            snapshot_download(source, revision=revision, allow_patterns=["pytorch_model*.bin"])
     except Exception as error:  # the library raises many kinds
         said = " ".join(str(error).split())
         raise UserError(

@@ -320,6 +320,17 @@ class Tokenizer:
             ids = encoding.ids
             yield struct.pack(f"={len(ids)}i", *ids)
 
+    def encode_with_offsets(self, text: str) -> tuple[Int32s, NDArray[np.int64]]:
+        """The ids that `encode` gives for one text, and which characters of the text each stands for.
+
+        Returns:
+            int32 [tokens], and int64 [tokens, 2]: first character, and the one behind the last. The range may hold white space
+            at its ends. Several tokens of one character have the same range.
+        """
+        with faults_of(f"{self.source} cannot encode a text"):
+            encoding = self._encoder.encode(text, add_special_tokens=False)
+        return np.array(encoding.ids, np.int32), np.array(encoding.offsets, np.int64).reshape(-1, 2)
+
     def _parts(self, text: str) -> list[str]:
         """The parts of a text that are encoded each for itself."""
         if self._stretches is None:
