@@ -341,6 +341,11 @@ class RunConfig(Section):
         wrong += self._faults_of_changes()
         if not self.evaluation.every_steps:
             wrong += [f"{name} needs evaluations: set evaluation.every_steps" for name in self.needs_evaluation]
+        if self.model.freeze and not self.model.init and not self.from_:
+            wrong.append(
+                f"model.freeze {self.model.freeze} would keep weights that nobody trained: set model.init to the model that has "
+                "them, or leave model.freeze out"
+            )
         for name, length in self.seq_lens.items():
             rows = self.model.max_position_embeddings
             if length > rows and (
