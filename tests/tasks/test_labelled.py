@@ -55,6 +55,11 @@ def test_the_line_is_that_of_the_file(tmp_path: Path) -> None:
     assert found.take([1]).place(0) == f"{path}, line 5"
 
 
+def test_datasets_names_its_classes_in_parquet_too(tmp_path: Path) -> None:
+    datasets.load_from_disk(write(tmp_path, "saved")).to_parquet(tmp_path / "a.parquet")
+    assert read_examples(tmp_path / "a.parquet").labels == ["water", "rock", "water"]
+
+
 def test_a_dataset_with_splits(tmp_path: Path) -> None:
     parts = {name: datasets.Dataset.from_dict({"text": [name], "label": [1]}) for name in ("train", "test")}
     datasets.DatasetDict(parts).save_to_disk(tmp_path / "all")
