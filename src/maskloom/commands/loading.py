@@ -101,7 +101,7 @@ def load_named(source: str, step: Which = None, takes_any: bool = False) -> Load
         return LoadedPlain(f"{run} at step {loaded.step:,}", plain_model(loaded), loaded.tokenizer, loaded.step)
     if step is not None:
         raise UserError(f"--step is for a run, and {source} is not a run: it has no config.yaml")
-    folder = _checkpoint_folder(source)
+    folder = checkpoint_folder(source)
     if takes_any and not _is_computed(folder, source):
         model = load_foreign(folder, source)
     else:
@@ -124,7 +124,7 @@ def run_and_step(source: str, step: Which = None) -> tuple[Path, Which]:
     return run, step if own is None else own
 
 
-def _checkpoint_folder(source: str) -> Path:
+def checkpoint_folder(source: str) -> Path:
     """The folder with a config.json that a name stands for, fetched from the Hub if there is none here."""
     path = Path(source)
     if (path / "config.json").is_file():
