@@ -231,6 +231,23 @@ REWARMS = {"rewarm_up": {"lr": 1.0, "warmup_steps": 3}}
             {"optimizer": {"schedule": "wsd", "decay_steps": 3}},
             "phases.1.rewarm_up.warmup_steps 3 and optimizer.decay_steps 3 are together more than its 5 steps",
         ),
+        (
+            {"rewarm_up": {"lr": 1.0, "warmup_steps": 3, "schedule": "1-sqrt", "decay_steps": 3}},
+            {},
+            "phases.1.rewarm_up.warmup_steps 3 and phases.1.rewarm_up.decay_steps 3 are together more than its 5 steps",
+        ),
+        ({"rewarm_up": {"lr": 1.0, "schedule": "wsd"}}, {}, "phases.1.rewarm_up: schedule wsd needs decay_steps"),
+        ({"rewarm_up": {"lr": 1.0, "decay_steps": 2}}, {}, "phases.1.rewarm_up: decay_steps needs schedule beside it"),
+        (
+            {"rewarm_up": {"lr": 1.0, "schedule": "constant", "final_lr_share": 0.1}},
+            {},
+            "phases.1.rewarm_up: final_lr_share 0.1 means nothing for schedule constant",
+        ),
+        (
+            {"gradient_clipping": 1.0},
+            {"optimizer": {"name": "muon", "gradient_clipping": 0}},
+            "phases.1.gradient_clipping: name muon needs gradient_clipping 0",
+        ),
         (REWARMS, {"optimizer": {"warmup_steps": 4}}, "optimizer.warmup_steps 4 must be less than its 4 steps"),
         (REWARMS, {"phases": [{"steps": 4, **REWARMS}]}, "phases.0.rewarm_up: the first phase has optimizer.lr"),
     ],

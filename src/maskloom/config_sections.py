@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import pydantic
-from pydantic import Discriminator, Field, PositiveFloat, PositiveInt, Tag
+from pydantic import Discriminator, Field, NonNegativeFloat, PositiveFloat, PositiveInt, Tag
 
 from maskloom.config_values import (
     MOST_STEPS,
@@ -141,6 +141,29 @@ class BatchWarmup(Section):
     """Steps until `global_batch_rows` is reached."""
 
 
+Schedule = Literal["linear", "cosine", "wsd", "polynomial", "constant", "1-sqrt"]
+"""How the learning rate falls after the warm-up."""
+
+
+def shape_faults(
+    schedule: Schedule, decay_steps: int | None, power: float | None, final_lr_share: float | None
+) -> list[str]:
+    """What is missing for a schedule, or means nothing to it."""
+    wrong = []
+    if schedule == "constant" and final_lr_share:
+        wrong.append(f"final_lr_share {final_lr_share} means nothing for schedule constant: remove it")
+    for key, value, example, needed_by, taken_by in (
+        ("decay_steps", decay_steps, "a tenth of the run's steps", "wsd", ("wsd", "1-sqrt")),
+        ("power", power, "0.5", "polynomial", ("polynomial",)),
+    ):
+        if value is not None and schedule not in taken_by:
+            set_to = " or ".join(taken_by)
+            wrong.append(f"{key} means nothing for schedule {schedule}: remove it, or set schedule to {set_to}")
+        if value is None and schedule == needed_by:
+            wrong.append(f"schedule {schedule} needs {key}: set it, for example to {example}")
+    return wrong
+
+
 class RewarmUp(Section):
     """The schedule of the learning rate starts again with a phase, as in the second phase of You et al. (2019)."""
 
@@ -148,6 +171,25 @@ class RewarmUp(Section):
     """Highest learning rate from here on, instead of `optimizer.lr`."""
     warmup_steps: StepsOrNone = 0
     """Steps of linear warm-up from 0, from the first step of the phase."""
+    schedule: Schedule | None = None
+    """How the rate falls after the warm-up. Left out: `schedule`, `decay_steps` and `power` of `optimizer`."""
+    final_lr_share: Share | None = None
+    """Share of `lr` that the decay goes to. Left out: `optimizer.final_lr_share`."""
+    decay_steps: Steps | None = None
+    """Of this schedule, as `optimizer.decay_steps`."""
+    power: PositiveFloat | None = None
+    """Of this schedule, as `optimizer.power`."""
+
+    @pydantic.model_validator(mode="after")
+    def _shape(self) -> RewarmUp:
+        if self.schedule is not None:
+            wrong = shape_faults(self.schedule, self.decay_steps, self.power, self.final_lr_share)
+        else:
+            given = [name for name in ("decay_steps", "power") if getattr(self, name) is not None]
+            wrong = [f"{name} needs schedule beside it: set it, or remove {name}" for name in given]
+        if wrong:
+            raise ValueError("\n".join(wrong))
+        return self
 
 
 class Phase(Section):
@@ -177,6 +219,8 @@ class Phase(Section):
     """The same for architectures that have one base for all layers, `model.rope_theta`."""
     rewarm_up: RewarmUp | None = None
     """A new schedule from this phase on. Left out: the schedule continues."""
+    gradient_clipping: NonNegativeFloat | None = None
+    """Largest global gradient norm in this phase, instead of `optimizer.gradient_clipping`; 0 does not clip."""
 
     @property
     def changes_of_model(self) -> dict[str, Any]:
@@ -358,6 +402,8 @@ class Stretch(NamedTuple):
         steps: its length.
         lr: its highest learning rate.
         warmup_steps: steps of its warm-up.
+        own: the phase's own schedule; None for that of `optimizer`.
+        final_lr_share: the phase's own; None for that of `optimizer`.
     """
 
     phase: int
@@ -365,3 +411,5 @@ class Stretch(NamedTuple):
     steps: int
     lr: float
     warmup_steps: int
+    own: RewarmUp | None = None
+    final_lr_share: float | None = None

@@ -110,7 +110,7 @@ def _pseudo_of_run(loaded: LoadedRun, folder: Path, options: argparse.Namespace)
 
 def _compare(named: Sequence[str], options: argparse.Namespace) -> dict[str, Any]:
     """Models on one text."""
-    loaded = [load_named(given, options.step) for given in named]
+    loaded = [load_named(given, options.step, takes_any=True) for given in named]
     models = [Scored(each.source, _placed(each.model), each.tokenizer, longest_piece_in(each.model)) for each in loaded]
     layout: TextLayout = "blank-line" if options.blank_line else "file"
     texts = read_texts(options.data, options.text_key, layout, options.documents, options.seed)
@@ -137,6 +137,7 @@ def _compare(named: Sequence[str], options: argparse.Namespace) -> dict[str, Any
         "masked_words": len(prepared.document),
         "masked_bytes": int(prepared.size_bytes.sum()),
         "left_out": dict(prepared.left_out),
+        "joined_words": prepared.joins,
         "same_tokens": len({model.tokenizer.tokens_mark for model in models}) == 1,
         "models": figures,
     }

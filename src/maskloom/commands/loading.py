@@ -18,7 +18,7 @@ from maskloom.models.foreign import check_rows, lacking, load_foreign, tokenizer
 from maskloom.models.masked_lm import MaskedLM
 from maskloom.models.warm_start import folder_of, load_checkpoint, open_checkpoint
 from maskloom.tokenizers.base import Tokenizer
-from maskloom.tokenizers.loading import load_tokenizer
+from maskloom.tokenizers.loading import HUB_NAME, load_tokenizer
 from maskloom.train.checkpoint import Which, read_state, saved_at, tokenizing_of
 from maskloom.train.checkpoint.fit import split_origin
 from maskloom.train.engine.files import full_precision_weights
@@ -83,13 +83,14 @@ def load_plain(source: str | Path, step: Which = None) -> tuple[PreTrainedModel,
     return found.model, found.tokenizer
 
 
-def load_named(source: str, step: Which = None) -> LoadedPlain:
+def load_named(source: str, step: Which = None, takes_any: bool = False) -> LoadedPlain:
     """The masked language model that a user names.
 
     Args:
         source: a run directory, RUN@STEP or RUN@best; a folder with a Hugging Face checkpoint and its tokenizer; or a name on
             the Hub, or NAME@REVISION.
         step: of a run, if `source` does not say it. Left out: its newest whole checkpoint.
+        takes_any: also models of architectures that maskloom does not train.
 
     Raises:
         UserError: it cannot be had, is of another kind, lacks its head, or does not fit its tokenizer.
@@ -101,18 +102,12 @@ def load_named(source: str, step: Which = None) -> LoadedPlain:
     if step is not None:
         raise UserError(f"--step is for a run, and {source} is not a run: it has no config.yaml")
     folder = _checkpoint_folder(source)
-    tree = read_tree(folder, source)
-    try:
-        check_description(tree, source)
-        is_ours = True
-    except UserError:  # Hugging Face's class may know it all the same
-        is_ours = False
-    if is_ours:
+    if takes_any and not _is_computed(folder, source):
+        model = load_foreign(folder, source)
+    else:
         model, missing, _ = load_checkpoint(open_checkpoint(str(folder), source))
         if missing:
             raise lacking(source, type(model).__name__, sorted(missing))
-    else:
-        model = load_foreign(folder, source)
     tokenizer = tokenizer_beside(folder, source)
     check_rows(model, tokenizer, source)
     return LoadedPlain(source, model.eval(), tokenizer)
@@ -132,11 +127,20 @@ def run_and_step(source: str, step: Which = None) -> tuple[Path, Which]:
 def _checkpoint_folder(source: str) -> Path:
     """The folder with a config.json that a name stands for, fetched from the Hub if there is none here."""
     path = Path(source)
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise UserError(
-                f"{source} is neither a run directory nor a Hugging Face checkpoint: no config.yaml or config.json"
-            )
+    if (path / "config.json").is_file():
         return path
     name, at, revision = source.partition("@")
+    if path.exists() or not HUB_NAME.fullmatch(name):
+        raise UserError(
+            f"{source} is neither a run directory nor a Hugging Face checkpoint: no config.yaml or config.json"
+        )
     return folder_of(name, source, revision if at else None)
+
+
+def _is_computed(folder: Path, source: str) -> bool:
+    """Whether a checkpoint is of an architecture of ours, and asks for what our forward computes."""
+    try:
+        check_description(read_tree(folder, source), source)
+    except UserError:
+        return False
+    return True

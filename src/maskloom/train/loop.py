@@ -119,7 +119,8 @@ def attempt(config: RunConfig, world: World, run: RunDir, watch: Watch) -> int:
     torch.set_num_threads(run.threads(world, cores()))
     with watch.section("load", set_timeouts):
         trainer, peak_flops = set_up(config, plan, world, traffic, watch.pulse)
-    run.begin(trainer.config, trainer.engine.model, plan.tokenizer, world, trainer.step)
+    run.begin(trainer.config, trainer.engine.model, plan.tokenizer, world, trainer.step, trainer.frozen)
+    trainer.frozen = {}
     why = agreed_reason(watch.requests.reason, world)
     watch.log_to(run)
     time_left = TimeLeft(plan.phases, plan.lanes)

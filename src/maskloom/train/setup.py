@@ -25,6 +25,7 @@ from maskloom.errors import UserError
 from maskloom.models.attention import settle_attention
 from maskloom.models.build import build_defined, build_model
 from maskloom.models.flops import DTYPES, Shape, peak_of
+from maskloom.models.freezing import freeze, frozen_note, frozen_weights, load_frozen
 from maskloom.models.masked_lm import MaskedLM, attention_dropout_of, head_size_of
 from maskloom.models.warm_start import tokenizer_of
 from maskloom.processes import temporary_folder
@@ -193,6 +194,7 @@ def restore(trainer: Trainer, found: Found | None) -> str:
     plan = trainer.plan = replace(plan, jumps=jumps(trainer.passed_over, plan.lanes, len(plan.corpora)))
     model, origin = _model_of(trainer, found)
     settings = deepspeed_settings(config, plan, world)
+    frozen = frozen_note(model, config.model.freeze)
     engine = trainer.engine = Engine(model, config.engine, config.optimizer, settings, world)
     trainer.shape = Shape.of(model.config)
     state = found[1] if found else None
@@ -210,7 +212,7 @@ def restore(trainer: Trainer, found: Found | None) -> str:
     skipped, max_bad_share = state.skipped if state else 0, config.data.max_bad_share
     trainer.skipped = Skipped(trainer.run, plan, trainer.step, skipped, max_bad_share, world)
     trainer.tally = Tally(state.tokens_seen if state else 0, trainer.device, len(trainer.shape.windows))
-    return origin
+    return origin + frozen
 
 
 def _model_of(trainer: Trainer, found: Found | None) -> tuple[MaskedLM, str]:
@@ -218,7 +220,10 @@ def _model_of(trainer: Trainer, found: Found | None) -> tuple[MaskedLM, str]:
     config, plan = trainer.config, trainer.plan
     trainer.saver.last_good = None
     if found is None:
-        return build_model(config.model, plan.tokenizer, config.seed)
+        model, origin = build_model(config.model, plan.tokenizer, config.seed)
+        freeze(model, config.model.freeze)
+        trainer.frozen = frozen_weights(model) if trainer.world.is_first else {}
+        return model, origin
     folder, state = found
     is_fork = folder.parents[1] != trainer.run
     if is_fork and state.step >= plan.total_steps:
@@ -226,12 +231,17 @@ def _model_of(trainer: Trainer, found: Found | None) -> tuple[MaskedLM, str]:
             f"from {folder} there is nothing to do: it has all {plan.total_steps:,} steps. Set more in phases"
         )
     checkpoint.check_fits(state, plan, None if is_fork else str(config.engine.precision), folder)
+    described = folder.parents[1] / "model"
     if is_fork:
-        origin = folder.parents[1]
-        changes = load_config(origin / "config.yaml").model_at(state.step)
-        return build_defined(origin / "model", config.model, changes), f"begun from {folder}"
-    trainer.saver.last_good = folder.name
-    return build_defined(folder.parents[1] / "model"), f"resumed from {folder}"
+        changes = load_config(folder.parents[1] / "config.yaml").model_at(state.step)
+        model, origin = build_defined(described, config.model, changes), f"begun from {folder}"
+    else:
+        trainer.saver.last_good = folder.name
+        model, origin = build_defined(described), f"resumed from {folder}"
+    freeze(model, config.model.freeze)
+    load_frozen(model, described)
+    trainer.frozen = frozen_weights(model) if trainer.world.is_first and is_fork else {}
+    return model, origin
 
 
 def held_out_of(trainer: Trainer, state: checkpoint.State | None) -> HeldOut:

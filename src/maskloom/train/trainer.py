@@ -42,6 +42,7 @@ class Trainer:
         time: this rank's clock between logged lines; it meters DeepSpeed's traffic too.
         passed_over: intervals of the data that the run skipped after a roll-back.
         labelled: texts that evaluations probe the encoder with.
+        frozen: on the first rank, the weights that a run which begins will not train, until they are written down.
 
     `setup.restore` sets the others, from a checkpoint or for the beginning of the run:
         plan: which rows a step has.
@@ -66,6 +67,7 @@ class Trainer:
     passed_over: list[PassedOver]
     plan: DataPlan
     labelled: Labelled | None = None
+    frozen: dict[str, torch.Tensor] = field(default_factory=dict)
     engine: Engine = field(init=False)
     shape: Shape = field(init=False)
     step: int = field(init=False)

@@ -21,7 +21,7 @@ from maskloom.train.checkpoint.state import (
 )
 
 STEP = re.compile(r"[0-9]{1,16}")
-FORK_KEEPS = re.compile(r"optimizer\.name|data\.lanes")
+FORK_KEEPS = re.compile(r"optimizer\.name|data\.lanes|model\.freeze")
 """What a run that begins with another's checkpoint has to leave as it is, beside its tokenizer, corpora and model."""
 
 
@@ -129,7 +129,8 @@ def fit_origin(config: RunConfig, data: Mapping[str, object]) -> RunConfig:
         raise UserError(
             f"cannot fork from {config.from_}: these settings differ, and may not:\n"
             + "\n".join(wrong)
-            + "\nSet these back; what else differs (learning rate, schedule, further phases, masking, seed, ...) may"
+            + "\nSet these back; what else differs (learning rate, schedule, further phases, masking, seed, ...) may. "
+            "To take the weights alone, write them with `maskloom export` and set model.init to that folder"
         )
     return config
 
