@@ -281,7 +281,7 @@ class Evaluation(Section):
     patience: Few | None = None
     """End the run early if so many evaluations in a row bring no new lowest loss. Left out: never."""
     min_delta: Annotated[float, Field(ge=0.0)] = 0.0
-    """How much lower than the lowest a loss must be, in nats a token, to count as a new lowest one for `patience`."""
+    """For `patience` a loss is a new lowest one if it is lower by more than this, in nats a token."""
 
     probe: Probe | None = None
     """Labelled texts to probe the encoder with."""
