@@ -64,7 +64,7 @@ def plain_model(loaded: LoadedRun) -> PreTrainedModel:
 
 @dataclass(frozen=True)
 class LoadedPlain:
-    """Hugging Face's own model, in fp32 and evaluation mode.
+    """Hugging Face's own model, in fp32 and not for training.
 
     Attributes:
         source: as it was named, with the step of a run.
@@ -78,7 +78,7 @@ class LoadedPlain:
 
 
 def load_plain(source: str | Path, step: int | None = None) -> tuple[PreTrainedModel, Tokenizer]:
-    """Hugging Face's own model, in fp32 and evaluation mode, and its tokenizer. See `load_named`."""
+    """The model and the tokenizer that `load_named` gives."""
     found = load_named(str(source), step)
     return found.model, found.tokenizer
 
@@ -87,10 +87,10 @@ def load_named(source: str, step: int | None = None, takes_any: bool = False) ->
     """The masked language model that a user names.
 
     Args:
-        source: a run directory, or RUN@STEP; a folder with a Hugging Face checkpoint and its tokenizer; or a name on the Hub, or
+        source: a run directory, or RUN@STEP. A folder with a Hugging Face checkpoint and its tokenizer. A name on the Hub, or
             NAME@REVISION.
         step: of a run, if `source` does not say it. Left out: its newest whole checkpoint.
-        takes_any: also models of architectures that maskloom does not train.
+        takes_any: also models that maskloom does not train.
 
     Raises:
         UserError: it cannot be had, is of another kind, lacks its head, or does not fit its tokenizer.
