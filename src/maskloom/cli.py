@@ -20,11 +20,11 @@ COMMANDS = {
     "status": "how a run stands, and what to do next",
     "peek": "print the batches of some steps as text, or their digest",
     "monitor": "TensorBoard over a run, for this machine alone",
-    "eval": "held-out loss of a run",
+    "eval": "how well models predict masked tokens, on a run's held-out text or any other",
     "probe": "what frozen encoders know of labels",
+    "finetune": "fine-tune an encoder for a task, GLUE's among them",
     "export": "write a run's model for Hugging Face",
     "fill": "fill the masks of a sentence",
-    "finetune": "fine-tune an encoder for a task, GLUE's among them",
 }
 
 

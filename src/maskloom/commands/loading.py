@@ -64,7 +64,7 @@ def plain_model(loaded: LoadedRun) -> PreTrainedModel:
 
 @dataclass(frozen=True)
 class LoadedPlain:
-    """Hugging Face's own model, in fp32 and evaluation mode.
+    """Hugging Face's own model, in fp32 and not for training.
 
     Attributes:
         source: as it was named, with the step of a run.
@@ -90,7 +90,7 @@ def load_named(source: str, step: Which = None, takes_any: bool = False) -> Load
         source: a run directory, RUN@STEP or RUN@best; a folder with a Hugging Face checkpoint and its tokenizer; or a name on
             the Hub, or NAME@REVISION.
         step: of a run, if `source` does not say it. Left out: its newest whole checkpoint.
-        takes_any: also models of architectures that maskloom does not train.
+        takes_any: also models that maskloom does not train.
 
     Raises:
         UserError: it cannot be had, is of another kind, lacks its head, or does not fit its tokenizer.
