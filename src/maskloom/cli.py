@@ -14,7 +14,7 @@ from maskloom.program import EXIT_INTERRUPTED, Parser, run_program
 COMMANDS = {
     "shards": "write text as webdataset shards with an index",
     "index": "index webdataset tars that exist",
-    "tokenizer": "train a tokenizer on shards",
+    "tokenizer": "train a tokenizer on shards, or extend one",
     "doctor": "check whether a run would start, on this machine or on the hosts of a hostfile",
     "train": "train, on this machine or on the hosts of a hostfile",
     "status": "how a run stands, and what to do next",
