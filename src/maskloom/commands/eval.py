@@ -27,7 +27,7 @@ from typing import Any
 
 import torch
 
-from maskloom.commands.arguments import fraction, natural, positive
+from maskloom.commands.arguments import add_step, fraction, natural, positive
 from maskloom.commands.loading import LoadedRun, is_run, load_named, load_run, plain_model, run_and_step
 from maskloom.commands.run_figures import held_out_figures, lines_of_run
 from maskloom.commands.tables import comparison
@@ -49,7 +49,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("models", nargs="+", metavar="MODEL", help="and key=value: settings that replace a run's, if its data moved")
     add("--data", nargs="+", action="extend", metavar="TEXT", help="default: what the run's own corpora hold out")
-    add("--step", type=positive, help="checkpoint of a run to take (default: the newest)")
+    add_step(parser)
     add("--documents", type=positive, default=1000, help="of more documents, a sample of so many (default: 1000)")
     add("--mask-rate", type=fraction, default=0.15, help="share of the words that are masked (default: 0.15)")
     add(
@@ -110,7 +110,7 @@ def _pseudo_of_run(loaded: LoadedRun, folder: Path, options: argparse.Namespace)
 
 def _compare(named: Sequence[str], options: argparse.Namespace) -> dict[str, Any]:
     """Models on one text."""
-    loaded = [load_named(given, options.step) for given in named]
+    loaded = [load_named(given, options.step, takes_any=True) for given in named]
     models = [Scored(each.source, _placed(each.model), each.tokenizer, longest_piece_in(each.model)) for each in loaded]
     layout: TextLayout = "blank-line" if options.blank_line else "file"
     texts = read_texts(options.data, options.text_key, layout, options.documents, options.seed)
@@ -137,6 +137,7 @@ def _compare(named: Sequence[str], options: argparse.Namespace) -> dict[str, Any
         "masked_words": len(prepared.document),
         "masked_bytes": int(prepared.size_bytes.sum()),
         "left_out": dict(prepared.left_out),
+        "joined_words": prepared.joins,
         "same_tokens": len({model.tokenizer.tokens_mark for model in models}) == 1,
         "models": figures,
     }

@@ -1,7 +1,7 @@
 """What frozen encoders know of labels: logistic regression over their vectors of texts.
 
-MODEL is a run, RUN@STEP, a folder with a Hugging Face encoder and its tokenizer, or a name on the Hub. DATA is a .csv, .tsv,
-.jsonl or .parquet file, or a folder that `datasets` saved. Several models are probed on the same examples.
+MODEL is a run, RUN@STEP or RUN@best, a folder with a Hugging Face encoder and its tokenizer, or a name on the Hub. DATA is a
+.csv, .tsv, .jsonl or .parquet file, or a folder that `datasets` saved. Several models are probed on the same examples.
 
 Without --test, a fifth of the examples is tested. A hash of the text decides which; with each seed others.
 
@@ -19,13 +19,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from maskloom.commands.arguments import natural, positive
+from maskloom.commands.arguments import add_step, natural, positive
 from maskloom.commands.encoders import Encoder, load_encoder
 from maskloom.errors import UserError
 from maskloom.progress import show
 from maskloom.tasks.encoding import Floats, mean_pooled
 from maskloom.tasks.labelled import Examples, read_examples, splits_of
-from maskloom.tasks.probe import bag_of_words, check, features_of, fit, split_by_hash
+from maskloom.tasks.probe import bag_of_words, check, features, fit, split_by_hash
 
 TEST_SHARE = 0.2
 TEST_SPLITS = ("validation", "validation_matched", "test")
@@ -45,7 +45,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--text", metavar="COLUMN", help="column of the texts (default: guessed from its name)")
     add("--pair", metavar="COLUMN", help="column of the second text of a pair")
     add("--label", metavar="COLUMN", help="column of the classes")
-    add("--step", type=positive, help="checkpoint of each run to take (default: the newest)")
+    add_step(parser)
     add("--random", action="store_true", help="probe each model with random weights, too")
     add("--baseline", action="store_true", help="probe the words of the texts, too (TF-IDF)")
     add("--seeds", type=positive, default=1, metavar="N", help="repeat with so many seeds (default: 1)")
@@ -126,7 +126,7 @@ class _Vectors:
         return self.vectors[[self.places[text] for text in texts]]
 
     def probe(self, train: Examples, test: Examples, seed: int) -> dict[str, float]:
-        known, asked = features_of(self.encode, train), features_of(self.encode, test)
+        known, asked = features(self.encode, train), features(self.encode, test)
         return fit(known, train.labels, asked, test.labels, seed)
 
 

@@ -43,7 +43,7 @@ def choose_sentences(
 
     def fits(document: Document, first: int, end: int) -> bool:
         return all(
-            tokens.may_cut[first] and tokens.may_cut[end] and tokens.starts[end] - tokens.starts[first] <= limit
+            tokens.starts[end] - tokens.starts[first] <= limit
             for tokens, limit in zip(document.tokens, limits, strict=True)
         )
 

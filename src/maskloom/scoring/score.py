@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maskloom.errors import UserError
-from maskloom.scoring.alignment import Aligned, aligned, cut, usable
+from maskloom.scoring.alignment import Aligned, Encoded, align, cut, join, joined, reasons_against
 from maskloom.scoring.bands import BANDS, band_by_word, band_name
 from maskloom.scoring.models import Row, Scored
 from maskloom.scoring.words import Bools, Spans, chosen_words, word_bytes, words_of
@@ -56,11 +56,13 @@ class Prepared:
     Attributes:
         documents: those with a word.
         left_out: reason -> number of words that were chosen, and that a model cannot score.
+        joins: how often a word was joined with the one before it.
         document, size_bytes, band: int64 [M]; of each masked word.
     """
 
     documents: list[Document]
     left_out: Counter[str]
+    joins: int
     document: Int64s
     size_bytes: Int64s
     band: Int64s
@@ -97,28 +99,31 @@ def prepare(texts: Sequence[str], models: Sequence[Scored], rate: float, seed: i
     """
     limits = [min(model.longest_piece, seq_len) for model in models]
     left_out: Counter[str] = Counter()
+    tokenizers = {model.tokenizer.tokens_mark: model.tokenizer for model in models}
+    joins = 0
     documents = []
     for text in texts:
         spans = words_of(text)
         if not len(spans):
             continue
-        by_tokenizer: dict[str, Aligned] = {}
-        for model in models:
-            if (mark := model.tokenizer.tokens_mark) not in by_tokenizer:
-                by_tokenizer[mark] = aligned(text, spans, model.tokenizer)
-        tokens = [by_tokenizer[model.tokenizer.tokens_mark] for model in models]
+        encoded = {mark: Encoded(*tokenizer.encode_with_offsets(text)) for mark, tokenizer in tokenizers.items()}
+        firsts = join(spans, list(encoded.values()))
+        chosen = chosen_words(text, spans, rate, seed)[firsts]
+        joins += len(spans) - len(firsts)
+        spans = joined(spans, firsts)
+        by_mark = {mark: align(each, spans, tokenizers[mark]) for mark, each in encoded.items()}
+        tokens = [by_mark[model.tokenizer.tokens_mark] for model in models]
         pieces, in_no_piece = cut(tokens, limits)
-        reasons = usable(tokens, spans, in_no_piece)
-        chosen = chosen_words(text, spans, rate, seed)
+        reasons = reasons_against(tokens, spans, in_no_piece)
         left_out.update({reason: int((words & chosen).sum()) for reason, words in reasons.items()})
         can_score = ~np.logical_or.reduce(list(reasons.values()))
         documents.append(Document(text, spans, tokens, pieces, can_score, chosen & can_score))
     if not any(each.masked.any() for each in documents):
         raise UserError(
-            f"no word of the text is masked: it has {sum(len(each.spans) for each in documents):,} words, and "
-            f"{left_out.total():,} that were chosen cannot be scored by every model. Name more text, or raise --mask-rate"
+            f"no word of the text is masked: it has {sum(len(each.spans) for each in documents):,} words, and of those that were "
+            f"chosen, {left_out.total():,} cannot be scored by every model. Name more text, or raise --mask-rate"
         )
-    return Prepared(documents, left_out, *_masked_words(documents))
+    return Prepared(documents, left_out, joins, *_masked_words(documents))
 
 
 def score(number: int, model: Scored, prepared: Prepared, advance: Callable[[float], None]) -> Outcome:

@@ -71,7 +71,7 @@ def _packed(model: MaskedLM, tokenizer: Tokenizer, tokens: Tokenized, seq_len: i
     for start in range(0, len(rows), micro_batch_rows):
         part = slice(start, start + micro_batch_rows)
         batch = make_micro_batch(rows.take(part), micro_batch_rows, 0, tokenizer).to(device)
-        hidden = model.encode(batch).float()
+        hidden = model.hidden_states(batch).float()
         owners = np.full(micro_batch_rows * seq_len, len(tokens))
         owners[: owner[part].size] = owner[part].reshape(-1)
         sums.index_add_(0, torch.from_numpy(owners).to(device), hidden)
