@@ -64,7 +64,16 @@ PART = re.compile(
 )
 STARTS = re.compile(r"\S[^\\]* \\")  # a line with the head of an entry, or with the beginning of one
 MARK = re.compile(r"\[(?:[^\[\]]*(?:Webster|WordNet|PJC|Century|Stormonth|RDH|AS)\b[^\[\]]*)\]")
-ACCENTS = {"'": "\u0301", "`": "\u0300", '"': "\u0308", "^": "\u0302", "~": "\u0303", ",": "\u0327", "-": "\u0304", "=": "\u0304"}
+ACCENTS = {
+    "'": "\u0301",
+    "`": "\u0300",
+    '"': "\u0308",
+    "^": "\u0302",
+    "~": "\u0303",
+    ",": "\u0327",
+    "-": "\u0304",
+    "=": "\u0304",
+}
 LIGATURES = {"[oe]": "œ", "[ae]": "æ", "[OE]": "Œ", "[AE]": "Æ"}
 
 PACKAGES = 12
