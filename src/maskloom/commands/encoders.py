@@ -8,14 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from maskloom.commands.loading import checkpoint_folder, is_run, load_run, run_and_step
+from maskloom.commands.loading import checkpoint_folder, is_computed, is_run, load_run, run_and_step
 from maskloom.errors import UserError
-from maskloom.models.description import check_description, read_tree
 from maskloom.models.foreign import check_rows, load_encoder_of, longest_piece_in, tokenizer_beside
 from maskloom.models.masked_lm import new_model, packed
 from maskloom.models.warm_start import load_checkpoint, open_checkpoint
@@ -60,7 +58,7 @@ def load_encoder(source: str, step: Which = None) -> Encoder:
         raise UserError(f"--step is for a run, and {source} is not a run: it has no config.yaml")
     folder = checkpoint_folder(source)
     tokenizer = tokenizer_beside(folder, source)
-    if _is_ours(folder, source):
+    if is_computed(folder, source):
         model, _, _ = load_checkpoint(open_checkpoint(str(folder), source))
         check_rows(model, tokenizer, source)
         return _encoder(source, packed(model), tokenizer, new_model)
@@ -76,12 +74,3 @@ def _encoder(source: str, model: Any, tokenizer: Tokenizer, build: Callable[[Any
             return build(model.config).eval()
 
     return Encoder(source, model.eval(), tokenizer, longest_piece_in(model), fresh)
-
-
-def _is_ours(folder: Path, source: str) -> bool:
-    """Whether our forward computes the model of a folder."""
-    try:
-        check_description(read_tree(folder, source), source)
-    except UserError:  # Hugging Face's class may know it all the same
-        return False
-    return True

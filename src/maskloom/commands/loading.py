@@ -107,7 +107,7 @@ def load_named(source: str, step: Which = None, takes_any: bool = False) -> Load
     if step is not None:
         raise UserError(f"--step is for a run, and {source} is not a run: it has no config.yaml")
     folder = checkpoint_folder(source)
-    if takes_any and not _is_computed(folder, source):
+    if takes_any and not is_computed(folder, source):
         model = load_foreign(folder, source)
     else:
         model, missing, _ = load_checkpoint(open_checkpoint(str(folder), source))
@@ -142,7 +142,7 @@ def checkpoint_folder(source: str) -> Path:
     return folder_of(name, source, revision if at else None)
 
 
-def _is_computed(folder: Path, source: str) -> bool:
+def is_computed(folder: Path, source: str) -> bool:
     """Whether a checkpoint is of an architecture of ours, and asks for what our forward computes."""
     try:
         check_description(read_tree(folder, source), source)

@@ -1,7 +1,7 @@
 """What frozen encoders know of labels: logistic regression over their vectors of texts.
 
-MODEL is a run, RUN@STEP, a folder with a Hugging Face encoder and its tokenizer, or a name on the Hub. DATA is a .csv, .tsv,
-.jsonl or .parquet file, or a folder that `datasets` saved. Several models are probed on the same examples.
+MODEL is a run, RUN@STEP or RUN@best, a folder with a Hugging Face encoder and its tokenizer, or a name on the Hub. DATA is a
+.csv, .tsv, .jsonl or .parquet file, or a folder that `datasets` saved. Several models are probed on the same examples.
 
 Without --test, a fifth of the examples is tested. A hash of the text decides which; with each seed others.
 
@@ -25,7 +25,7 @@ from maskloom.errors import UserError
 from maskloom.progress import show
 from maskloom.tasks.encoding import Floats, mean_pooled
 from maskloom.tasks.labelled import Examples, read_examples, splits_of
-from maskloom.tasks.probe import bag_of_words, check, features_of, fit, split_by_hash
+from maskloom.tasks.probe import bag_of_words, check, features, fit, split_by_hash
 
 TEST_SHARE = 0.2
 TEST_SPLITS = ("validation", "validation_matched", "test")
@@ -126,7 +126,7 @@ class _Vectors:
         return self.vectors[[self.places[text] for text in texts]]
 
     def probe(self, train: Examples, test: Examples, seed: int) -> dict[str, float]:
-        known, asked = features_of(self.encode, train), features_of(self.encode, test)
+        known, asked = features(self.encode, train), features(self.encode, test)
         return fit(known, train.labels, asked, test.labels, seed)
 
 
