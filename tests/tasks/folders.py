@@ -19,7 +19,5 @@ def exported(architecture: str, tokenizer: Tokenizer, folder: Path) -> Path:
     plain = kind.hf_class(kind.written(model.config))
     plain.load_state_dict(model.state_dict())
     plain.save_pretrained(folder)
-    write_for_others(
-        folder, tokenizer, longest_piece_of(model.config), getattr(model.config, "type_vocab_size", 1) > 1
-    )
+    write_for_others(folder, tokenizer, longest_piece_of(model.config), getattr(model.config, "type_vocab_size", 1) > 1)
     return folder

@@ -74,12 +74,16 @@ def test_files_of_another_task_are_refused(tmp_path: Path) -> None:
     folder = write("rte", tmp_path)
     with pytest.raises(UserError, match=r"train\.tsv has no column 'question1': it has 'index', 'sentence1'"):
         read_task("qqp", folder)
-    with pytest.raises(UserError, match=r"train\.tsv, line 2: 'not_entailment' is not a label of this task: it has 0, 1"):
+    with pytest.raises(
+        UserError, match=r"train\.tsv, line 2: 'not_entailment' is not a label of this task: it has 0, 1"
+    ):
         read_task("wnli", folder)
     with pytest.raises(UserError, match=r"has no dev_matched\.tsv"):
         (folder / "train.tsv").write_bytes((write("mnli", tmp_path / "mnli") / "train.tsv").read_bytes())
         read_task("mnli", folder)
-    with pytest.raises(UserError, match=r"has no train\.tsv: name the folder of sst2 in GLUE's archive, such as .*SST-2"):
+    with pytest.raises(
+        UserError, match=r"has no train\.tsv: name the folder of sst2 in GLUE's archive, such as .*SST-2"
+    ):
         read_task("sst2", tmp_path / "none")
     (folder / "train.tsv").write_text("")
     with pytest.raises(UserError, match="has no column"):

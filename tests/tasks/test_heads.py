@@ -82,7 +82,9 @@ def test_from_scratch_nothing_is_kept(folder: Path) -> None:
 
 def test_weights_are_fp32_whatever_was_stored(folder: Path) -> None:
     stored = load_file(folder / "model.safetensors")
-    save_file({name: weight.bfloat16() for name, weight in stored.items()}, folder / "model.safetensors", {"format": "pt"})
+    save_file(
+        {name: weight.bfloat16() for name, weight in stored.items()}, folder / "model.safetensors", {"format": "pt"}
+    )
     model, _ = with_head(open_encoder(folder, "made"), CLASSES, seed=1)
     assert {weight.dtype for weight in model.parameters()} == {torch.float32}
 
@@ -110,7 +112,9 @@ def test_a_folder_that_cannot_be_fine_tuned_is_named(folder: Path, tmp_path: Pat
     stored = load_file(partly / "model.safetensors")
     lacking = {name: weight for name, weight in stored.items() if ".layer.1." not in name}
     save_file(lacking, partly / "model.safetensors", {"format": "pt"})
-    with pytest.raises(UserError, match=r"partly is not a whole encoder: it lacks 16 weights, such as bert\.encoder\.layer\.1"):
+    with pytest.raises(
+        UserError, match=r"partly is not a whole encoder: it lacks 16 weights, such as bert\.encoder\.layer\.1"
+    ):
         with_head(open_encoder(partly, "partly"), CLASSES, 0)
 
     damaged = copy("damaged")

@@ -99,5 +99,7 @@ def test_long_texts_are_cut_and_counted(wordpiece: AutoTokenizer) -> None:
 def test_a_label_that_training_lacks_is_named(wordpiece: AutoTokenizer) -> None:
     target = target_of(Examples(["x", "y", "z"], None, ["a", "b", "a"], "classes", "train", [1, 2, 3]))
     test = Examples(["x"], None, ["c"], "classes", "test.csv", [7])
-    with pytest.raises(UserError, match=r"test\.csv, line 7: the label 'c' is not in the training data, which has a, b"):
+    with pytest.raises(
+        UserError, match=r"test\.csv, line 7: the label 'c' is not in the training data, which has a, b"
+    ):
         encode(wordpiece, test, target, 16)

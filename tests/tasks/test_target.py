@@ -33,7 +33,11 @@ def test_labels_choose_the_figures() -> None:
         (["a", "a"], "classes", r"a\.csv: each label is 'a': there is nothing to learn"),
         ([2.0, 2.0], "numbers", r"a\.csv: each label is 2\.0: there is nothing to learn"),
         ([["O"], ["O"]], "tags", r"a\.csv: each label is 'O': there is nothing to learn"),
-        (["1", "2", "3"], "classes", "3 examples have as many different labels, .* or take them as numbers with --kind numbers"),
+        (
+            ["1", "2", "3"],
+            "classes",
+            "3 examples have as many different labels, .* or take them as numbers with --kind numbers",
+        ),
     ],
 )
 def test_labels_that_teach_nothing_are_refused(labels: Labels, kind: Kind, message: str) -> None:

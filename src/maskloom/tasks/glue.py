@@ -181,7 +181,10 @@ def _read(name: str, folder: Path, file: str, split: str) -> Examples:
     names = [label for label, _ in task.labels]
     if (folder / "dataset_dict.json").exists():
         examples = read_examples(folder, *task.saved, "label", split, kind=task.kind)
-        spellings = {**{str(number): label for number, label in enumerate(names)}, **dict(zip(names, names, strict=True))}
+        spellings = {
+            **{str(number): label for number, label in enumerate(names)},
+            **dict(zip(names, names, strict=True)),
+        }
     elif (folder / file).exists():
         examples = _read_tsv(folder / file, task)
         spellings = {spelling: label for label, spelling in task.labels}
