@@ -20,6 +20,7 @@ from maskloom.models.foreign import check_rows, load_encoder_of, longest_piece_i
 from maskloom.models.masked_lm import new_model, packed
 from maskloom.models.warm_start import load_checkpoint, open_checkpoint
 from maskloom.tokenizers.base import Tokenizer
+from maskloom.train.checkpoint import Which
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Encoder:
     fresh: Callable[[int], Any]
 
 
-def load_encoder(source: str, step: int | None = None) -> Encoder:
+def load_encoder(source: str, step: Which = None) -> Encoder:
     """The encoder that a user names.
 
     Args:

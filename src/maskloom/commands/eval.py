@@ -1,4 +1,4 @@
-"""How well models predict masked tokens: loss, perplexity, accuracy, and accuracy by frequency.
+"""How well models guess masked words: what they lose, and how many they get right, of the frequent ones and the rare.
 
   maskloom eval RUN                   on what the run's own corpora hold out, as during training
   maskloom eval MODEL... --data TEXT  one model or several side by side, on any text
@@ -6,9 +6,9 @@
 MODEL is a run, or RUN@STEP; a folder with a Hugging Face checkpoint of any masked language model and its tokenizer; or a name on
 the Hub, or NAME@REVISION. TEXT is a corpus, of which the held-out documents are read, or any INPUT of `maskloom shards`.
 
-With --data, the same words of the text are masked for all models, whatever their tokenizers, each with all its tokens. Nats a
-byte (of the masked words) and the share of words that are right can be compared between tokenizers. Losses, perplexities and
-accuracies a token cannot. docs/evaluate.md says more.
+With --data, the same words of the text are masked for all models, each with all its tokens. Models may have different
+tokenizers: nats a byte of the masked words, and the share of words that are right, are then fair. Figures a token are not.
+docs/evaluate.md says more.
 
 examples:
   maskloom eval runs/quickstart
@@ -27,7 +27,7 @@ from typing import Any
 
 import torch
 
-from maskloom.commands.arguments import fraction, natural, positive
+from maskloom.commands.arguments import add_step, fraction, natural, positive
 from maskloom.commands.loading import LoadedRun, is_run, load_named, load_run, plain_model, run_and_step
 from maskloom.commands.run_figures import held_out_figures, lines_of_run
 from maskloom.commands.tables import comparison
@@ -49,7 +49,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("models", nargs="+", metavar="MODEL", help="and key=value: settings that replace a run's, if its data moved")
     add("--data", nargs="+", action="extend", metavar="TEXT", help="default: what the run's own corpora hold out")
-    add("--step", type=positive, help="checkpoint of a run to take (default: the newest)")
+    add_step(parser)
     add("--documents", type=positive, default=1000, help="of more documents, a sample of so many (default: 1000)")
     add("--mask-rate", type=fraction, default=0.15, help="share of the words that are masked (default: 0.15)")
     add(
@@ -101,7 +101,7 @@ def _on_its_corpora(named: Sequence[str], overrides: Sequence[str], options: arg
 
 
 def _pseudo_of_run(loaded: LoadedRun, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """Pseudo-perplexity on the held-out documents of a run."""
+    """The same for sentences of what a run holds out."""
     texts = sample(held_out_documents(open_corpora(loaded.config.data)), options.documents, options.seed)
     model = plain_model(loaded)
     models = [Scored(str(folder), _placed(model), loaded.tokenizer, longest_piece_in(model))]
@@ -110,7 +110,7 @@ def _pseudo_of_run(loaded: LoadedRun, folder: Path, options: argparse.Namespace)
 
 def _compare(named: Sequence[str], options: argparse.Namespace) -> dict[str, Any]:
     """Models on one text."""
-    loaded = [load_named(given, options.step) for given in named]
+    loaded = [load_named(given, options.step, takes_any=True) for given in named]
     models = [Scored(each.source, _placed(each.model), each.tokenizer, longest_piece_in(each.model)) for each in loaded]
     layout: TextLayout = "blank-line" if options.blank_line else "file"
     texts = read_texts(options.data, options.text_key, layout, options.documents, options.seed)
@@ -137,6 +137,7 @@ def _compare(named: Sequence[str], options: argparse.Namespace) -> dict[str, Any
         "masked_words": len(prepared.document),
         "masked_bytes": int(prepared.size_bytes.sum()),
         "left_out": dict(prepared.left_out),
+        "joined_words": prepared.joins,
         "same_tokens": len({model.tokenizer.tokens_mark for model in models}) == 1,
         "models": figures,
     }
@@ -147,7 +148,7 @@ def _prepared(texts: Texts, models: Sequence[Scored], options: argparse.Namespac
 
 
 def _pseudo(models: Sequence[Scored], prepared: Prepared, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Pseudo-perplexity of each model on the same sentences."""
+    """What each model makes of the same sentences, token by token."""
     chosen = choose_sentences(prepared, models, options.sentences, options.seed, options.seq_len)
     if not chosen:
         raise UserError("the text has no sentence that every model can score: name more text")

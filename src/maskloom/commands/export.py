@@ -18,7 +18,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 from transformers.utils import logging
 
-from maskloom.commands.arguments import positive
+from maskloom.commands.arguments import add_step
 from maskloom.commands.loading import LoadedRun, load_run, plain_model
 from maskloom.errors import UserError
 from maskloom.files import whole_folder, write_atomically
@@ -34,7 +34,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("run", type=Path, metavar="RUN", help="run directory")
     add("out", type=Path, metavar="OUT", help="folder to write; it must not exist")
-    add("--step", type=positive, help="checkpoint to take (default: the newest)")
+    add_step(parser)
     add(
         "--sentence-transformers",
         action="store_true",

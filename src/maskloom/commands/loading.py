@@ -15,11 +15,12 @@ from maskloom.errors import UserError
 from maskloom.models.build import build_defined
 from maskloom.models.description import check_description, read_tree
 from maskloom.models.foreign import check_rows, lacking, load_foreign, tokenizer_beside
+from maskloom.models.freezing import FROZEN
 from maskloom.models.masked_lm import MaskedLM
 from maskloom.models.warm_start import folder_of, load_checkpoint, open_checkpoint
 from maskloom.tokenizers.base import Tokenizer
-from maskloom.tokenizers.loading import load_tokenizer
-from maskloom.train.checkpoint import read_state, saved_at, tokenizing_of
+from maskloom.tokenizers.loading import HUB_NAME, load_tokenizer
+from maskloom.train.checkpoint import Which, read_state, saved_at, tokenizing_of
 from maskloom.train.checkpoint.fit import split_origin
 from maskloom.train.engine.files import full_precision_weights
 
@@ -39,13 +40,17 @@ class LoadedRun:
     tokenizing: int
 
 
-def load_run(run: Path, step: int | None, overrides: Sequence[str] = ()) -> LoadedRun:
-    """The model of a run in fp32 and evaluation mode, from the checkpoint at `step`, or else the newest whole one."""
+def load_run(run: Path, step: Which, overrides: Sequence[str] = ()) -> LoadedRun:
+    """The model of a run in fp32 and evaluation mode, from a checkpoint: `saved_at`."""
     folder = saved_at(run, step)
     config = load_config(run / "config.yaml", overrides)
     tokenizer = load_tokenizer(run / "model")
     state = read_state(folder)
     model = build_defined(run / "model", changes=config.model_at(state.step))
+    if config.model.freeze and not (run / "model" / FROZEN).exists():
+        raise UserError(
+            f"{run / 'model' / FROZEN} is missing: it holds the weights that the run did not train. Restore it"
+        )
     weights = full_precision_weights(folder)
     try:
         model.load_state_dict(weights)
@@ -64,7 +69,7 @@ def plain_model(loaded: LoadedRun) -> PreTrainedModel:
 
 @dataclass(frozen=True)
 class LoadedPlain:
-    """Hugging Face's own model, in fp32 and evaluation mode.
+    """Hugging Face's own model, in fp32 and not for training.
 
     Attributes:
         source: as it was named, with the step of a run.
@@ -77,19 +82,20 @@ class LoadedPlain:
     step: int | None = None
 
 
-def load_plain(source: str | Path, step: int | None = None) -> tuple[PreTrainedModel, Tokenizer]:
+def load_plain(source: str | Path, step: Which = None) -> tuple[PreTrainedModel, Tokenizer]:
     """Hugging Face's own model, in fp32 and evaluation mode, and its tokenizer. See `load_named`."""
     found = load_named(str(source), step)
     return found.model, found.tokenizer
 
 
-def load_named(source: str, step: int | None = None) -> LoadedPlain:
+def load_named(source: str, step: Which = None, takes_any: bool = False) -> LoadedPlain:
     """The masked language model that a user names.
 
     Args:
-        source: a run directory, or RUN@STEP; a folder with a Hugging Face checkpoint and its tokenizer; or a name on the Hub, or
-            NAME@REVISION.
+        source: a run directory, RUN@STEP or RUN@best; a folder with a Hugging Face checkpoint and its tokenizer; or a name on
+            the Hub, or NAME@REVISION.
         step: of a run, if `source` does not say it. Left out: its newest whole checkpoint.
+        takes_any: also models that maskloom does not train.
 
     Raises:
         UserError: it cannot be had, is of another kind, lacks its head, or does not fit its tokenizer.
@@ -101,18 +107,12 @@ def load_named(source: str, step: int | None = None) -> LoadedPlain:
     if step is not None:
         raise UserError(f"--step is for a run, and {source} is not a run: it has no config.yaml")
     folder = checkpoint_folder(source)
-    tree = read_tree(folder, source)
-    try:
-        check_description(tree, source)
-        is_ours = True
-    except UserError:  # Hugging Face's class may know it all the same
-        is_ours = False
-    if is_ours:
+    if takes_any and not _is_computed(folder, source):
+        model = load_foreign(folder, source)
+    else:
         model, missing, _ = load_checkpoint(open_checkpoint(str(folder), source))
         if missing:
             raise lacking(source, type(model).__name__, sorted(missing))
-    else:
-        model = load_foreign(folder, source)
     tokenizer = tokenizer_beside(folder, source)
     check_rows(model, tokenizer, source)
     return LoadedPlain(source, model.eval(), tokenizer)
@@ -123,8 +123,8 @@ def is_run(source: str) -> bool:
     return (run_and_step(source)[0] / "config.yaml").is_file()
 
 
-def run_and_step(source: str, step: int | None = None) -> tuple[Path, int | None]:
-    """`RUN@1000` -> (RUN, 1000); `RUN` -> (RUN, `step`)."""
+def run_and_step(source: str, step: Which = None) -> tuple[Path, Which]:
+    """`RUN@1000` -> (RUN, 1000), `RUN@best` -> (RUN, "best"); `RUN` -> (RUN, `step`)."""
     run, own = (Path(source), None) if Path(source).is_dir() else split_origin(source)
     return run, step if own is None else own
 
@@ -132,11 +132,20 @@ def run_and_step(source: str, step: int | None = None) -> tuple[Path, int | None
 def checkpoint_folder(source: str) -> Path:
     """The folder with a config.json that a name stands for, fetched from the Hub if there is none here."""
     path = Path(source)
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise UserError(
-                f"{source} is neither a run directory nor a Hugging Face checkpoint: no config.yaml or config.json"
-            )
+    if (path / "config.json").is_file():
         return path
     name, at, revision = source.partition("@")
+    if path.exists() or not HUB_NAME.fullmatch(name):
+        raise UserError(
+            f"{source} is neither a run directory nor a Hugging Face checkpoint: no config.yaml or config.json"
+        )
     return folder_of(name, source, revision if at else None)
+
+
+def _is_computed(folder: Path, source: str) -> bool:
+    """Whether a checkpoint is of an architecture of ours, and asks for what our forward computes."""
+    try:
+        check_description(read_tree(folder, source), source)
+    except UserError:
+        return False
+    return True

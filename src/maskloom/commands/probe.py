@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from maskloom.commands.arguments import natural, positive
+from maskloom.commands.arguments import add_step, natural, positive
 from maskloom.commands.encoders import Encoder, load_encoder
 from maskloom.errors import UserError
 from maskloom.progress import show
@@ -45,7 +45,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--text", metavar="COLUMN", help="column of the texts (default: guessed from its name)")
     add("--pair", metavar="COLUMN", help="column of the second text of a pair")
     add("--label", metavar="COLUMN", help="column of the classes")
-    add("--step", type=positive, help="checkpoint of each run to take (default: the newest)")
+    add_step(parser)
     add("--random", action="store_true", help="probe each model with random weights, too")
     add("--baseline", action="store_true", help="probe the words of the texts, too (TF-IDF)")
     add("--seeds", type=positive, default=1, metavar="N", help="repeat with so many seeds (default: 1)")

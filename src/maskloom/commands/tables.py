@@ -1,4 +1,4 @@
-"""A comparison of models as a table of text: a column for each model, a row for each figure."""
+"""Models side by side, as a table of text: each has a column, and each figure a row."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from maskloom.redaction import one_line
 
 NOT_COMPARABLE = (
-    "The models cut the text into different tokens. Compare nats a byte and words: figures a token are not comparable between "
+    "The tokens of these models are not the same. Compare nats a byte and words: figures a token are not comparable between "
     "these columns."
 )
 
@@ -27,6 +27,10 @@ def comparison(found: dict[str, Any]) -> list[str]:
     if left_out := {reason: count for reason, count in found["left_out"].items() if count}:
         each = ", ".join(f"{count:,} {reason}" for reason, count in left_out.items())
         lines.append(f"chosen and left out for all models: {each}")
+    if found["joined_words"]:
+        lines.append(
+            f"{found['joined_words']:,} words were joined with the one before: a token of a model holds parts of both"
+        )
     lines += [f"[{number}] {one_line(model['model'])}" for number, model in enumerate(models, 1)]
     lines += _rows(["", *(f"[{number}]" for number in range(1, len(models) + 1))], _table(models))
     if len(models) > 1 and not found["same_tokens"]:

@@ -1,12 +1,13 @@
-"""Which tokens of a tokenizer make up which word of a text, and where a text may be cut for all models alike.
+"""Which tokens make up which word of a text, and where the text may be cut for all models alike.
 
-    text -> words (`words`)      -> tokens of each model by word -> pieces: runs of words that fit into every model
-                                    (`aligned`)                     (`cut`)
+    text -> words (`words`) -> words that every tokenizer keeps apart -> tokens of each model by word -> pieces: runs of words
+                               (`join`)                                  (`align`)                       that fit into every
+                                                                                                         model (`cut`)
 
-A word can be scored by a model if its tokens are its own: none of them holds a part of a neighbour, and none is a special token,
-such as that for unknown text. What one model cannot score is not masked for any of them.
+Some tokenizers do not cut at punctuation: a token can hold the end of one word and the front of the next. Then the two are one
+word for all models. A word with a special token, such as that for unknown text, is never masked.
 
-Shapes: W words of a document, N tokens of it.
+Shapes: W words of a text, N tokens of it.
 """
 
 from __future__ import annotations
@@ -25,99 +26,107 @@ Int64s = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
+class Encoded:
+    """The tokens of a text, int32 [N], and where each begins and ends in it, int64 [N, 2]."""
+
+    ids: Int32s
+    offsets: Int64s
+
+
+@dataclass(frozen=True)
 class Aligned:
-    """The tokens of a document in one tokenizer.
+    """The tokens of a text, by word, as one model reads it.
 
     Attributes:
         ids: int32 [N].
-        word: int64 [N]; the word that a token belongs to, the first one if there are several. White space belongs to the next
-            word.
+        word: int64 [N]; the word that a token belongs to; -1 for white space.
         starts: int64 [W + 1]; the first token of each word. A piece of the words a to b has the tokens starts[a] to starts[b].
-        is_own: bool [W]; whether the word has tokens, and each is of this word alone.
-        is_known: bool [W]; whether all of its tokens may be predicted.
-        may_cut: bool [W + 1]; whether no token crosses the front of the word.
+        is_known: bool [W]; whether the word has tokens, and all of them may be predicted.
     """
 
     ids: Int32s
     word: Int64s
     starts: Int64s
-    is_own: Bools
     is_known: Bools
-    may_cut: Bools
 
 
-def aligned(text: str, spans: Spans, tokenizer: Tokenizer) -> Aligned:
-    """Tokenize a document whole, and find the words that its tokens belong to.
+def join(spans: Spans, documents: Sequence[Encoded]) -> Int64s:
+    """The words that no token of any model crosses, each by the number of the given word that it begins with."""
+    crossed = np.zeros(len(spans), bool)
+    for document in documents:
+        first, last = _touched(document.offsets, spans)
+        crosses = first < last
+        crossed |= _covered(first[crosses] + 1, last[crosses] + 1, len(spans))
+    return np.flatnonzero(~crossed)
+
+
+def joined(spans: Spans, firsts: Int64s) -> Spans:
+    """The spans of words that begin with the words `firsts`, from `join`."""
+    lasts = np.append(firsts[1:], len(spans)) - 1
+    return np.stack([spans[firsts, 0], spans[lasts, 1]], axis=1)
+
+
+def align(document: Encoded, spans: Spans, tokenizer: Tokenizer) -> Aligned:
+    """Find the words that tokens belong to.
 
     Args:
-        spans: of the words, from `words_of`.
+        spans: of words that no token crosses.
     """
-    ids, offsets = tokenizer.encode_with_offsets(text)
-    count = len(spans)
-    # All but white space is in a word, so the words that a range of characters touches are found by their ends.
-    first = np.searchsorted(spans[:, 1], offsets[:, 0], "right")
-    last = np.searchsorted(spans[:, 0], offsets[:, 1], "left") - 1
-    is_blank = first > last  # white space, or nothing
-    crosses = first < last
-    word = np.maximum.accumulate(np.minimum(first, count)) if len(ids) else first
-    starts = np.searchsorted(word, np.arange(count + 1), "left")
-    of_words = np.bincount(word[~is_blank], minlength=count)[:count] > 0
-    touched = _covered(first[crosses], last[crosses] + 1, count)
-    unknown = np.zeros(count, bool)
-    unknown[word[~is_blank & ~tokenizer.is_maskable[ids]]] = True
-    may_cut = np.ones(count + 1, bool)
-    may_cut[:count] = ~_covered(first[crosses] + 1, last[crosses] + 1, count)
-    return Aligned(ids, np.where(is_blank, -1, word), starts, of_words & ~touched, ~unknown, may_cut)
+    first, last = _touched(document.offsets, spans)
+    is_text, count = first <= last, len(spans)
+    reached = np.maximum.accumulate(np.minimum(first, count)) if len(first) else first
+    is_known = np.bincount(first[is_text], minlength=count) > 0
+    is_known[first[is_text & ~tokenizer.is_maskable[document.ids]]] = False
+    starts = np.searchsorted(reached, np.arange(count + 1), "left")
+    return Aligned(document.ids, np.where(is_text, first, -1), starts, is_known)
 
 
 def cut(documents: Sequence[Aligned], limits: Sequence[int]) -> tuple[list[tuple[int, int]], Bools]:
     """Cut one document into pieces that fit into every model.
 
     Args:
-        documents: the same document in the tokenizer of each model.
-        limits: the most slots that each model reads, its first and last token included.
+        documents: the same text as each model reads it.
+        limits: the most slots that each model reads, with the first and the last token.
 
     Returns:
-        the pieces as ranges of words, as long as they can be; and which words are in none, bool [W]: a stretch without a place
-        to cut that does not fit.
+        the pieces as ranges of words, as long as they can be; and which words are in none, bool [W]: those that do not fit.
     """
     count = len(documents[0].starts) - 1
-    places = np.flatnonzero(np.logical_and.reduce([each.may_cut for each in documents]))
     pieces: list[tuple[int, int]] = []
     left_out = np.zeros(count, bool)
     start = 0
     while start < count:
-        most = min(
+        end = min(
             int(np.searchsorted(each.starts, each.starts[start] + limit - ADDED, "right")) - 1
             for each, limit in zip(documents, limits, strict=True)
         )
-        after = places[(np.searchsorted(places, start, "right")) :]
-        fitting = int(np.searchsorted(after, most, "right"))
-        end = int(after[max(fitting - 1, 0)]) if len(after) else count
-        if fitting:
+        if end > start:
             pieces.append((start, end))
         else:
-            left_out[start:end] = True
+            end = start + 1
+            left_out[start] = True
         start = end
     return pieces, left_out
 
 
-def usable(documents: Sequence[Aligned], spans: Spans, in_no_piece: Bools) -> dict[str, Bools]:
-    """Why words cannot be scored by all models: reason -> bool [W]. A word has one reason at most, the first that fits.
+def reasons_against(documents: Sequence[Aligned], spans: Spans, in_no_piece: Bools) -> dict[str, Bools]:
+    """Why some words are left out for all models: reason -> bool [W]. A word has one reason at most.
 
     Args:
         in_no_piece: from `cut`.
     """
-    reasons = {
-        "too long": (spans[:, 1] - spans[:, 0] > LONGEST_WORD_CHARS) | in_no_piece,
-        "unknown to a tokenizer": ~np.logical_and.reduce([each.is_known for each in documents]),
-        "joined with a neighbour": ~np.logical_and.reduce([each.is_own for each in documents]),
-    }
-    seen = np.zeros(len(spans), bool)
-    for reason, words in reasons.items():
-        reasons[reason] = words & ~seen
-        seen |= words
-    return reasons
+    too_long = (spans[:, 1] - spans[:, 0] > LONGEST_WORD_CHARS) | in_no_piece
+    unknown = ~np.logical_and.reduce([each.is_known for each in documents])
+    return {"too long": too_long, "unknown to a tokenizer": unknown & ~too_long}
+
+
+def _touched(offsets: Int64s, spans: Spans) -> tuple[Int64s, Int64s]:
+    """The first and the last word of which a token holds a character, int64 [N] each; of white space the last is lower.
+
+    All but white space is in a word, so they are found by the ends of the words.
+    """
+    first = np.searchsorted(spans[:, 1], offsets[:, 0], "right")
+    return first, np.searchsorted(spans[:, 0], offsets[:, 1], "left") - 1
 
 
 def _covered(first: Int64s, end: Int64s, count: int) -> Bools:

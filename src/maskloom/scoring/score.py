@@ -2,9 +2,9 @@
 
     documents -> words, masks, pieces that all models can read (`prepare`) -> each model's losses (`score`) -> figures
 
-A model predicts the tokens of a masked word each for itself, all of them masked. Their losses add up to the word's. A tokenizer
-with long tokens has few and hard ones, so a loss a token says nothing about another tokenizer's. Nats a byte do: the sum over
-words is divided by the words' bytes, which are those of the original text for all models.
+A model guesses the tokens of a masked word each for itself, and their losses add up to the word's. If its tokens are long,
+they are few and hard. So a loss a token is only fair between models that cut the text alike. Nats a byte are fair between all:
+the sum over words is shared out over their bytes, and each model has the same ones.
 
 Shapes: M masked words of all documents.
 """
@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maskloom.errors import UserError
-from maskloom.scoring.alignment import Aligned, aligned, cut, usable
+from maskloom.scoring.alignment import Aligned, Encoded, align, cut, join, joined, reasons_against
 from maskloom.scoring.bands import BANDS, band_by_word, band_name
 from maskloom.scoring.models import Row, Scored
 from maskloom.scoring.words import Bools, Spans, chosen_words, word_bytes, words_of
@@ -32,7 +32,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Document:
-    """A document with its words, and its tokens for each model.
+    """A text with its words, and the tokens that each model reads.
 
     Attributes:
         tokens: as many as there are models.
@@ -56,11 +56,13 @@ class Prepared:
     Attributes:
         documents: those with a word.
         left_out: reason -> number of words that were chosen, and that a model cannot score.
+        joins: how often a word was joined with the one before it.
         document, size_bytes, band: int64 [M]; of each masked word.
     """
 
     documents: list[Document]
     left_out: Counter[str]
+    joins: int
     document: Int64s
     size_bytes: Int64s
     band: Int64s
@@ -97,28 +99,31 @@ def prepare(texts: Sequence[str], models: Sequence[Scored], rate: float, seed: i
     """
     limits = [min(model.longest_piece, seq_len) for model in models]
     left_out: Counter[str] = Counter()
+    tokenizers = {model.tokenizer.tokens_mark: model.tokenizer for model in models}
+    joins = 0
     documents = []
     for text in texts:
         spans = words_of(text)
         if not len(spans):
             continue
-        by_tokenizer: dict[str, Aligned] = {}
-        for model in models:
-            if (mark := model.tokenizer.tokens_mark) not in by_tokenizer:
-                by_tokenizer[mark] = aligned(text, spans, model.tokenizer)
-        tokens = [by_tokenizer[model.tokenizer.tokens_mark] for model in models]
+        encoded = {mark: Encoded(*tokenizer.encode_with_offsets(text)) for mark, tokenizer in tokenizers.items()}
+        firsts = join(spans, list(encoded.values()))
+        chosen = chosen_words(text, spans, rate, seed)[firsts]
+        joins += len(spans) - len(firsts)
+        spans = joined(spans, firsts)
+        by_mark = {mark: align(each, spans, tokenizers[mark]) for mark, each in encoded.items()}
+        tokens = [by_mark[model.tokenizer.tokens_mark] for model in models]
         pieces, in_no_piece = cut(tokens, limits)
-        reasons = usable(tokens, spans, in_no_piece)
-        chosen = chosen_words(text, spans, rate, seed)
+        reasons = reasons_against(tokens, spans, in_no_piece)
         left_out.update({reason: int((words & chosen).sum()) for reason, words in reasons.items()})
         can_score = ~np.logical_or.reduce(list(reasons.values()))
         documents.append(Document(text, spans, tokens, pieces, can_score, chosen & can_score))
     if not any(each.masked.any() for each in documents):
         raise UserError(
-            f"no word of the text is masked: it has {sum(len(each.spans) for each in documents):,} words, and "
-            f"{left_out.total():,} that were chosen cannot be scored by every model. Name more text, or raise --mask-rate"
+            f"no word of the text is masked: it has {sum(len(each.spans) for each in documents):,} words, and of those that were "
+            f"chosen, {left_out.total():,} cannot be scored by every model. Name more text, or raise --mask-rate"
         )
-    return Prepared(documents, left_out, *_masked_words(documents))
+    return Prepared(documents, left_out, joins, *_masked_words(documents))
 
 
 def score(number: int, model: Scored, prepared: Prepared, advance: Callable[[float], None]) -> Outcome:
@@ -150,8 +155,8 @@ def figures_of(outcome: Outcome, prepared: Prepared) -> dict[str, Any]:
     """What is reported of a model.
 
     Returns:
-        `loss` (nats a token), `perplexity`, `accuracy`, `tokens`; `nats_per_byte` and `word_accuracy` (all tokens of the word
-        right), which can be compared between tokenizers; and `accuracy_by_frequency`, a list of bands.
+        `loss` (nats a token), `perplexity`, `accuracy`, `tokens`. Between all models, these are fair: `nats_per_byte`, and
+        `word_accuracy`, for which all tokens of the word have to be right. `accuracy_by_frequency` is a list of bands.
     """
     right = outcome.hits == outcome.tokens
     tokens, loss = int(outcome.tokens.sum()), float(outcome.loss.sum())
@@ -184,7 +189,7 @@ def figures_of(outcome: Outcome, prepared: Prepared) -> dict[str, Any]:
 def difference(outcome: Outcome, other: Outcome, prepared: Prepared) -> tuple[float, float]:
     """How many nats a byte a model loses more than another, and the standard error of that.
 
-    The documents are the sample. The words of one are not independent, so the error is that of a ratio of sums over documents.
+    Words of one text hang together, so it is texts that are drawn at random: the error is that of a ratio of sums over them.
     """
     document, count = prepared.document, len(prepared.documents)
     size = np.bincount(document, prepared.size_bytes, count)

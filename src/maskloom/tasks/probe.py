@@ -1,10 +1,9 @@
-"""What a frozen encoder knows of labels: logistic regression over the vectors of texts, by scikit-learn.
+"""What a frozen encoder knows of labels: scikit-learn's logistic regression over the vectors of texts.
 
     texts -> encode -> [N, F] -> standardised -> logistic regression, C by cross-validation -> accuracy, macro F1
 
-Of a pair, the features are |u - v| and u * v of its two vectors (Conneau et al., 2017, "Supervised Learning of Universal
-Sentence Representations"). The strength of the regularisation, C, is chosen on the training examples alone. So the examples
-that are tested choose nothing.
+A pair has two vectors, u and v. Its features are |u - v| and u * v, as in InferSent (Conneau et al., 2017). C, how freely the
+weights may grow, is chosen on the training part alone. The test part chooses nothing.
 
 Shapes: N examples, D size of a vector, F features.
 """
@@ -26,15 +25,15 @@ from maskloom.tasks.labelled import Examples
 Floats = NDArray[np.float32]
 Encode = Callable[[Sequence[str]], Floats]
 STRENGTHS = (3e-4, 3e-3, 3e-2, 3e-1)
-"""C of scikit-learn's LogisticRegression over standardised features; smaller is stronger."""
+"""Values of C that are tried. With a small one, weights stay small. Each feature has mean 0 and deviation 1."""
 FOLDS = 3
 MOST_TO_CHOOSE = 2000
-"""Training examples that the choice of C looks at: it costs more than the fit itself, and more change it little."""
+"""Texts of the training part that choose C: the choice costs more than the fit, and more of them change it little."""
 MOST_ROUNDS = 300
 TOLERANCE = 1e-3
 SMALLEST = 1e-6  # a feature that deviates less is constant but for rounding
 SPARSE_STRENGTHS = (1.0, 3.0, 10.0, 30.0)
-"""C over TF-IDF features, which are not standardised."""
+"""The same for TF-IDF, which is taken as it is."""
 MOST_WORDS = 20_000
 
 
@@ -46,11 +45,11 @@ def probe(encode: Encode, train: Examples, test: Examples, seeds: Sequence[int] 
         seeds: of the examples that choose C, and their folds. Figures are means over them.
 
     Returns:
-        of the test examples `accuracy`, `macro_f1` (mean over the classes that they have), and `most_frequent`: the accuracy of
-        always answering the class that is most frequent in the training examples; and `examples`, their number.
+        of the test part `accuracy`; `macro_f1`, a mean over the classes that it has; `most_frequent`, the accuracy of the one
+        class that `train` has most of; and `examples`, how many it has.
 
     Raises:
-        UserError: scikit-learn is missing, labels are not classes, or there are fewer than two classes.
+        UserError: scikit-learn is missing, or the labels are not two or more classes.
     """
     check(train, test)
     fitted = [
@@ -85,10 +84,9 @@ def features_of(encode: Encode, examples: Examples) -> Floats:
 
 
 def bag_of_words(train: Examples, test: Examples, seed: int = 0) -> dict[str, float]:
-    """What the words alone tell, without an encoder: as `probe`, over TF-IDF of words and of pairs of neighbouring words.
+    """What the words tell without an encoder: as `probe`, over TF-IDF of words and of pairs of words.
 
-    Such a model learns thousands of weights from the labels. So it is not a lower bound: with many examples it may be better
-    than a small encoder.
+    It learns a weight for each word and class. So it is not a lower bound: with many labels it may beat a small encoder.
     """
     check(train, test)
     with _needs_sklearn():
@@ -112,7 +110,7 @@ def fit(train: Any, train_labels: Sequence[Any], test: Any, test_labels: Sequenc
     """Fit on the features of the training examples and score those of the test.
 
     Args:
-        train, test: [N, F], an array that is standardised, or a sparse matrix that is taken as it is.
+        train, test: [N, F]. An array is brought to mean 0 and deviation 1; a sparse matrix is taken as it is.
         seed: of the examples that choose C, and their folds.
 
     Returns:
@@ -149,7 +147,7 @@ def _fitted(strength: float, features: Any, labels: NDArray[Any]) -> Any:
 
 
 def _choose_strength(strengths: Sequence[float], features: Any, labels: NDArray[Any], seed: int) -> float:
-    """The C that predicts best in cross-validation; the strongest of equals."""
+    """The C that guesses best over the folds; of equals the smallest."""
     from sklearn.model_selection import StratifiedKFold
 
     chosen = np.random.RandomState(seed).permutation(len(labels))[:MOST_TO_CHOOSE]
