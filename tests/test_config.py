@@ -231,6 +231,23 @@ REWARMS = {"rewarm_up": {"lr": 1.0, "warmup_steps": 3}}
             {"optimizer": {"schedule": "wsd", "decay_steps": 3}},
             "phases.1.rewarm_up.warmup_steps 3 and optimizer.decay_steps 3 are together more than its 5 steps",
         ),
+        (
+            {"rewarm_up": {"lr": 1.0, "warmup_steps": 3, "schedule": "1-sqrt", "decay_steps": 3}},
+            {},
+            "phases.1.rewarm_up.warmup_steps 3 and phases.1.rewarm_up.decay_steps 3 are together more than its 5 steps",
+        ),
+        ({"rewarm_up": {"lr": 1.0, "schedule": "wsd"}}, {}, "phases.1.rewarm_up: schedule wsd needs decay_steps"),
+        ({"rewarm_up": {"lr": 1.0, "decay_steps": 2}}, {}, "phases.1.rewarm_up: decay_steps needs schedule beside it"),
+        (
+            {"rewarm_up": {"lr": 1.0, "schedule": "constant", "final_lr_share": 0.1}},
+            {},
+            "phases.1.rewarm_up: final_lr_share 0.1 means nothing for schedule constant",
+        ),
+        (
+            {"gradient_clipping": 1.0},
+            {"optimizer": {"name": "muon", "gradient_clipping": 0}},
+            "phases.1.gradient_clipping: name muon needs gradient_clipping 0",
+        ),
         (REWARMS, {"optimizer": {"warmup_steps": 4}}, "optimizer.warmup_steps 4 must be less than its 4 steps"),
         (REWARMS, {"phases": [{"steps": 4, **REWARMS}]}, "phases.0.rewarm_up: the first phase has optimizer.lr"),
     ],
@@ -373,6 +390,34 @@ def test_a_count_that_nobody_means_is_refused_by_its_key(key: str, value: str, t
     path.write_text(yaml.safe_dump(tree_with()))
     with pytest.raises(UserError, match=rf"{re.escape(key)} = .*less than or equal to"):
         load_config(path, [f"{key}={value}"])
+
+
+def test_what_needs_evaluations_says_so() -> None:
+    needing = {"patience": 3, "probe": {"data": "labelled.csv"}}
+    given = {"evaluation": needing, "checkpoint": {"keep_best": True}}
+    with pytest.raises(UserError) as error:
+        parse_config(tree_with(**given), "here")
+    for name in ("checkpoint.keep_best", "evaluation.patience", "evaluation.probe"):
+        assert f"{name} needs evaluations: set evaluation.every_steps" in str(error.value)
+    config = parse_config(tree_with(**{**given, "evaluation": {**needing, "every_steps": 10}}), "here")
+    assert config.needs_evaluation == ["checkpoint.keep_best", "evaluation.patience", "evaluation.probe"]
+    assert parse_config(tree_with(), "here").needs_evaluation == []
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "said"),
+    [
+        ({"every_steps": 10, "min_delta": 0.1}, "min_delta 0.1 means nothing without patience"),
+        ({"every_steps": 10, "patience": 0}, "evaluation.patience = 0"),
+        (
+            {"every_steps": 10, "probe": {"data": "a.csv", "every_steps": 25}},
+            "probe.every_steps 25 is not a multiple of every_steps 10",
+        ),
+    ],
+)
+def test_settings_of_an_evaluation_that_do_not_go_together(evaluation: dict, said: str) -> None:
+    with pytest.raises(UserError, match=re.escape(said)):
+        parse_config(tree_with(evaluation=evaluation), "here")
 
 
 def test_a_step_has_a_bound_of_slots() -> None:

@@ -23,7 +23,12 @@ COMMANDS = {
     "eval": "how well models predict masked tokens, on a run's held-out text or any other",
     "export": "write a run's model for Hugging Face",
     "fill": "fill the masks of a sentence",
+    "finetune": "fine-tune an encoder for a task, GLUE's among them",
 }
+
+
+ACTIONS = {("tokenizer", "extend")}
+"""A command, and a first argument that makes another command of it. A folder of that name is named as `./extend`."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -57,9 +62,12 @@ def _main(arguments: list[str], is_program: bool = False) -> int:
     from maskloom.errors import UserError
     from maskloom.progress import complain
 
-    module = importlib.import_module(f"maskloom.commands.{options.command}")
+    words = [options.command]
+    if (options.command, *options.arguments[:1]) in ACTIONS:
+        words.append(options.arguments.pop(0))
+    module = importlib.import_module(f"maskloom.commands.{'_'.join(words)}")
     own = Parser(
-        prog=f"maskloom {options.command}",
+        prog=f"maskloom {' '.join(words)}",
         description=module.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -30,10 +30,13 @@ from maskloom.config_sections import (
     Logging,
     Masking,
     Phase,
+    Probe,
     RewarmUp,
+    Schedule,
     Storage,
     Stretch,
     Timeouts,
+    shape_faults,
 )
 from maskloom.config_values import (
     MOST_STEP_SLOTS,
@@ -52,7 +55,7 @@ from maskloom.extensions import where_names_come_from
 __all__ = [
     "MODELS", "ONE", "SEVERAL", "BatchWarmup", "BelowOne", "Bert", "Camembert", "Checkpoint", "Corpus", "Data", "Engine",
     "Evaluation", "Few", "Guard", "Logging", "Masking", "Model", "ModernBert", "Muon", "Optimizer", "OptimizerSection",
-    "Phase", "PositiveShare", "RewarmUp", "Roberta", "RunConfig", "Section", "Share", "Steps", "StepsOrNone", "Storage",
+    "Phase", "PositiveShare", "Probe", "RewarmUp", "Roberta", "RunConfig", "Section", "Share", "Steps", "StepsOrNone", "Storage",
     "Stretch", "Timeouts", "Width", "XlmRoberta", "model_section",
 ]  # fmt: skip
 
@@ -106,14 +109,15 @@ class Optimizer(Section):
     name: Annotated[str, pydantic.AfterValidator(_is_optimizer)] = "adamw"
     lr: PositiveFloat = 1e-4
     """Highest learning rate, reached at the end of the warm-up."""
-    schedule: Literal["linear", "cosine", "wsd", "polynomial"] = "linear"
-    """How the rate falls after the warm-up; `wsd` holds it until the last `decay_steps`, which fall linearly."""
+    schedule: Schedule = "linear"
+    """How the rate falls after the warm-up; `wsd` holds it until the last `decay_steps`, which fall linearly. `1-sqrt` falls
+    fast first: over all steps, or over the last `decay_steps`. `constant` does not fall."""
     warmup_steps: StepsOrNone = 0
     """Steps of linear warm-up from 0; the decay takes the rest of the run."""
     final_lr_share: Share = 0.0
     """Share of the highest rate that the decay goes to; it would be reached one step after the last."""
     decay_steps: Steps | None = None
-    """Of schedule wsd: steps of the decay at the end of the run."""
+    """Of schedules wsd and 1-sqrt: steps of the decay at the end of the run."""
     power: PositiveFloat | None = None
     """Of schedule polynomial: exponent of the decay; 1 is linear."""
     beta1: BelowOne = 0.9
@@ -132,14 +136,7 @@ class Optimizer(Section):
             for other in OPTIMIZERS
             if other != self.name and getattr(self, other, None) is not None
         ]
-        for schedule, (key, example) in SCHEDULE_KEYS.items():
-            is_given = getattr(self, key) is not None
-            if is_given and self.schedule != schedule:
-                wrong.append(
-                    f"{key} means nothing for schedule {self.schedule}: remove it, or set schedule to {schedule}"
-                )
-            if not is_given and self.schedule == schedule:
-                wrong.append(f"schedule {schedule} needs {key}: set it, for example to {example}")
+        wrong += shape_faults(self.schedule, self.decay_steps, self.power, self.final_lr_share)
         section = OPTIMIZERS[self.name]
         wrong += section.faults(self) if section else []
         if wrong:
@@ -181,18 +178,15 @@ def add_optimizer(name: str, section: type[OptimizerSection] | None) -> None:
     RunConfig.model_rebuild(force=True)
 
 
-SCHEDULE_KEYS = {"wsd": ("decay_steps", "a tenth of the run's steps"), "polynomial": ("power", "0.5")}
-
-
 class RunConfig(Section):
     """All settings of a run."""
 
     run_dir: Folder
     """Folder of the run. If a run exists there, it is resumed."""
     from_: Folder | None = Field(default=None, alias="from")
-    """Fork from a checkpoint of another run: `RUN@STEP`, or `RUN` for its newest. Weights, optimizer state, data position and
-    step are taken over. Model, tokenizer, corpora, lanes and optimizer must be the same. Once this run has checkpoints of its
-    own, it resumes from those."""
+    """Fork from a checkpoint of another run: `RUN@STEP`, `RUN@best`, or `RUN` for its newest. Weights, optimizer state, data
+    position and step are taken over. Model, tokenizer, corpora, lanes and optimizer must be the same. Once this run has
+    checkpoints of its own, it resumes from those."""
     tokenizer: str = ""
     """`tokenizer.json`, BERT's `vocab.txt` or RoBERTa's `vocab.json`, a folder with one of them, or a name on the Hub. Left out:
     that of `model.init`."""
@@ -229,6 +223,16 @@ class RunConfig(Section):
         return self.evaluation.model_copy(update={"seq_len": self.evaluation_seq_len})
 
     @property
+    def needs_evaluation(self) -> list[str]:
+        """The settings that mean nothing without evaluations."""
+        found = {
+            "checkpoint.keep_best": self.checkpoint.keep_best,
+            "evaluation.patience": self.evaluation.patience is not None,
+            "evaluation.probe": self.evaluation.probe is not None,
+        }
+        return [name for name, is_set in found.items() if is_set]
+
+    @property
     def total_steps(self) -> int:
         """Optimizer steps of all phases."""
         return sum(phase.steps for phase in self.phases)
@@ -258,7 +262,8 @@ class RunConfig(Section):
             first, steps = (
                 sum(phase.steps for phase in part) for part in (self.phases[:start], self.phases[start:end])
             )
-            stretches.append(Stretch(start, first, steps, lr, warmup_steps))
+            shape = own if own and own.schedule else None
+            stretches.append(Stretch(start, first, steps, lr, warmup_steps, shape, own.final_lr_share if own else None))
         return tuple(stretches)
 
     @pydantic.field_validator("model", mode="wrap")
@@ -300,7 +305,7 @@ class RunConfig(Section):
 
     @pydantic.model_validator(mode="after")
     def _across(self) -> RunConfig:
-        wrong: list[str] = self._schedule_faults()
+        wrong: list[str] = [*self._schedule_faults(), *self._clipping_faults()]
         for number, phase in enumerate(self.phases):
             slots = phase.global_batch_rows * phase.seq_len
             if slots > MOST_STEP_SLOTS:
@@ -334,6 +339,13 @@ class RunConfig(Section):
                     "data.train, and at least one above 0"
                 )
         wrong += self._faults_of_changes()
+        if not self.evaluation.every_steps:
+            wrong += [f"{name} needs evaluations: set evaluation.every_steps" for name in self.needs_evaluation]
+        if self.model.freeze and not self.model.init and not self.from_:
+            wrong.append(
+                f"model.freeze {self.model.freeze} would keep weights that nobody trained: set model.init to the model that has "
+                "them, or leave model.freeze out"
+            )
         for name, length in self.seq_lens.items():
             rows = self.model.max_position_embeddings
             if length > rows and (
@@ -366,11 +378,32 @@ class RunConfig(Section):
                 wrong.append(
                     f"{said}warmup_steps {stretch.warmup_steps} must be less than {steps} (the sum of phases.N.steps)"
                 )
-            elif stretch.warmup_steps + (self.optimizer.decay_steps or 0) > stretch.steps:
+            elif stretch.warmup_steps + ((stretch.own or self.optimizer).decay_steps or 0) > stretch.steps:
+                decay = (
+                    f"{said if stretch.own else 'optimizer.'}decay_steps {(stretch.own or self.optimizer).decay_steps}"
+                )
                 wrong.append(
-                    f"{said}warmup_steps {stretch.warmup_steps} and optimizer.decay_steps {self.optimizer.decay_steps} are "
-                    f"together more than {steps}: lower one of them"
+                    f"{said}warmup_steps {stretch.warmup_steps} and {decay} are together more than {steps}: lower one of them"
                 )
         if self.phases[0].rewarm_up:
             wrong.append("phases.0.rewarm_up: the first phase has optimizer.lr and optimizer.warmup_steps: set those")
         return wrong
+
+    def _clipping_faults(self) -> list[str]:
+        """Where the optimizer does not go with the clipping of a phase."""
+        section = OPTIMIZERS[self.optimizer.name]
+        if section is None:
+            return []
+        return [
+            f"phases.{number}.gradient_clipping: {fault}"
+            for number, phase in enumerate(self.phases)
+            if phase.gradient_clipping is not None
+            for fault in section.faults(
+                self.optimizer.model_copy(update={"gradient_clipping": phase.gradient_clipping})
+            )
+        ]
+
+    def clipping_in(self, phase: int) -> float:
+        """Largest global gradient norm in a phase; 0 does not clip."""
+        own = self.phases[phase].gradient_clipping
+        return self.optimizer.gradient_clipping if own is None else own

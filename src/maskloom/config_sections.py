@@ -9,11 +9,12 @@ from __future__ import annotations
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import pydantic
-from pydantic import Discriminator, Field, PositiveFloat, PositiveInt, Tag
+from pydantic import Discriminator, Field, NonNegativeFloat, PositiveFloat, PositiveInt, Tag
 
 from maskloom.config_values import (
     MOST_STEPS,
     Few,
+    Folder,
     PositiveShare,
     RowCount,
     Section,
@@ -140,6 +141,29 @@ class BatchWarmup(Section):
     """Steps until `global_batch_rows` is reached."""
 
 
+Schedule = Literal["linear", "cosine", "wsd", "polynomial", "constant", "1-sqrt"]
+"""How the learning rate falls after the warm-up."""
+
+
+def shape_faults(
+    schedule: Schedule, decay_steps: int | None, power: float | None, final_lr_share: float | None
+) -> list[str]:
+    """What is missing for a schedule, or means nothing to it."""
+    wrong = []
+    if schedule == "constant" and final_lr_share:
+        wrong.append(f"final_lr_share {final_lr_share} means nothing for schedule constant: remove it")
+    for key, value, example, needed_by, taken_by in (
+        ("decay_steps", decay_steps, "a tenth of the run's steps", "wsd", ("wsd", "1-sqrt")),
+        ("power", power, "0.5", "polynomial", ("polynomial",)),
+    ):
+        if value is not None and schedule not in taken_by:
+            set_to = " or ".join(taken_by)
+            wrong.append(f"{key} means nothing for schedule {schedule}: remove it, or set schedule to {set_to}")
+        if value is None and schedule == needed_by:
+            wrong.append(f"schedule {schedule} needs {key}: set it, for example to {example}")
+    return wrong
+
+
 class RewarmUp(Section):
     """The schedule of the learning rate starts again with a phase, as in the second phase of You et al. (2019)."""
 
@@ -147,6 +171,25 @@ class RewarmUp(Section):
     """Highest learning rate from here on, instead of `optimizer.lr`."""
     warmup_steps: StepsOrNone = 0
     """Steps of linear warm-up from 0, from the first step of the phase."""
+    schedule: Schedule | None = None
+    """How the rate falls after the warm-up. Left out: `schedule`, `decay_steps` and `power` of `optimizer`."""
+    final_lr_share: Share | None = None
+    """Share of `lr` that the decay goes to. Left out: `optimizer.final_lr_share`."""
+    decay_steps: Steps | None = None
+    """Of this schedule, as `optimizer.decay_steps`."""
+    power: PositiveFloat | None = None
+    """Of this schedule, as `optimizer.power`."""
+
+    @pydantic.model_validator(mode="after")
+    def _shape(self) -> RewarmUp:
+        if self.schedule is not None:
+            wrong = shape_faults(self.schedule, self.decay_steps, self.power, self.final_lr_share)
+        else:
+            given = [name for name in ("decay_steps", "power") if getattr(self, name) is not None]
+            wrong = [f"{name} needs schedule beside it: set it, or remove {name}" for name in given]
+        if wrong:
+            raise ValueError("\n".join(wrong))
+        return self
 
 
 class Phase(Section):
@@ -176,6 +219,8 @@ class Phase(Section):
     """The same for architectures that have one base for all layers, `model.rope_theta`."""
     rewarm_up: RewarmUp | None = None
     """A new schedule from this phase on. Left out: the schedule continues."""
+    gradient_clipping: NonNegativeFloat | None = None
+    """Largest global gradient norm in this phase, instead of `optimizer.gradient_clipping`; 0 does not clip."""
 
     @property
     def changes_of_model(self) -> dict[str, Any]:
@@ -202,6 +247,26 @@ class Phase(Section):
         return self
 
 
+class Probe(Section):
+    """Labelled texts, to see with each evaluation how much the encoder knows of the labels. The encoder learns nothing of them:
+    scikit-learn's logistic regression reads them off its vectors."""
+
+    data: Folder
+    """File with labelled texts (.csv, .tsv, .jsonl, also .gz and .zst, or .parquet), or a folder that `datasets` saved."""
+    test: Folder | None = None
+    """Another one, whose texts are tested. Left out: a fifth of `data`, chosen by the hash of the text."""
+    text: str | None = None
+    """Column of the text. Left out: guessed from the names."""
+    pair: str | None = None
+    """Column of the second text of a pair."""
+    label: str | None = None
+    """Column of the label. Left out: guessed from the names."""
+    most_examples: Steps = 2000
+    """Most examples to learn from, and a quarter of it to test. Of more, those with the smallest hash are taken."""
+    every_steps: Steps | None = None
+    """Steps between probes, a multiple of `evaluation.every_steps`. Left out: with each evaluation."""
+
+
 class Evaluation(Section):
     """The loss on held-out documents."""
 
@@ -213,6 +278,28 @@ class Evaluation(Section):
     """Share of the tokens that are predicted."""
     micro_batch_rows: RowCount = 32
     """Rows that a rank runs forward at once."""
+    patience: Few | None = None
+    """End the run early if so many evaluations in a row bring no new lowest loss. Left out: never."""
+    min_delta: Annotated[float, Field(ge=0.0)] = 0.0
+    """How much lower than the lowest a loss must be, in nats a token, to count as a new lowest one for `patience`."""
+
+    probe: Probe | None = None
+    """Labelled texts to probe the encoder with."""
+
+    @pydantic.model_validator(mode="after")
+    def _go_together(self) -> Evaluation:
+        wrong = []
+        if self.min_delta and self.patience is None:
+            wrong.append(f"min_delta {self.min_delta:g} means nothing without patience: remove it, or set patience")
+        probes = self.probe.every_steps if self.probe else None
+        if self.every_steps and probes and probes % self.every_steps:
+            wrong.append(
+                f"probe.every_steps {probes} is not a multiple of every_steps {self.every_steps}: a probe goes with an "
+                "evaluation; change one of them"
+            )
+        if wrong:
+            raise ValueError("\n".join(wrong))
+        return self
 
 
 class Checkpoint(Section):
@@ -224,6 +311,8 @@ class Checkpoint(Section):
     """Number of newest checkpoints to keep. It is at least 2: if the newest is damaged, the run resumes from the other."""
     keep_every_steps: Steps | None = None
     """Checkpoints at multiples of this step are kept for good."""
+    keep_best: bool = False
+    """Keep the checkpoint with the lowest held-out loss. An evaluation with a new lowest loss makes a checkpoint due."""
     background: bool = True
     """Write from a copy of the state while training continues. If memory has no room for the copy, training waits."""
 
@@ -313,6 +402,8 @@ class Stretch(NamedTuple):
         steps: its length.
         lr: its highest learning rate.
         warmup_steps: steps of its warm-up.
+        own: the phase's own schedule; None for that of `optimizer`.
+        final_lr_share: the phase's own; None for that of `optimizer`.
     """
 
     phase: int
@@ -320,3 +411,5 @@ class Stretch(NamedTuple):
     steps: int
     lr: float
     warmup_steps: int
+    own: RewarmUp | None = None
+    final_lr_share: float | None = None

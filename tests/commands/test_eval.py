@@ -28,7 +28,8 @@ def test_the_figures_are_those_that_training_logged(
 ) -> None:
     figures = json.loads(succeeds("eval", trained_run, "--json"))
     lines = read_metrics(trained_run)
-    (logged,) = (line for line in lines if "evaluation_loss" in line)
+    before, logged = (line for line in lines if "evaluation_loss" in line)
+    assert (before["step"], logged["step"]) == (0, 12)
     for name in ("evaluation_loss", "evaluation_perplexity", "evaluation_accuracy", "evaluation_tokens"):
         assert figures[name] == pytest.approx(logged[name], rel=1e-5)
     assert figures["step"] == 12

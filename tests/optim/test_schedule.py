@@ -17,6 +17,7 @@ from maskloom.config_file import parse_config
 from maskloom.optim.schedule import learning_rate
 
 SCHEDULES = ("linear", "cosine", "wsd", "polynomial")
+ALL = (*SCHEDULES, "1-sqrt")
 
 
 def rates(settings: Optimizer, steps: int) -> list[float]:
@@ -30,9 +31,9 @@ def runs(draw: st.DrawFn) -> tuple[Optimizer, int]:
     """Settings and total steps of a run that the configuration admits."""
     total = draw(st.integers(2, 300))
     warmup = draw(st.integers(0, total - 1))
-    schedule = draw(st.sampled_from(SCHEDULES))
+    schedule = draw(st.sampled_from(ALL))
     own: dict[str, Any] = {}
-    if schedule == "wsd":
+    if schedule == "wsd" or (schedule == "1-sqrt" and draw(st.booleans())):
         own["decay_steps"] = draw(st.integers(1, total - warmup))
     if schedule == "polynomial":
         own["power"] = draw(st.floats(0.1, 4.0))
@@ -60,8 +61,8 @@ def test_rates_rise_to_the_highest_and_fall_to_the_lowest_and_none_is_without_ef
     assert all(one >= other - slack for one, other in itertools.pairwise(values[max(warmup - 1, 0) :]))
     assert all(0 < value <= highest + slack for value in values)
     assert min(values[warmup:], default=highest) >= lowest - slack
-    if settings.schedule == "wsd":
-        stable = values[warmup : total - (settings.decay_steps or 0)]
+    if settings.decay_steps:
+        stable = values[warmup : total - settings.decay_steps]
         assert stable == [highest] * len(stable)
     beyond = Stretch(0, 0, total, highest, warmup)
     assert learning_rate(total + 1, settings, [beyond]) == pytest.approx(lowest, abs=slack)
@@ -73,6 +74,15 @@ def test_rates_rise_to_the_highest_and_fall_to_the_lowest_and_none_is_without_ef
         ({"warmup_steps": 2}, [1 / 2, 1, 3 / 4, 2 / 4, 1 / 4]),
         ({"warmup_steps": 2, "final_lr_share": 0.2}, [1 / 2, 1, 0.8, 0.6, 0.4]),
         ({"schedule": "wsd", "warmup_steps": 1, "decay_steps": 2}, [1, 1, 1, 2 / 3, 1 / 3]),
+        ({"schedule": "constant", "warmup_steps": 2}, [1 / 2, 1, 1, 1, 1]),
+        (
+            {"schedule": "1-sqrt", "warmup_steps": 2},
+            [1 / 2, 1, 1 - math.sqrt(1 / 4), 1 - math.sqrt(2 / 4), 1 - math.sqrt(3 / 4)],
+        ),
+        (
+            {"schedule": "1-sqrt", "decay_steps": 2, "final_lr_share": 0.1},
+            [1, 1, 1, 0.1 + 0.9 * (1 - math.sqrt(1 / 3)), 0.1 + 0.9 * (1 - math.sqrt(2 / 3))],
+        ),
         (
             {"schedule": "polynomial", "power": 0.5, "warmup_steps": 2},
             [1 / 2, 1, math.sqrt(3 / 4), math.sqrt(2 / 4), math.sqrt(1 / 4)],
@@ -136,6 +146,42 @@ def test_torchs_cosine_is_the_same() -> None:
         expected.append(optimizer.param_groups[0]["lr"])
     ours = rates(Optimizer(lr=0.3, schedule="cosine", final_lr_share=0.1), 20)
     assert ours == pytest.approx(expected, rel=1e-9)  # theirs is a recursion
+
+
+def test_the_1_sqrt_decay_of_transformers_is_the_same() -> None:
+    warmup, total, decay = 7, 40, 11
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.3)
+    theirs = transformers.get_wsd_schedule(
+        optimizer, warmup, decay + 1, num_training_steps=total + 1, decay_type="1-sqrt"
+    )
+    expected = []
+    for _ in range(total):
+        optimizer.step()
+        theirs.step()
+        expected.append(optimizer.param_groups[0]["lr"])
+    settings = Optimizer(lr=0.3, schedule="1-sqrt", warmup_steps=warmup, decay_steps=decay)
+    assert rates(settings, total) == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_phase_may_decay_otherwise_than_the_rest() -> None:
+    """ModernBERT's way: constant, constant at another rate, then 1-sqrt; and a phase that is again as `optimizer` says."""
+    tree = {
+        "run_dir": "run",
+        "tokenizer": "tok",
+        "data": {"train": "corpus"},
+        "optimizer": {"lr": 1.0, "warmup_steps": 1, "schedule": "constant"},
+        "phases": [
+            {"steps": 2},
+            {"steps": 2, "rewarm_up": {"lr": 0.5}},
+            {"steps": 3, "rewarm_up": {"lr": 0.5, "schedule": "1-sqrt", "final_lr_share": 0.2}},
+            {"steps": 3, "rewarm_up": {"lr": 0.1, "schedule": "wsd", "decay_steps": 1}},
+            {"steps": 1, "rewarm_up": {"lr": 0.3}},
+        ],
+    }
+    config = parse_config(tree, "here")
+    values = [learning_rate(step, config.optimizer, config.schedules) for step in range(1, 12)]
+    decay = [0.1 + 0.4 * (1 - math.sqrt(part / 4)) for part in (1, 2, 3)]
+    assert values == pytest.approx([1, 1, 0.5, 0.5, *decay, 0.1, 0.1, 0.05, 0.3])
 
 
 def test_a_phase_that_rewarms_has_a_schedule_of_its_own() -> None:

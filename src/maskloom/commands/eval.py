@@ -3,7 +3,7 @@
   maskloom eval RUN                   on what the run's own corpora hold out, as during training
   maskloom eval MODEL... --data TEXT  one model or several side by side, on any text
 
-MODEL is a run, or RUN@STEP; a folder with a Hugging Face checkpoint of any masked language model and its tokenizer; or a name on
+MODEL is a run, RUN@STEP or RUN@best. Or a folder with a masked language model of Hugging Face's and its tokenizer. Or a name on
 the Hub, or NAME@REVISION. TEXT is a corpus, of which the held-out documents are read, or any INPUT of `maskloom shards`.
 
 With --data, the same words of the text are masked for all models, each with all its tokens. Models may have different
@@ -28,7 +28,7 @@ from typing import Any
 
 import torch
 
-from maskloom.commands.arguments import fraction, natural, positive
+from maskloom.commands.arguments import add_step, fraction, natural, positive
 from maskloom.commands.loading import LoadedRun, is_run, load_named, load_run, plain_model, run_and_step
 from maskloom.commands.run_figures import held_out_figures, lines_of_run
 from maskloom.commands.tables import comparison
@@ -58,7 +58,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("models", nargs="+", metavar="MODEL", help="and key=value: settings that replace a run's, if its data moved")
     add("--data", nargs="+", action="extend", metavar="TEXT", help="default: what the run's own corpora hold out")
-    add("--step", type=positive, help="checkpoint of a run to take (default: the newest)")
+    add_step(parser)
     add("--documents", type=positive, help="of more documents, a sample of so many (default: 1000)")
     add("--mask-rate", type=fraction, help="share of the words that are masked (default: 0.15)")
     add(

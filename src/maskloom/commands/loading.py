@@ -19,7 +19,7 @@ from maskloom.models.masked_lm import MaskedLM
 from maskloom.models.warm_start import folder_of, load_checkpoint, open_checkpoint
 from maskloom.tokenizers.base import Tokenizer
 from maskloom.tokenizers.loading import HUB_NAME, load_tokenizer
-from maskloom.train.checkpoint import read_state, saved_at, tokenizing_of
+from maskloom.train.checkpoint import Which, read_state, saved_at, tokenizing_of
 from maskloom.train.checkpoint.fit import split_origin
 from maskloom.train.engine.files import full_precision_weights
 
@@ -39,8 +39,8 @@ class LoadedRun:
     tokenizing: int
 
 
-def load_run(run: Path, step: int | None, overrides: Sequence[str] = ()) -> LoadedRun:
-    """The model of a run in fp32 and evaluation mode, from the checkpoint at `step`, or else the newest whole one."""
+def load_run(run: Path, step: Which, overrides: Sequence[str] = ()) -> LoadedRun:
+    """The model of a run in fp32 and evaluation mode, from a checkpoint: `saved_at`."""
     folder = saved_at(run, step)
     config = load_config(run / "config.yaml", overrides)
     tokenizer = load_tokenizer(run / "model")
@@ -77,18 +77,18 @@ class LoadedPlain:
     step: int | None = None
 
 
-def load_plain(source: str | Path, step: int | None = None) -> tuple[PreTrainedModel, Tokenizer]:
+def load_plain(source: str | Path, step: Which = None) -> tuple[PreTrainedModel, Tokenizer]:
     """The model and the tokenizer that `load_named` gives."""
     found = load_named(str(source), step)
     return found.model, found.tokenizer
 
 
-def load_named(source: str, step: int | None = None, takes_any: bool = False) -> LoadedPlain:
+def load_named(source: str, step: Which = None, takes_any: bool = False) -> LoadedPlain:
     """The masked language model that a user names.
 
     Args:
-        source: a run directory, or RUN@STEP. A folder with a Hugging Face checkpoint and its tokenizer. A name on the Hub, or
-            NAME@REVISION.
+        source: a run directory, RUN@STEP or RUN@best. A folder with a Hugging Face checkpoint and its tokenizer. A name on
+            the Hub, or NAME@REVISION.
         step: of a run, if `source` does not say it. Left out: its newest whole checkpoint.
         takes_any: also models that maskloom does not train.
 
@@ -101,7 +101,7 @@ def load_named(source: str, step: int | None = None, takes_any: bool = False) ->
         return LoadedPlain(f"{run} at step {loaded.step:,}", plain_model(loaded), loaded.tokenizer, loaded.step)
     if step is not None:
         raise UserError(f"--step is for a run, and {source} is not a run: it has no config.yaml")
-    folder = _checkpoint_folder(source)
+    folder = checkpoint_folder(source)
     if takes_any and not _is_computed(folder, source):
         model = load_foreign(folder, source)
     else:
@@ -118,13 +118,13 @@ def is_run(source: str) -> bool:
     return (run_and_step(source)[0] / "config.yaml").is_file()
 
 
-def run_and_step(source: str, step: int | None = None) -> tuple[Path, int | None]:
-    """`RUN@1000` -> (RUN, 1000); `RUN` -> (RUN, `step`)."""
+def run_and_step(source: str, step: Which = None) -> tuple[Path, Which]:
+    """`RUN@1000` -> (RUN, 1000), `RUN@best` -> (RUN, "best"); `RUN` -> (RUN, `step`)."""
     run, own = (Path(source), None) if Path(source).is_dir() else split_origin(source)
     return run, step if own is None else own
 
 
-def _checkpoint_folder(source: str) -> Path:
+def checkpoint_folder(source: str) -> Path:
     """The folder with a config.json that a name stands for, fetched from the Hub if there is none here."""
     path = Path(source)
     if (path / "config.json").is_file():

@@ -126,9 +126,9 @@ class MarkedEngine(Engine):
             with self._clock.part("backward"):  # the ranks' gradients are averaged
                 stack.close()
 
-    def step(self, lr: float, is_spoilt: bool = False) -> StepOutcome:
+    def step(self, lr: float, is_spoilt: bool = False, clipping: float | None = None) -> StepOutcome:
         with self._clock.part("optimizer step"):
-            return super().step(lr, is_spoilt)
+            return super().step(lr, is_spoilt, clipping)
 
 
 assert (SCOPE + PARTS[0], SCOPE + PARTS[3]) == (DATA, OPTIMIZER)

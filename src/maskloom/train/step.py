@@ -104,7 +104,7 @@ def train_step(batch: ReadyStep, trainer: Trainer, engine: Engine) -> StepResult
     loss, accuracy = read()  # the one wait: whether the step is taken is the host's to know
     refusal = why_refused(loss, highest)
     try:
-        norm, is_taken = engine.step(lr, is_spoilt=refusal is not None)
+        norm, is_taken = engine.step(lr, refusal is not None, config.clipping_in(phase))
     except LossScaleCollapsed:
         seed_dropout = functools.partial(trainer.seed_dropout, batch.number)
         where = first_not_finite(engine, micro_batches, seed_dropout, scale, world)

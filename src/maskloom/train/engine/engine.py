@@ -104,6 +104,7 @@ class Engine:
         """
         self._reduces_once = section.reduce == "step"
         self._kind = OPTIMIZERS[optimizer.name]
+        self._clipping = optimizer.gradient_clipping
         prepare_forward(model, section)
         self._offered = offered(self._kind, world)
         built = self._kind.build(parameter_groups(model, optimizer), optimizer, self._offered)
@@ -163,12 +164,13 @@ class Engine:
             yield backward
         engine.set_gradient_accumulation_boundary(True)
 
-    def step(self, lr: float, is_spoilt: bool = False) -> StepOutcome:
+    def step(self, lr: float, is_spoilt: bool = False, clipping: float | None = None) -> StepOutcome:
         """Take the optimizer step, if the gradients are finite.
 
         Args:
             lr: learning rate of the groups whose `rate` is 1.
             is_spoilt: the last loss was NaN on every rank: the step must not be taken, and fp16's loss scale stays.
+            clipping: largest global gradient norm, 0 for any; None for what it was when the engine was made.
 
         Raises:
             LossScaleCollapsed: fp16 gradients overflow at the smallest loss scale: so would those of every step to come.
@@ -176,6 +178,7 @@ class Engine:
         engine = self.deepspeed
         for group in engine.optimizer.param_groups:
             group["lr"] = lr * group["rate"]
+        patches.set_clipping(engine, self._clipping if clipping is None else clipping)
         norm: torch.Tensor | float = math.nan
         if engine.zero_optimization_stage() == 0:
             norm = gradient_norm(engine.module)

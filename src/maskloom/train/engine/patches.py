@@ -152,6 +152,17 @@ def loss_scale_kept(engine: DeepSpeedEngine) -> Iterator[None]:
     engine.skipped_steps = skipped_steps
 
 
+def set_clipping(engine: DeepSpeedEngine, largest: float) -> None:
+    """Clip by this norm from here on; 0 does not clip.
+
+    DeepSpeed knows one norm for the whole run, and a checkpoint brings its own. Its wrappers hold it as `clip_grad`. Without one,
+    at stage 0 in fp32, the engine reads its configuration in each step.
+    """
+    engine._config.gradient_clipping = largest  # type: ignore[attr-defined]
+    if engine.optimizer is not engine.basic_optimizer:
+        engine.optimizer.clip_grad = largest
+
+
 def adapts_loss_scale(engine: DeepSpeedEngine) -> bool:
     """Whether DeepSpeed looks for the highest loss scale; it says so nowhere but in its scaler."""
     return bool(getattr(getattr(engine.optimizer, "loss_scaler", None), "dynamic", False))
