@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from transformers import FNetConfig, FNetForMaskedLM
 
 from maskloom.errors import UserError
 from maskloom.scoring import models as module
@@ -45,6 +46,21 @@ def test_a_head_without_a_projection_of_its_own(scored: list[Scored], monkeypatc
     found = model.losses(rows_of(model))
     np.testing.assert_allclose(found[0], expected[0], rtol=1e-5)
     assert (found[1] == expected[1]).all()
+
+
+def test_a_model_that_takes_no_padding(scored: list[Scored]) -> None:
+    """FNet mixes all slots of a row: rows of one length go together."""
+    torch.manual_seed(0)
+    tokenizer = scored[0].tokenizer
+    shape = {"hidden_size": 16, "num_hidden_layers": 1, "intermediate_size": 16}
+    fnet = FNetForMaskedLM(FNetConfig(vocab_size=tokenizer.vocab_size, **shape)).eval()
+    model = dataclasses.replace(scored[0], model=fnet)
+    rows = rows_of(model)
+    found = model.losses(rows)[0]
+    np.testing.assert_allclose(found, np.concatenate([model.losses([row])[0] for row in rows]), rtol=1e-4)
+    whole = fnet(input_ids=torch.from_numpy(rows[0].ids)[None].long()).logits[0, rows[0].places].log_softmax(-1)
+    expected = -whole[range(len(rows[0].targets)), rows[0].targets]
+    np.testing.assert_allclose(found[: len(expected)], expected.detach().numpy(), rtol=1e-4)
 
 
 def test_batches_are_bounded(scored: list[Scored], monkeypatch: pytest.MonkeyPatch) -> None:

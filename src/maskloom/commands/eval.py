@@ -3,7 +3,7 @@
   maskloom eval RUN                   on what the run's own corpora hold out, as during training
   maskloom eval MODEL... --data TEXT  one model or several side by side, on any text
 
-MODEL is a run, or RUN@STEP; a folder with a Hugging Face checkpoint of any masked language model and its tokenizer; or a name on
+MODEL is a run, RUN@STEP or RUN@best. Or a folder with a masked language model of Hugging Face's and its tokenizer. Or a name on
 the Hub, or NAME@REVISION. TEXT is a corpus, of which the held-out documents are read, or any INPUT of `maskloom shards`.
 
 With --data, the same words of the text are masked for all models, each with all its tokens. Models may have different
@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,7 +33,6 @@ from maskloom.commands.loading import LoadedRun, is_run, load_named, load_run, p
 from maskloom.commands.run_figures import held_out_figures, lines_of_run
 from maskloom.commands.tables import comparison
 from maskloom.data.plan import open_corpora
-from maskloom.data.sources.source import TextLayout
 from maskloom.errors import UserError
 from maskloom.models.foreign import longest_piece_in
 from maskloom.progress import Progress, show
@@ -42,6 +42,15 @@ from maskloom.scoring.score import Prepared, difference, figures_of, pieces_to_s
 from maskloom.scoring.texts import Texts, held_out_documents, read_texts, sample
 from maskloom.train.metrics import read_metrics
 
+DEFAULTS = {
+    "documents": 1000,
+    "mask_rate": 0.15,
+    "seq_len": 512,
+    "seed": 0,
+    "sentences": 100,
+    "text_key": "text",
+    "blank_line": "file",
+}
 OVERRIDE = re.compile(r"[a-z_]+(\.\w+)*=.*", re.DOTALL)
 
 
@@ -50,19 +59,23 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("models", nargs="+", metavar="MODEL", help="and key=value: settings that replace a run's, if its data moved")
     add("--data", nargs="+", action="extend", metavar="TEXT", help="default: what the run's own corpora hold out")
     add_step(parser)
-    add("--documents", type=positive, default=1000, help="of more documents, a sample of so many (default: 1000)")
-    add("--mask-rate", type=fraction, default=0.15, help="share of the words that are masked (default: 0.15)")
+    add("--documents", type=positive, help="of more documents, a sample of so many (default: 1000)")
+    add("--mask-rate", type=fraction, help="share of the words that are masked (default: 0.15)")
     add(
         "--seq-len",
         type=positive,
-        default=512,
         help="most tokens of a piece, if each model reads as many (default: 512)",
     )
-    add("--seed", type=natural, default=0, help="of the sample and of the masks (default: 0)")
+    add("--seed", type=natural, help="of the sample and of the masks (default: 0)")
     add("--pseudo-perplexity", action="store_true", help="also mask each token of some sentences in turn")
-    add("--sentences", type=positive, default=100, help="for --pseudo-perplexity (default: 100)")
-    add("--text-key", default="text", help="where the text stands in a JSON object, or the column of a table")
-    add("--blank-line", action="store_true", help="documents in .txt files are separated by blank lines")
+    add("--sentences", type=positive, help="for --pseudo-perplexity (default: 100)")
+    add("--text-key", help="where the text stands in a JSON object, or the column of a table")
+    add(
+        "--blank-line",
+        action="store_const",
+        const="blank-line",
+        help="documents in .txt files are separated by blank lines",
+    )
     add("--json", action="store_true", help="print one JSON object")
 
 
@@ -73,6 +86,7 @@ def run(options: argparse.Namespace) -> int:
         raise UserError("name a model: a run, a folder with a Hugging Face checkpoint, or a name on the Hub")
     if options.step is not None and len(named) > 1:
         raise UserError("--step is for one run: with several models, write RUN@STEP")
+    _fill(options)
     if options.data is None:
         return _on_its_corpora(named, overrides, options)
     if overrides:
@@ -80,6 +94,22 @@ def run(options: argparse.Namespace) -> int:
     found = _compare(named, options)
     show(json.dumps(found) if options.json else "\n".join(comparison(found)))
     return 0
+
+
+def _fill(options: argparse.Namespace) -> None:
+    """Give options their defaults. Raises UserError for one that would do nothing."""
+    given = {name for name in DEFAULTS if getattr(options, name) is not None}
+    if options.data is None:
+        of_text = {"mask_rate", "text_key", "blank_line"}
+        if not options.pseudo_perplexity:
+            of_text |= {"documents", "seq_len", "seed"}
+        if idle := sorted(given & of_text):
+            name = idle[0].replace("_", "-")
+            raise UserError(f"--{name} is for --data: for a run on its own corpora, its section `evaluation` counts")
+    if "sentences" in given and not options.pseudo_perplexity:
+        raise UserError("--sentences is for --pseudo-perplexity")
+    for name in DEFAULTS.keys() - given:
+        setattr(options, name, DEFAULTS[name])
 
 
 def _on_its_corpora(named: Sequence[str], overrides: Sequence[str], options: argparse.Namespace) -> int:
@@ -112,8 +142,7 @@ def _compare(named: Sequence[str], options: argparse.Namespace) -> dict[str, Any
     """Models on one text."""
     loaded = [load_named(given, options.step, takes_any=True) for given in named]
     models = [Scored(each.source, _placed(each.model), each.tokenizer, longest_piece_in(each.model)) for each in loaded]
-    layout: TextLayout = "blank-line" if options.blank_line else "file"
-    texts = read_texts(options.data, options.text_key, layout, options.documents, options.seed)
+    texts = read_texts(options.data, options.text_key, options.blank_line, options.documents, options.seed)
     prepared = _prepared(texts, models, options)
     outcomes = []
     for number, model in enumerate(models):
@@ -125,7 +154,7 @@ def _compare(named: Sequence[str], options: argparse.Namespace) -> dict[str, Any
     ]
     for outcome, of_model in zip(outcomes[1:], figures[1:], strict=True):
         more, error = difference(outcome, outcomes[0], prepared)
-        of_model |= {"more_nats_per_byte": more, "standard_error": error}
+        of_model |= {"more_nats_per_byte": more, "standard_error": None if math.isnan(error) else error}
     if options.pseudo_perplexity:
         for of_model, pseudo in zip(figures, _pseudo(models, prepared, options), strict=True):
             of_model |= pseudo

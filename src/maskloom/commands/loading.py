@@ -83,7 +83,7 @@ class LoadedPlain:
 
 
 def load_plain(source: str | Path, step: Which = None) -> tuple[PreTrainedModel, Tokenizer]:
-    """Hugging Face's own model, in fp32 and evaluation mode, and its tokenizer. See `load_named`."""
+    """The model and the tokenizer that `load_named` gives."""
     found = load_named(str(source), step)
     return found.model, found.tokenizer
 
@@ -92,7 +92,7 @@ def load_named(source: str, step: Which = None, takes_any: bool = False) -> Load
     """The masked language model that a user names.
 
     Args:
-        source: a run directory, RUN@STEP or RUN@best; a folder with a Hugging Face checkpoint and its tokenizer; or a name on
+        source: a run directory, RUN@STEP or RUN@best. A folder with a Hugging Face checkpoint and its tokenizer. A name on
             the Hub, or NAME@REVISION.
         step: of a run, if `source` does not say it. Left out: its newest whole checkpoint.
         takes_any: also models that maskloom does not train.

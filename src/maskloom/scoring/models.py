@@ -9,6 +9,7 @@ Shapes: R rows, S slots a row, K masked slots, D hidden size, V vocabulary.
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -77,7 +78,7 @@ class Scored:
         ends = np.cumsum([len(row.places) for row in rows])
         losses, hits = np.zeros(ends[-1] if rows else 0), np.zeros(ends[-1] if rows else 0, bool)
         vocabulary = self.model.get_input_embeddings().num_embeddings
-        for batch in _batches(rows, vocabulary):
+        for batch in _batches(rows, vocabulary, self._can_pad):
             found = self._losses_of([rows[number] for number in batch])
             start = 0
             for number in batch:
@@ -90,32 +91,44 @@ class Scored:
             raise UserError(f"{self.name} gives losses that are not finite (NaN or infinite): fetch its weights again")
         return losses, hits
 
+    @property
+    def _can_pad(self) -> bool:
+        """Whether the model can be told what is padding. FNet cannot."""
+        return "attention_mask" in inspect.signature(self.model.forward).parameters
+
     def _losses_of(self, rows: Sequence[Row]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
         """As `losses`, of one micro-batch."""
         device = self.model.device
         ids = torch.full((len(rows), max(len(row.ids) for row in rows)), self.tokenizer.pad_id)
-        attended = torch.zeros_like(ids)
+        attended = torch.zeros_like(ids) if self._can_pad else None
         for number, row in enumerate(rows):
             ids[number, : len(row.ids)] = torch.from_numpy(row.ids)
-            attended[number, : len(row.ids)] = 1
+            if attended is not None:
+                attended[number, : len(row.ids)] = 1
         in_row = torch.tensor([number for number, row in enumerate(rows) for _ in row.places], device=device)
         slots = torch.from_numpy(np.concatenate([row.places for row in rows])).to(device)
         targets = torch.from_numpy(np.concatenate([row.targets for row in rows])).to(device)
+        given = {"input_ids": ids.to(device)} | ({} if attended is None else {"attention_mask": attended.to(device)})
         with torch.inference_mode():
-            logits = _logits_at(self.model, ids.to(device), attended.to(device), in_row, slots).float()
+            logits = _logits_at(self.model, given, in_row, slots).float()
             losses = F.cross_entropy(logits, targets, reduction="none")
             hits = logits.argmax(-1) == targets
         return losses.double().cpu().numpy(), hits.cpu().numpy()
 
 
-def _batches(rows: Sequence[Row], vocabulary: int) -> Iterator[list[int]]:
-    """Numbers of rows that go together, the longest first: if there is too little memory, that shows at once."""
+def _batches(rows: Sequence[Row], vocabulary: int, can_pad: bool = True) -> Iterator[list[int]]:
+    """Numbers of rows that go together, the longest first: if there is too little memory, that shows at once.
+
+    Args:
+        can_pad: rows of one batch may differ in length.
+    """
     batch: list[int] = []
     predicted = 0
     for number in sorted(range(len(rows)), key=lambda number: -len(rows[number].ids)):
         count = len(rows[number].places)
         slots = len(rows[batch[0]].ids) * (len(batch) + 1) if batch else 0
-        if batch and (slots > MOST_SLOTS or (predicted + count) * vocabulary > MOST_LOGITS):
+        is_other = bool(batch) and not can_pad and len(rows[number].ids) != len(rows[batch[0]].ids)
+        if batch and (is_other or slots > MOST_SLOTS or (predicted + count) * vocabulary > MOST_LOGITS):
             yield batch
             batch, predicted = [], 0
         batch.append(number)
@@ -125,21 +138,21 @@ def _batches(rows: Sequence[Row], vocabulary: int) -> Iterator[list[int]]:
 
 
 def _logits_at(
-    model: PreTrainedModel, ids: torch.Tensor, attended: torch.Tensor, in_row: torch.Tensor, slots: torch.Tensor
+    model: PreTrainedModel, given: dict[str, torch.Tensor], in_row: torch.Tensor, slots: torch.Tensor
 ) -> torch.Tensor:
     """Logits [K, V] of some slots of rows [R, S]."""
-    shape, was_cut = ids.shape, False
+    shape, was_cut = given["input_ids"].shape, False
 
-    def select(module: object, given: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
+    def select(module: object, hidden: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
         nonlocal was_cut
-        if len(given) != 1 or given[0].shape[:2] != shape:
+        if len(hidden) != 1 or hidden[0].shape[:2] != shape:
             return None
         was_cut = True
-        return (given[0][in_row, slots].unsqueeze(0),)
+        return (hidden[0][in_row, slots].unsqueeze(0),)
 
     projection = model.get_output_embeddings()
     with contextlib.ExitStack() as stack:
         if isinstance(projection, torch.nn.Linear):
             stack.callback(projection.register_forward_pre_hook(select).remove)
-        logits: torch.Tensor = model(input_ids=ids, attention_mask=attended).logits
+        logits: torch.Tensor = model(**given).logits
     return logits[0] if was_cut else logits[in_row, slots]
