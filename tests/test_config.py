@@ -400,6 +400,34 @@ def test_a_count_that_nobody_means_is_refused_by_its_key(key: str, value: str, t
         load_config(path, [f"{key}={value}"])
 
 
+def test_what_needs_evaluations_says_so() -> None:
+    needing = {"patience": 3, "probe": {"data": "labelled.csv"}}
+    given = {"evaluation": needing, "checkpoint": {"keep_best": True}}
+    with pytest.raises(UserError) as error:
+        parse_config(tree_with(**given), "here")
+    for name in ("checkpoint.keep_best", "evaluation.patience", "evaluation.probe"):
+        assert f"{name} needs evaluations: set evaluation.every_steps" in str(error.value)
+    config = parse_config(tree_with(**{**given, "evaluation": {**needing, "every_steps": 10}}), "here")
+    assert config.needs_evaluation == ["checkpoint.keep_best", "evaluation.patience", "evaluation.probe"]
+    assert parse_config(tree_with(), "here").needs_evaluation == []
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "said"),
+    [
+        ({"every_steps": 10, "min_delta": 0.1}, "min_delta 0.1 means nothing without patience"),
+        ({"every_steps": 10, "patience": 0}, "evaluation.patience = 0"),
+        (
+            {"every_steps": 10, "probe": {"data": "a.csv", "every_steps": 25}},
+            "probe.every_steps 25 is not a multiple of every_steps 10",
+        ),
+    ],
+)
+def test_settings_of_an_evaluation_that_do_not_go_together(evaluation: dict, said: str) -> None:
+    with pytest.raises(UserError, match=re.escape(said)):
+        parse_config(tree_with(evaluation=evaluation), "here")
+
+
 def test_a_step_has_a_bound_of_slots() -> None:
     largest = {"steps": 5, "global_batch_rows": 1 << 21, "seq_len": 512}
     parse_config(tree_with(phases=[largest]), "here")

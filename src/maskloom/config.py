@@ -30,6 +30,7 @@ from maskloom.config_sections import (
     Logging,
     Masking,
     Phase,
+    Probe,
     RewarmUp,
     Schedule,
     Storage,
@@ -57,7 +58,7 @@ from maskloom.extensions import where_names_come_from
 __all__ = [
     "MODELS", "ONE", "SEVERAL", "BatchWarmup", "BelowOne", "Bert", "Camembert", "Checkpoint", "Corpus", "Data", "Engine",
     "Evaluation", "Few", "Guard", "Logging", "Masking", "Model", "ModernBert", "Muon", "Optimizer", "OptimizerSection",
-    "Phase", "PositiveShare", "RewarmUp", "Roberta", "RunConfig", "Section", "Share", "Steps", "StepsOrNone", "Storage",
+    "Phase", "PositiveShare", "Probe", "RewarmUp", "Roberta", "RunConfig", "Section", "Share", "Steps", "StepsOrNone", "Storage",
     "Stretch", "Timeouts", "Width", "XlmRoberta", "model_section",
 ]  # fmt: skip
 
@@ -192,9 +193,9 @@ class RunConfig(Section):
     run_dir: Folder
     """Folder of the run. If a run exists there, it is resumed."""
     from_: Folder | None = Field(default=None, alias="from")
-    """Fork from a checkpoint of another run: `RUN@STEP`, or `RUN` for its newest. Weights, optimizer state, data position and
-    step are taken over. Model, tokenizer, corpora, lanes and optimizer must be the same. Once this run has checkpoints of its
-    own, it resumes from those."""
+    """Fork from a checkpoint of another run: `RUN@STEP`, `RUN@best`, or `RUN` for its newest. Weights, optimizer state, data
+    position and step are taken over. Model, tokenizer, corpora, lanes and optimizer must be the same. Once this run has
+    checkpoints of its own, it resumes from those."""
     tokenizer: str = ""
     """`tokenizer.json`, BERT's `vocab.txt` or RoBERTa's `vocab.json`, a folder with one of them, or a name on the Hub. Left out:
     that of `model.init`."""
@@ -229,6 +230,16 @@ class RunConfig(Section):
     def evaluation_filled(self) -> Evaluation:
         """`evaluation` with its sequence length filled in."""
         return self.evaluation.model_copy(update={"seq_len": self.evaluation_seq_len})
+
+    @property
+    def needs_evaluation(self) -> list[str]:
+        """The settings that mean nothing without evaluations."""
+        found = {
+            "checkpoint.keep_best": self.checkpoint.keep_best,
+            "evaluation.patience": self.evaluation.patience is not None,
+            "evaluation.probe": self.evaluation.probe is not None,
+        }
+        return [name for name, is_set in found.items() if is_set]
 
     @property
     def total_steps(self) -> int:
@@ -338,6 +349,13 @@ class RunConfig(Section):
                     "data.train, and at least one above 0"
                 )
         wrong += self._faults_of_changes()
+        if not self.evaluation.every_steps:
+            wrong += [f"{name} needs evaluations: set evaluation.every_steps" for name in self.needs_evaluation]
+        if self.model.freeze and not self.model.init and not self.from_:
+            wrong.append(
+                f"model.freeze {self.model.freeze} would keep weights that nobody trained: set model.init to the model that has "
+                "them, or leave model.freeze out"
+            )
         for name, length in self.seq_lens.items():
             rows = self.model.max_position_embeddings
             if length > rows and (

@@ -14,6 +14,7 @@ from pydantic import Discriminator, Field, NonNegativeFloat, PositiveFloat, Posi
 from maskloom.config_values import (
     MOST_STEPS,
     Few,
+    Folder,
     PositiveShare,
     RowCount,
     Section,
@@ -275,6 +276,26 @@ class Phase(Section):
         return self
 
 
+class Probe(Section):
+    """Labelled texts, to see with each evaluation how much the encoder knows of the labels. The encoder learns nothing of them:
+    scikit-learn's logistic regression reads them off its vectors."""
+
+    data: Folder
+    """File with labelled texts (.csv, .tsv, .jsonl, also .gz and .zst, or .parquet), or a folder that `datasets` saved."""
+    test: Folder | None = None
+    """Another one, whose texts are tested. Left out: a fifth of `data`, chosen by the hash of the text."""
+    text: str | None = None
+    """Column of the text. Left out: guessed from the names."""
+    pair: str | None = None
+    """Column of the second text of a pair."""
+    label: str | None = None
+    """Column of the label. Left out: guessed from the names."""
+    most_examples: Steps = 2000
+    """Most examples to learn from, and a quarter of it to test. Of more, those with the smallest hash are taken."""
+    every_steps: Steps | None = None
+    """Steps between probes, a multiple of `evaluation.every_steps`. Left out: with each evaluation."""
+
+
 class Evaluation(Section):
     """The loss on held-out documents."""
 
@@ -286,6 +307,28 @@ class Evaluation(Section):
     """Share of the tokens that are predicted."""
     micro_batch_rows: RowCount = 32
     """Rows that a rank runs forward at once."""
+    patience: Few | None = None
+    """End the run early if so many evaluations in a row bring no new lowest loss. Left out: never."""
+    min_delta: Annotated[float, Field(ge=0.0)] = 0.0
+    """For `patience` a loss is a new lowest one if it is lower by more than this, in nats a token."""
+
+    probe: Probe | None = None
+    """Labelled texts to probe the encoder with."""
+
+    @pydantic.model_validator(mode="after")
+    def _go_together(self) -> Evaluation:
+        wrong = []
+        if self.min_delta and self.patience is None:
+            wrong.append(f"min_delta {self.min_delta:g} means nothing without patience: remove it, or set patience")
+        probes = self.probe.every_steps if self.probe else None
+        if self.every_steps and probes and probes % self.every_steps:
+            wrong.append(
+                f"probe.every_steps {probes} is not a multiple of every_steps {self.every_steps}: a probe goes with an "
+                "evaluation; change one of them"
+            )
+        if wrong:
+            raise ValueError("\n".join(wrong))
+        return self
 
 
 class Checkpoint(Section):
@@ -297,6 +340,8 @@ class Checkpoint(Section):
     """Number of newest checkpoints to keep. It is at least 2: if the newest is damaged, the run resumes from the other."""
     keep_every_steps: Steps | None = None
     """Checkpoints at multiples of this step are kept for good."""
+    keep_best: bool = False
+    """Keep the checkpoint with the lowest held-out loss. An evaluation with a new lowest loss makes a checkpoint due."""
     background: bool = True
     """Write from a copy of the state while training continues. If memory has no room for the copy, training waits."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import pytest
 import yaml
 
 from maskloom.config_file import load_config
+from maskloom.data.writing.passes import Options
+from maskloom.data.writing.shards import write_shards
 from maskloom.optim.schedule import learning_rate
 from tests.recipes import RECIPES, STEPS, scaled_down
 
@@ -19,12 +22,13 @@ RESUMED = "modernbert_base"
 
 
 @pytest.fixture(scope="module")
-def runs(corpus_dir: Path, tokenizer_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def runs(corpus_dir: Path, documents: list[str], tokenizer_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The runs of all recipes, trained one after the other by one process, and one that was resumed from its middle."""
     folder = tmp_path_factory.mktemp("recipes")
+    write_shards([str(_half(documents, folder))], folder / "other", Options(block_bytes=8 * 1024))
     files = []
     for recipe in RECIPES:
-        tree = scaled_down(recipe, [corpus_dir], tokenizer_dir, folder / recipe.stem)
+        tree = scaled_down(recipe, [corpus_dir, folder / "other"], tokenizer_dir, folder / recipe.stem)
         files.append(folder / recipe.name)
         files[-1].write_text(yaml.safe_dump(tree), encoding="utf-8")
     train_in_ranks(files, 1, folder / "output.log", compiles=False)
@@ -35,6 +39,13 @@ def runs(corpus_dir: Path, tokenizer_dir: Path, tmp_path_factory: pytest.TempPat
     (folder / "again.yaml").write_text(yaml.safe_dump({**tree, "run_dir": str(again)}), encoding="utf-8")
     train_in_ranks([folder / "again.yaml"], 1, folder / "again.log", compiles=False)
     return folder
+
+
+def _half(documents: list[str], folder: Path) -> Path:
+    """The text of another corpus, for recipes that mix two."""
+    source = folder / "other.jsonl"
+    source.write_text("".join(json.dumps({"text": text}) + "\n" for text in documents[::2]), encoding="utf-8")
+    return source
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.stem)
