@@ -21,6 +21,7 @@ COMMANDS = {
     "peek": "print the batches of some steps as text, or their digest",
     "monitor": "TensorBoard over a run, for this machine alone",
     "eval": "held-out loss of a run",
+    "probe": "what frozen encoders know of labels",
     "export": "write a run's model for Hugging Face",
     "fill": "fill the masks of a sentence",
 }

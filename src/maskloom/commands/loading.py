@@ -105,7 +105,7 @@ def load_named(source: str, step: int | None = None) -> LoadedPlain:
         return LoadedPlain(f"{run} at step {loaded.step:,}", plain_model(loaded), loaded.tokenizer, loaded.step)
     if step is not None:
         raise UserError(f"--step is for a run, and {source} is not a run: it has no config.yaml")
-    folder = _checkpoint_folder(source)
+    folder = checkpoint_folder(source)
     tree = read_tree(folder, source)
     try:
         check_description(tree, source)
@@ -134,7 +134,7 @@ def run_and_step(source: str, step: int | None = None) -> tuple[Path, int | None
     return run, step if own is None else own
 
 
-def _checkpoint_folder(source: str) -> Path:
+def checkpoint_folder(source: str) -> Path:
     """The folder with a config.json that a name stands for, fetched from the Hub if there is none here."""
     path = Path(source)
     if path.is_dir():
