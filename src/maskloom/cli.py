@@ -14,16 +14,22 @@ from maskloom.program import EXIT_INTERRUPTED, Parser, run_program
 COMMANDS = {
     "shards": "write text as webdataset shards with an index",
     "index": "index webdataset tars that exist",
-    "tokenizer": "train a tokenizer on shards",
+    "tokenizer": "train a tokenizer on shards, or extend one",
     "doctor": "check whether a run would start, on this machine or on the hosts of a hostfile",
     "train": "train, on this machine or on the hosts of a hostfile",
     "status": "how a run stands, and what to do next",
     "peek": "print the batches of some steps as text, or their digest",
     "monitor": "TensorBoard over a run, for this machine alone",
-    "eval": "held-out loss of a run",
+    "eval": "how well models predict masked tokens, on a run's held-out text or any other",
+    "probe": "what frozen encoders know of labels",
+    "finetune": "fine-tune an encoder for a task, GLUE's among them",
     "export": "write a run's model for Hugging Face",
     "fill": "fill the masks of a sentence",
 }
+
+
+ACTIONS = {("tokenizer", "extend")}
+"""A command, and a first argument that makes another command of it. A folder of that name is named as `./extend`."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -57,9 +63,12 @@ def _main(arguments: list[str], is_program: bool = False) -> int:
     from maskloom.errors import UserError
     from maskloom.progress import complain
 
-    module = importlib.import_module(f"maskloom.commands.{options.command}")
+    words = [options.command]
+    if (options.command, *options.arguments[:1]) in ACTIONS:
+        words.append(options.arguments.pop(0))
+    module = importlib.import_module(f"maskloom.commands.{'_'.join(words)}")
     own = Parser(
-        prog=f"maskloom {options.command}",
+        prog=f"maskloom {' '.join(words)}",
         description=module.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -86,12 +86,17 @@ def rechecked(config: RunConfig, where: str) -> RunConfig:
 
 def dump_config(config: RunConfig) -> str:
     """The whole configuration as YAML; `load_config` reads it back to an equal one."""
+    return write_yaml(config_tree(config))
+
+
+def config_tree(config: RunConfig) -> dict[str, Any]:
+    """The whole configuration as plain values."""
     tree = config.model_dump(mode="json", by_alias=True)
     if config.model.init:  # the shape is the checkpoint's, and little of it may be given beside it
         tree["model"] = {
             key: value for key, value in tree["model"].items() if key not in config.model.taken_from_init()
         }
-    return write_yaml(tree)
+    return tree
 
 
 def without_queries(data: Data) -> Data:

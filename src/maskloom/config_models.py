@@ -29,6 +29,9 @@ class Model(Section):
     init: Annotated[str, pydantic.Field(min_length=1)] | None = None
     """Hugging Face checkpoint to start from (folder or name), whose shape is taken. `max_position_embeddings` may be given beside
     it, to raise it: a table of positions is then repeated."""
+    freeze: Literal["encoder", "embeddings"] | None = None
+    """What is not trained: `encoder` is all but the head, `embeddings` the table of the tokens' embeddings. Left out: all is
+    trained. A decoder that shares the embeddings' matrix is frozen with it, but for its bias."""
     vocab_multiple: Few = 1
     """Round the vocabulary of a new model up to a multiple of this, such as 64. The rows beyond the tokenizer's ids take part in
     the softmax and are never targets."""
@@ -38,7 +41,7 @@ class Model(Section):
     @classmethod
     def shape_fields(cls) -> set[str]:
         """The fields that cannot change in a run, nor in runs that fork from it."""
-        return set(cls.model_fields) - {"architecture", "init", *cls.first_weights, *cls.dropouts}
+        return set(cls.model_fields) - {"architecture", "init", "freeze", *cls.first_weights, *cls.dropouts}
 
     def taken_from_init(self) -> set[str]:
         """The fields that come from the checkpoint of `init`, if there is one."""

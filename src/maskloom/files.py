@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from maskloom.errors import UserError
+from maskloom.scalars import is_count
 
 PARTIAL = ".partial"
 LOCK = ".lock"
@@ -58,6 +59,19 @@ def read_plain(path: Path) -> bytes:
     """All bytes of a plain file. Raises what `open_plain` raises."""
     with open(path, "rb", opener=open_plain) as file:
         return file.read()
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects with a step in a file of JSON lines; a line that a kill cut off is left out."""
+    if not path.exists():
+        return []
+    lines = []
+    for line in read_plain(path).decode(errors="replace").split("\n"):
+        with contextlib.suppress(ValueError):
+            value = parse_json(line)
+            if isinstance(value, dict) and is_count(value.get("step")):
+                lines.append(value)
+    return lines
 
 
 def _not_a_file(path: str | Path, mode: int) -> UserError:

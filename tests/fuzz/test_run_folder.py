@@ -14,13 +14,13 @@ from maskloom.commands.status import described
 from maskloom.data.cursors import Cursor
 from maskloom.distributed import World
 from maskloom.errors import UserError
-from maskloom.files import LOCK
+from maskloom.files import LOCK, read_lines
 from maskloom.launch.supervisor import known_status, next_step
 from maskloom.status import Status, attempt_steps, note_attempt, parse_status, read_status, why_not_again
 from maskloom.train import checkpoint
 from maskloom.train.checkpoint.digests import digest
 from maskloom.train.checkpoint.fit import unlike_data
-from maskloom.train.metrics import read_lines
+from maskloom.train.held_out import HeldOut
 from maskloom.train.refusal import GuardState, PassedOver, jumps, read_intervals
 from maskloom.train.run_dir import newest_named, recorded_threads
 from maskloom.train.run_lock import Holder, in_use, named_holder
@@ -28,7 +28,8 @@ from maskloom.train.run_lock import Holder, in_use, named_holder
 from .harness import fuzz
 
 NAMES = (
-    "step hosts name state done running threads files bytes data.json cursors fingerprint guard losses rows_of_steps"
+    "step hosts name state done running threads files bytes data.json cursors fingerprint guard losses rows_of_steps "
+    "held_out evaluated"
 )
 WORDS = (
     *(f'"{name}"'.encode() for name in NAMES.split()),
@@ -50,6 +51,7 @@ STATE = checkpoint.State(
     "fp32",
     GuardState(0, (2.5, 3.0), 1, 2).to_json(),
     [INTERVAL.to_json()],
+    HeldOut(64, 0.15, 12).with_loss(0, 6.0).with_loss(3, None).to_json(),
 )
 
 

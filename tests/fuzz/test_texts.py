@@ -1,4 +1,4 @@
-"""Documents in JSON lines and plain text, packed or not, as `maskloom shards` reads them."""
+"""Documents in JSON lines, tables of fields and plain text, packed or not, as `maskloom shards` reads them."""
 
 from __future__ import annotations
 
@@ -20,6 +20,10 @@ JSONL = (
     b'{"text": "a line of some words", "id": 3}\n\n{"text": "caf\\u00e9 \\ud83d\\ude00", "meta": {"a": [1, null]}}\r\n'
     + '\ufeff{"text": "\u2028 and \u0085", "x": 1e5}\n{"text": null}\n'.encode()
 )
+CSV = (
+    '\ufeffid,text\r\n1,"a quote ""q"", a comma\nand a line"\n\n2,plain \u2028\r3,\n'.encode()
+    + b'4,"\r\n"\n"5","x" y"\n'
+)
 TEXT = "one line\nand another\n\n \t\nsecond \u2028 document\x0c\r\n\r\nthird\rof carriage returns\r\rend".encode()
 WORDS = [
     b'"text"',
@@ -36,12 +40,20 @@ WORDS = [
     b"\r",
     b"\xc0\x80",
     b"\xf4\x90\x80\x80",
+    b'"',
+    b'""',
+    b',"',
+    b'"\t',
 ]
+SEEDS = {".jsonl": JSONL, ".csv": CSV, ".tsv": CSV.replace(b",", b"\t"), ".txt": TEXT}
 PACK = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.compress}
 
 
 @pytest.mark.parametrize("suffix", PACK)
-@pytest.mark.parametrize(("name", "layout"), [("a.jsonl", "file"), ("a.txt", "file"), ("b.txt", "blank-line")])
+@pytest.mark.parametrize(
+    ("name", "layout"),
+    [("a.jsonl", "file"), ("a.txt", "file"), ("b.txt", "blank-line"), ("a.csv", "file"), ("a.tsv", "file")],
+)
 def test_files_of_text(tmp_path: Path, name: str, layout: TextLayout, suffix: str) -> None:
     """Whatever is read is text that can be written again, and its places follow each other."""
     path = tmp_path / (name + suffix)
@@ -55,7 +67,7 @@ def test_files_of_text(tmp_path: Path, name: str, layout: TextLayout, suffix: st
                 assert ordinal > before
                 before = ordinal
 
-    seed = PACK[suffix](JSONL if name == "a.jsonl" else TEXT)
+    seed = PACK[suffix](SEEDS[Path(name).suffix])
     words = [] if suffix else WORDS
     fuzz(read, [seed, seed + seed], words, folder=tmp_path, inputs=200, memory_bytes=MEMORY_BYTES)
 

@@ -253,10 +253,10 @@ def test_an_evaluation_that_a_stop_leaves_out_is_done_when_the_run_resumes(start
         job = start(1, *settings, first={0: functools.partial(stop_at, step)})
         assert job.codes() == [code], job.text()
         assert job.status().step == step
-        assert evaluated(job) == done
+        assert evaluated(job) == [0, *done]
     resumed = start(1, *settings)  # nothing is left to do
     assert resumed.codes() == [EXIT_DONE], resumed.text()
-    assert evaluated(resumed) == [4, 8, 12]
+    assert evaluated(resumed) == [0, 4, 8, 12]
 
 
 def sleep() -> None:

@@ -23,6 +23,7 @@ from maskloom.launch.supervisor import (
     OnHosts,
     OnThisMachine,
     Outcome,
+    conclusion,
     final_code,
     known_status,
     no_other,
@@ -65,6 +66,13 @@ def outcome(state: str | None, ended: Ended, is_news: bool = True, **more: objec
 )
 def test_the_exit_code_is_0_only_for_a_run_that_is_done(found: Outcome, code: int) -> None:
     assert final_code(found) == code
+
+
+def test_a_run_that_ended_early_is_done_and_says_why() -> None:
+    found = outcome("done", WELL, step=40, total_steps=100, reason="stopped early: no lower loss")
+    assert final_code(found) == 0
+    assert no_other(found, [0], 3, False, None) == "it is done"
+    assert conclusion(Path("RUN"), found, "it is done") == "RUN: done at step 40 of 100: stopped early: no lower loss"
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,7 @@ class TestBuildModel:
             layer_norm_eps=1e-5,
         )
         config = build_model(settings, tokenizer, 0)[0].config
-        given = settings.model_dump(exclude={"architecture", "init", "vocab_multiple"})
+        given = settings.model_dump(exclude={"architecture", "init", "freeze", "vocab_multiple"})
         assert {name: getattr(config, name) for name in given} == given
         assert (config.vocab_size, config.pad_token_id) == (tokenizer.vocab_size, tokenizer.pad_id)
 

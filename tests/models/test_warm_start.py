@@ -33,7 +33,8 @@ from maskloom.models.architecture import known
 from maskloom.models.build import build_defined, build_model, save_definition
 from maskloom.models.flops import Shape
 from maskloom.models.masked_lm import MaskedLM
-from maskloom.models.warm_start import MOST_SPARE_ROWS, check_init
+from maskloom.models.vocabulary import MOST_SPARE_ROWS
+from maskloom.models.warm_start import check_init
 from maskloom.tokenizers.base import Tokenizer
 from maskloom.tokenizers.loading import load_tokenizer
 from tests.models.test_bert import bucket, hugging_face_inputs, make_rows, tiny_config

@@ -36,9 +36,10 @@ from maskloom.train.checkpoint import Saver, State, check_fits, damage, fingerpr
 from maskloom.train.checkpoint import save as saving
 from maskloom.train.checkpoint.digests import digest
 from maskloom.train.checkpoint.fit import is_same_origin, split_origin, stored_tokenizing
-from maskloom.train.checkpoint.state import folder_of
-from maskloom.train.checkpoint.writing import publish, write_parts
+from maskloom.train.checkpoint.state import folder_of, saved_folders
+from maskloom.train.checkpoint.writing import kept_steps, publish, write_parts
 from maskloom.train.engine.writing import EngineFile, copied, tensor_bytes
+from maskloom.train.held_out import HeldOut
 from maskloom.train.rank.notices import Notices
 from maskloom.train.refusal import PassedOver, write_intervals
 from tests.conftest import missing, sentences
@@ -279,14 +280,16 @@ def renamed_in_manifest(folder: Path, name: str, to: str) -> None:
     file.write_text(file.read_text().replace(name, to))
 
 
-def whole(run: Path, plan: DataPlan, step: int, settings: Checkpoint | None = None) -> Path:
+def whole(
+    run: Path, plan: DataPlan, step: int, settings: Checkpoint | None = None, held_out: dict[str, Any] | None = None
+) -> Path:
     """A checkpoint as two ranks write it, of a tensor each."""
     folder = run / "checkpoints" / f"step-{step:08d}"
     partial = folder.with_name(f".partial-{folder.name}")
     partial.mkdir(parents=True)
     for rank in range(2):
         write_parts(partial, [EngineFile(f"rank{rank}.pt", {"w": torch.full((999,), step)}, 3996, True)], rank)
-    publish(partial, folder, state_of(plan, step=step), settings or Checkpoint())
+    publish(partial, folder, state_of(plan, step=step, held_out=held_out or {}), settings or Checkpoint())
     return folder
 
 
@@ -296,6 +299,47 @@ def test_the_newest_and_every_nth_are_kept(plan: DataPlan, tmp_path: Path) -> No
         whole(tmp_path, plan, step, settings)
     kept = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
     assert kept == ["latest.json", *(f"step-{step:08d}" for step in (8, 16, 24, 32, 36))]
+
+
+@pytest.mark.parametrize(
+    ("losses", "newest", "kept"),
+    [
+        ({4: 5.0, 8: 4.0, 12: 4.5, 16: 4.2}, 16, {8, 12, 16}),
+        # The best is among the newest, and the one before is kept for a run that resumes from step 12.
+        ({4: 5.0, 8: 4.5, 12: 4.6, 16: 4.0}, 16, {8, 12, 16}),
+        ({4: 5.0, 8: 4.5, 12: 4.2, 16: 4.0}, 16, {12, 16}),
+        ({0: 1.0, 4: 5.0, 8: None, 12: 5.5}, 16, {4, 12, 16}),  # the beginning has no checkpoint
+        ({}, 16, {12, 16}),
+    ],
+)
+def test_the_best_of_each_of_the_newest_is_kept(losses: dict[int, float | None], newest: int, kept: set[int]) -> None:
+    held_out = HeldOut(64, 0.15, 100)
+    for step, loss in losses.items():
+        held_out = held_out.with_loss(step, loss)
+    steps = list(range(newest, 0, -4))
+    assert kept_steps(steps, Checkpoint(keep_best=True), held_out) == kept
+    assert kept_steps(steps, Checkpoint(), held_out) == {newest - 4, newest}
+
+
+def test_the_best_stays_when_others_are_removed(plan: DataPlan, tmp_path: Path) -> None:
+    held_out = HeldOut(64, 0.15, 100)
+    for step, loss in ((4, 5.0), (8, 4.0), (12, 4.5), (16, 4.2), (20, 4.1)):
+        held_out = held_out.with_loss(step, loss)
+        whole(tmp_path, plan, step, Checkpoint(keep_best=True), held_out.to_json())
+    assert [folder.name for folder in saved_folders(tmp_path)] == ["step-00000020", "step-00000016", "step-00000008"]
+    (tmp_path / "config.yaml").touch()
+    assert checkpoint.saved_at(tmp_path, "best").name == "step-00000008"
+    assert checkpoint.saved_at(tmp_path).name == "step-00000020"
+    flip(tmp_path / "checkpoints/step-00000008/rank1.pt")
+    with pytest.raises(UserError, match=r"step-00000008 is damaged: the content of rank1\.pt"):
+        checkpoint.saved_at(tmp_path, "best")
+
+
+def test_without_evaluations_there_is_no_best(plan: DataPlan, tmp_path: Path) -> None:
+    whole(tmp_path, plan, 4)
+    (tmp_path / "config.yaml").touch()
+    with pytest.raises(UserError, match=r"no checkpoint of an evaluated step: set evaluation\.every_steps"):
+        checkpoint.saved_at(tmp_path, "best")
 
 
 def test_a_run_whose_checkpoints_are_out_of_sight_does_not_begin_anew(plan: DataPlan, tmp_path: Path) -> None:
@@ -541,10 +585,12 @@ def test_a_copy_shares_nothing_and_keeps_what_is_shared() -> None:
 def test_an_origin_is_a_run_and_perhaps_a_step() -> None:
     assert split_origin("runs/a@1000") == (Path("runs/a"), 1000)
     assert split_origin("runs/a") == (Path("runs/a"), None)
+    assert split_origin("runs/a@best") == (Path("runs/a"), "best")
     assert split_origin("runs/me@home") == (Path("runs/me@home"), None)
     assert split_origin("runs/a@" + "9" * 5000)[1] is None, "more digits than int() takes"
     assert is_same_origin("runs/a@10", None)
     assert is_same_origin("runs/a@10", "runs/a")
+    assert is_same_origin("runs/a@10", "runs/a@best")
     assert is_same_origin("runs/a@10", "runs/a@10")
     assert not is_same_origin("runs/a@10", "runs/a@11")
     assert not is_same_origin(None, "runs/a")

@@ -15,7 +15,7 @@ from maskloom.data.plan import PhasePlan
 from maskloom.distributed import World
 from maskloom.train import metrics as metrics_module
 from maskloom.train import timing
-from maskloom.train.metrics import Metrics, Work, memory_peaks, read_metrics
+from maskloom.train.metrics import Metrics, Work, memory_peaks, read_metrics, tags_of
 from maskloom.train.timing import TimeLeft
 from tests.conftest import files_of_at_most
 
@@ -70,6 +70,34 @@ def test_rates_cover_the_steps_since_the_line_before(tmp_path: Path) -> None:
     (line,) = read_metrics(tmp_path)
     assert line["tokens_per_s"] * line["step_time_s"] == pytest.approx(100)
     assert line["tokens_per_s"] / line["sequences_per_s"] == pytest.approx(500 / 20)
+
+
+@pytest.mark.parametrize(
+    ("name", "tags"),
+    [
+        ("loss_mean", ["train/loss_mean"]),
+        ("evaluation_loss", ["evaluation/loss", "eval/loss"]),
+        ("evaluation_accuracy", ["evaluation/accuracy", "eval/accuracy"]),
+        ("evaluation_loss_1", ["evaluation/loss_1", "eval/loss_1"]),
+        ("evaluation_perplexity", ["evaluation/perplexity"]),
+        ("evaluation_probe_accuracy", ["eval/probe_accuracy"]),
+    ],
+)
+def test_held_out_figures_have_tags_of_their_own(name: str, tags: list[str]) -> None:
+    assert tags_of(name) == tags
+
+
+def test_the_probe_stands_in_the_line_of_its_evaluation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    metrics = Metrics(tmp_path, 0, left(), 0, World(), PEAK_FLOPS)
+    metrics.log_evaluation(0, EVALUATION)
+    metrics.log_evaluation(3, {**EVALUATION, "evaluation_probe_accuracy": 0.625})
+    metrics.close()
+    said = "held-out loss 2.0000 | perplexity 7.4 | accuracy 50.0%"
+    assert capsys.readouterr().out.splitlines() == [f"step 0 | {said}", f"step 3 | {said} | probe 62.5%"]
+    board = EventAccumulator(str(tmp_path / "tensorboard"))
+    board.Reload()
+    assert [event.step for event in board.Scalars("eval/loss")] == [0, 3]
+    assert [(event.step, event.value) for event in board.Scalars("eval/probe_accuracy")] == [(3, 0.625)]
 
 
 class Clock:

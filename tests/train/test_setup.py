@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +14,9 @@ from maskloom.config import Evaluation
 from maskloom.config_file import load_config
 from maskloom.distributed import World
 from maskloom.errors import UserError
-from maskloom.train.setup import checked_evaluation, deepspeed_settings, phase_layouts, prepare
+from maskloom.train.checkpoint import State
+from maskloom.train.held_out import HeldOut
+from maskloom.train.setup import checked_evaluation, deepspeed_settings, held_out_of, phase_layouts, prepare
 
 Write = Callable[[dict], Path]
 
@@ -51,6 +54,12 @@ def test_an_evaluation_needs_held_out_documents(
         assert all(text in line for text, line in zip(expected, warnings, strict=True))
 
 
+def test_what_needs_evaluations_is_refused_without_held_out_documents() -> None:
+    corpora: Any = [SimpleNamespace(folder="a", held_out_blocks=[])]
+    with pytest.raises(UserError, match=r"no held-out documents in a, and checkpoint\.keep_best needs evaluations"):
+        checked_evaluation(Evaluation(every_steps=4), corpora, World(), ["checkpoint.keep_best"])
+
+
 def test_more_ranks_than_lanes_are_refused(run_config: dict, write_config: Write) -> None:
     config = load_config(write_config(run_config))
     with pytest.raises(UserError, match="lanes"):
@@ -65,3 +74,37 @@ def test_micro_batches_follow_from_the_world(run_config: dict, write_config: Wri
         (layout,) = phase_layouts(config.phases, plan, World(size=size))
         assert (layout.micro_batches, layout.micro_batch_rows) == (micro_batches, rows)
     assert deepspeed_settings(config, plan, World(size=2))["train_micro_batch_size_per_gpu"] == 4
+
+
+@pytest.mark.parametrize(
+    ("settings", "is_own", "total_steps", "has", "said"),
+    [
+        ({}, True, 100, 2, ""),
+        ({}, True, 200, 2, ""),  # patience counts anew from here
+        ({}, False, 100, 0, ""),  # a fork, whose origin may be evaluated otherwise
+        ({"mask_rate": 0.4}, True, 100, 0, "mask rate 0.15 before, and have 32 and 0.4 now"),
+        ({"seq_len": 64}, True, 100, 0, "evaluations had 32 slots a row"),
+    ],
+)
+def test_evaluations_of_a_checkpoint_are_those_of_the_run_if_their_losses_compare(
+    settings: dict[str, Any],
+    is_own: bool,
+    total_steps: int,
+    has: int,
+    said: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    saved = HeldOut(32, 0.15, 100).with_loss(0, 6.0).with_loss(10, 5.0)
+    state = State(10, 0, [], 0, {}, 1, 1, "fp32", held_out=saved.to_json())
+    trainer: Any = SimpleNamespace(
+        plan=SimpleNamespace(total_steps=total_steps),
+        config=SimpleNamespace(evaluation_filled=Evaluation(**{"every_steps": 10, "seq_len": 32} | settings)),
+        saver=SimpleNamespace(last_good="step-00000010" if is_own else None),
+        step=10,
+        world=World(),
+    )
+    found = held_out_of(trainer, state)
+    assert len(found.evaluated) == has
+    assert found.patient_from == (10 if total_steps > 100 else 0)
+    assert said in capsys.readouterr().err
+    assert not held_out_of(trainer, replace(state, held_out={})).evaluated, "a checkpoint from before they were kept"

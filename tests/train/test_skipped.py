@@ -17,8 +17,8 @@ from maskloom.data.masking import MaskRule
 from maskloom.data.plan import DataPlan, PhasePlan
 from maskloom.distributed import World
 from maskloom.errors import UserError
+from maskloom.files import read_lines
 from maskloom.tokenizers.base import Tokenizer
-from maskloom.train.metrics import read_lines
 from maskloom.train.skipped import Skipped
 from tests.conftest import sentences
 from tests.data.corpora import corpus_of

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+from typing import Literal
 
 from maskloom.scalars import NUMBER
 
@@ -32,6 +33,25 @@ def positive(text: str) -> int:
     if not WHOLE.fullmatch(text) or not int(text):
         raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of at least 1")
     return int(text)
+
+
+def step_or_best(text: str) -> int | Literal["best"]:
+    """The step of a checkpoint, or `best`."""
+    try:
+        return "best" if text == "best" else positive(text)
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(f"'{text}' is neither the step of a checkpoint nor `best`") from None
+
+
+def add_step(parser: argparse.ArgumentParser) -> None:
+    """Let a command take another checkpoint of a run than the newest, by `--step` or `--best`."""
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument(
+        "--step", type=step_or_best, help="checkpoint to take: its step, or `best` (default: the newest)"
+    )
+    which.add_argument(
+        "--best", dest="step", action="store_const", const="best", help="take the one with the lowest held-out loss"
+    )
 
 
 def natural(text: str) -> int:

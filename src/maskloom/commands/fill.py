@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from transformers.utils import logging
 
-from maskloom.commands.arguments import positive
+from maskloom.commands.arguments import add_step, positive
 from maskloom.commands.loading import load_plain
 from maskloom.errors import UserError
 from maskloom.models.architecture import longest_piece_of
@@ -30,6 +30,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("model", metavar="MODEL")
     add("text", metavar="TEXT", help=f"a sentence with one {MASK} or more")
+    add_step(parser)
     add("--top", type=positive, default=5, help="tokens to print for each (default: 5)")
     add("--json", action="store_true", help="print one JSON object, with ids and whole numbers")
 
@@ -41,7 +42,7 @@ def run(options: argparse.Namespace) -> int:
         raise UserError(f"the text is not UTF-8: {one_line(options.text)}") from None
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    model, tokenizer = load_plain(Path(options.model))
+    model, tokenizer = load_plain(Path(options.model), options.step)
     ids = tokenizer.encode_with_masks(options.text)
     most, mask = longest_piece_of(model.config), tokenizer.roles.mask
     if len(ids) > most:

@@ -1,7 +1,7 @@
 """Write text as webdataset shards with an index.
 
 INPUT is
-  a file: .txt, .jsonl (both also as .gz or .zst), .parquet
+  a file: .txt, .jsonl, .csv, .tsv (these also as .gz or .zst), .parquet
   a folder, which is searched for such files
   a folder that Hugging Face's `datasets` saved with `save_to_disk`
   hf:NAME:SPLIT or hf:NAME:CONFIG:SPLIT, a dataset of the Hugging Face hub (it is downloaded into the cache of `datasets`)

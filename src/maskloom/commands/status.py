@@ -25,6 +25,7 @@ from maskloom.launch.supervisor import NO_RESTART, settle
 from maskloom.program import add_overrides
 from maskloom.progress import duration, show, show_path
 from maskloom.status import REFRESH_S, SILENT_S, START, Status, attempt_steps, read_status, why_not_again
+from maskloom.train.held_out import best_of
 from maskloom.train.run_lock import holder_of
 
 
@@ -77,6 +78,8 @@ def described(folder: Path, status: Status, now_unix_s: float) -> list[str]:
         f"written:         {duration(now_unix_s - status.updated_unix_s)} ago",
         f"last good:       {status.last_good_checkpoint or 'no checkpoint yet'}",
     ]
+    if best := best_of(folder):
+        lines.append(f"best:            {best.name}, held-out loss {best.loss:.4f}")
     if status.reason:
         lines.append(f"reason:          {status.reason}")
     silent_s = now_unix_s - status.updated_unix_s if status.state == "running" else 0.0

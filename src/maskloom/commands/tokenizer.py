@@ -1,6 +1,7 @@
 """Train a tokenizer on the training documents of a corpus, and write OUT/tokenizer.json.
 
 Beside it stands tokenizer_config.json, with which AutoTokenizer of Hugging Face takes it as it is.
+`maskloom tokenizer extend` adds words to a tokenizer that exists.
 
 examples:
   maskloom tokenizer data/my_corpus data/my_tokenizer --vocab-size 30522
@@ -67,7 +68,7 @@ def run(options: argparse.Namespace) -> int:
     index = load_index(options.corpus)
     most_bytes = options.max_bytes or TOKENIZERS.get(options.kind, OTHER).train_bytes
     with Progress("reading", min(index.header["text_bytes"], most_bytes), "MiB", MIB) as progress:
-        texts = _texts(index, most_bytes, progress)
+        texts = _announced(texts_of(index, most_bytes, progress), progress)
         lowercase = False if options.cased else None
         tokenizer = train_tokenizer(texts, options.vocab_size, lowercase, options.kind, options.spare, options.multiple)
     options.out.mkdir(parents=True, exist_ok=True)
@@ -86,7 +87,13 @@ def _usual_texts() -> str:
     return "default: " + ", ".join(f"{name} {size}M" for name, size in sizes.items())
 
 
-def _texts(index: Index, most_bytes: int, progress: Progress) -> Iterator[str]:
+def _announced(texts: Iterator[str], progress: Progress) -> Iterator[str]:
+    yield from texts
+    say(f"{progress.done / MIB:,.1f} MiB are read: now the vocabulary is learnt, which shows no progress")
+
+
+def texts_of(index: Index, most_bytes: int, progress: Progress) -> Iterator[str]:
+    """Training documents of a corpus, spread over it, until they are so many bytes."""
     blocks = index.train_blocks
     for number in range(len(blocks)):
         if progress.done >= most_bytes:
@@ -95,4 +102,3 @@ def _texts(index: Index, most_bytes: int, progress: Progress) -> Iterator[str]:
         for text in index.documents(int(blocks[place]), "train"):
             progress.advance(len(text.encode()))
             yield text
-    say(f"{progress.done / MIB:,.1f} MiB are read: now the vocabulary is learnt, which shows no progress")

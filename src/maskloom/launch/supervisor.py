@@ -227,7 +227,8 @@ def conclusion(run: Path, outcome: Outcome, why: str) -> str:
         return f"{run}: this attempt did not begin to train: {ended.what}{ending}. What is said above tells why"
     at = f"at step {status.step:,} of {status.total_steps:,}"
     if status.state == "done":
-        return f"{run}: done {at}" + (f", but {ended.what}" if ended.code else "")
+        early = f": {status.reason}" if status.reason else ""
+        return f"{run}: done {at}" + (f", but {ended.what}" if ended.code else early)
     if status.state == "stopped":
         return f"{run}: stopped {at}. The same command resumes from {status.last_good_checkpoint or 'the beginning'}"
     advice = status.advice or "what is said above, or in its logs, tells why"

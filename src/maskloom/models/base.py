@@ -179,7 +179,7 @@ class Architecture:
 
     def config(self, settings: Model, tokenizer: Tokenizer) -> PretrainedConfig:
         """Hugging Face's configuration of a model from scratch."""
-        shape = settings.model_dump(mode="json", exclude={"architecture", "init", "vocab_multiple"})
+        shape = settings.model_dump(mode="json", exclude={"architecture", "init", "freeze", "vocab_multiple"})
         rows = tokenizer.vocab_size + -tokenizer.vocab_size % settings.vocab_multiple
         return self.config_class(vocab_size=rows, **self.token_ids(tokenizer), **shape)
 

@@ -89,16 +89,28 @@ class MaskedLM(nn.Module):
         result: tuple[torch.Tensor, torch.Tensor] = super().__call__(batch, self.pieces_by_layer(batch))
         return result
 
-    def forward(self, batch: MicroBatch, pieces: Sequence[Pieces] | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    def hidden_states(self, batch: MicroBatch) -> torch.Tensor:
+        """`encode` as a call of the whole model, with its hooks: under ZeRO-3 they gather parameters. Uncompiled, and to be
+        called under `torch.no_grad`."""
+        hidden: torch.Tensor = self._call_impl(batch, encodes=True)[0]  # type: ignore[no-untyped-call]
+        return hidden
+
+    def forward(
+        self, batch: MicroBatch, pieces: Sequence[Pieces] | None = None, encodes: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Loss and hits of a micro-batch.
 
         Args:
             pieces: from `pieces_by_layer`. Left out: they are made here.
+            encodes: stop before the head: instead of the loss return hidden states, as `hidden_states` does.
 
         Returns:
             fp32 sum of the cross-entropies (nats) of the predicted tokens, and int64 number of those that the most
             likely token hits.
         """
+        if encodes:
+            hidden = self.encode(batch, pieces)
+            return hidden, batch.targets.new_zeros(())
         # index_select and not indexing: its gradient is one addition, and no sort of the indices
         logits = self._logits(self.encode(batch, pieces).index_select(0, batch.masked_index))
         return self.kernels.cross_entropy(logits, batch.targets, batch.weights)

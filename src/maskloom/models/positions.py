@@ -7,6 +7,7 @@ only the configuration changes.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -74,6 +75,8 @@ def position_tables(config: PretrainedConfig, grown: PretrainedConfig) -> list[s
     """Names of the weights whose shape follows from the number of positions."""
     if _positions(config) == _positions(grown):
         return []
+    config = copy.deepcopy(config)
+    config.vocab_size = grown.vocab_size  # which may have grown, too
     before, after = (outline_of(each, 1).shapes for each in (config, grown))
     return [name for name, shape in after.items() if shape != before[name]]
 

@@ -21,7 +21,6 @@ from transformers.utils import logging
 
 from maskloom.config import MODELS, Model
 from maskloom.errors import UserError
-from maskloom.models.architecture import unused_positions_of
 from maskloom.models.description import architecture_in, check_description, read_tree
 from maskloom.models.masked_lm import MaskedLM, count_parameters, packed
 from maskloom.models.outline import Outline, outline_of
@@ -37,15 +36,13 @@ from maskloom.models.stored import (
     unpickled,
     why_no_weights,
 )
+from maskloom.models.vocabulary import NewTokens, fit_vocabulary, grow_vocabulary
 from maskloom.tokenizers.base import Tokenizer
-from maskloom.tokenizers.loading import find_tokenizer, load_tokenizer
+from maskloom.tokenizers.loading import load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-MOST_SPARE_ROWS = 1 << 10
-"""Rows of the embeddings beyond the tokenizer's ids that pass for padding (128 for each of 8 tensor-parallel ranks is the most
-that is usual), if the checkpoint has no tokenizer that would tell."""
 MOST_NAMED = 50
 TOKENIZERS = ("vocab.txt", "merges.txt", "*.model")
 """Files of tokenizers on the Hub, beside tokenizer.json and vocab.json."""
@@ -77,7 +74,7 @@ def open_checkpoint(source: str, name: str) -> Checkpoint:
         UserError: it is of no architecture that is known, or another function than our forward's; it is damaged, or not all
             there.
     """
-    folder = _folder_of(source, name)
+    folder = folder_of(source, name)
     try:
         config = check_description(_tree_of(folder, name), name)
         return match_weights(config, stored_table(folder, name), folder, name)
@@ -195,7 +192,7 @@ def settle_architecture(settings: Model) -> Model:
     if settings.init is None:
         return settings
     name = f"model.init {settings.init}"
-    kind = architecture_in(_tree_of(_folder_of(settings.init, name), name), name).name
+    kind = architecture_in(_tree_of(folder_of(settings.init, name), name), name).name
     if "architecture" in settings.model_fields_set and settings.architecture != kind:
         raise UserError(
             f"{name} is a {kind!r} model, and model.architecture is {settings.architecture!r}: leave model.architecture out, or "
@@ -221,8 +218,8 @@ def check_init(source: str, tokenizer: Tokenizer, seq_lens: Mapping[str, int], *
         UserError: the run cannot start from it.
     """
     checkpoint = open_checkpoint(source, f"model.init {source}")
-    vocabulary_note(checkpoint, tokenizer)
-    config = _changed(checkpoint, settings)
+    new = fit_vocabulary(checkpoint, tokenizer)[0]
+    config = _changed(checkpoint, settings | ({"vocab_size": new.rows} if new else {}))
     how = "raise" if "max_position_embeddings" in settings else "set"
     check_positions(config, checkpoint.name, seq_lens, f"{how} model.max_position_embeddings")
     return config
@@ -236,62 +233,13 @@ def _changed(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> PretrainedC
     return config
 
 
-def vocabulary_note(checkpoint: Checkpoint, tokenizer: Tokenizer) -> str:
-    """What is to be said of a vocabulary that is not quite the tokenizer's; empty if it is.
-
-    Raises:
-        UserError: the embeddings are not those of the tokenizer's ids, or positions would begin elsewhere.
-    """
-    rows, ids, name = checkpoint.config.vocab_size, tokenizer.vocab_size, checkpoint.name
-    _check_first_position(checkpoint, tokenizer)
-    differ = f"{name} has a vocabulary of {rows}, the tokenizer {tokenizer.source} one of {ids}"
-    own = _own_tokenizer(checkpoint.folder, tokenizer)
-    if rows < ids:
-        remedy = "" if own is None or own.vocab_size > rows else f" (set tokenizer={checkpoint.folder})"
-        raise UserError(
-            f"{differ}: its last {ids - rows} ids would have no embedding. Use the checkpoint's own tokenizer{remedy}, or give "
-            f"the checkpoint more rows by resize_token_embeddings({ids}) in transformers"
-        )
-    if own is None and rows - ids >= MOST_SPARE_ROWS:
-        raise UserError(f"{differ}: use the checkpoint's own tokenizer")
-    notes = []
-    if own is not None:
-        if own.vocab_size != ids:
-            raise UserError(
-                f"{differ}. The checkpoint's own has {own.vocab_size} ids: set tokenizer={checkpoint.folder}"
-            )
-        other = sum(own.token(number) != tokenizer.token(number) for number in range(ids))
-        if 2 * other > ids:
-            raise UserError(
-                f"{name}: its own tokenizer means other tokens by {other:,} of the {ids:,} ids of {tokenizer.source}: set "
-                f"tokenizer={checkpoint.folder}"
-            )
-        if other:
-            notes.append(f"its own tokenizer means other tokens by {other:,} of {ids:,} ids")
-    if rows > ids:
-        notes.append(
-            f"{rows - ids} of its {rows:,} rows are beyond the tokenizer's {ids:,} ids: they stay in the softmax, and are never "
-            "targets"
-        )
-    return "".join(f"; {note}" for note in notes)
-
-
-def _check_first_position(checkpoint: Checkpoint, tokenizer: Tokenizer) -> None:
-    """Raises UserError if positions begin behind the padding token's id, and the tokenizer has another."""
-    config = copy.copy(checkpoint.config)
-    begins = unused_positions_of(config)
-    config.update(checkpoint.outline.architecture.token_ids(tokenizer))
-    if begins != unused_positions_of(config):
-        raise UserError(
-            f"{checkpoint.name} was trained with positions that begin behind the padding token's id, {begins - 1}, and that of "
-            f"the tokenizer {tokenizer.source} has id {tokenizer.pad_id}: use the checkpoint's own tokenizer"
-        )
-
-
-def load_checkpoint(checkpoint: Checkpoint, **settings: Any) -> tuple[Any, set[str], set[str]]:
+def load_checkpoint(
+    checkpoint: Checkpoint, new: NewTokens | None = None, **settings: Any
+) -> tuple[Any, set[str], set[str]]:
     """A checkpoint as Hugging Face's own model in fp32.
 
     Args:
+        new: tokens that it gets rows for.
         settings: replace those of its configuration; with more positions, its tables of positions are repeated.
 
     Returns:
@@ -304,6 +252,9 @@ def load_checkpoint(checkpoint: Checkpoint, **settings: Any) -> tuple[Any, set[s
     logging.set_verbosity_error()  # lines of ours say what its report says
     config, weights = _changed(checkpoint, settings), _read_weights(checkpoint)
     grow_tables(weights, checkpoint.config, config)
+    if new:
+        grow_vocabulary(weights, checkpoint.config, new)
+        config.vocab_size = new.rows
     model, report = checkpoint.outline.architecture.hf_class.from_pretrained(
         None,
         config=config,
@@ -318,10 +269,10 @@ def warm_start(settings: Model, tokenizer: Tokenizer) -> tuple[MaskedLM, str]:
     """The model that `model.init` names, and a line that says what of it was used."""
     source = str(settings.init)
     checkpoint = open_checkpoint(source, f"model.init {source}")
-    note = vocabulary_note(checkpoint, tokenizer)
+    new, note = fit_vocabulary(checkpoint, tokenizer)
     architecture = checkpoint.outline.architecture
     own = {name: getattr(settings, name) for name in architecture.dropouts} | settings.given_beside_init()
-    model, missing, unexpected = load_checkpoint(checkpoint, **architecture.token_ids(tokenizer), **own)
+    model, missing, unexpected = load_checkpoint(checkpoint, new, **architecture.token_ids(tokenizer), **own)
     note += growth_note(checkpoint.config, model.config)
     return packed(model), (
         f"model: {count_parameters(model):,} parameters from {source}{note}; "
@@ -329,8 +280,16 @@ def warm_start(settings: Model, tokenizer: Tokenizer) -> tuple[MaskedLM, str]:
     )
 
 
-def _folder_of(source: str, name: str) -> Path:
-    """The folder of a checkpoint, fetched first if it is named as on the Hub."""
+def folder_of(source: str, name: str, revision: str | None = None) -> Path:
+    """The folder of a checkpoint, fetched first if it is named as on the Hub.
+
+    Args:
+        name: what messages call it.
+        revision: branch, tag or commit on the Hub; None: its main branch.
+
+    Raises:
+        UserError: there is no such folder, and it cannot be fetched.
+    """
     path = Path(source)
     if os.path.isdir(source):  # noqa: PTH112 - pathlib raises for what can be no name
         return path
@@ -341,26 +300,16 @@ def _folder_of(source: str, name: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        fetched = Path(snapshot_download(source, allow_patterns=[*TOKENIZERS, "*.json", "model*.safetensors"]))
+        patterns = [*TOKENIZERS, "*.json", "model*.safetensors"]
+        fetched = Path(snapshot_download(source, revision=revision, allow_patterns=patterns))
         if not (fetched / SAFE).exists() and not (fetched / f"{SAFE}.index.json").exists():
-            snapshot_download(source, allow_patterns=["pytorch_model*.bin"])
+            snapshot_download(source, revision=revision, allow_patterns=["pytorch_model*.bin"])
     except Exception as error:  # the library raises many kinds
         said = " ".join(str(error).split())
         raise UserError(
             f"{name} cannot be loaded: there is no such folder, and it cannot be fetched from the Hub: {said}"
         ) from None
     return fetched
-
-
-def _own_tokenizer(folder: Path, tokenizer: Tokenizer) -> Tokenizer | None:
-    """The tokenizer that stands beside a checkpoint's weights; None if there is none that can be read.
-
-    `tokenizer` may be it: one of 250,000 ids takes seconds to load.
-    """
-    try:
-        return tokenizer if str(find_tokenizer(folder)) == tokenizer.source else load_tokenizer(folder)
-    except (UserError, OSError):
-        return None
 
 
 def _read_weights(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:

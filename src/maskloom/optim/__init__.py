@@ -36,16 +36,19 @@ def add(kind: OptimizerKind) -> None:
 
 
 def parameter_groups(model: nn.Module, settings: Optimizer) -> list[Group]:
-    """The groups of a model's parameters as the optimizer of these settings takes them.
+    """The groups of a model's parameters as the optimizer of these settings takes them, without frozen ones.
 
     Raises:
         UserError: an added optimizer's groups lack what has to be in every group, or do not hold each parameter once.
     """
     groups = OPTIMIZERS[settings.name].groups(model, settings)
+    for group in groups:
+        group["params"] = [parameter for parameter in group["params"] if parameter.requires_grad]
+    groups = [group for group in groups if group["params"]]
     if any(not {"params", "weight_decay", "rate"} <= group.keys() for group in groups):
         raise UserError(f"optimizer {settings.name}: each of its groups needs params, weight_decay and rate")
     times = Counter(id(parameter) for group in groups for parameter in group["params"])
-    wrong = [name for name, parameter in model.named_parameters() if times[id(parameter)] != 1]
+    wrong = [name for name, parameter in model.named_parameters() if times[id(parameter)] != parameter.requires_grad]
     if wrong:  # one in no group would keep its first values
         raise UserError(
             f"optimizer {settings.name}: its groups have to hold each parameter once, and {wrong[0]} is "

@@ -50,6 +50,17 @@ WordRule = Callable[[Int32s, Bools], Bools]
 
 
 @dataclass(frozen=True)
+class Extension:
+    """How tokenizers of a kind take whole words into their vocabulary (`maskloom.tokenizers.extend`)."""
+
+    word_of: Callable[[Tree, str], str | None]
+    """(definition, pre-token) -> the token that would stand for the word in it; None if there is no word of letters in it."""
+    extended: Callable[[Tree, Sequence[str], int], Tree]
+    """(definition, tokens of words, first new id) -> the definition with these tokens, such that each word becomes its token. It
+    may raise UserError."""
+
+
+@dataclass(frozen=True)
 class TokenizerKind:
     """What differs between kinds of tokenizers. Each kind is one value of this type, a row of `maskloom.tokenizers.TOKENIZERS`.
 
@@ -77,6 +88,8 @@ class TokenizerKind:
     repeat as words do. None: a text is encoded whole."""
     oldest_version: Callable[[Tree, frozenset[str]], int] = lambda tree, roles: TOKENIZING
     """(definition, tokens of the roles) -> the oldest version of tokenizing (`TOKENIZING`) that it can still give."""
+    extension: Extension | None = None
+    """How it takes further words. None: not at all."""
     files: Mapping[str, Callable[[Path, bytes], str]] = field(default_factory=dict)
     """Name of a file that can take the place of `tokenizer.json` -> function of (path, content) that makes a definition of it."""
     needed_beside: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -306,6 +319,17 @@ class Tokenizer:
         for encoding in encodings:
             ids = encoding.ids
             yield struct.pack(f"={len(ids)}i", *ids)
+
+    def encode_with_offsets(self, text: str) -> tuple[Int32s, NDArray[np.int64]]:
+        """The ids that `encode` gives for one text, and which characters of the text each stands for.
+
+        Returns:
+            int32 [tokens], and int64 [tokens, 2]: first character, and the one behind the last. The range may hold white space
+            at its ends. Several tokens of one character have the same range.
+        """
+        with faults_of(f"{self.source} cannot encode a text"):
+            encoding = self._encoder.encode(text, add_special_tokens=False)
+        return np.array(encoding.ids, np.int32), np.array(encoding.offsets, np.int64).reshape(-1, 2)
 
     def _parts(self, text: str) -> list[str]:
         """The parts of a text that are encoded each for itself."""

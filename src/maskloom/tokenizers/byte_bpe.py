@@ -10,15 +10,16 @@ Training follows RoBERTa: GPT-2's pattern, case kept, and its special tokens, wh
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from tokenizers import Tokenizer as Encoder
 
 from maskloom.errors import UserError
 from maskloom.tokenizers import pipeline
-from maskloom.tokenizers.base import TokenizerKind, WordRule
+from maskloom.tokenizers.base import Extension, TokenizerKind, WordRule
 from maskloom.tokenizers.merges import MERGES, ROBERTA, SPECIAL_TOKENS, VOCABULARY, definition_of_merges
 from maskloom.tokenizers.pipeline import Tree, added_tokens, steps_of
 from maskloom.tokenizers.pretokens import pattern_of, stretches
@@ -106,6 +107,50 @@ def cut_points(tree: Tree, roles: frozenset[str]) -> re.Pattern[str] | None:
     return pipeline.cut_points(tree, roles)
 
 
+def word_of(tree: Tree, pretoken: str) -> str | None:
+    """A pre-token of a blank and letters."""
+    word = bytes_of(pretoken)
+    text = word.decode("utf-8", "replace") if isinstance(word, bytes) else word
+    return pretoken if len(text) > 2 and text[0] == " " and text[1:].isalpha() else None
+
+
+def extended(tree: Tree, words: Sequence[str], first: int) -> Tree:
+    """More entries of the vocabulary, without merges, and the switch by which a pre-token that is an entry becomes it as a whole
+    (`ignore_merges`, as Llama 3 has it). No other text is split otherwise than before.
+
+    Merges that make the word would need entries for what lies between its pieces and the word, and would act in longer words.
+
+    Raises:
+        UserError: an old token, as a pre-token, has other ids by its merges than its own. The switch would change these.
+    """
+    model = tree["model"]
+    if not model.get("ignore_merges"):
+        apart = _tokens_without_merges(tree)
+        if apart:
+            raise UserError(
+                f"this tokenizer has {len(apart):,} tokens that its merges do not make, such as {apart[0]!r}. To take words as a "
+                "whole would change how they are read: it cannot be extended"
+            )
+    vocabulary = model["vocab"] | {word: first + place for place, word in enumerate(words)}
+    return tree | {"model": model | {"vocab": vocabulary, "ignore_merges": True}}
+
+
+def _tokens_without_merges(tree: Tree) -> list[str]:
+    """The tokens that a text can have as a pre-token, and that merges do not make. RoBERTa's `madeupword0000` is not among them:
+    the pattern cuts its digits off."""
+    old = Encoder.from_str(json.dumps(tree, ensure_ascii=False))
+    added = {token["content"] for token in added_tokens(tree)}
+    found = []
+    for token in tree["model"]["vocab"]:
+        if token in added or len(old.model.tokenize(token)) == 1:
+            continue
+        text = bytes_of(token)
+        text = text.decode("utf-8", "replace") if isinstance(text, bytes) else text
+        if [pretoken for pretoken, _ in old.pre_tokenizer.pre_tokenize_str(text)] == [token]:
+            found.append(token)
+    return found
+
+
 def settings_for_hugging_face(tree: Tree) -> dict[str, object]:
     """Whether a text gets a blank in front. transformers 4 reads this key, and not the definition. Without it, it adds none."""
     step = tree.get("pre_tokenizer") or {}
@@ -120,6 +165,7 @@ BYTE_BPE = TokenizerKind(
     cut_points=cut_points,
     stretches=stretches,
     files={VOCABULARY: definition_of_merges},
+    extension=Extension(word_of, extended),
     needed_beside={VOCABULARY: (MERGES,)},
     settings=settings_for_hugging_face,
     shown=shown,

@@ -10,6 +10,7 @@ control characters, and blanks for line ends and tabs (`nmt_nfkc`). As there, th
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections import Counter
@@ -20,7 +21,7 @@ from tokenizers import Tokenizer as Encoder
 
 from maskloom.errors import UserError
 from maskloom.tokenizers import pipeline
-from maskloom.tokenizers.base import UNUSED, TokenizerKind, WordRule, faults_of
+from maskloom.tokenizers.base import UNUSED, Extension, TokenizerKind, WordRule, faults_of
 from maskloom.tokenizers.pipeline import Tree, own_tokens, steps_of
 from maskloom.tokenizers.words import ClassRule
 
@@ -28,6 +29,7 @@ BOS, PAD, EOS, UNK, MASK = SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>", "<
 """XLM-R's special tokens in their order. There, the mask is the last token of all."""
 COVERAGE = 0.9995  # share of a text's characters that get a token; SentencePiece's default
 BLANK = "▁"  # how Metaspace writes a blank, unless a file says otherwise
+LEAD = 0.1  # by which a new word's score is above that of its pieces, for each cut between two of them
 BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 LETTERS = [chr(number) for number in range(0x30, 0x530) if chr(number).isalpha() or chr(number).isdigit()]
 """Letters and digits of Latin, Greek, Cyrillic and the scripts between them."""
@@ -110,6 +112,31 @@ def word_rule(tree: Tree, vocabulary: Mapping[str, int]) -> WordRule | None:
     return ClassRule.of(pieces)
 
 
+def word_of(tree: Tree, pretoken: str) -> str | None:
+    """The letters that follow the sign for a blank, with the sign. Punctuation behind them becomes tokens of its own."""
+    blank = _blank_of(tree) or BLANK
+    letters = "".join(itertools.takewhile(str.isalpha, pretoken.removeprefix(blank)))
+    is_whole = len(letters) > 1 and not pretoken[len(blank) + len(letters) : len(blank) + len(letters) + 1].isalnum()
+    return blank + letters if pretoken.startswith(blank) and is_whole else None
+
+
+def extended(tree: Tree, words: Sequence[str], first: int) -> Tree:
+    """More entries of the vocabulary. A word's score is a little above the sum of the scores of the tokens that it was split
+    into: it becomes one token, and other texts stay as they were if they can.
+
+    No score is below the lowest so far, which the score for unknown characters follows.
+    """
+    model = tree["model"]
+    old = Encoder.from_str(json.dumps(tree, ensure_ascii=False))
+    scores = dict(model["vocab"])
+    lowest = min(scores.values())
+    entries = []
+    for word in words:
+        pieces = [token.value for token in old.model.tokenize(word)]
+        entries.append([word, max(lowest, sum(scores[piece] for piece in pieces) + LEAD * (len(pieces) - 1))])
+    return tree | {"model": model | {"vocab": [*model["vocab"], *entries]}}
+
+
 def cut_points(tree: Tree, roles: frozenset[str]) -> re.Pattern[str] | None:
     """At blanks, as for any kind; if `pipeline` does not know the normalizer, at blanks between letters.
 
@@ -188,6 +215,7 @@ UNIGRAM = TokenizerKind(
     train=train_unigram,
     word_rule=word_rule,
     cut_points=cut_points,
+    extension=Extension(word_of, extended),
     vocab_multiple=64,
     train_bytes=16 << 20,  # the library takes a minute of a core for 4 MiB, and more if words have no blanks
     has_token_types=False,

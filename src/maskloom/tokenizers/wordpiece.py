@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 import string
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from tokenizers.processors import TemplateProcessing
 
 from maskloom.errors import UserError
 from maskloom.tokenizers import pipeline
-from maskloom.tokenizers.base import TOKENIZING, Bools, Int32s, TokenizerKind, WordRule
+from maskloom.tokenizers.base import TOKENIZING, Bools, Extension, Int32s, TokenizerKind, WordRule
 from maskloom.tokenizers.beside import FLAGS, added_beside, check_roles, definition_of, switches_beside
 from maskloom.tokenizers.pipeline import Tree, own_tokens, part_types
 from maskloom.tokenizers.roles import BERT, SETTINGS, ends_template, read_object
@@ -133,6 +133,27 @@ def settings_for_hugging_face(tree: Tree) -> dict[str, object]:
     return {name: normalizer.get(key) for name, key in SWITCHES_IN_TREE.items()}
 
 
+def word_of(tree: Tree, pretoken: str) -> str | None:
+    """A pre-token of letters: a token without `##`."""
+    return pretoken if len(pretoken) > 1 and pretoken.isalpha() else None
+
+
+def extended(tree: Tree, words: Sequence[str], first: int) -> Tree:
+    """More entries of the vocabulary. WordPiece takes the longest entry that a word begins with. So a longer word that begins
+    with a new one is split otherwise than before, and never one that holds it further inside.
+
+    Raises:
+        UserError: the model is not WordPiece.
+    """
+    model = tree["model"]
+    if model.get("type") != "WordPiece":
+        raise UserError(
+            f"a model of type {model.get('type')} cannot be extended by words: only WordPiece, BPE and Unigram can"
+        )
+    vocabulary = model["vocab"] | {word: first + place for place, word in enumerate(words)}
+    return tree | {"model": model | {"vocab": vocabulary}}
+
+
 def _marks_words(tree: Tree) -> bool:
     model = tree["model"]
     default = WORD_PREFIX if model.get("type") == "WordPiece" else None
@@ -204,6 +225,7 @@ WORDPIECE = TokenizerKind(
     cut_points=cut_points,
     stretches=stretches,
     oldest_version=oldest_version,
+    extension=Extension(word_of, extended),
     files={"vocab.txt": definition_of_vocabulary},
     settings=settings_for_hugging_face,
 )

@@ -10,7 +10,8 @@
 
     batches      rows to micro-batches, ready ahead of the step
     skipped      blocks of bad data that were skipped
-    evaluation   held-out loss
+    evaluation   held-out loss; encoder_probe: labels read off the encoder's vectors
+    held_out     the losses of all evaluations: which is the best, and whether the run ends early
     tally        sums since the last logged line
     timing       where the time goes: traffic, own time, slow ranks, time left
     metrics      the logged lines: TensorBoard, metrics.jsonl, the terminal

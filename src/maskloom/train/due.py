@@ -8,6 +8,7 @@ from maskloom.data.batch import MicroBatch
 from maskloom.data.masking import MaskRule
 from maskloom.distributed import gather_objects
 from maskloom.train import checkpoint
+from maskloom.train.encoder_probe import probe_encoder
 from maskloom.train.evaluation import evaluate
 from maskloom.train.metrics import Metrics, largest_memory_peaks
 from maskloom.train.recovery import count_not_finite, diverged
@@ -60,17 +61,67 @@ def evaluate_run(trainer: Trainer) -> dict[str, float]:
     with trainer.time.paused():
         trainer.engine.eval()
         rule = MaskRule.held_out(plan.masking, settings.mask_rate, plan.tokenizer)
-        return evaluate(
+        figures = evaluate(
             forward, plan.corpora, plan.tokenizer, settings, rule, trainer.device, trainer.world, plan.skips_bad
         )
+        if trainer.labelled and probe_is_due(trainer):
+            figures |= probe_encoder(
+                trainer.engine.model, plan.tokenizer, trainer.labelled, settings, trainer.world, trainer.pulse
+            )
+    return figures
+
+
+def probe_is_due(trainer: Trainer) -> bool:
+    """With an evaluation: each, or those at multiples of `probe.every_steps`, the first and the last."""
+    probe = trainer.config.evaluation.probe
+    every_steps = probe.every_steps if probe else None
+    begins = trainer.saver.last_good is None and not trainer.held_out.evaluated
+    return begins or every_steps is None or is_due(trainer.step, every_steps, trainer.plan.total_steps)
+
+
+def log_evaluation(trainer: Trainer, metrics: Metrics, is_logged: bool = False) -> None:
+    """Evaluate, and remember the loss. Every rank calls it. `is_logged`: an attempt before has logged the same figures."""
+    figures = evaluate_run(trainer)
+    if not is_logged:
+        metrics.log_evaluation(trainer.step, figures)
+    if "evaluation_loss" in figures:
+        trainer.held_out = trainer.held_out.with_loss(trainer.step, figures["evaluation_loss"])
 
 
 def catch_up(trainer: Trainer, metrics: Metrics) -> None:
-    """Evaluate at the step of the newest checkpoint, if that was due and a stop left it out. Every rank calls it."""
-    if trainer.saver.last_good is None or not evaluation_is_due(trainer):
+    """Evaluate where the run stands, if it should have been and was not. So it is before the first step. Later a stop may have
+    left it out. Every rank calls it."""
+    begins = trainer.saver.last_good is None
+    if not (begins and trainer.config.evaluation.every_steps) and not evaluation_is_due(trainer):
         return
-    if not gather_objects(metrics.has_evaluation(trainer.step), trainer.world)[0]:
-        metrics.log_evaluation(trainer.step, evaluate_run(trainer))
+    is_logged = gather_objects(metrics.has_evaluation(trainer.step), trainer.world)[0]
+    if not is_logged or not trainer.held_out.has(trainer.step):
+        log_evaluation(trainer, metrics, is_logged)
+
+
+def is_new_best(trainer: Trainer) -> bool:
+    """Whether the evaluation of this step makes a checkpoint due: its loss is lower than that of every checkpoint."""
+    return trainer.config.checkpoint.keep_best and trainer.held_out.is_lower(trainer.step, trainer.saver.steps)
+
+
+AFTER_EARLY = (
+    "To train on, raise evaluation.patience or the steps of the last phase, and start the same command. If not: maskloom eval "
+    "{run} --best; maskloom export {run} MODEL --best"
+)
+
+
+def why_early(trainer: Trainer) -> str:
+    """Why the run ends before its last step, in words; empty if it does not."""
+    if not trainer.ends_early:
+        return ""
+    settings = trainer.config.evaluation
+    lowest, _ = trainer.held_out.waited(settings.min_delta)
+    than = f"that of step {lowest.step:,} ({lowest.loss:.4f})" if lowest else "infinity"
+    delta = f" by more than {settings.min_delta:g}" if settings.min_delta else ""
+    return (
+        f"stopped early: in {settings.patience:,} evaluations the held-out loss was not lower than {than}{delta}. The "
+        "schedule of the learning rate was not finished"
+    )
 
 
 def save(trainer: Trainer) -> None:
@@ -98,5 +149,6 @@ def save(trainer: Trainer) -> None:
             str(config.engine.precision),
             trainer.guard.to_json(),
             [interval.to_json() for interval in behind(trainer.passed_over, trainer.step)],
+            trainer.held_out.to_json(),
         )
         trainer.saver.start(trainer.engine, state)

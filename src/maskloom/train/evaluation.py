@@ -9,6 +9,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from maskloom.config import Evaluation
 from maskloom.data.ahead import ahead
@@ -73,20 +74,31 @@ def evaluate(
 
 
 def unigram_entropy(corpora: Sequence[Index], tokenizer: Tokenizer, rule: MaskRule) -> float:
-    """Entropy (nats a token) of the corpora's token frequencies, from at most 64 blocks spread over each.
+    """Entropy (nats a token) of the corpora's tokens, by the counts that `token_counts` finds.
 
     It is the loss of a model that knows how often each token occurs and nothing of its context: what a trained model
     must beat.
     """
+    return entropy(token_counts(corpora, tokenizer, rule))
+
+
+def entropy(counts: NDArray[np.int64]) -> float:
+    """Entropy in nats of the shares that counts have of their sum."""
+    shares = counts[counts > 0] / max(counts.sum(), 1)
+    return float(-(shares * np.log(shares)).sum())
+
+
+def token_counts(corpora: Sequence[Index], tokenizer: Tokenizer, rule: MaskRule) -> NDArray[np.int64]:
+    """How often each token is in the training text, int64 [vocabulary]. At most 64 blocks are read, spread over each corpus.
+    Tokens that are never predicted count 0."""
     counts = np.zeros(tokenizer.vocab_size, dtype=np.int64)
     for index in corpora:
         places = np.unique(np.linspace(0, len(index.train_blocks) - 1, ENTROPY_BLOCKS).astype(np.int64))
         for block in index.train_blocks[places]:
             ids = index.tokenized(int(block), "train", tokenizer).ids
             counts += np.bincount(ids, minlength=tokenizer.vocab_size)
-    counts[~rule.maskable(tokenizer)] = 0  # what is never predicted
-    shares = counts[counts > 0] / max(counts.sum(), 1)
-    return float(-(shares * np.log(shares)).sum())
+    counts[~rule.maskable(tokenizer)] = 0
+    return counts
 
 
 def _buckets(parts: Iterator[Rows], size: int) -> Generator[Rows]:

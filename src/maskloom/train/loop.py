@@ -8,6 +8,7 @@ how a signal ends the loop, `rank/stopping.py`.
 from __future__ import annotations
 
 import contextlib
+import shlex
 import time
 from collections.abc import Iterator
 
@@ -19,7 +20,17 @@ from maskloom.hardware import cores
 from maskloom.progress import say, warn
 from maskloom.status import EXIT_DONE, EXIT_STOPPED
 from maskloom.train.batches import ReadyStep
-from maskloom.train.due import catch_up, evaluate_run, evaluation_is_due, is_due, log_step, save
+from maskloom.train.due import (
+    AFTER_EARLY,
+    catch_up,
+    evaluation_is_due,
+    is_due,
+    is_new_best,
+    log_evaluation,
+    log_step,
+    save,
+    why_early,
+)
 from maskloom.train.engine.device import notes_on_device
 from maskloom.train.engine.engine import start_distributed
 from maskloom.train.metrics import Metrics
@@ -35,7 +46,7 @@ from maskloom.train.trainer import Trainer
 
 
 def loop(trainer: Trainer, run: RunDir, metrics: Metrics, watch: Watch) -> bool:
-    """Train from where the trainer stands to the end of the run.
+    """Train from where the trainer stands to the end of the run, which may come early (`Trainer.ends_early`).
 
     Returns:
         whether it stopped before, as a rank was asked to; its last step is saved then too.
@@ -49,6 +60,7 @@ def loop(trainer: Trainer, run: RunDir, metrics: Metrics, watch: Watch) -> bool:
         if result.refusal and must_roll_back(trainer.guard, config.guard):
             with watch.section("load", set_timeouts):
                 roll_back(trainer, batch, result.counts, result.refusal)
+            catch_up(trainer, metrics)
             metrics.begin_at(trainer.step, trainer.tokens_seen())
             run.record("running", trainer.step)
             save_is_due = False
@@ -60,17 +72,19 @@ def loop(trainer: Trainer, run: RunDir, metrics: Metrics, watch: Watch) -> bool:
         began_s, must_stop = time.perf_counter(), result.must_stop
         # Whoever stops a run does not wait for an evaluation: `catch_up` makes it when the run resumes.
         if evaluation_is_due(trainer) and not must_stop:
-            metrics.log_evaluation(result.step, evaluate_run(trainer))
-        save_is_due |= is_due(result.step, config.checkpoint.every_steps, last)
+            log_evaluation(trainer, metrics)
+            save_is_due |= is_new_best(trainer)
+        is_last = result.step == last or trainer.ends_early
+        save_is_due |= is_last or is_due(result.step, config.checkpoint.every_steps, last)
         # Not amid refused steps: the run may have to roll back to before them.
-        may_save = trainer.guard.in_a_row == 0 or result.step == last
+        may_save = trainer.guard.in_a_row == 0 or is_last
         if must_stop or (save_is_due and may_save):
             with watch.section("save", set_timeouts):
                 save(trainer)
             run.record("running", result.step)
             save_is_due = False
-        if must_stop:
-            return True
+        if must_stop or trainer.ends_early:
+            return must_stop
         metrics.paused(time.perf_counter() - began_s)
     return False
 
@@ -105,14 +119,15 @@ def attempt(config: RunConfig, world: World, run: RunDir, watch: Watch) -> int:
     torch.set_num_threads(run.threads(world, cores()))
     with watch.section("load", set_timeouts):
         trainer, peak_flops = set_up(config, plan, world, traffic, watch.pulse)
-    run.begin(trainer.config, trainer.engine.model, plan.tokenizer, world, trainer.step)
+    run.begin(trainer.config, trainer.engine.model, plan.tokenizer, world, trainer.step, trainer.frozen)
+    trainer.frozen = {}
     why = agreed_reason(watch.requests.reason, world)
     watch.log_to(run)
     time_left = TimeLeft(plan.phases, plan.lanes)
     metrics = Metrics(run.folder, trainer.step, time_left, trainer.tokens_seen(), world, peak_flops)
     if not why:
         catch_up(trainer, metrics)
-        if loop(trainer, run, metrics, watch):
+        if not trainer.ends_early and loop(trainer, run, metrics, watch):
             why = agreed_reason(watch.requests.reason, world)
     with watch.section("save", set_timeouts):
         trainer.saver.finish(must_succeed=True)
@@ -121,10 +136,13 @@ def attempt(config: RunConfig, world: World, run: RunDir, watch: Watch) -> int:
     metrics.close()
     if why and trainer.step < plan.total_steps:
         return stopped(why, trainer.step, run)
-    run.record("done", trainer.step)
+    early = why_early(trainer)
+    run.record("done", trainer.step, early, AFTER_EARLY.format(run=shlex.quote(str(run.folder))) if early else "")
     barrier()
     if world.is_first:
-        say(f"done: step {trainer.step:,} of {plan.total_steps:,}; the run is in {run.folder}")
+        say(
+            f"done: step {trainer.step:,} of {plan.total_steps:,}; {early + '; ' if early else ''}the run is in {run.folder}"
+        )
     return EXIT_DONE
 
 

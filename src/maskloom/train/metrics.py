@@ -26,10 +26,11 @@ from torch.utils.tensorboard import SummaryWriter
 
 from maskloom.distributed import World, max_over_ranks
 from maskloom.errors import UserError
-from maskloom.files import open_plain, parse_json, read_plain, write_atomically
+from maskloom.files import open_plain, read_lines, write_atomically
 from maskloom.progress import duration, say, warn
-from maskloom.scalars import is_count
 from maskloom.train.timing import TimeLeft
+
+PROBE_ACCURACY = "evaluation_probe_accuracy"
 
 
 class Work(NamedTuple):
@@ -102,7 +103,7 @@ class Metrics:
             "step_time_s": elapsed_s / steps,
             "data_wait_s": self.waited_s / steps,
         }
-        self._write(step, {**values, **rates, "tokens_seen": tokens_seen}, "train")
+        self._write(step, {**values, **rates, "tokens_seen": tokens_seen})
         if self._writes:
             left_s = self.time_left.seconds(step)
             say(
@@ -135,11 +136,12 @@ class Metrics:
             if self._writes:
                 warn(f"step {step:,}: the held-out documents have no token to predict")
             return
-        self._write(step, values, "evaluation")
+        self._write(step, values)
         if self._writes:
             say(
                 f"step {step:,} | held-out loss {values['evaluation_loss']:.4f} | "
                 f"perplexity {values['evaluation_perplexity']:.1f} | accuracy {values['evaluation_accuracy']:.1%}"
+                + (f" | probe {values[PROBE_ACCURACY]:.1%}" if PROBE_ACCURACY in values else "")
             )
 
     def has_evaluation(self, step: int) -> bool:
@@ -157,7 +159,7 @@ class Metrics:
             if self.board is not None:
                 self.board.close()
 
-    def _write(self, step: int, values: dict[str, float], group: str) -> None:
+    def _write(self, step: int, values: dict[str, float]) -> None:
         if not self._writes:
             return
         with self._surviving_the_board():
@@ -166,7 +168,8 @@ class Metrics:
                 if not Path(self.board.log_dir).is_dir():
                     raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self.board.log_dir)
                 for name, value in values.items():
-                    self.board.add_scalar(f"{group}/{name.removeprefix('evaluation_')}", value, step)
+                    for tag in tags_of(name):
+                        self.board.add_scalar(tag, value, step)
                 self.board.flush()
         # The norm of a step that fp16 skipped is infinite, which JSON has no number for.
         line: dict[str, Any] = {
@@ -203,6 +206,19 @@ class Metrics:
             warn(
                 f"TensorBoard can no longer be written ({error}): the run continues without it; metrics.jsonl has all of it"
             )
+
+
+def tags_of(name: str) -> list[str]:
+    """The tags in TensorBoard of a name in metrics.jsonl.
+
+    `eval/` has the curves to look at. `evaluation/` has what it always had: pages and scripts may name it.
+    """
+    group, _, short = name.rpartition("evaluation_")
+    if group or short == name:
+        return [f"train/{name}"]
+    if short.startswith("probe_"):
+        return [f"eval/{short}"]
+    return [f"evaluation/{short}", *([f"eval/{short}"] if short not in ("perplexity", "tokens") else [])]
 
 
 def _quieten_the_board() -> None:
@@ -244,19 +260,6 @@ def largest_memory_peaks(device: torch.device) -> dict[str, int]:
 def read_metrics(run: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl."""
     return read_lines(run / "metrics.jsonl")
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects with a step in a file of JSON lines; a line that a kill cut off is left out."""
-    if not path.exists():
-        return []
-    lines = []
-    for line in read_plain(path).decode(errors="replace").split("\n"):
-        with contextlib.suppress(ValueError):
-            value = parse_json(line)
-            if isinstance(value, dict) and is_count(value.get("step")):
-                lines.append(value)
-    return lines
 
 
 def keep_until(path: Path, step: int) -> None:

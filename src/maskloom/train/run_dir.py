@@ -1,7 +1,8 @@
 """The run's folder: one writer, the resolved configuration, the environment, the status.
 
 RUN/  config.yaml  environment.json  status.json  attempts.jsonl  metrics.jsonl  tensorboard/  checkpoints/  logs/
-          model/{config.json, tokenizer.json}: beside them the run needs nothing from where it was started
+          model/{config.json, tokenizer.json, frozen.safetensors (of `model.freeze`)}: the run needs nothing else from where
+          it was started
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ import re
 import socket
 import threading
 import time
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -26,6 +29,7 @@ from maskloom.distributed import World, gather_objects
 from maskloom.errors import UserError
 from maskloom.files import LOCK, parse_json, read_plain, whole_folder, write_atomically
 from maskloom.models.build import save_definition
+from maskloom.models.freezing import write_frozen
 from maskloom.models.masked_lm import MaskedLM
 from maskloom.progress import say, warn
 from maskloom.redaction import brief, sayable
@@ -119,8 +123,20 @@ class RunDir:
         given = os.environ.get("OMP_NUM_THREADS", "")
         return int(given) if THREADS.fullmatch(given) else max(1, cores // world.local_size)
 
-    def begin(self, config: RunConfig, model: MaskedLM, tokenizer: Tokenizer, world: World, step: int) -> None:
-        """Everything is ready to train from `step`: write what describes the run. What it began with is written once."""
+    def begin(
+        self,
+        config: RunConfig,
+        model: MaskedLM,
+        tokenizer: Tokenizer,
+        world: World,
+        step: int,
+        frozen: Mapping[str, torch.Tensor] = MappingProxyType({}),
+    ) -> None:
+        """Everything is ready to train from `step`: write what describes the run. What it began with is written once.
+
+        Args:
+            frozen: the weights that it does not train, if it begins.
+        """
         self.step, self._begun, self._trains = step, True, True
         if not self.is_writer:
             return
@@ -129,6 +145,8 @@ class RunDir:
         if not (self.folder / "model").exists():
             with whole_folder(self.folder / "model") as partial:
                 save_definition(model, tokenizer, partial)
+        if frozen:
+            write_frozen(self.folder / "model", frozen)
         if not (self.folder / "environment.json").exists():
             content: dict[str, Any] = {
                 "host": socket.gethostname(),

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from maskloom.config import Evaluation, Phase, RunConfig
+from maskloom.config import Evaluation, Optimizer, Phase, RewarmUp, RunConfig
 from maskloom.config_file import load_config, rechecked
 from maskloom.data.batch import Layout
 from maskloom.data.cursors import first_cursors
@@ -25,16 +25,19 @@ from maskloom.errors import UserError
 from maskloom.models.attention import settle_attention
 from maskloom.models.build import build_defined, build_model
 from maskloom.models.flops import DTYPES, Shape, peak_of
+from maskloom.models.freezing import freeze, frozen_note, frozen_weights, load_frozen
 from maskloom.models.masked_lm import MaskedLM, attention_dropout_of, head_size_of
 from maskloom.models.warm_start import tokenizer_of
 from maskloom.processes import temporary_folder
-from maskloom.progress import say, size, warn
+from maskloom.progress import say, size, tokens, warn
 from maskloom.train import checkpoint
 from maskloom.train.checkpoint.fit import stored_tokenizing
 from maskloom.train.checkpoint.state import identity
+from maskloom.train.encoder_probe import read_labelled
 from maskloom.train.engine.configuration import deepspeed_config
 from maskloom.train.engine.device import device_of, numerics_title, resolve_kernels, resolve_precision
 from maskloom.train.engine.engine import Engine
+from maskloom.train.held_out import HeldOut
 from maskloom.train.rank.heartbeats import Pulse
 from maskloom.train.rank.notices import Notices
 from maskloom.train.refusal import GuardState, PassedOver, jumps, known, read_intervals
@@ -75,7 +78,8 @@ def prepare(config: RunConfig, world: World) -> tuple[RunConfig, DataPlan]:
     for note in notes_on_run(plan) if world.is_first else ():
         warn(note)
     if config.evaluation.every_steps:
-        config = config.model_copy(update={"evaluation": checked_evaluation(config.evaluation, plan.corpora, world)})
+        evaluation = checked_evaluation(config.evaluation, plan.corpora, world, config.needs_evaluation)
+        config = config.model_copy(update={"evaluation": evaluation})
     device_of(world)
     data = config.data.model_copy(update={"lanes": plan.lanes})
     engine = {
@@ -88,14 +92,28 @@ def prepare(config: RunConfig, world: World) -> tuple[RunConfig, DataPlan]:
     return config, plan
 
 
-def checked_evaluation(evaluation: Evaluation, corpora: Sequence[Index], world: World) -> Evaluation:
-    """The evaluation, switched off if no corpus has a held-out document. Warns of each corpus that has none."""
+def checked_evaluation(
+    evaluation: Evaluation, corpora: Sequence[Index], world: World, needed_by: Sequence[str] = ()
+) -> Evaluation:
+    """The evaluation, switched off if no corpus has a held-out document. Warns of each corpus that has none.
+
+    Args:
+        needed_by: settings that mean nothing without evaluations.
+
+    Raises:
+        UserError: it would be switched off, and a setting needs it.
+    """
     empty = [index.folder for index in corpora if not len(index.held_out_blocks)]
     if world.is_first and len(corpora) > 1:
         for folder in empty:
             warn(f"no held-out documents in {folder}: the evaluation says nothing about it")
     if len(empty) < len(corpora):
         return evaluation
+    if needed_by:
+        raise UserError(
+            f"no held-out documents in {', '.join(empty)}, and {needed_by[0]} needs evaluations: write the corpus with a larger "
+            f"--val-fraction, or leave out {' and '.join(needed_by)}"
+        )
     if world.is_first:
         warn(f"no held-out documents in {', '.join(empty)}: no evaluation (see --val-fraction)")
     return evaluation.model_copy(update={"every_steps": 0})
@@ -135,6 +153,7 @@ def set_up(
     run, device, notices = Path(config.run_dir), device_of(world), Notices()
     saver = checkpoint.Saver(run, config.checkpoint, world, notices)
     time = OwnTime(traffic, world, device)
+    labelled = read_labelled(config.evaluation.probe, world)
     found = checkpoint.find(run, world)
     intervals = _intervals_of(run, world)
     if found is None and config.from_ is not None:
@@ -143,7 +162,7 @@ def set_up(
     if found:
         intervals = known(found[1].intervals(), found[1].step, intervals)
     layouts = phase_layouts(config.phases, plan, world)
-    trainer = Trainer(config, world, device, layouts, pulse, notices, saver, time, intervals, plan)
+    trainer = Trainer(config, world, device, layouts, pulse, notices, saver, time, intervals, plan, labelled)
     origin = restore(trainer, found)
 
     described, precision = trainer.engine.model.config, resolve_precision(config.engine.precision)
@@ -175,6 +194,7 @@ def restore(trainer: Trainer, found: Found | None) -> str:
     plan = trainer.plan = replace(plan, jumps=jumps(trainer.passed_over, plan.lanes, len(plan.corpora)))
     model, origin = _model_of(trainer, found)
     settings = deepspeed_settings(config, plan, world)
+    frozen = frozen_note(model, config.model.freeze)
     engine = trainer.engine = Engine(model, config.engine, config.optimizer, settings, world)
     trainer.shape = Shape.of(model.config)
     state = found[1] if found else None
@@ -187,10 +207,12 @@ def restore(trainer: Trainer, found: Found | None) -> str:
     trainer.set_model(trainer.step)
     trainer.cursors = state.lane_cursors() if state else first_cursors(plan.lanes, len(plan.corpora))
     trainer.guard = state.guard_state() if state else GuardState()
+    trainer.saver.look()
+    trainer.held_out = held_out_of(trainer, state)
     skipped, max_bad_share = state.skipped if state else 0, config.data.max_bad_share
     trainer.skipped = Skipped(trainer.run, plan, trainer.step, skipped, max_bad_share, world)
     trainer.tally = Tally(state.tokens_seen if state else 0, trainer.device, len(trainer.shape.windows))
-    return origin
+    return origin + frozen
 
 
 def _model_of(trainer: Trainer, found: Found | None) -> tuple[MaskedLM, str]:
@@ -198,7 +220,10 @@ def _model_of(trainer: Trainer, found: Found | None) -> tuple[MaskedLM, str]:
     config, plan = trainer.config, trainer.plan
     trainer.saver.last_good = None
     if found is None:
-        return build_model(config.model, plan.tokenizer, config.seed)
+        model, origin = build_model(config.model, plan.tokenizer, config.seed)
+        freeze(model, config.model.freeze)
+        trainer.frozen = frozen_weights(model) if trainer.world.is_first else {}
+        return model, origin
     folder, state = found
     is_fork = folder.parents[1] != trainer.run
     if is_fork and state.step >= plan.total_steps:
@@ -206,18 +231,46 @@ def _model_of(trainer: Trainer, found: Found | None) -> tuple[MaskedLM, str]:
             f"from {folder} there is nothing to do: it has all {plan.total_steps:,} steps. Set more in phases"
         )
     checkpoint.check_fits(state, plan, None if is_fork else str(config.engine.precision), folder)
+    described = folder.parents[1] / "model"
     if is_fork:
-        origin = folder.parents[1]
-        changes = load_config(origin / "config.yaml").model_at(state.step)
-        return build_defined(origin / "model", config.model, changes), f"begun from {folder}"
-    trainer.saver.last_good = folder.name
-    return build_defined(folder.parents[1] / "model"), f"resumed from {folder}"
+        changes = load_config(folder.parents[1] / "config.yaml").model_at(state.step)
+        model, origin = build_defined(described, config.model, changes), f"begun from {folder}"
+    else:
+        trainer.saver.last_good = folder.name
+        model, origin = build_defined(described), f"resumed from {folder}"
+    freeze(model, config.model.freeze)
+    load_frozen(model, described)
+    trainer.frozen = frozen_weights(model) if trainer.world.is_first and is_fork else {}
+    return model, origin
+
+
+def held_out_of(trainer: Trainer, state: checkpoint.State | None) -> HeldOut:
+    """The evaluations that a run's own checkpoint knows of. Those of a fork's origin may be of another evaluation."""
+    total_steps = trainer.plan.total_steps
+    new = HeldOut.of(trainer.config.evaluation_filled, total_steps)
+    saved = state.evaluations() if state and trainer.saver.last_good else None
+    if saved is None:
+        return new
+    if saved.compares(new):
+        return saved.resumed(trainer.step, total_steps)
+    if trainer.world.is_first:
+        warn(
+            f"evaluations had {saved.seq_len} slots a row and mask rate {saved.mask_rate:g} before, and have {new.seq_len} and "
+            f"{new.mask_rate:g} now: which loss is the lowest is found out anew"
+        )
+    return new
 
 
 def _intervals_of(run: Path, world: World) -> list[PassedOver]:
     """The data that the run skipped, as the first rank reads its file."""
     mine = [interval.to_json() for interval in read_intervals(run)] if world.is_first else []
     return [PassedOver.from_json(values) for values in gather_objects(mine, world)[0]]
+
+
+def _lengths(schedule: Optimizer | RewarmUp) -> str:
+    """The steps of the parts of a schedule that are given, or follow from tokens."""
+    parts = (("warm-up", schedule.warmup_steps), ("decay", schedule.decay_steps))
+    return "".join(f", {name} {steps:,} steps" for name, steps in parts if steps)
 
 
 def announce(trainer: Trainer, origin: str, attention: str) -> None:
@@ -243,15 +296,24 @@ def announce(trainer: Trainer, origin: str, attention: str) -> None:
         f"{torch.get_num_threads()} thread(s) a rank"
     )
     say(f"attention: {attention}")
-    say(f"optimizer: {trainer.engine.optimizer_title()}, schedule {config.optimizer.schedule}")
+    say(
+        f"optimizer: {trainer.engine.optimizer_title()}, schedule {config.optimizer.schedule}{_lengths(config.optimizer)}"
+    )
+    if trainer.labelled:
+        say(f"probe: {trainer.labelled.title}")
     for number, (phase, layout) in enumerate(zip(config.phases, trainer.layouts, strict=True)):
         waste = f", {layout.waste:.1%} of the rows are filling" if layout.waste else ""
         say(
             f"phase {number}: {phase.steps:,} steps of {phase.global_batch_rows} rows of {phase.seq_len}, in "
-            f"{layout.micro_batches} micro-batch(es) of {layout.micro_batch_rows} rows a rank{waste}"
+            f"{layout.micro_batches} micro-batch(es) of {layout.micro_batch_rows} rows a rank{waste}; "
+            f"{tokens(plan.phases[number].rows_before(phase.steps) * plan.lanes * phase.seq_len)} token slots in all"
         )
         if phase.batch_warmup:
             say(f"  its batch grows from {phase.batch_warmup.from_rows} rows in {phase.batch_warmup.steps:,} steps")
+        if phase.rewarm_up:
+            again = phase.rewarm_up
+            shape = f", {again.schedule}" if again.schedule else ""
+            say(f"  a learning rate of its own: {again.lr:g}{shape}{_lengths(again)}")
         for name, value in phase.changes_of_model.items():
             say(f"  {name} is {value:,g} from here on")
     if trainer.step == plan.total_steps:

@@ -18,7 +18,9 @@ from maskloom.distributed import World, gather_objects
 from maskloom.models.flops import Shape
 from maskloom.train.batches import ReadyStep, ready_steps
 from maskloom.train.checkpoint import Saver
+from maskloom.train.encoder_probe import Labelled
 from maskloom.train.engine.engine import Engine
+from maskloom.train.held_out import HeldOut
 from maskloom.train.rank.heartbeats import Pulse
 from maskloom.train.rank.notices import Notices
 from maskloom.train.refusal import GuardState, PassedOver, behind
@@ -39,6 +41,8 @@ class Trainer:
         saver: the checkpoint that is being written, and the newest good one.
         time: this rank's clock between logged lines; it meters DeepSpeed's traffic too.
         passed_over: intervals of the data that the run skipped after a roll-back.
+        labelled: texts that evaluations probe the encoder with.
+        frozen: on the first rank, the weights that a run which begins will not train, until they are written down.
 
     `setup.restore` sets the others, from a checkpoint or for the beginning of the run:
         plan: which rows a step has.
@@ -47,6 +51,7 @@ class Trainer:
         step: optimizer steps done.
         cursors: where each lane stands; those of other ranks' lanes are known after `gather_cursors`.
         guard: the newest losses, from which it follows whether the next step is taken.
+        held_out: the evaluations so far, from which it follows whether the run ends early.
         skipped: blocks of bad data that were skipped.
         tally: tokens seen, and sums since the last logged line.
     """
@@ -61,11 +66,14 @@ class Trainer:
     time: OwnTime
     passed_over: list[PassedOver]
     plan: DataPlan
+    labelled: Labelled | None = None
+    frozen: dict[str, torch.Tensor] = field(default_factory=dict)
     engine: Engine = field(init=False)
     shape: Shape = field(init=False)
     step: int = field(init=False)
     cursors: list[LaneCursors] = field(init=False)
     guard: GuardState = field(init=False)
+    held_out: HeldOut = field(init=False)
     skipped: Skipped = field(init=False)
     tally: Tally = field(init=False)
 
@@ -106,6 +114,11 @@ class Trainer:
     def bad_steps(self) -> int:
         """Steps refused so far, with those that a roll-back did away with."""
         return self.guard.bad_steps + sum(interval.bad_steps for interval in behind(self.passed_over, self.step))
+
+    @property
+    def ends_early(self) -> bool:
+        """Whether the run is to end here, before its last step, as its held-out loss falls no more."""
+        return self.step < self.plan.total_steps and self.held_out.is_exhausted(self.config.evaluation)
 
     def tokens_seen(self) -> int:
         """Text tokens of all steps and ranks so far; reads the device."""

@@ -32,7 +32,7 @@ def test_inputs_that_are_missing_or_without_text_are_named(tmp_path: Path) -> No
         find_sources([str(tmp_path / "none")])
     (tmp_path / "picture.png").touch()
     for path in (tmp_path, tmp_path / "picture.png"):
-        with pytest.raises(UserError, match=rf"{path}: no \.txt, \.jsonl or \.parquet file there"):
+        with pytest.raises(UserError, match=rf"{path}: no \.txt, \.jsonl, \.csv, \.tsv or \.parquet file there"):
             find_sources([str(path)])
 
 
@@ -105,5 +105,5 @@ def test_a_kind_of_source_is_a_row_of_the_table(tmp_path: Path, monkeypatch: pyt
         (2, 3, "body of poem:x"),
     ]
     assert find_sources(["poem:x"])[0].place(3) == "poem:x, verse 3"
-    with pytest.raises(UserError, match=r"no \.txt, \.jsonl, \.parquet or \.poem file there"):
+    with pytest.raises(UserError, match=r"no \.txt, \.jsonl, \.csv, \.tsv, \.parquet or \.poem file there"):
         find_sources([str(tmp_path / "in" / "c.poem.gz")])

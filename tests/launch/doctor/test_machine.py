@@ -316,13 +316,15 @@ def test_operators(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"every_steps": 500, "keep_last": 2}, 10_000, 3),
         ({"every_steps": 500, "keep_last": 4}, 10_000, 5),
         ({"every_steps": 500}, 600, 2),
+        ({"every_steps": 500, "keep_last": 2, "keep_best": True}, 600, 5),  # the best as of each of the newest too
         ({"every_steps": 0}, 600, 1),
         ({"every_steps": 500, "keep_every_steps": 1000}, 10_000, 13),
         ({"every_steps": 400, "keep_every_steps": 1000}, 10_000, 8),  # of multiples of 1000, those saved: of 2000
     ],
 )
 def test_checkpoints_side_by_side(settings: dict[str, Any], steps: int, expected: int) -> None:
-    config = parse_config(tree_with(checkpoint=settings, phases=[{"steps": steps}]), "here")
+    evaluation = {"every_steps": 100}
+    config = parse_config(tree_with(checkpoint=settings, phases=[{"steps": steps}], evaluation=evaluation), "here")
     assert checkpoints_at_most(config.checkpoint, config.total_steps) == expected
 
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from maskloom.data.sources.compressed import SUFFIXES
+from maskloom.data.sources.delimited import CSV_KIND, TSV_KIND
 from maskloom.data.sources.documentation import DOCUMENTATION_KIND
 from maskloom.data.sources.lines import JSONL_KIND, TEXT_KIND
 from maskloom.data.sources.source import Source, SourceKind, TextLayout, check_unchanged
@@ -26,6 +27,8 @@ KINDS: dict[str, SourceKind] = {
     for kind in (
         TEXT_KIND,  # .txt: one document a file, or documents between blank lines
         JSONL_KIND,  # .jsonl: an object a line
+        CSV_KIND,  # .csv: a row of fields between commas
+        TSV_KIND,  # .tsv: the same with tabs
         PARQUET_KIND,  # .parquet: a column of text
         DATASET_KIND,  # a folder that `save_to_disk` wrote, or hf:NAME[:CONFIG]:SPLIT
         DOCUMENTATION_KIND,  # documentation: the docstrings of the installed packages

@@ -25,13 +25,13 @@ BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 def text_sources(given: str, text_key: str, number: int) -> list[Source]:
     """The source of one `.txt` file."""
-    return [_whole_file("txt", Path(given), number)]
+    return [whole_file("txt", Path(given), number)]
 
 
 def jsonl_sources(given: str, text_key: str, number: int) -> list[Source]:
     """The sources of one `.jsonl` file. A big file is read in several parts, but not if it is compressed."""
     file = Path(given)
-    whole = _whole_file("jsonl", file, number, "the line at byte")
+    whole = whole_file("jsonl", file, number, "the line at byte")
     if file.name.lower().endswith(SUFFIXES):
         return [whole]
     # Every range keeps the file's number: a line's ordinal is its byte offset, whichever range it is read in.
@@ -41,7 +41,7 @@ def jsonl_sources(given: str, text_key: str, number: int) -> list[Source]:
     ]
 
 
-def _whole_file(kind: str, file: Path, number: int, unit: str = "document") -> Source:
+def whole_file(kind: str, file: Path, number: int, unit: str = "document") -> Source:
     size, stamp = file.stat().st_size, file_stamp(file)
     if file.name.lower().endswith(SUFFIXES):
         return Source(kind, str(file), number, size * COMPRESSION_RATIO, stamp, unit=unit, input_bytes=size)
@@ -61,7 +61,7 @@ def read_jsonl(source: Source, text_key: str, layout: TextLayout) -> Iterator[tu
             # exactly here.
             stream.seek(offset - 1)
             offset += _skip_line(stream) - 1
-        for start, line in _lines(stream, source, offset):
+        for start, line in lines_at(stream, source, offset):
             if 0 <= source.end <= start:
                 return
             if line.strip() not in (b"", BYTE_ORDER_MARK):
@@ -97,7 +97,7 @@ def _whole(stream: IO[bytes], source: Source) -> bytes:
 def _split_at_blank_lines(stream: IO[bytes], source: Source) -> Iterator[str]:
     document: list[str] = []
     size = 0
-    for offset, line in _lines(stream, source, 0):
+    for offset, line in lines_at(stream, source, 0):
         where = source.name if offset == 0 else f"{source.name}, the line at byte {offset}"
         for text in _lines_of(decode_text(line, where), is_first=offset == 0):
             if text.strip():
@@ -118,7 +118,7 @@ def _lines_of(text: str, is_first: bool) -> list[str]:
     return text.replace("\r\n", "\n").replace("\r", "\n").removesuffix("\n").split("\n")
 
 
-def _lines(stream: IO[bytes], source: Source, offset: int) -> Iterator[tuple[int, bytes]]:
+def lines_at(stream: IO[bytes], source: Source, offset: int) -> Iterator[tuple[int, bytes]]:
     """(byte offset, line) from `offset` on, which is the stream's position."""
     try:
         while line := stream.readline(LONGEST_TEXT_BYTES + 1):

@@ -39,6 +39,7 @@ from maskloom.optim import OPTIMIZERS
 from maskloom.progress import size
 from maskloom.redaction import shown
 from maskloom.tokenizers.loading import find_tokenizer
+from maskloom.train.encoder_probe import read_labelled
 from maskloom.train.engine.device import unusable_gpus
 from maskloom.train.engine.fused_adam import why_no_fused_adam
 from maskloom.train.engine.ops import stale_locks
@@ -119,6 +120,7 @@ def as_a_rank(request: Request) -> Rank:
             described = check_model(run, config.from_, config.model, tokenizer, lengths, must_fit=False)
             rank.parameters = parameters_of(described)  # if it does not fit, `memory` says by how much
         prepare(config, World(request.first_rank, request.world_size))  # GPUs and slots are compared on their own
+        read_labelled(config.evaluation.probe, World())
     except (UserError, OSError) as error:
         rank.refusal = str(error)
     return rank
@@ -271,9 +273,10 @@ def checkpoints_at_most(settings: Checkpoint, steps: int) -> int:
     """Checkpoints of a run of so many steps that stand side by side at the fullest moment: the new one is whole before the
     oldest goes."""
     every = settings.every_steps or steps
-    saves = -(-steps // every)
+    saves = steps if settings.keep_best else -(-steps // every)
     kept_for_good = steps // math.lcm(every, settings.keep_every_steps) if settings.keep_every_steps else 0
-    return min(saves, settings.keep_last + 1 + kept_for_good)
+    best = settings.keep_last if settings.keep_best else 0  # the best one as of each of the newest
+    return min(saves, settings.keep_last + 1 + kept_for_good + best)
 
 
 def rank_bytes(engine: Engine, optimizer: Optimizer, parameters: int, world_size: int) -> int:

@@ -27,11 +27,12 @@ from maskloom.train.checkpoint.find import (
 )
 from maskloom.train.checkpoint.fit import check_fits, origin_of
 from maskloom.train.checkpoint.save import Saver
-from maskloom.train.checkpoint.state import State, fingerprint, read_state, tokenizing_of
+from maskloom.train.checkpoint.state import State, Which, fingerprint, read_state, tokenizing_of
 
 __all__ = [
     "Saver",
     "State",
+    "Which",
     "check_fits",
     "damage",
     "drop_after",

@@ -23,8 +23,9 @@ from maskloom.progress import warn
 from maskloom.status import read_status
 from maskloom.train.checkpoint.digests import DATA, Damaged, Digest, damage, fault_of, read_manifest
 from maskloom.train.checkpoint.fit import check_fits, split_origin
-from maskloom.train.checkpoint.state import State, folder_of, parse_state, read_state, saved_folders, step_of
+from maskloom.train.checkpoint.state import State, Which, folder_of, parse_state, read_state, saved_folders, step_of
 from maskloom.train.checkpoint.writing import point_at, remove
+from maskloom.train.held_out import best_of
 from maskloom.train.refusal import PassedOver, known, read_intervals
 
 T = TypeVar("T")
@@ -65,7 +66,7 @@ def find(run: Path, world: World) -> tuple[Path, State] | None:
 
 
 def find_origin(origin: str, world: World) -> tuple[Path, State]:
-    """The checkpoint that `from: RUN@step` or `from: RUN` names, the same on every rank. The other run is left as it is.
+    """The checkpoint that `from: RUN@step`, `RUN@best` or `RUN` names, the same on every rank. The other run is left as it is.
 
     Raises:
         UserError: there is no such checkpoint, or it is damaged.
@@ -73,7 +74,9 @@ def find_origin(origin: str, world: World) -> tuple[Path, State]:
     run, step = split_origin(origin)
 
     def candidates() -> list[str]:
-        return [folder.name for folder in (saved_folders(run) if step is None else [_folder_at(run, step)])]
+        if step is None:
+            return [folder.name for folder in saved_folders(run)]
+        return [_folder_at(run, _best_step(run) if step == "best" else step).name]
 
     folders = [run / "checkpoints" / name for name in _first_rank(candidates, world)]
     found, faults = _newest_whole(folders, world)
@@ -82,10 +85,12 @@ def find_origin(origin: str, world: World) -> tuple[Path, State]:
     return found
 
 
-def saved_at(run: Path, step: int | None = None) -> Path:
-    """The checkpoint of `step`, or the newest whole one, for one process. Raises UserError if there is none."""
+def saved_at(run: Path, step: Which = None) -> Path:
+    """The checkpoint of `step`, the best, or the newest whole one, for one process. Raises UserError if there is none."""
     if not (run / "config.yaml").exists():
         raise UserError(f"{run} is not a run: it has no config.yaml")
+    if step == "best":
+        step = _best_step(run)
     if step is not None:
         folder = _folder_at(run, step)
         if fault := damage(folder):
@@ -100,6 +105,16 @@ def saved_at(run: Path, step: int | None = None) -> Path:
             return folder
         faults.append(f"{folder} is damaged: {fault}")
     raise UserError("; ".join(faults) + NONE_LEFT if faults else f"{run} has no checkpoint yet")
+
+
+def _best_step(run: Path) -> int:
+    best = best_of(run)
+    if best is None:
+        raise UserError(
+            f"{run} has no checkpoint of an evaluated step: set evaluation.every_steps, and checkpoint.keep_best=true to keep "
+            "the best one"
+        )
+    return best.step
 
 
 def resumable_cursors(run: Path, step: int, plan: DataPlan) -> tuple[int, list[LaneCursors]] | None:

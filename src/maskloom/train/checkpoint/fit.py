@@ -10,10 +10,18 @@ from maskloom.config import RunConfig
 from maskloom.config_file import differences, load_config
 from maskloom.data.plan import DataPlan
 from maskloom.errors import UserError
-from maskloom.train.checkpoint.state import TOKENIZING, State, fingerprint, read_state, saved_folders, tokenizing_of
+from maskloom.train.checkpoint.state import (
+    TOKENIZING,
+    State,
+    Which,
+    fingerprint,
+    read_state,
+    saved_folders,
+    tokenizing_of,
+)
 
 STEP = re.compile(r"[0-9]{1,16}")
-FORK_KEEPS = re.compile(r"optimizer\.name|data\.lanes")
+FORK_KEEPS = re.compile(r"optimizer\.name|data\.lanes|model\.freeze")
 """What a run that begins with another's checkpoint has to leave as it is, beside its tokenizer, corpora and model."""
 
 
@@ -77,9 +85,11 @@ def stored_tokenizing(run: Path, origin: str | None = None) -> int | None:
     return tokenizing_of(stored) if stored else None
 
 
-def split_origin(origin: str) -> tuple[Path, int | None]:
-    """`RUN@1000` -> (RUN, 1000); `RUN` -> (RUN, None): its newest checkpoint."""
+def split_origin(origin: str) -> tuple[Path, Which]:
+    """`RUN@1000` -> (RUN, 1000); `RUN@best` -> (RUN, "best"); `RUN` -> (RUN, None): its newest checkpoint."""
     run, at, step = origin.rpartition("@")
+    if at and step == "best":
+        return Path(run), "best"
     return (Path(run), int(step)) if at and STEP.fullmatch(step) else (Path(origin), None)
 
 
@@ -95,7 +105,7 @@ def fit_origin(config: RunConfig, data: Mapping[str, object]) -> RunConfig:
     assert config.from_ is not None
     run, step = split_origin(config.from_)
     if not (run / "config.yaml").exists():
-        raise UserError(f"from={config.from_}: {run} is not a run (no config.yaml); give RUN or RUN@step")
+        raise UserError(f"from={config.from_}: {run} is not a run (no config.yaml); give RUN, RUN@best or RUN@step")
     if run.resolve() == Path(config.run_dir).resolve():
         raise UserError(
             f"from={config.from_} is run_dir itself: leave `from` out, and the run resumes from its own checkpoints"
@@ -113,13 +123,14 @@ def fit_origin(config: RunConfig, data: Mapping[str, object]) -> RunConfig:
         if FORK_KEEPS.fullmatch(key) or key in kept
     ]
     wrong += unlike_data(run, data, f"in {run}")
-    if step is not None and step > config.total_steps:
+    if isinstance(step, int) and step > config.total_steps:
         wrong.append(f"  steps: {step} done in {config.from_}, {config.total_steps} in all now (they are counted on)")
     if wrong:
         raise UserError(
             f"cannot fork from {config.from_}: these settings differ, and may not:\n"
             + "\n".join(wrong)
-            + "\nSet these back; what else differs (learning rate, schedule, further phases, masking, seed, ...) may"
+            + "\nSet these back; what else differs (learning rate, schedule, further phases, masking, seed, ...) may. "
+            "To take the weights alone, write them with `maskloom export` and set model.init to that folder"
         )
     return config
 
@@ -131,6 +142,7 @@ def origin_of(folder: Path, state: State) -> str:
 
 def is_same_origin(saved: str | None, given: str | None) -> bool:
     """Whether `given` names the checkpoint that a run began with, or nothing else."""
-    return (
-        given is None or given == saved or (saved is not None and split_origin(given) == (split_origin(saved)[0], None))
-    )
+    if given is None or given == saved:
+        return True
+    run, step = split_origin(given)
+    return saved is not None and not isinstance(step, int) and run == split_origin(saved)[0]

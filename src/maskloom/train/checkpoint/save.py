@@ -23,7 +23,7 @@ from maskloom.distributed import World, gather_objects
 from maskloom.errors import SaveFailed
 from maskloom.hardware import free_disk_bytes, free_memory_bytes
 from maskloom.progress import say, warn
-from maskloom.train.checkpoint.state import State, folder_of
+from maskloom.train.checkpoint.state import State, folder_of, saved_folders, step_of
 from maskloom.train.checkpoint.writing import publish, write_parts
 from maskloom.train.engine.engine import Engine
 from maskloom.train.rank.notices import Notices
@@ -39,18 +39,25 @@ class Saver:
 
     Attributes:
         last_good: name of the newest checkpoint that is known to be whole.
+        steps: of the checkpoints that are known to be whole, and of the one that is being written; some may be removed since.
         failures: saves in a row that failed, and why the last one did; the same on every rank.
     """
 
     def __init__(self, run: Path, settings: Checkpoint, world: World, notices: Notices) -> None:
         self.run, self.settings, self.world, self.notices = run, settings, world, notices
         self.last_good: str | None = None
+        self.steps: set[int] = set()
         self.failures: list[str] = []
         self._state: State | None = None  # of the save that is under way
         self._part: _Task | None = None
         self._publishing: _Task | None = None
         self._has_heard = False
         self._has_warned = False
+
+    def look(self) -> None:
+        """Learn of the checkpoints that the run has; every rank calls it."""
+        mine = [step_of(folder) for folder in saved_folders(self.run)] if self.world.is_first else []
+        self.steps = set(gather_objects(mine, self.world)[0])
 
     def start(self, engine: Engine, state: State) -> None:
         """Begin to save; every rank calls it. A save that is still under way is waited for first.
@@ -59,6 +66,7 @@ class Saver:
             SaveFailed: this or the one before it is the third in a row that failed.
         """
         self.finish()
+        self.steps.add(state.step)
         partial = self._partial(state)
         parts = engine.files(partial, self._may_copy)
         if fault := self._prepare(partial, sum(part.size_bytes for part in parts)):
@@ -165,6 +173,7 @@ class Saver:
                 say(f"step {state.step:,} | checkpoint {folder}")
             return
         self.failures.append(fault)
+        self.steps.discard(state.step)
         if self.world.is_first:
             shutil.rmtree(self._partial(state), ignore_errors=True)
             warn(

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from maskloom.data.cursors import Cursor, LaneCursors
 from maskloom.data.index.corpus import Index
@@ -16,12 +16,15 @@ from maskloom.files import parse_json, read_plain
 from maskloom.redaction import brief
 from maskloom.scalars import is_count
 from maskloom.tokenizers.base import Tokenizer
+from maskloom.train.held_out import HeldOut
 from maskloom.train.refusal import GuardState, PassedOver
 
 TOKENIZING = "version of tokenizing"
 NAME = re.compile(r"step-([0-9]{8}|[1-9][0-9]{8,15})")
 """Of a checkpoint's folder, as `folder_of` makes it."""
 MOST_KEYS = 50
+Which = int | Literal["best"] | None
+"""A checkpoint of a run: that of a step, the one with the lowest held-out loss, or the newest whole one."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,7 @@ class State:
         world_size, zero_stage, precision: how the engine's files are laid out.
         guard: what decides which steps are refused, as `GuardState.to_json` gives it.
         passed_over: intervals of the data before `step` that the run skipped, as `PassedOver.to_json` gives them.
+        held_out: the evaluations up to `step`, as `HeldOut.to_json` gives them.
     """
 
     step: int
@@ -49,6 +53,7 @@ class State:
     precision: str
     guard: dict[str, Any] = field(default_factory=dict)
     passed_over: list[dict[str, Any]] = field(default_factory=list)
+    held_out: dict[str, Any] = field(default_factory=dict)
 
     def check(self) -> None:
         """Raises TypeError, LookupError, ValueError or AttributeError if a value is not what its name says."""
@@ -59,7 +64,7 @@ class State:
             raise ValueError(f"ZeRO stage {self.zero_stage!r}, {self.world_size!r} ranks, precision {self.precision!r}")
         if not isinstance(self.fingerprint, dict):
             raise ValueError("its fingerprint is not an object")
-        self.lane_cursors(), self.guard_state(), self.intervals()
+        self.lane_cursors(), self.guard_state(), self.intervals(), self.evaluations()
 
     def lane_cursors(self) -> list[LaneCursors]:
         return [tuple(map(Cursor.from_json, lane)) for lane in self.cursors]
@@ -69,6 +74,10 @@ class State:
 
     def intervals(self) -> list[PassedOver]:
         return [PassedOver.from_json(values) for values in self.passed_over]
+
+    def evaluations(self) -> HeldOut | None:
+        """None if there were none."""
+        return HeldOut.from_json(self.held_out)
 
 
 def identity(corpora: Sequence[Index], tokenizer: Tokenizer) -> dict[str, object]:

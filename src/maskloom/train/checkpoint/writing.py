@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -22,6 +23,7 @@ from maskloom.progress import warn
 from maskloom.train.checkpoint.digests import DATA, MANIFEST, digest
 from maskloom.train.checkpoint.state import State, saved_folders, step_of
 from maskloom.train.engine.writing import EngineFile
+from maskloom.train.held_out import HeldOut
 
 PACKAGES = ("maskloom", "deepspeed", "torch")
 
@@ -74,7 +76,7 @@ def publish(partial: Path, folder: Path, state: State, settings: Checkpoint) -> 
         point_at(folder)
     except OSError as error:  # `find` does not need it
         warn(f"{folder} is saved, but latest.json could not be written: {error}")
-    remove_old(folder.parent.parent, settings)
+    remove_old(folder.parent.parent, settings, state.evaluations())
 
 
 def point_at(folder: Path) -> None:
@@ -83,16 +85,34 @@ def point_at(folder: Path) -> None:
     sync_folder(folder.parent)
 
 
-def remove_old(run: Path, settings: Checkpoint) -> None:
-    """Remove checkpoints that are neither among the newest `keep_last` nor of a multiple of `keep_every_steps`."""
-    every = settings.keep_every_steps
-    for folder in saved_folders(run)[settings.keep_last :]:
-        if every and step_of(folder) % every == 0:
+def remove_old(run: Path, settings: Checkpoint, held_out: HeldOut | None) -> None:
+    """Remove checkpoints that are not to be kept: see `kept_steps`."""
+    folders = saved_folders(run)
+    kept = kept_steps([step_of(folder) for folder in folders], settings, held_out)
+    for folder in folders:
+        if step_of(folder) in kept:
             continue
         try:
             remove(folder)
         except OSError as error:
             warn(f"{folder} is no longer kept and could not be removed: {error.strerror}")
+
+
+def kept_steps(steps: Sequence[int], settings: Checkpoint, held_out: HeldOut | None) -> set[int]:
+    """The steps whose checkpoints are kept: the newest, multiples of `keep_every_steps`, and the best.
+
+    The best one as of each of the newest is kept too: a run that resumes from an older one still finds it.
+
+    Args:
+        steps: of all checkpoints, the newest first.
+        held_out: the evaluations so far.
+    """
+    newest, every = steps[: settings.keep_last], settings.keep_every_steps
+    kept = {*newest, *(step for step in steps if every and step % every == 0)}
+    if settings.keep_best and held_out:
+        best = (held_out.best(set(steps), until) for until in newest)
+        kept |= {each.step for each in best if each}
+    return kept
 
 
 def remove(folder: Path) -> None:

@@ -16,6 +16,7 @@ from unittest import mock
 import torch
 
 from maskloom.errors import UserError
+from maskloom.models.freezing import read_frozen
 from maskloom.optim.kind import OptimizerKind
 from maskloom.train.engine.patches import DeepSpeedEngine
 from maskloom.train.engine.reshape import (
@@ -94,32 +95,42 @@ def load_engine(
 
 
 def full_precision_weights(folder: Path) -> dict[str, torch.Tensor]:
-    """The weights of a checkpoint of any ZeRO stage, in fp32, on the CPU."""
+    """The weights of a checkpoint of any ZeRO stage, in fp32, on the CPU. Frozen ones are the run's (`models.freezing`)."""
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
     with safe_loading(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         parts = optimizer_files(folder)
+        model = torch.load(model_file(folder), map_location="cpu", mmap=bool(parts))
         if parts and layout_of_files(folder) == "bf16":
-            weights = _bf16_optimizer_weights(model_file(folder), parts)
+            weights = _bf16_optimizer_weights(model["param_shapes"], parts)
         elif parts:
             weights = get_fp32_state_dict_from_zero_checkpoint(str(folder.parent), folder.name)
         else:
-            weights = torch.load(model_file(folder), map_location="cpu", weights_only=True)["module"]
+            weights = model["module"]
+    aliases = (model["shared_params"] or {}) if parts else _aliases(weights)
+    weights |= read_frozen(folder.parents[1] / "model")
+    weights |= {alias: weights[name] for alias, name in aliases.items() if name in weights}
     return {name: tensor.float().contiguous() for name, tensor in weights.items()}
 
 
-def _bf16_optimizer_weights(file: Path, parts: list[Path]) -> dict[str, torch.Tensor]:
+def _aliases(weights: dict[str, torch.Tensor]) -> dict[str, str]:
+    """Name -> an earlier name of the same weight."""
+    first: dict[tuple[int, torch.Size], str] = {}
+    names = {name: first.setdefault((tensor.data_ptr(), tensor.shape), name) for name, tensor in weights.items()}
+    return {name: earlier for name, earlier in names.items() if name != earlier}
+
+
+def _bf16_optimizer_weights(param_shapes: Any, parts: list[Path]) -> dict[str, torch.Tensor]:
     """The weights of a checkpoint of DeepSpeed's BF16_Optimizer: bf16 at stage 1 with accumulation.
 
     DeepSpeed's own function does not know it. A group's vectors of all ranks, one after the other, are its tensors, one after the
     other.
     """
     vectors = [optimizer_state(part)["single_partition_of_fp32_groups"] for part in parts]
-    model = torch.load(file, map_location="cpu", mmap=True)
     weights: dict[str, torch.Tensor] = {}
-    for shapes, group in zip(model["param_shapes"], zip(*vectors, strict=True), strict=True):
+    for shapes, group in zip(param_shapes, zip(*vectors, strict=True), strict=True):
         vector, start = torch.cat(group).detach(), 0
         for name, shape in shapes.items():
             weights[name] = vector[start : start + shape.numel()].view(shape)
             start += shape.numel()
-    return weights | {alias: weights[name] for alias, name in model["shared_params"].items()}
+    return weights
