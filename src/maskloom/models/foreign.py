@@ -1,7 +1,7 @@
-"""Any masked language model of Hugging Face's: also of architectures that maskloom does not train.
+"""Any masked language model or encoder of Hugging Face's: also of architectures that maskloom does not train.
 
-Its own class computes it. Such a model can be scored and can fill masks; `models.warm_start` opens those to train. No code of a
-checkpoint is run.
+Its own class computes it. Such a model can be scored and probed, and can fill masks; `models.warm_start` opens those to train.
+No code of a checkpoint is run.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ LONGEST_PIECE = 1 << 20  # of a model that does not tell
 
 
 def load_foreign(folder: Path, name: str) -> PreTrainedModel:
-    """A model for masked tokens by Hugging Face's own class, in fp32 and evaluation mode.
+    """A model for masked tokens as Hugging Face's own class loads it, in fp32 and not for training.
 
     Args:
         name: what messages call the folder.
@@ -42,7 +42,7 @@ def load_foreign(folder: Path, name: str) -> PreTrainedModel:
     kind = read_tree(folder, name).get("model_type")
     if kind not in CLASSES:
         raise UserError(
-            f"{name} is a {shown(kind)} model, and Hugging Face has no class that predicts its masked tokens: it is not a masked "
+            f"{name} is a {shown(kind)} model, and Hugging Face has no class that predicts its masked tokens. Name a masked "
             "language model"
         )
     try:
@@ -50,9 +50,7 @@ def load_foreign(folder: Path, name: str) -> PreTrainedModel:
     except Exception as error:  # the library raises many kinds
         raise UserError(f"{name} cannot be loaded: {' '.join(str(error).split())}") from None
     if getattr(config, "is_encoder_decoder", False) or getattr(config, "is_decoder", False):
-        raise UserError(
-            f"{name} has a decoder (a {shown(kind)} model): only encoders predict masked tokens from both sides"
-        )
+        raise UserError(f"{name} has a decoder (a {shown(kind)} model): only an encoder sees both sides of a mask")
     try:
         model, report = AutoModelForMaskedLM.from_pretrained(
             folder, config=config, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
@@ -65,12 +63,42 @@ def load_foreign(folder: Path, name: str) -> PreTrainedModel:
     return model.eval()
 
 
+def load_encoder_of(folder: Path, name: str) -> PreTrainedModel:
+    """An encoder by Hugging Face's own class, without a head, in fp32 and evaluation mode.
+
+    Raises:
+        UserError: it has a decoder, it cannot be loaded, or weights of the encoder are missing.
+    """
+    from transformers import AutoConfig, AutoModel
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        if getattr(config, "is_encoder_decoder", False) or getattr(config, "is_decoder", False):
+            raise UserError(f"{name} has a decoder: only encoders give vectors that see a text from both sides")
+        model, report = AutoModel.from_pretrained(
+            folder, config=config, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
+        )
+    except UserError:
+        raise
+    except Exception as error:  # the library raises many kinds
+        why = why_no_weights(folder) if not _has_weights(folder) else " ".join(str(error).split())
+        raise UserError(f"{name} cannot be loaded: {why}") from None
+    if missing := sorted(weight for weight in report["missing_keys"] if "pooler" not in weight):
+        raise UserError(
+            f"{name} is not a whole {type(model).__name__}: it lacks {len(missing)} weights, such as {missing[0]}"
+        )
+    return model.eval()
+
+
 def lacking(name: str, model_class: str, missing: list[str]) -> UserError:
     """The error that says which weights a checkpoint lacks."""
     return UserError(
         f"{name} is not a trained {model_class}: it lacks {len(missing)} weights, such as {missing[0]} (in {summary(missing)}). "
-        "A checkpoint of the encoder alone, as those for embeddings and classification, has no head for masked tokens. Train one "
-        "with model.init first"
+        "A checkpoint of the encoder alone, as most for search or for classes are, has no head for masked tokens. Train one with "
+        "model.init first"
     )
 
 
@@ -89,7 +117,7 @@ def longest_piece_in(model: PreTrainedModel) -> int:
 
 
 def tokenizer_beside(folder: Path, name: str) -> Tokenizer:
-    """The tokenizer in a model's folder. Files that only transformers reads are converted by it.
+    """The tokenizer in a model's folder. If only transformers can read its files, that makes one.
 
     Raises:
         UserError: there is none, or it cannot be used.
