@@ -113,7 +113,7 @@ def test_a_reader_that_leaves_early_ends_it_quietly(run_config: dict, write_conf
 def test_what_is_required_is_named_and_settings_are_not(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     leaves_with(2, command)
     said = capsys.readouterr().err.splitlines()[-1]
-    assert re.fullmatch(f"maskloom {command}: error: the following arguments are required: (CONFIG|TARGET|RUN)", said)
+    assert re.fullmatch(f"maskloom {command}: error: the following arguments are required: (CONFIG|TARGET|RUN|MODEL)", said)
 
 
 NOWHERE = {
