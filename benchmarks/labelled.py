@@ -17,11 +17,12 @@ from __future__ import annotations
 
 import argparse
 import gzip
+import itertools
 import json
 import re
 import sysconfig
 import unicodedata
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -34,7 +35,7 @@ from maskloom.files import whole_folder
 WORDNET = Path("/usr/share/wordnet/data.noun")
 GCIDE = Path("/usr/share/dictd/gcide.dict.dz")  # of dictzip, which gzip reads
 TEST_SHARE = 0.25
-TRAIN, TEST = 12_000, 4_000  # examples at most
+TRAIN, TEST = 6_000, 2_000  # examples at most
 FEWEST_WORDS = 3  # of a definition
 
 NOUNS = dict(
@@ -63,7 +64,16 @@ PART = re.compile(
 )
 STARTS = re.compile(r"\S[^\\]* \\")  # a line with the head of an entry, or with the beginning of one
 MARK = re.compile(r"\[(?:[^\[\]]*(?:Webster|WordNet|PJC|Century|Stormonth|RDH|AS)\b[^\[\]]*)\]")
-ACCENTS = {"'": "\u0301", "`": "\u0300", '"': "\u0308", "^": "\u0302", "~": "\u0303", ",": "\u0327", "-": "\u0304"}
+ACCENTS = {
+    "'": "\u0301",
+    "`": "\u0300",
+    '"': "\u0308",
+    "^": "\u0302",
+    "~": "\u0303",
+    ",": "\u0327",
+    "-": "\u0304",
+    "=": "\u0304",
+}
 LIGATURES = {"[oe]": "œ", "[ae]": "æ", "[OE]": "Œ", "[AE]": "Æ"}
 
 PACKAGES = 12
@@ -126,20 +136,25 @@ def gcide_text(entries: Iterable[Entry]) -> Iterator[str]:
 
 
 def docstrings(root: Path) -> Iterator[Labelled]:
-    """Docstrings of the packages below `root` that have most of them, as many of each at most."""
-    by_package: dict[str, list[tuple[str, str]]] = defaultdict(list)
-    for folder in sorted(path for path in root.iterdir() if (path / "__init__.py").is_file()):
-        own = (file for file in folder.rglob("*.py") if "_vendor" not in file.parts)
-        files = sorted(own, key=lambda file: make_key("docstrings", str(file.relative_to(root))))
-        for file in files:
-            name = str(file.relative_to(root))
-            source = Source("documentation", str(file), 0, 0, "", files=(str(file),))
-            by_package[folder.name] += [(text, name) for _, text in read_documentation(source, "text", "file")]
-    most = sorted(by_package, key=lambda name: (-len(by_package[name]), name))[:PACKAGES]
+    """Docstrings of the packages below `root` that have most source, as many of each at most."""
+    files: dict[str, list[Path]] = {}
+    for folder in root.iterdir():
+        if (folder / "__init__.py").is_file():
+            files[folder.name] = [file for file in folder.rglob("*.py") if "_vendor" not in file.parts]
+    most = sorted(files, key=lambda name: (-sum(file.stat().st_size for file in files[name]), name))[:PACKAGES]
     names = re.compile(rf"\w*(?:{'|'.join(map(re.escape, most))})\w*", re.IGNORECASE)
     for package in most:
-        for text, file in by_package[package][:DOCSTRINGS_A_PACKAGE]:
+        found = _docstrings_of(files[package], root)
+        for text, file in itertools.islice(found, DOCSTRINGS_A_PACKAGE):
             yield Labelled(" ".join(names.sub(" ", text).split()), package, file)
+
+
+def _docstrings_of(files: Iterable[Path], root: Path) -> Iterator[tuple[str, str]]:
+    """(text, name of the file), files in the order of a hash."""
+    for name in sorted((str(file.relative_to(root)) for file in files), key=lambda name: make_key("docstrings", name)):
+        path = str(root / name)
+        for _, text in read_documentation(Source("documentation", path, 0, 0, "", files=(path,)), "text", "file"):
+            yield text, name
 
 
 def split(examples: Iterable[Labelled], train: int, test: int) -> tuple[list[Labelled], list[Labelled]]:
@@ -161,13 +176,13 @@ def _entry(lines: list[str]) -> Entry:
     head = HEAD.fullmatch(paragraphs[0])
     if not head:
         return Entry(lines[0].partition(" \\")[0], "", [])
-    rest = head["rest"]
+    rest = _plain(head["rest"])
     part = PART.match(rest)
     if part:
         rest = re.sub(r"^; pl\. [^\[]*(?=\[)", "", rest[part.end() :])
-    while rest.startswith("[") and not MARK.match(rest):  # etymology and inflections
+    while rest.startswith("["):  # etymology and inflections
         rest = _behind_bracket(rest)
-    body = (_plain(paragraph) for paragraph in [rest, *paragraphs[1:]] if not paragraph.startswith("Syn:"))
+    body = [rest, *(_plain(paragraph) for paragraph in paragraphs[1:] if not paragraph.startswith("Syn:"))]
     return Entry(_plain(head["word"]), part[1] if part else "", [paragraph for paragraph in body if paragraph])
 
 
@@ -186,7 +201,7 @@ def _plain(text: str) -> str:
     text = MARK.sub("", text).replace("{", "").replace("}", "")
     for spelled, letter in LIGATURES.items():
         text = text.replace(spelled, letter)
-    text = re.sub(r"\[(['`\"^~,-])([A-Za-z])\]|\[([A-Za-z])(['`\"^~,-])\]", _accented, text)
+    text = re.sub(r"\[(['`\"^~,=-])([A-Za-z])\]|\[([A-Za-z])(['`\"^~,=-])\]", _accented, text)
     return " ".join(text.split())
 
 

@@ -312,7 +312,7 @@ def test_a_recipe_names_its_source_and_what_differs(path: Path) -> None:
     comment = " ".join(line.removeprefix("#").strip() for line in path.read_text().splitlines() if line.startswith("#"))
     assert re.search(r"arXiv:\d{4}\.\d{5}", comment)
     assert "As there" in comment or "As in" in comment
-    differs = comment[comment.index("Different here") :]
+    differs = comment[comment.index("Differs: ") :]
     config = load_config(path)
     assert config.masking.rate == 0.15
     assert config.model.hidden_dropout_prob == 0.1
@@ -341,22 +341,30 @@ def test_the_lamb_recipe_is_nvidias() -> None:
 def test_the_modernbert_recipe_is_its_papers() -> None:
     """Counted in tokens, from the rows of every step."""
     config = load_config(CONFIGS / "modernbert_base.yaml")
-    first, second = config.phases
+    first, second, third = config.phases
     assert first.batch_warmup
     growing, rest = first.batch_warmup.steps, first.steps - first.batch_warmup.steps
     grown = growing * (first.batch_warmup.from_rows + first.global_batch_rows) / 2 * first.seq_len
-    assert grown == pytest.approx(50e9, rel=1e-3)
-    assert grown + rest * first.global_batch_rows * first.seq_len == pytest.approx(1719e9, rel=1e-3)
+    # Rows are multiples of the lanes, so half a lane's rows are missing in the mean step.
+    assert grown == pytest.approx(50e9, rel=4e-2)
     step_tokens = second.global_batch_rows * second.seq_len
-    assert second.steps * step_tokens == pytest.approx(300e9, rel=1e-3)
-    assert (config.optimizer.decay_steps or 0) * step_tokens == pytest.approx(50e9, rel=1e-3)
+    assert third.global_batch_rows * third.seq_len == first.global_batch_rows * first.seq_len == step_tokens
+    assert rest * step_tokens == pytest.approx(1669e9, rel=1e-3)
+    assert second.steps * step_tokens == pytest.approx(250e9, rel=1e-3)
+    assert third.steps * step_tokens == pytest.approx(50e9, rel=1e-3)
     slope = (first.global_batch_rows - first.batch_warmup.from_rows) / growing
     warm = config.optimizer.warmup_steps
     warm_tokens = (warm * first.batch_warmup.from_rows + slope * warm**2 / 2) * first.seq_len
-    assert warm_tokens == pytest.approx(3e9, rel=1e-3)
-    assert [part.lr for part in config.schedules] == [8e-4, 3e-4]
+    assert warm_tokens == pytest.approx(3e9, rel=1e-1)
+    assert [part.lr for part in config.schedules] == [8e-4, 3e-4, 3e-4]
+    assert (config.optimizer.name, config.optimizer.schedule) == ("adamw", "constant")
+    assert third.rewarm_up and (third.rewarm_up.schedule, third.rewarm_up.final_lr_share) == ("1-sqrt", 0.001)
     assert config.optimizer.weight_decay * config.optimizer.lr == pytest.approx(1e-5)
-    assert [(phase.seq_len, phase.global_rope_theta) for phase in config.phases] == [(1024, 1e4), (8192, 16e4)]
+    assert [(phase.seq_len, phase.global_rope_theta) for phase in config.phases] == [
+        (1024, 1e4),
+        (8192, 16e4),
+        (8192, None),
+    ]
     assert (config.masking.rate, config.evaluation.mask_rate) == (0.3, 0.15)
     assert config.model == ModernBert(vocab_multiple=64)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,7 @@ class Record:
     @property
     def command(self) -> str:
         """What trains it, with seed 0."""
-        return " ".join(["maskloom train", self.config, "--processes 2", *self.overrides])
+        return shlex.join(["maskloom", "train", self.config, "--processes", "2", *self.overrides])
 
     def loaded(self, *more: str) -> RunConfig:
         """Its configuration."""
@@ -63,15 +64,21 @@ def read_records(path: Path = RECORDS) -> list[Record]:
     return records
 
 
+def recipe_of(record: Record) -> str:
+    """Digest of a record's settings, without those that say where its files are, and without the seed."""
+    elsewhere = {"run_dir": True, "tokenizer": True, "seed": True, "data": {"train"}}
+    settings = record.loaded().model_dump(mode="json", exclude=elsewhere)
+    return _digest(json.dumps(settings, sort_keys=True).encode())[:16]
+
+
 def key_of(record: Record, data: Path, seed: int, processes: int) -> str:
     """Digest of all that decides a result.
 
     Args:
         data: folder with `shards` and `tokenizer`.
     """
-    settings = record.loaded(f"seed={seed}").model_dump(mode="json", exclude={"run_dir", "data", "tokenizer"})
     files = [data / "shards" / "index.json", data / "tokenizer" / "tokenizer.json"]
-    said = [json.dumps(settings, sort_keys=True), *(_digest(file.read_bytes()) for file in files), str(processes)]
+    said = [recipe_of(record), *(_digest(file.read_bytes()) for file in files), str(seed), str(processes)]
     return _digest("\n".join(said).encode())[:16]
 
 

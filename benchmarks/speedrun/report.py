@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from maskloom.errors import UserError
-from speedrun.records import Record
+from speedrun.records import Record, recipe_of
 
 BEGIN = "<!-- records: written by python benchmarks/speedrun.py --report -->"
 END = "<!-- end of records -->"
@@ -55,9 +55,9 @@ def table(records: Sequence[Record], results: Mapping[str, dict[str, Any]]) -> s
 
 
 def newest(record: Record, results: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The newest result of each seed of a record, as its command is today, in the order of the seeds."""
-    found: dict[int, dict[str, Any]] = {}
+    """The newest result of each seed of a record, as its settings are today, in the order of the seeds."""
+    recipe, found = recipe_of(record), {}
     for result in sorted(results, key=lambda result: result["date"]):
-        if result["name"] == record.name and result["command"] == record.command:
+        if result["name"] == record.name and result["recipe"] == recipe:
             found[result["seed"]] = result
     return [found[seed] for seed in sorted(found)]

@@ -16,7 +16,7 @@ from machine import stamp
 
 from maskloom.errors import UserError
 from speedrun.meter import VARIABLE
-from speedrun.records import FIXED, LIMIT_CPU_S, ROOT, Record
+from speedrun.records import FIXED, LIMIT_CPU_S, ROOT, Record, recipe_of
 
 PACKAGES = "maskloom torch deepspeed transformers tokenizers".split()
 
@@ -45,6 +45,7 @@ def measure(record: Record, data: Path, seed: int, processes: int, quiet: bool =
         )
     return {
         "name": record.name,
+        "recipe": recipe_of(record),
         "seed": seed,
         "steps": figures["step"],
         "loss": figures["evaluation_loss"],

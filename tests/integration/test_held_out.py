@@ -44,7 +44,7 @@ def runs(corpus_dir: Path, tokenizer_dir: Path, labelled: Path, tmp_path_factory
     """A folder with these runs of two ranks:
 
     whole   evaluates, keeps the best checkpoint, probes, and ends early
-    killed  the same, killed twice and resumed
+    killed  the same, killed before its end and resumed
     plain   without evaluations, and no longer than `whole` came
     third, plain-third  a few steps at ZeRO-3, the one with evaluations and probes, the other without
     fork    begun from `whole` before its end
@@ -85,9 +85,9 @@ def runs(corpus_dir: Path, tokenizer_dir: Path, labelled: Path, tmp_path_factory
     )
     killed = write("killed", STEPS, evaluation=patience, checkpoint=best)
     end = end_of(folder / "whole")
-    for step in (end // 2 + 1, end - 1):
-        patch = functools.partial(die_after, step)
-        train_in_ranks([killed], 2, folder / "log", expect=-signal.SIGKILL, patch=patch)
+    # After the best checkpoint, and amid the evaluations that bring no lower loss.
+    patch = functools.partial(die_after, end - 1)
+    train_in_ranks([killed], 2, folder / "log", expect=-signal.SIGKILL, patch=patch)
     origin = f"{folder / 'whole'}@{step_of(saved_folders(folder / 'whole')[1])}"
     fork = write("fork", end, evaluation=evaluation, checkpoint=best, **{"from": origin})
     train_in_ranks([killed, write("plain", end + 1), fork], 2, folder / "log")

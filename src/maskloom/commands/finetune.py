@@ -19,6 +19,7 @@ import contextlib
 import dataclasses
 import importlib.util
 import json
+import os
 import signal
 import tempfile
 from collections.abc import Callable, Iterator
@@ -88,6 +89,7 @@ def run(options: argparse.Namespace) -> int:
     tell: Callable[[str], None] = _silent if options.json else say
     with contextlib.ExitStack() as stack:
         stack.enter_context(_stopped_like_ctrl_c())
+        stack.enter_context(_environment_kept())
         partial = stack.enter_context(whole_folder(options.out)) if options.out else None
         work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="maskloom-finetune-", dir=partial)))
         results = _finetune(options, work, tell, partial)
@@ -224,7 +226,7 @@ def _results(options: argparse.Namespace, data: Data, settings: Settings, outcom
         "examples": {name: len(part) for name, part in data.parts().items()},
         "settings": dataclasses.asdict(settings),
         "cut": dict(outcome.cut),
-        "drawn": list(outcome.drawn),
+        "drawn": [] if options.from_scratch else list(outcome.drawn),
         "seeds": [{"seed": seed, **figures} for seed, figures in outcome.seeds.items()],
         "mean": outcome.means,
         "standard_deviation": outcome.deviations,
@@ -273,6 +275,17 @@ def _need_packages() -> None:
 
 def _silent(line: str) -> None:
     """Say nothing."""
+
+
+@contextlib.contextmanager
+def _environment_kept() -> Iterator[None]:
+    """Take out what libraries put into the environment as they are imported or used: other programs would get it."""
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ from maskloom.errors import UserError
 from maskloom.models.build import build_defined
 from maskloom.models.description import check_description, read_tree
 from maskloom.models.foreign import check_rows, lacking, load_foreign, tokenizer_beside
+from maskloom.models.freezing import FROZEN
 from maskloom.models.masked_lm import MaskedLM
 from maskloom.models.warm_start import folder_of, load_checkpoint, open_checkpoint
 from maskloom.tokenizers.base import Tokenizer
@@ -46,6 +47,10 @@ def load_run(run: Path, step: Which, overrides: Sequence[str] = ()) -> LoadedRun
     tokenizer = load_tokenizer(run / "model")
     state = read_state(folder)
     model = build_defined(run / "model", changes=config.model_at(state.step))
+    if config.model.freeze and not (run / "model" / FROZEN).exists():
+        raise UserError(
+            f"{run / 'model' / FROZEN} is missing: it holds the weights that the run did not train. Restore it"
+        )
     weights = full_precision_weights(folder)
     try:
         model.load_state_dict(weights)
@@ -102,7 +107,7 @@ def load_named(source: str, step: Which = None, takes_any: bool = False) -> Load
     if step is not None:
         raise UserError(f"--step is for a run, and {source} is not a run: it has no config.yaml")
     folder = checkpoint_folder(source)
-    if takes_any and not _is_computed(folder, source):
+    if takes_any and not is_computed(folder, source):
         model = load_foreign(folder, source)
     else:
         model, missing, _ = load_checkpoint(open_checkpoint(str(folder), source))
@@ -137,7 +142,7 @@ def checkpoint_folder(source: str) -> Path:
     return folder_of(name, source, revision if at else None)
 
 
-def _is_computed(folder: Path, source: str) -> bool:
+def is_computed(folder: Path, source: str) -> bool:
     """Whether a checkpoint is of an architecture of ours, and asks for what our forward computes."""
     try:
         check_description(read_tree(folder, source), source)

@@ -1,7 +1,7 @@
-"""Any masked language model of Hugging Face's: also of architectures that maskloom does not train.
+"""Any masked language model or encoder of Hugging Face's: also of architectures that maskloom does not train.
 
-Its own class computes it. Such a model can be scored and can fill masks; `models.warm_start` opens those to train. No code of a
-checkpoint is run.
+Its own class computes it. Such a model can be scored and probed, and can fill masks; `models.warm_start` opens those to train.
+No code of a checkpoint is run.
 """
 
 from __future__ import annotations
@@ -60,6 +60,36 @@ def load_foreign(folder: Path, name: str) -> PreTrainedModel:
         raise UserError(f"{name} cannot be loaded: {why}") from None
     if missing := sorted(report["missing_keys"]):
         raise lacking(name, type(model).__name__, missing)
+    return model.eval()
+
+
+def load_encoder_of(folder: Path, name: str) -> PreTrainedModel:
+    """An encoder by Hugging Face's own class, without a head, in fp32 and evaluation mode.
+
+    Raises:
+        UserError: it has a decoder, it cannot be loaded, or weights of the encoder are missing.
+    """
+    from transformers import AutoConfig, AutoModel
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        if getattr(config, "is_encoder_decoder", False) or getattr(config, "is_decoder", False):
+            raise UserError(f"{name} has a decoder: only encoders give vectors that see a text from both sides")
+        model, report = AutoModel.from_pretrained(
+            folder, config=config, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
+        )
+    except UserError:
+        raise
+    except Exception as error:  # the library raises many kinds
+        why = why_no_weights(folder) if not _has_weights(folder) else " ".join(str(error).split())
+        raise UserError(f"{name} cannot be loaded: {why}") from None
+    if missing := sorted(weight for weight in report["missing_keys"] if "pooler" not in weight):
+        raise UserError(
+            f"{name} is not a whole {type(model).__name__}: it lacks {len(missing)} weights, such as {missing[0]}"
+        )
     return model.eval()
 
 

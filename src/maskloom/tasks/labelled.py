@@ -227,9 +227,32 @@ def _parquet(path: Path) -> _Table:
         with pyarrow.parquet.ParquetFile(path, page_checksum_verification=True) as file:
             table = file.read()
             columns = {name: table.column(name).to_pylist() for name in table.column_names}
+            features = _features_in(table.schema.metadata)
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is damaged, or not a Parquet file: {shortened(one_line(str(error)))}") from None
+    _name_classes(columns, features)
     return _Table(columns, str(path), list(range(1, table.num_rows + 1)), "row")
+
+
+def _features_in(metadata: Mapping[bytes, bytes] | None) -> Mapping[str, Any]:
+    """What `datasets` wrote of the columns into a Parquet file; nothing if another program wrote it."""
+    written = (metadata or {}).get(b"huggingface")
+    if written is None:
+        return {}
+    import datasets
+
+    try:
+        found: Mapping[str, Any] = datasets.Features.from_dict(parse_json(written)["info"]["features"])
+    except Exception:  # of another version: numbers of classes stay numbers
+        return {}
+    return found
+
+
+def _name_classes(columns: dict[str, list[Any]], features: Mapping[str, Any]) -> None:
+    """Turn numbers of classes into their names, in the columns of which `datasets` knows them."""
+    for name in columns.keys() & features.keys():
+        if namer := _namer(features[name]):
+            columns[name] = [None if value is None else namer(value) for value in columns[name]]
 
 
 def _saved(folder: Path, split: str | None) -> _Table:
@@ -252,9 +275,7 @@ def _saved(folder: Path, split: str | None) -> _Table:
     elif split is not None:
         raise UserError(f"{folder} holds one split without a name: leave out '{split}'")
     columns = {name: list(found[name]) for name in found.column_names}
-    for name, feature in found.features.items():
-        if namer := _namer(feature):
-            columns[name] = [None if value is None else namer(value) for value in columns[name]]
+    _name_classes(columns, found.features)
     return _Table(columns, source, list(range(1, found.num_rows + 1)), "row")
 
 

@@ -1,10 +1,9 @@
-"""What a frozen encoder knows of labels: logistic regression over the vectors of texts, by scikit-learn.
+"""What a frozen encoder knows of labels: scikit-learn's logistic regression over the vectors of texts.
 
     texts -> encode -> [N, F] -> standardised -> logistic regression, C by cross-validation -> accuracy, macro F1
 
-Of a pair, the features are |u - v| and u * v of its two vectors (Conneau et al., 2017, "Supervised Learning of Universal
-Sentence Representations"). The strength of the regularisation, C, is chosen on the training examples alone. So the examples
-that are tested choose nothing.
+A pair has two vectors, u and v. Its features are |u - v| and u * v, as in InferSent (Conneau et al., 2017). C, how freely the
+weights may grow, is chosen on the training part alone. The test part chooses nothing.
 
 Shapes: N examples, D size of a vector, F features.
 """
@@ -12,7 +11,6 @@ Shapes: N examples, D size of a vector, F features.
 from __future__ import annotations
 
 import contextlib
-import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -26,12 +24,17 @@ from maskloom.tasks.labelled import Examples
 
 Floats = NDArray[np.float32]
 Encode = Callable[[Sequence[str]], Floats]
-STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-"""C of scikit-learn's LogisticRegression over standardised features; smaller is stronger."""
+STRENGTHS = (3e-4, 3e-3, 3e-2, 3e-1)
+"""Values of C that are tried. With a small one, weights stay small. Each feature has mean 0 and deviation 1."""
 FOLDS = 3
-MOST_TO_CHOOSE = 3000
-"""Training examples that the choice of C looks at: it costs more than the fit itself, and more change it little."""
+MOST_TO_CHOOSE = 2000
+"""Texts of the training part that choose C: the choice costs more than the fit, and more of them change it little."""
 MOST_ROUNDS = 300
+TOLERANCE = 1e-3
+SMALLEST = 1e-6  # a feature that deviates less is constant but for rounding
+SPARSE_STRENGTHS = (1.0, 3.0, 10.0, 30.0)
+"""The same for TF-IDF, which is taken as it is."""
+MOST_WORDS = 20_000
 
 
 def probe(encode: Encode, train: Examples, test: Examples, seeds: Sequence[int] = (0,)) -> dict[str, float]:
@@ -42,11 +45,11 @@ def probe(encode: Encode, train: Examples, test: Examples, seeds: Sequence[int] 
         seeds: of the examples that choose C, and their folds. Figures are means over them.
 
     Returns:
-        of the test examples `accuracy`, `macro_f1` (mean over the classes that they have), and `most_frequent`: the accuracy of
-        always answering the class that is most frequent in the training examples; and `examples`, their number.
+        of the test part `accuracy`; `macro_f1`, a mean over the classes that it has; `most_frequent`, the accuracy of the one
+        class that `train` has most of; and `examples`, how many it has.
 
     Raises:
-        UserError: scikit-learn is missing, labels are not classes, or there are fewer than two classes.
+        UserError: scikit-learn is missing, or the labels are not two or more classes.
     """
     check(train, test)
     fitted = [fit(features(encode, train), train.labels, features(encode, test), test.labels, seed) for seed in seeds]
@@ -78,35 +81,51 @@ def features(encode: Encode, examples: Examples) -> Floats:
     return np.concatenate([np.abs(first - second), first * second], axis=1)
 
 
+def bag_of_words(train: Examples, test: Examples, seed: int = 0) -> dict[str, float]:
+    """What the words tell without an encoder: as `probe`, over TF-IDF of words and of pairs of words.
+
+    It learns a weight for each word and class. So it is not a lower bound: with many labels it may beat a small encoder.
+    """
+    check(train, test)
+    with _needs_sklearn():
+        from sklearn.feature_extraction.text import TfidfVectorizer
+
+    vectorizer = TfidfVectorizer(ngram_range=(1, 2), min_df=2, max_features=MOST_WORDS, sublinear_tf=True)
+
+    def joined(examples: Examples) -> list[str]:
+        if examples.pairs is None:
+            return examples.texts
+        return [f"{text}\n{other}" for text, other in zip(examples.texts, examples.pairs, strict=True)]
+
+    try:
+        known = vectorizer.fit_transform(joined(train))
+    except ValueError:  # no word is in two texts
+        return fit(np.zeros((len(train), 1)), train.labels, np.zeros((len(test), 1)), test.labels, seed)
+    return fit(known, train.labels, vectorizer.transform(joined(test)), test.labels, seed)
+
+
 def fit(train: Any, train_labels: Sequence[Any], test: Any, test_labels: Sequence[Any], seed: int) -> dict[str, float]:
     """Fit on the features of the training examples and score those of the test.
 
     Args:
-        train, test: float32 [N, F], or sparse matrices of that shape.
+        train, test: [N, F]. An array is brought to mean 0 and deviation 1; a sparse matrix is taken as it is.
         seed: of the examples that choose C, and their folds.
 
     Returns:
         as `probe`.
     """
     with _needs_sklearn():
-        from sklearn.exceptions import ConvergenceWarning
-        from sklearn.linear_model import LogisticRegression
         from sklearn.metrics import f1_score
-        from sklearn.pipeline import make_pipeline
-        from sklearn.preprocessing import StandardScaler
 
     truth, known = np.asarray(test_labels), np.asarray(train_labels)
-    dense = isinstance(train, np.ndarray)
-
-    def classifier(strength: float) -> Any:
-        # Sparse features keep their zeros: they are scaled and not centred.
-        scaler = StandardScaler(with_mean=dense)
-        return make_pipeline(scaler, LogisticRegression(C=strength, max_iter=MOST_ROUNDS, tol=1e-3))
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # a weak C may need more rounds; it is then not the best
-        strength = _choose_strength(classifier, train, known, seed)
-        guessed = classifier(strength).fit(train, known).predict(test)
+    if isinstance(train, np.ndarray):
+        mean, deviation = train.mean(0), train.std(0)
+        train, test = (((part - mean) / np.maximum(deviation, SMALLEST)).astype(np.float32) for part in (train, test))
+        strengths: tuple[float, ...] = STRENGTHS
+    else:
+        strengths = SPARSE_STRENGTHS
+    strength = _choose_strength(strengths, train, known, seed)
+    guessed = _fitted(strength, train, known).predict(test)
     names, counts = np.unique(known, return_counts=True)
     return {
         "accuracy": float(np.mean(guessed == truth)),
@@ -116,23 +135,32 @@ def fit(train: Any, train_labels: Sequence[Any], test: Any, test_labels: Sequenc
     }
 
 
-def _choose_strength(classifier: Callable[[float], Any], features: Any, labels: NDArray[Any], seed: int) -> float:
-    """The C that predicts best in cross-validation; the strongest of equals."""
-    from sklearn.model_selection import StratifiedKFold, cross_val_score
+def _fitted(strength: float, features: Any, labels: NDArray[Any]) -> Any:
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
 
-    names, counts = np.unique(labels, return_counts=True)
-    common = np.flatnonzero(np.isin(labels, names[counts >= FOLDS]))  # a class needs an example in each fold
-    if len(np.unique(labels[common])) < 2:
-        return STRENGTHS[len(STRENGTHS) // 2]
-    chosen = np.random.RandomState(seed).permutation(common)[:MOST_TO_CHOOSE]
-    folds = StratifiedKFold(FOLDS, shuffle=True, random_state=seed)
-    scores = []
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # a rare class may have too few examples left for each fold
-        for strength in STRENGTHS:
-            score = float(np.mean(cross_val_score(classifier(strength), features[chosen], labels[chosen], cv=folds)))
-            scores.append(score if math.isfinite(score) else -1.0)
-    return STRENGTHS[int(np.argmax(scores))]
+        warnings.simplefilter("ignore", ConvergenceWarning)  # the figures no longer change by then
+        return LogisticRegression(C=strength, max_iter=MOST_ROUNDS, tol=TOLERANCE).fit(features, labels)
+
+
+def _choose_strength(strengths: Sequence[float], features: Any, labels: NDArray[Any], seed: int) -> float:
+    """The C that guesses best over the folds; of equals the smallest."""
+    from sklearn.model_selection import StratifiedKFold
+
+    chosen = np.random.RandomState(seed).permutation(len(labels))[:MOST_TO_CHOOSE]
+    names, counts = np.unique(labels[chosen], return_counts=True)
+    chosen = chosen[np.isin(labels[chosen], names[counts >= FOLDS])]  # a class needs an example in each fold
+    features, labels = features[chosen], labels[chosen]
+    if len(np.unique(labels)) < 2:
+        return strengths[len(strengths) // 2]
+    hits = np.zeros(len(strengths))
+    folds = StratifiedKFold(FOLDS, shuffle=True, random_state=seed).split(features, labels)
+    for learned, held in folds:
+        for place, strength in enumerate(strengths):
+            model = _fitted(strength, features[learned], labels[learned])
+            hits[place] += np.sum(model.predict(features[held]) == labels[held])
+    return strengths[int(np.argmax(hits))]
 
 
 def split_by_hash(examples: Examples, share: float, seed: int) -> tuple[Examples, Examples]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -175,8 +174,8 @@ class _Lines(TrainerCallback):
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep libraries from printing, and from leaving variables in the environment."""
-    before, level = dict(os.environ), transformers_logging.get_verbosity()
+    """Keep libraries from printing."""
+    level = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     try:
         with warnings.catch_warnings():
@@ -184,5 +183,3 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         transformers_logging.set_verbosity(level)
-        os.environ.clear()
-        os.environ.update(before)

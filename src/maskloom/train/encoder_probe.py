@@ -1,8 +1,7 @@
 """The probe with an evaluation (`evaluation.probe`): how well labels are read off the encoder's vectors.
 
-Every rank computes the vectors of all texts. So all make the same calls of the model, which ZeRO-3 needs, and nothing is sent.
-The first rank fits the logistic regression, and tells the others. It draws nothing from torch's generator, and the model is in
-evaluation mode: training does not notice.
+Every rank works out the vectors of all texts. So all make the same calls of the model, as ZeRO-3 needs, and nothing is sent. The
+first rank fits, and tells the others. Nothing is drawn from torch's generator, and dropout is off: the training stays the same.
 """
 
 from __future__ import annotations

@@ -60,9 +60,9 @@ def loop(trainer: Trainer, run: RunDir, metrics: Metrics, watch: Watch) -> bool:
         if result.refusal and must_roll_back(trainer.guard, config.guard):
             with watch.section("load", set_timeouts):
                 roll_back(trainer, batch, result.counts, result.refusal)
+            catch_up(trainer, metrics)
             metrics.begin_at(trainer.step, trainer.tokens_seen())
             run.record("running", trainer.step)
-            catch_up(trainer, metrics)
             save_is_due = False
             continue
         metrics.time_left.stepped(result.step)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from maskloom.config import Evaluation, Phase, RunConfig
+from maskloom.config import Evaluation, Optimizer, Phase, RewarmUp, RunConfig
 from maskloom.config_file import load_config, rechecked
 from maskloom.data.batch import Layout
 from maskloom.data.cursors import first_cursors
@@ -29,7 +29,7 @@ from maskloom.models.freezing import freeze, frozen_note, frozen_weights, load_f
 from maskloom.models.masked_lm import MaskedLM, attention_dropout_of, head_size_of
 from maskloom.models.warm_start import tokenizer_of
 from maskloom.processes import temporary_folder
-from maskloom.progress import say, size, warn
+from maskloom.progress import say, size, tokens, warn
 from maskloom.train import checkpoint
 from maskloom.train.checkpoint.fit import stored_tokenizing
 from maskloom.train.checkpoint.state import identity
@@ -267,6 +267,12 @@ def _intervals_of(run: Path, world: World) -> list[PassedOver]:
     return [PassedOver.from_json(values) for values in gather_objects(mine, world)[0]]
 
 
+def _lengths(schedule: Optimizer | RewarmUp) -> str:
+    """The steps of the parts of a schedule that are given, or follow from tokens."""
+    parts = (("warm-up", schedule.warmup_steps), ("decay", schedule.decay_steps))
+    return "".join(f", {name} {steps:,} steps" for name, steps in parts if steps)
+
+
 def announce(trainer: Trainer, origin: str, attention: str) -> None:
     """Say what is about to be trained, and with what.
 
@@ -290,17 +296,24 @@ def announce(trainer: Trainer, origin: str, attention: str) -> None:
         f"{torch.get_num_threads()} thread(s) a rank"
     )
     say(f"attention: {attention}")
-    say(f"optimizer: {trainer.engine.optimizer_title()}, schedule {config.optimizer.schedule}")
+    say(
+        f"optimizer: {trainer.engine.optimizer_title()}, schedule {config.optimizer.schedule}{_lengths(config.optimizer)}"
+    )
     if trainer.labelled:
         say(f"probe: {trainer.labelled.title}")
     for number, (phase, layout) in enumerate(zip(config.phases, trainer.layouts, strict=True)):
         waste = f", {layout.waste:.1%} of the rows are filling" if layout.waste else ""
         say(
             f"phase {number}: {phase.steps:,} steps of {phase.global_batch_rows} rows of {phase.seq_len}, in "
-            f"{layout.micro_batches} micro-batch(es) of {layout.micro_batch_rows} rows a rank{waste}"
+            f"{layout.micro_batches} micro-batch(es) of {layout.micro_batch_rows} rows a rank{waste}; "
+            f"{tokens(plan.phases[number].rows_before(phase.steps) * plan.lanes * phase.seq_len)} token slots in all"
         )
         if phase.batch_warmup:
             say(f"  its batch grows from {phase.batch_warmup.from_rows} rows in {phase.batch_warmup.steps:,} steps")
+        if phase.rewarm_up:
+            again = phase.rewarm_up
+            shape = f", {again.schedule}" if again.schedule else ""
+            say(f"  a learning rate of its own: {again.lr:g}{shape}{_lengths(again)}")
         for name, value in phase.changes_of_model.items():
             say(f"  {name} is {value:,g} from here on")
     if trainer.step == plan.total_steps:

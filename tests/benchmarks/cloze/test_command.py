@@ -18,7 +18,7 @@ from maskloom.tokenizers.base import Tokenizer
 
 def word_of(tokenizer: Tokenizer) -> str:
     """A word that is one token."""
-    return next(token for token in tokenizer.vocabulary if token.isalpha() and len(token) > 1)
+    return next(token for token in sorted(tokenizer.vocabulary) if token.isalpha() and len(token) > 1)
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def test_hits_are_counted_and_known_sentences_left_out(
     words = " ".join(document.split()[:12])
     known = words.partition(" ")
     word = word_of(tokenizer)
-    frame = f"{word} [MASK] {word} {word}"
+    frame = f"{word} [MASK]{f' {word}' * 20}"  # which the text does not have
     lines = [f"[MASK] {known[2]}\t{known[0]}", f"{frame}\t{word}", f"{frame}\tzq9"]
     sentences = tmp_path / "sentences.tsv"
     sentences.write_text("\n".join(lines) + "\n")

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from speedrun.records import Record, keep_result, key_of, read_records, read_results
+from speedrun.records import Record, keep_result, key_of, read_records, read_results, recipe_of
 
 from maskloom.errors import UserError
 
@@ -44,6 +44,12 @@ def test_a_key_holds_all_that_decides_a_result(data: Path) -> None:
 def test_the_folder_of_a_run_does_not_decide_it(data: Path) -> None:
     elsewhere = replace(RECORD, overrides=("run_dir=elsewhere",))
     assert key_of(elsewhere, data, 0, 2) == key_of(RECORD, data, 0, 2)
+
+
+def test_how_text_is_read_is_part_of_a_recipe() -> None:
+    """It costs CPU-seconds, so it decides whether a training is a record."""
+    assert recipe_of(replace(RECORD, overrides=("data.train=elsewhere", "seed=7"))) == recipe_of(RECORD)
+    assert recipe_of(replace(RECORD, overrides=("data.workers=3",))) != recipe_of(RECORD)
 
 
 def test_results_are_kept_beside_the_others(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from speedrun.records import Record
+from speedrun.records import Record, recipe_of
 from speedrun.report import BEGIN, END, newest, table, write_report
 
 from maskloom.errors import UserError
@@ -15,7 +15,9 @@ RECORD = Record("first", "the beginning", "configs/quickstart.yaml", ("optimizer
 OTHER = Record("second", "not measured", "configs/quickstart.yaml")
 
 
-def result(seed: int, loss: float, date: str = "2026-01-01T00:00:00", command: str = RECORD.command) -> dict[str, Any]:
+def result(
+    seed: int, loss: float, date: str = "2026-01-01T00:00:00", recipe: str = recipe_of(RECORD)
+) -> dict[str, Any]:
     return {
         "name": "first",
         "seed": seed,
@@ -23,7 +25,8 @@ def result(seed: int, loss: float, date: str = "2026-01-01T00:00:00", command: s
         "cpu_s": 200.0 + seed,
         "steps": 1400,
         "date": date,
-        "command": command,
+        "recipe": recipe,
+        "command": RECORD.command,
         "cpu": "a CPU",
         "cores": 2,
         "commit": "0123",
@@ -38,8 +41,8 @@ def test_a_row_has_the_mean_and_each_seed() -> None:
     assert "not measured" not in text
 
 
-def test_a_result_of_another_command_is_not_of_this_row() -> None:
-    old = result(0, 9.0, command="maskloom train before")
+def test_a_result_of_other_settings_is_not_of_this_row() -> None:
+    old = result(0, 9.0, recipe="another")
     assert newest(RECORD, [old]) == []
     first, second = result(0, 4.0), result(0, 3.0, date="2026-02-01T00:00:00")
     assert newest(RECORD, [second, old, first]) == [second]

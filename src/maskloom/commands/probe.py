@@ -1,0 +1,151 @@
+"""What frozen encoders know of labels: logistic regression over their vectors of texts.
+
+MODEL is a run, RUN@STEP or RUN@best, a folder with a Hugging Face encoder and its tokenizer, or a name on the Hub. DATA is a
+.csv, .tsv, .jsonl or .parquet file, or a folder that `datasets` saved. Several models are probed on the same examples.
+
+Without --test, a fifth of the examples is tested. A hash of the text decides which; with each seed others.
+
+example:
+  maskloom probe runs/quickstart reviews.csv --random --baseline
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from maskloom.commands.arguments import add_step, natural, positive
+from maskloom.commands.encoders import Encoder, load_encoder
+from maskloom.errors import UserError
+from maskloom.progress import show
+from maskloom.tasks.encoding import Floats, mean_pooled
+from maskloom.tasks.labelled import Examples, read_examples, splits_of
+from maskloom.tasks.probe import bag_of_words, check, features, fit, split_by_hash
+
+TEST_SHARE = 0.2
+TEST_SPLITS = ("validation", "validation_matched", "test")
+"""Splits of a saved dataset that are tested, the first that there is: test splits often have no labels."""
+SEQ_LEN = 128
+SLOTS = 2048  # of a forward
+
+Figures = list[dict[str, float]]
+"""Of each seed."""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("models", nargs="+", metavar="MODEL")
+    add("data", metavar="DATA")
+    add("--test", metavar="DATA", help="examples to test, of the same columns")
+    add("--text", metavar="COLUMN", help="column of the texts (default: guessed from its name)")
+    add("--pair", metavar="COLUMN", help="column of the second text of a pair")
+    add("--label", metavar="COLUMN", help="column of the classes")
+    add_step(parser)
+    add("--random", action="store_true", help="probe each model with random weights, too")
+    add("--baseline", action="store_true", help="probe the words of the texts, too (TF-IDF)")
+    add("--seeds", type=positive, default=1, metavar="N", help="repeat with so many seeds (default: 1)")
+    add("--seed", type=natural, default=0, help="the first of them (default: 0)")
+    add("--seq-len", type=positive, default=SEQ_LEN, help=f"tokens of a text that are read (default: {SEQ_LEN})")
+    add("--json", action="store_true", help="print one JSON object, with the figures of each seed")
+
+
+def run(options: argparse.Namespace) -> int:
+    parts = _examples(options)
+    seeds = range(options.seed, options.seed + options.seeds)
+    sides = []
+    for seed in seeds:
+        train, test = parts if len(parts) == 2 else split_by_hash(parts[0], TEST_SHARE, seed)
+        check(train, test)
+        sides.append((train, test))
+    rows = []
+    for name, figures in _probed(options, parts, sides, seeds):
+        rows.append({"model": name} | {key: [each[key] for each in figures] for key in ("accuracy", "macro_f1")})
+        most_frequent = [each["most_frequent"] for each in figures]
+    train, test = sides[0]
+    found = {
+        "data": options.data,
+        "train_examples": len(train),
+        "test_examples": len(test),
+        "classes": len({str(label) for label in train.labels}),
+        "seeds": list(seeds),
+        "most_frequent": most_frequent,
+        "models": rows,
+    }
+    show(json.dumps(found) if options.json else "\n".join(_table(found)))
+    return 0
+
+
+def _examples(options: argparse.Namespace) -> list[Examples]:
+    """Training and test examples, or one part that is to be split."""
+    columns = {"text_column": options.text, "pair_column": options.pair, "label_column": options.label}
+    if options.test is not None:
+        return [read_examples(path, **columns, kind="classes") for path in (options.data, options.test)]
+    splits = splits_of(options.data)
+    tested = next((name for name in TEST_SPLITS if name in splits), None)
+    if "train" in splits and tested:
+        return [read_examples(options.data, **columns, split=split, kind="classes") for split in ("train", tested)]
+    return [read_examples(options.data, **columns, kind="classes")]
+
+
+def _probed(
+    options: argparse.Namespace, parts: Sequence[Examples], sides: Sequence[tuple[Examples, Examples]], seeds: range
+) -> Iterator[tuple[str, Figures]]:
+    """(name, figures of each seed) of every row of the table."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    for source in options.models:
+        encoder = load_encoder(source, options.step)
+        vectors = _Vectors(encoder, encoder.model.to(device), options.seq_len, parts)
+        yield encoder.source, [vectors.probe(*side, seed) for side, seed in zip(sides, seeds, strict=True)]
+        if options.random:
+            figures = []
+            for side, seed in zip(sides, seeds, strict=True):
+                vectors = _Vectors(encoder, encoder.fresh(seed).to(device), options.seq_len, parts)
+                figures.append(vectors.probe(*side, seed))
+            yield f"{source} with random weights", figures
+    if options.baseline:
+        yield "words (TF-IDF)", [bag_of_words(*side, seed) for side, seed in zip(sides, seeds, strict=True)]
+
+
+class _Vectors:
+    """The vectors of all texts by one model. Each text is computed once, however many seeds there are."""
+
+    def __init__(self, encoder: Encoder, model: Any, seq_len: int, parts: Sequence[Examples]) -> None:
+        texts = dict.fromkeys(text for part in parts for text in [*part.texts, *(part.pairs or ())])
+        seq_len = min(seq_len, encoder.longest)
+        self.places = {text: place for place, text in enumerate(texts)}
+        self.vectors = mean_pooled(model, encoder.tokenizer, list(texts), seq_len, max(1, SLOTS // seq_len))
+        if not np.isfinite(self.vectors).all():
+            raise UserError(f"{encoder.source}: its vectors are not finite (NaN or infinite): it cannot be probed")
+
+    def encode(self, texts: Sequence[str]) -> Floats:
+        return self.vectors[[self.places[text] for text in texts]]
+
+    def probe(self, train: Examples, test: Examples, seed: int) -> dict[str, float]:
+        known, asked = features(self.encode, train), features(self.encode, test)
+        return fit(known, train.labels, asked, test.labels, seed)
+
+
+def _table(found: dict[str, Any]) -> list[str]:
+    rows = [(row["model"], _shown(row["accuracy"]), _shown(row["macro_f1"])) for row in found["models"]]
+    rows.append(("most frequent class", _shown(found["most_frequent"]), ""))
+    width = max(len(name) for name, *_ in rows)
+    seeds = f", mean and deviation over {len(found['seeds'])} seeds" if len(found["seeds"]) > 1 else ""
+    return [
+        f"{found['data']}: {found['train_examples']:,} examples to learn from, {found['test_examples']:,} tested, "
+        f"{found['classes']} classes{seeds}",
+        f"{'':{width}}  {'accuracy':<15} macro F1",
+        *(f"{name:{width}}  {accuracy:<15} {macro}".rstrip() for name, accuracy, macro in rows),
+    ]
+
+
+def _shown(values: Sequence[float]) -> str:
+    """`61.2 %`, or with several seeds `61.2 ± 0.3 %`."""
+    mean = 100 * float(np.mean(values))
+    if len(values) == 1:
+        return f"{mean:.1f} %"
+    return f"{mean:.1f} ± {100 * float(np.std(values, ddof=1)):.1f} %"
