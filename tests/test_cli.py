@@ -43,7 +43,8 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
 def test_every_command_module_is_listed() -> None:
     names = {module.name for module in pkgutil.iter_modules(commands.__path__)}
     modules = {name: importlib.import_module(f"maskloom.commands.{name}") for name in names}
-    assert {name for name, module in modules.items() if hasattr(module, "configure")} == cli.COMMANDS.keys()
+    listed = {*cli.COMMANDS, *map("_".join, cli.ACTIONS)}
+    assert {name for name, module in modules.items() if hasattr(module, "configure")} == listed
 
 
 @pytest.mark.parametrize("name", cli.COMMANDS)
@@ -113,7 +114,9 @@ def test_a_reader_that_leaves_early_ends_it_quietly(run_config: dict, write_conf
 def test_what_is_required_is_named_and_settings_are_not(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     leaves_with(2, command)
     said = capsys.readouterr().err.splitlines()[-1]
-    assert re.fullmatch(f"maskloom {command}: error: the following arguments are required: (CONFIG|TARGET|RUN)", said)
+    assert re.fullmatch(
+        f"maskloom {command}: error: the following arguments are required: (CONFIG|TARGET|RUN|MODEL)", said
+    )
 
 
 NOWHERE = {

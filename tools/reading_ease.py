@@ -1,6 +1,6 @@
 """How easy the words of this project are to read, by package and page.
 
-    python tools/reading_ease.py                     the table for src/maskloom and the pages that pyproject.toml lists
+    python tools/reading_ease.py                     the table for src/maskloom and the pages that pyproject.toml names
     python tools/reading_ease.py --worst 20          also the longest and the hardest sentences and the odd phrases, 20 of each
     python tools/reading_ease.py --check             exit code 1 below a floor of [tool.reading_ease] in pyproject.toml
     python tools/reading_ease.py src/maskloom/data README.md --json
@@ -377,7 +377,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="exit code 1 below a floor of [tool.reading_ease]")
     given = parser.parse_args(arguments)
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["reading_ease"]
-    found = read(given.paths or [PACKAGE, *(ROOT / page for page in settings["pages"])])
+    named = [page for pattern in settings["pages"] for page in sorted(ROOT.glob(pattern))]
+    found = read(given.paths or [PACKAGE, *named])
     pages = [scored(name, part) for name, part in sorted(found.items()) if name.endswith(".md")]
     code = [scored(name, part) for name, part in sorted(found.items()) if not name.endswith(".md")]
     in_code = [sentence for name, part in found.items() if not name.endswith(".md") for sentence in part]

@@ -1,6 +1,6 @@
 """CPU-seconds of training on a rank, for `maskloom train --import speedrun.meter`.
 
-What counts is all CPU time, of the user and of the system, from the first batch that a rank asks for to the end of its last step:
+What counts is all CPU time, of the user and of the system, from the first batch that a rank asks for to the end of its loop:
 
 - of all threads of the rank, so also what it spends while it waits for the others;
 - of its reader processes, their start included, and of any other process that it starts, such as a compiler.
@@ -24,6 +24,8 @@ from typing import Any
 import psutil
 
 VARIABLE = "SPEEDRUN_METER"
+NOT_TRAINING = ("log_evaluation", "save")
+"""Functions that the loop calls, by their names there, whose CPU-seconds do not count."""
 
 
 def spent_s() -> float:
@@ -74,21 +76,18 @@ def install(folder: Path, rank: int) -> None:
     """Meter the training loop of this process."""
     from maskloom.train import loop as module
 
-    meter, loop, train_step = Meter(), module.loop, module.train_step
+    meter, loop = Meter(), module.loop
 
     def metered_loop(trainer: Any, *arguments: Any) -> bool:
         meter.begin()
-        return loop(trainer, *arguments)
+        stopped = loop(trainer, *arguments)
+        figures = {"rank": rank, "step": trainer.step, "cpu_s": meter.read_s()}
+        (folder / f"rank-{rank}.json").write_text(json.dumps(figures) + "\n", encoding="utf-8")
+        return stopped
 
-    def metered_step(batch: Any, trainer: Any, engine: Any) -> Any:
-        result = train_step(batch, trainer, engine)
-        if result.step == trainer.plan.total_steps:
-            figures = {"rank": rank, "step": result.step, "cpu_s": meter.read_s()}
-            (folder / f"rank-{rank}.json").write_text(json.dumps(figures) + "\n", encoding="utf-8")
-        return result
-
-    module.loop, module.train_step = metered_loop, metered_step
-    module.evaluate_run, module.save = meter.excluding(module.evaluate_run), meter.excluding(module.save)
+    module.loop = metered_loop
+    for name in NOT_TRAINING:
+        setattr(module, name, meter.excluding(getattr(module, name)))
 
 
 def may_train() -> bool:

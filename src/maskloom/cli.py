@@ -14,17 +14,17 @@ from maskloom.program import EXIT_INTERRUPTED, Parser, run_program
 COMMANDS = {
     "shards": "write text as webdataset shards with an index",
     "index": "index webdataset tars that exist",
-    "tokenizer": "train a tokenizer on shards",
+    "tokenizer": "train a tokenizer on shards, or extend one",
     "doctor": "check whether a run would start, on this machine or on the hosts of a hostfile",
     "train": "train, on this machine or on the hosts of a hostfile",
     "status": "how a run stands, and what to do next",
     "peek": "print the batches of some steps as text, or their digest",
     "monitor": "TensorBoard over a run, for this machine alone",
-    "eval": "held-out loss of a run",
+    "eval": "how well models predict masked tokens, on a run's held-out text or any other",
     "probe": "what frozen encoders know of labels",
+    "finetune": "fine-tune an encoder for a task, GLUE's among them",
     "export": "write a run's model for Hugging Face",
     "fill": "fill the masks of a sentence",
-    "finetune": "fine-tune an encoder for a task, GLUE's among them",
 }
 
 

@@ -38,6 +38,7 @@ from maskloom.config_sections import (
     Timeouts,
     shape_faults,
 )
+from maskloom.config_tokens import in_steps, lane_faults
 from maskloom.config_values import (
     MOST_STEP_SLOTS,
     BelowOne,
@@ -48,7 +49,9 @@ from maskloom.config_values import (
     Share,
     Steps,
     StepsOrNone,
+    Tokens,
     Width,
+    check_length,
 )
 from maskloom.extensions import where_names_come_from
 
@@ -114,10 +117,14 @@ class Optimizer(Section):
     fast first: over all steps, or over the last `decay_steps`. `constant` does not fall."""
     warmup_steps: StepsOrNone = 0
     """Steps of linear warm-up from 0; the decay takes the rest of the run."""
+    warmup_tokens: Tokens | None = Field(default=None, exclude=True)
+    """Instead of `warmup_steps`: token slots. The least number of steps that have so many."""
     final_lr_share: Share = 0.0
     """Share of the highest rate that the decay goes to; it would be reached one step after the last."""
     decay_steps: Steps | None = None
     """Of schedules wsd and 1-sqrt: steps of the decay at the end of the run."""
+    decay_tokens: Tokens | None = Field(default=None, exclude=True)
+    """Instead of `decay_steps`: token slots. The least number of steps, counted from the end, that have so many."""
     power: PositiveFloat | None = None
     """Of schedule polynomial: exponent of the decay; 1 is linear."""
     beta1: BelowOne = 0.9
@@ -136,7 +143,9 @@ class Optimizer(Section):
             for other in OPTIMIZERS
             if other != self.name and getattr(self, other, None) is not None
         ]
-        wrong += shape_faults(self.schedule, self.decay_steps, self.power, self.final_lr_share)
+        wrong += shape_faults(self.schedule, self.decay_steps, self.power, self.final_lr_share, self.decay_tokens)
+        check_length(self, "warmup_steps", "warmup_tokens")
+        check_length(self, "decay_steps", "decay_tokens")
         section = OPTIMIZERS[self.name]
         wrong += section.faults(self) if section else []
         if wrong:
@@ -305,23 +314,24 @@ class RunConfig(Section):
 
     @pydantic.model_validator(mode="after")
     def _across(self) -> RunConfig:
+        """The configuration with its lengths in steps."""
+        phases, optimizer, wrong = in_steps(self.phases, self.optimizer, self.data.lanes)
+        is_settled = phases is self.phases
+        config = self if is_settled else self.model_copy(update={"phases": phases, "optimizer": optimizer})
+        if wrong := wrong or config._faults_across():
+            raise ValueError("\n".join(wrong))
+        return config
+
+    def _faults_across(self) -> list[str]:
+        """In what several sections do not agree, once all lengths are in steps."""
         wrong: list[str] = [*self._schedule_faults(), *self._clipping_faults()]
+        wrong += lane_faults(self.phases, self.data.lanes)
         for number, phase in enumerate(self.phases):
             slots = phase.global_batch_rows * phase.seq_len
             if slots > MOST_STEP_SLOTS:
                 wrong.append(
                     f"phases.{number}: global_batch_rows {phase.global_batch_rows} * seq_len {phase.seq_len} are {slots:,} slots "
                     f"a step, more than {MOST_STEP_SLOTS:,}: lower one of them"
-                )
-            if self.data.lanes and phase.batch_warmup and phase.batch_warmup.from_rows % self.data.lanes:
-                wrong.append(
-                    f"phases.{number}.batch_warmup.from_rows {phase.batch_warmup.from_rows} is not a multiple of data.lanes "
-                    f"{self.data.lanes}: each lane gives the same number of rows a step; change one of them"
-                )
-            if self.data.lanes and phase.global_batch_rows % self.data.lanes:
-                wrong.append(
-                    f"phases.{number}.global_batch_rows {phase.global_batch_rows} is not a multiple of data.lanes "
-                    f"{self.data.lanes}: each lane gives the same number of rows a step; change one of them"
                 )
             rates = {f"phases.{number}.mask_rate": phase.mask_rate}
             if phase.mask_rate is None:
@@ -353,9 +363,7 @@ class RunConfig(Section):
             ):
                 note = self.model.positions_note
                 wrong.append(f"{name} {length} is more than model.max_position_embeddings {rows}{note}")
-        if wrong:
-            raise ValueError("\n".join(wrong))
-        return self
+        return wrong
 
     def _faults_of_changes(self) -> list[str]:
         """Fields that a phase changes, but the model does not have."""

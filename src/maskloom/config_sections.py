@@ -6,7 +6,7 @@ architecture and the optimizer, and puts all of them together.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, cast
 
 import pydantic
 from pydantic import Discriminator, Field, NonNegativeFloat, PositiveFloat, PositiveInt, Tag
@@ -22,7 +22,10 @@ from maskloom.config_values import (
     Share,
     Steps,
     StepsOrNone,
+    StepsUntilTokens,
     Theta,
+    Tokens,
+    check_length,
 )
 
 LARGEST_WEIGHT = 1e6  # only the ratios of weights matter
@@ -137,8 +140,14 @@ class BatchWarmup(Section):
 
     from_rows: RowCount
     """Global batch of the phase's first step, in rows."""
-    steps: Steps
+    steps: StepsUntilTokens = cast(int, None)  # which it never is in a RunConfig
     """Steps until `global_batch_rows` is reached."""
+    tokens: Tokens | None = Field(default=None, exclude=True)
+    """Instead of `steps`: token slots until then. The least number of steps that have so many. Needs `data.lanes`."""
+
+    @pydantic.model_validator(mode="after")
+    def _one_length(self) -> BatchWarmup:
+        return check_length(self, "steps", "tokens", is_needed=True)
 
 
 Schedule = Literal["linear", "cosine", "wsd", "polynomial", "constant", "1-sqrt"]
@@ -146,12 +155,18 @@ Schedule = Literal["linear", "cosine", "wsd", "polynomial", "constant", "1-sqrt"
 
 
 def shape_faults(
-    schedule: Schedule, decay_steps: int | None, power: float | None, final_lr_share: float | None
+    schedule: Schedule,
+    decay_steps: int | None,
+    power: float | None,
+    final_lr_share: float | None,
+    decay_tokens: int | None = None,
 ) -> list[str]:
     """What is missing for a schedule, or means nothing to it."""
     wrong = []
     if schedule == "constant" and final_lr_share:
         wrong.append(f"final_lr_share {final_lr_share} means nothing for schedule constant: remove it")
+    if decay_tokens is not None and schedule not in ("wsd", "1-sqrt"):
+        wrong.append(f"decay_tokens means nothing for schedule {schedule}: remove it, or set schedule to wsd or 1-sqrt")
     for key, value, example, needed_by, taken_by in (
         ("decay_steps", decay_steps, "a tenth of the run's steps", "wsd", ("wsd", "1-sqrt")),
         ("power", power, "0.5", "polynomial", ("polynomial",)),
@@ -159,7 +174,7 @@ def shape_faults(
         if value is not None and schedule not in taken_by:
             set_to = " or ".join(taken_by)
             wrong.append(f"{key} means nothing for schedule {schedule}: remove it, or set schedule to {set_to}")
-        if value is None and schedule == needed_by:
+        if value is None and schedule == needed_by and not (key == "decay_steps" and decay_tokens):
             wrong.append(f"schedule {schedule} needs {key}: set it, for example to {example}")
     return wrong
 
@@ -171,25 +186,31 @@ class RewarmUp(Section):
     """Highest learning rate from here on, instead of `optimizer.lr`."""
     warmup_steps: StepsOrNone = 0
     """Steps of linear warm-up from 0, from the first step of the phase."""
+    warmup_tokens: Tokens | None = Field(default=None, exclude=True)
+    """Instead of `warmup_steps`: token slots. The least number of steps that have so many."""
+
     schedule: Schedule | None = None
     """How the rate falls after the warm-up. Left out: `schedule`, `decay_steps` and `power` of `optimizer`."""
     final_lr_share: Share | None = None
     """Share of `lr` that the decay goes to. Left out: `optimizer.final_lr_share`."""
     decay_steps: Steps | None = None
     """Of this schedule, as `optimizer.decay_steps`."""
+    decay_tokens: Tokens | None = Field(default=None, exclude=True)
+    """Of this schedule, as `optimizer.decay_tokens`."""
     power: PositiveFloat | None = None
     """Of this schedule, as `optimizer.power`."""
 
     @pydantic.model_validator(mode="after")
     def _shape(self) -> RewarmUp:
         if self.schedule is not None:
-            wrong = shape_faults(self.schedule, self.decay_steps, self.power, self.final_lr_share)
+            wrong = shape_faults(self.schedule, self.decay_steps, self.power, self.final_lr_share, self.decay_tokens)
         else:
-            given = [name for name in ("decay_steps", "power") if getattr(self, name) is not None]
+            given = [name for name in ("decay_steps", "decay_tokens", "power") if getattr(self, name) is not None]
             wrong = [f"{name} needs schedule beside it: set it, or remove {name}" for name in given]
         if wrong:
             raise ValueError("\n".join(wrong))
-        return self
+        check_length(self, "decay_steps", "decay_tokens")
+        return check_length(self, "warmup_steps", "warmup_tokens")
 
 
 class Phase(Section):
@@ -198,8 +219,11 @@ class Phase(Section):
     fields_of_model: ClassVar[tuple[str, ...]] = ("global_rope_theta", "rope_theta")
     """The fields that also are fields of the model, in architectures that have them."""
 
-    steps: Steps
+    steps: StepsUntilTokens = cast(int, None)  # which it never is in a RunConfig
     """Optimizer steps."""
+    tokens: Tokens | None = Field(default=None, exclude=True)
+    """Instead of `steps`: token slots, padding included. The least number of steps that have so many; a growing batch is
+    counted as it grows, and then `data.lanes` is needed."""
     seq_len: SeqLen = 128
     """Token slots of a row."""
     global_batch_rows: RowCount = 256
@@ -228,6 +252,10 @@ class Phase(Section):
         return {name: value for name in self.fields_of_model if (value := getattr(self, name)) is not None}
 
     @pydantic.model_validator(mode="after")
+    def _one_length(self) -> Phase:
+        return check_length(self, "steps", "tokens", is_needed=True)
+
+    @pydantic.model_validator(mode="after")
     def _growth(self) -> Phase:
         if not self.batch_warmup:
             return self
@@ -237,7 +265,8 @@ class Phase(Section):
                 f"batch_warmup.from_rows {self.batch_warmup.from_rows} must be less than global_batch_rows "
                 f"{self.global_batch_rows}: lower it, or leave batch_warmup out"
             )
-        if self.batch_warmup.steps >= self.steps:
+        is_known = self.steps is not None and self.batch_warmup.steps is not None  # `RunConfig` asks again
+        if is_known and self.batch_warmup.steps >= self.steps:
             wrong.append(
                 f"batch_warmup.steps {self.batch_warmup.steps} must be less than the phase's {self.steps} steps, so that "
                 "global_batch_rows is reached"
@@ -281,7 +310,7 @@ class Evaluation(Section):
     patience: Few | None = None
     """End the run early if so many evaluations in a row bring no new lowest loss. Left out: never."""
     min_delta: Annotated[float, Field(ge=0.0)] = 0.0
-    """How much lower than the lowest a loss must be, in nats a token, to count as a new lowest one for `patience`."""
+    """For `patience` a loss is a new lowest one if it is lower by more than this, in nats a token."""
 
     probe: Probe | None = None
     """Labelled texts to probe the encoder with."""

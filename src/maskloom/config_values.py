@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import pydantic
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
-from maskloom.scalars import read_as
+from maskloom.scalars import TokenCount, read_as
 
 BelowOne = Annotated[float, Field(ge=0.0, lt=1.0)]
 PositiveShare = Annotated[float, Field(gt=0.0, le=1.0)]
@@ -21,8 +21,19 @@ MOST_SEQ_LEN = 1 << 20
 MOST_STEP_SLOTS = 1 << 30
 """Token slots of one optimizer step over all ranks. BERT-large with LAMB takes 2^25."""
 Steps = Annotated[int, Field(ge=1, le=MOST_STEPS)]
+
+
+def _unless_null(given: object, read: pydantic.ValidatorFunctionWrapHandler) -> object:
+    return None if given is None else read(given)
+
+
+StepsUntilTokens = Annotated[int, Field(ge=1, le=MOST_STEPS), pydantic.WrapValidator(_unless_null)]
+"""Steps that may be left out or null while a configuration is read, if a count of tokens says how many there are."""
 StepsOrNone = Annotated[int, Field(ge=0, le=MOST_STEPS)]
 """0 means none, or never."""
+MOST_TOKENS = 10**18
+Tokens = Annotated[TokenCount, Field(ge=1, le=MOST_TOKENS)]
+"""Token slots, padding included: rows times slots a row. `config_tokens` turns them into steps before anything else sees them."""
 RowCount = Annotated[int, Field(ge=1, le=MOST_ROWS)]
 SeqLen = Annotated[int, Field(ge=8, le=MOST_SEQ_LEN)]
 Width = Annotated[int, Field(ge=1, le=1 << 17)]
@@ -65,3 +76,19 @@ class Section(BaseModel):
             return read_as(given, cls.model_fields[str(info.field_name)].annotation)
         except ValueError as error:
             raise PydanticCustomError("form", "{reason}", {"reason": str(error)}) from None
+
+
+S = TypeVar("S", bound=Section)
+
+
+def check_length(section: S, steps: str, tokens: str, is_needed: bool = False) -> S:
+    """The section. Raises ValueError if it has a length in steps and in tokens, or in neither although one is needed."""
+    given = [name for name in (steps, tokens) if getattr(section, name)]
+    if len(given) == 2:
+        raise ValueError(
+            f"{steps} {getattr(section, steps)} and {tokens} {getattr(section, tokens)} are both set, and each says how long it "
+            f"is: remove one of them (on the command line: {steps}={'null' if is_needed else 0}, or {tokens}=null)"
+        )
+    if is_needed and not given:
+        raise ValueError(f"'{steps}' is missing: set it, or {tokens}")
+    return section

@@ -134,6 +134,14 @@ def size(count: float) -> str:
     return f"{count:.0f} B"
 
 
+def tokens(count: int) -> str:
+    """A number of tokens for people, as a configuration takes it but rounded: `1.719T`, `36.7B`, `512`."""
+    for unit, scale in (("T", 10**12), ("B", 10**9), ("M", 10**6), ("K", 10**3)):
+        if count >= scale:
+            return f"{count / scale:.4g}{unit}"
+    return str(count)
+
+
 def duration(seconds: float) -> str:
     """`3725.2` -> `1:02:05`, `125` -> `2:05`."""
     minutes, second = divmod(round(max(seconds, 0.0)), 60)

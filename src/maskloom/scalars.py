@@ -2,6 +2,7 @@
 
     text          as it is written: `run_dir: 2026-11-28`, `run_dir: 0123`
     whole number  decimal: `1000`, also `1e3` and `1000.0`
+    tokens        a whole number, or with a unit: `50B`, `1.719T` (K, M, B and T are powers of 1000)
     number        decimal: `1`, `-0.5`, `.5`, `1e-4`
     switch        `true` or `false`
     nothing       `null`, `~`, or no value
@@ -19,9 +20,12 @@ import math
 import re
 import types
 from collections.abc import Callable, Sequence
-from typing import Annotated, Literal, Union, get_args, get_origin
+from fractions import Fraction
+from typing import Annotated, Literal, NewType, Union, get_args, get_origin
 
 Scalar = str | int | float | bool | None
+TokenCount = NewType("TokenCount", int)
+"""The type of a setting that counts tokens. It may be written with a unit."""
 LONGEST_NUMBER = 400
 """Characters of a number. A longer one is a mistake, and takes long to read."""
 LARGEST_EXPONENT = 30
@@ -30,6 +34,8 @@ NULL = re.compile(r"(~|null|Null|NULL)?")
 WHOLE = re.compile(r"[-+]?(0|[1-9][0-9]*)")
 NUMBER = re.compile(r"[-+]?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?")
 NOT_FINITE = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
+WITH_UNIT = re.compile(r"((?:0|[1-9][0-9]*)(?:\.[0-9]+)?)([KMBT])")
+UNITS = {"K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 SWITCHES = {word: word.lower() == "true" for word in ("true", "True", "TRUE", "false", "False", "FALSE")}
 LIKE_SWITCHES = {form(word) for word in ("yes", "no", "on", "off") for form in (str.lower, str.title, str.upper)}
 """Switches in YAML 1.1, text in YAML 1.2."""
@@ -79,6 +85,23 @@ def read_whole(given: object) -> object:
     if value != value.to_integral_value():
         raise ValueError("not a whole number")
     return int(value)
+
+
+def read_tokens(given: object) -> object:
+    """The value of a setting that counts tokens: `50B`, `1.719T`, or a whole number. Raises ValueError if it is neither."""
+    if not isinstance(given, str):
+        return read_whole(given)
+    match = WITH_UNIT.fullmatch(given) if len(given) <= LONGEST_NUMBER else None
+    if match:
+        count = Fraction(match[1]) * UNITS[match[2]]
+        if count >= 10 ** (LARGEST_EXPONENT + 1):
+            raise ValueError("too large")
+        if count.denominator != 1:
+            raise ValueError("not a whole number of tokens")
+        return int(count)
+    if isinstance(given, Plain) and NUMBER.fullmatch(given):
+        return read_whole(given)
+    raise ValueError("not a number of tokens, such as 500M, 50B, 1.719T or 65536 (K, M, B and T are powers of 1000)")
 
 
 def read_number(given: object) -> object:
@@ -172,6 +195,7 @@ def read_as(given: object, annotation: object) -> object:
     readers: dict[object, Callable[[object], object]] = {
         str: read_text,
         int: read_whole,
+        TokenCount: read_tokens,
         float: read_number,
         bool: read_switch,
     }

@@ -7,12 +7,17 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from transformers import ElectraConfig, ElectraForMaskedLM
 
+from maskloom.commands.loading import load_run
 from maskloom.data.index.loading import load_index
 from maskloom.data.masking import MaskRule
+from maskloom.data.plan import open_corpora
+from maskloom.distributed import World
 from maskloom.tokenizers.base import Tokenizer
-from maskloom.train.evaluation import unigram_entropy
+from maskloom.train.evaluation import evaluate, unigram_entropy
 from maskloom.train.metrics import read_metrics
 
 from .conftest import Command
@@ -80,3 +85,98 @@ def test_a_damaged_checkpoint_is_refused(trained_run: Path, tmp_path: Path, fail
     run = shutil.copytree(trained_run, tmp_path / "run")
     (run / "checkpoints" / "step-00000012" / "manifest.json").write_text("{")
     assert "step-00000012 is damaged: its manifest cannot be read" in fails("eval", run, "--step", 12)
+
+
+def test_the_figures_are_exactly_those_of_evaluate(trained_run: Path, succeeds: Command) -> None:
+    """Counting by band changes nothing, to the last digit."""
+    figures = json.loads(succeeds("eval", trained_run, "--json"))
+    loaded = load_run(trained_run, None)
+    settings = loaded.config.evaluation_filled
+    rule = MaskRule.held_out(loaded.config.masking, settings.mask_rate, loaded.tokenizer)
+    corpora = open_corpora(loaded.config.data)
+    expected = evaluate(loaded.model, corpora, loaded.tokenizer, settings, rule, torch.device("cpu"), World())
+    assert {name: figures[name] for name in expected} == expected
+    bands = figures["accuracy_by_frequency"]
+    assert sum(band["tokens"] for band in bands) == expected["evaluation_tokens"]
+    hits = sum(band["tokens"] * band["accuracy"] for band in bands)
+    assert hits == pytest.approx(expected["evaluation_accuracy"] * expected["evaluation_tokens"])
+
+
+@pytest.fixture(scope="module")
+def other_model(tokenizer_dir: Path, tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained ELECTRA, which maskloom does not train, with the run's tokenizer."""
+    folder = tmp_path_factory.mktemp("electra")
+    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    torch.manual_seed(0)
+    ElectraForMaskedLM(ElectraConfig(vocab_size=tokenizer.vocab_size, **shape)).save_pretrained(folder)
+    shutil.copy(tokenizer_dir / "tokenizer.json", folder)
+    return folder
+
+
+def test_models_side_by_side(trained_run: Path, corpus_dir: Path, other_model: Path, succeeds: Command) -> None:
+    """Steps of a run and another architecture on what a corpus holds out, as a table and as JSON."""
+    arguments = ("eval", f"{trained_run}@8", trained_run, other_model, "--data", corpus_dir)
+    found = json.loads(succeeds(*arguments, "--json"))
+    names = [f"{trained_run} at step 8", f"{trained_run} at step 12", str(other_model)]
+    assert [model["model"] for model in found["models"]] == names
+    assert [model["step"] for model in found["models"]] == [8, 12, None]
+    assert found["documents"] == found["documents_found"] == load_index(corpus_dir).header["held_out_documents"]
+    assert found["same_tokens"]
+    assert len({model["tokens"] for model in found["models"]}) == 1
+    earlier, newest, other = (model["nats_per_byte"] for model in found["models"])
+    assert newest < earlier < other
+    assert found["models"][1]["more_nats_per_byte"] == pytest.approx(newest - earlier)
+    text = succeeds(*arguments)
+    for number, name in enumerate(names, 1):
+        assert f"[{number}] {name}\n" in text
+    assert f"{earlier:.4f}  " in text
+    assert "not comparable" not in text
+
+
+def test_an_export_is_its_run(trained_run: Path, tmp_path: Path, corpus_dir: Path, succeeds: Command) -> None:
+    succeeds("export", trained_run, tmp_path / "model")
+    arguments = ("--data", corpus_dir, "--documents", 5, "--pseudo-perplexity", "--sentences", 2, "--json")
+    first, second = json.loads(succeeds("eval", trained_run, tmp_path / "model", *arguments))["models"]
+    assert second.pop("more_nats_per_byte") == second.pop("standard_error") == 0.0
+    assert {**first, "model": "", "step": None} == {**second, "model": ""}
+    assert first["pseudo_sentences"] == 2
+    alone = json.loads(succeeds("eval", trained_run, *arguments[2:]))  # on its own corpus, which is the same
+    assert alone["pseudo_perplexity"] == first["pseudo_perplexity"]
+
+
+def test_different_tokenizers_are_said(
+    trained_run: Path, other_model: Path, documents: list[str], tmp_path: Path, succeeds: Command
+) -> None:
+    changed = shutil.copytree(other_model, tmp_path / "model")
+    definition = json.loads((changed / "tokenizer.json").read_text())
+    definition["normalizer"]["lowercase"] = False
+    (changed / "tokenizer.json").write_text(json.dumps(definition))
+    (tmp_path / "text.txt").write_text(documents[0])
+    text = succeeds("eval", trained_run, changed, "--data", tmp_path / "text.txt")
+    assert "figures a token are not comparable between these columns" in text
+
+
+def test_what_cannot_be_compared(
+    trained_run: Path, corpus_dir: Path, other_model: Path, minilm_dir: Path, tmp_path: Path, fails: Command
+) -> None:
+    data = ("--data", corpus_dir)
+    assert "several models are compared on one text" in fails("eval", trained_run, other_model)
+    assert f"{other_model} is not a run" in fails("eval", other_model)
+    assert "with several models, write RUN@STEP" in fails("eval", trained_run, other_model, "--step", 8, *data)
+    assert "--step is for a run" in fails("eval", other_model, "--step", 8, *data)
+    assert "data.train=x is for a run on its own corpora" in fails("eval", trained_run, "data.train=x", *data)
+    assert "name a model" in fails("eval", "data.train=x", *data)
+    assert "has no head for masked tokens" in fails("eval", minilm_dir, *data)
+    assert "neither a run directory nor" in fails("eval", tmp_path, *data)
+    assert "has no checkpoint of step 7; it has those of 8, 12" in fails("eval", f"{trained_run}@7", *data)
+
+
+def test_a_name_on_a_hub_that_cannot_be_reached(
+    corpus_dir: Path, monkeypatch: pytest.MonkeyPatch, fails: Command
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    message = fails("eval", "someone/some-model@v1", "--data", corpus_dir)
+    assert (
+        "someone/some-model@v1 cannot be loaded: there is no such folder, and it cannot be fetched from the Hub"
+        in message
+    )

@@ -6,8 +6,10 @@ import functools
 import hashlib
 import http.server
 import json
+import os
+import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from maskloom.models.architecture import longest_piece_of
 from maskloom.models.build import build_model
 from maskloom.models.warm_start import settle_architecture, tokenizer_of
 from maskloom.tokenizers.base import Tokenizer
+from maskloom.tokenizers.loading import load_tokenizer
 from maskloom.train.resume import check_model
 from tests.models.parity import bucket, logits_by_piece, make_rows
 from tests.models.published import LAYOUTS, write_layout
@@ -186,6 +189,41 @@ def test_it_loads_by_its_name_on_the_hub(
         assert torch.equal(ours.state_dict()[weight], tensor), weight
     fetched = {path.name for path in (tmp_path / "cache").rglob("snapshots/*/*")}
     assert fetched == {path.name for path in folder.iterdir()}  # and nothing that is of no use
+
+
+def test_the_variable_for_the_hub_is_followed_and_a_name_can_be_extended(
+    published: dict[str, tuple[Path, Any]],
+    hub: Path,
+    corpus_dir: Path,
+    maskloom: Callable[..., subprocess.CompletedProcess[str]],
+    tmp_path: Path,
+) -> None:
+    """As for a mirror: HF_ENDPOINT is in the environment of the command. The model then starts with more rows."""
+    name = next(name for name, layout in LAYOUTS.items() if layout.description["model_type"] == "roberta")
+    folder, theirs = published[name]
+    for file in folder.iterdir():
+        (hub / file.name).symlink_to(file)
+    environment = {**os.environ, "HF_ENDPOINT": huggingface_hub.constants.ENDPOINT, "HF_HOME": str(tmp_path / "home")}
+    environment.pop("HF_HUB_OFFLINE", None)
+    arguments = (
+        "tokenizer",
+        "extend",
+        "somebody/model",
+        corpus_dir,
+        tmp_path / "longer",
+        "--words",
+        3,
+        "--min-count",
+        1,
+    )
+    done = maskloom(*arguments, env=environment)
+    assert done.returncode == 0, done.stderr
+    longer = load_tokenizer(tmp_path / "longer")
+    described = check_model(tmp_path / "run", None, MODELS["roberta"](init="somebody/model"), longer, {})
+    assert described.vocab_size == max(longer.vocab_size, theirs.config.vocab_size)
+    model, line = build_model(MODELS["roberta"](init="somebody/model"), longer, 0)
+    assert f"{longer.vocab_size - load_tokenizer(folder).vocab_size} tokens more than" in line
+    assert model.config.vocab_size == described.vocab_size
 
 
 def test_each_architecture_but_bert_has_a_layout() -> None:

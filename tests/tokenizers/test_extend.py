@@ -85,6 +85,10 @@ def test_what_cannot_be_extended_is_refused(old: Tokenizer) -> None:
         find_words(other, DOMAIN, 1, 1)
     if old.kind == "byte-bpe":
         tree = json.loads(old.definition)
+        tree["model"]["vocab"]["madeupword0000"] = old.vocab_size  # as RoBERTa has it: no pre-token is one
+        odd = tokenizer_of_definition(json.dumps(tree), "the tests'", old.roles.by_role())
+        assert extended(odd, find_words(odd, DOMAIN, 1, 2)).vocab_size == old.vocab_size + 2
+        tree = json.loads(old.definition)
         tree["model"]["merges"] = tree["model"]["merges"][:-1]
         lacking = tokenizer_of_definition(json.dumps(tree), "the tests'", old.roles.by_role())
         with pytest.raises(UserError, match="has 1 tokens that its merges do not make"):

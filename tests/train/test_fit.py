@@ -52,6 +52,19 @@ def test_dropouts_may_change_and_nothing_of_the_shape(architecture: str, forked:
             fit_origin(forked(architecture, **{name: value}), {})
 
 
+def test_a_fork_counts_the_tokens_of_the_whole_run(run_config: dict, tmp_path: Path) -> None:
+    """Those of the steps that were done before it among them."""
+    origin = Path(run_config["run_dir"])
+    origin.mkdir()
+    (origin / "config.yaml").write_text(dump_config(parse_config(run_config, "run.yaml")))
+    fork = {**run_config, "run_dir": str(tmp_path / "fork"), "from": f"{origin}@12"}
+    fork["phases"] = [{**run_config["phases"][0], "steps": None, "tokens": 5000}]  # 384 a step
+    assert fit_origin(parse_config(fork, "fork.yaml"), {}).total_steps == 14
+    fork["phases"][0]["tokens"] = 4000
+    with pytest.raises(UserError, match=r"steps: 12 done in .*, 11 in all now"):
+        fit_origin(parse_config(fork, "fork.yaml"), {})
+
+
 def test_a_run_of_another_architecture_is_refused(forked: Callable[..., RunConfig]) -> None:
     with pytest.raises(UserError, match=r"  model.architecture: 'roberta' in .*, 'camembert' now"):
         fit_origin(forked("roberta", architecture="camembert"), {})

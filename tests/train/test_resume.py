@@ -156,6 +156,25 @@ class TestReconcile:
         with pytest.raises(UserError, match=r"phases\.0\.steps: 12 in the run, 11 now"):
             reconcile(changed(phases__0__steps=11))
 
+    def test_a_run_in_tokens_resumes_with_more_of_them(
+        self, run_config: dict, begin: Callable[..., RunDir], changed: Change
+    ) -> None:
+        """A run's folder has steps. So its own file, the same lengths in steps, and more tokens all resume it."""
+        run_config["optimizer"] |= {"schedule": "wsd", "warmup_steps": 0, "warmup_tokens": 768, "decay_tokens": 1152}
+        (phase,) = run_config["phases"]
+        phase |= {"steps": None, "tokens": 4500}  # 384 a step
+        counted = parse_config(run_config, "run.yaml")
+        begin(counted).close()
+        assert reconcile(parse_config(run_config, "run.yaml")) == counted
+        assert (counted.total_steps, counted.optimizer.warmup_steps, counted.optimizer.decay_steps) == (12, 2, 3)
+        phase |= {"steps": 12, "tokens": None}
+        assert reconcile(parse_config(run_config, "run.yaml")) == counted
+        phase |= {"steps": None, "tokens": 4609}
+        assert reconcile(parse_config(run_config, "run.yaml")).total_steps == 13
+        phase["tokens"] = 4224
+        with pytest.raises(UserError, match=r"phases\.0\.steps: 12 in the run, 11 now"):
+            reconcile(parse_config(run_config, "run.yaml"))
+
     def test_an_earlier_phase_keeps_its_steps(self, run_config: dict, begin: Callable[..., RunDir]) -> None:
         run_config["phases"].append({"steps": 4, "seq_len": 64, "global_batch_rows": 6})
         begin(parse_config(run_config, "run.yaml")).close()

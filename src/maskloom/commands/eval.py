@@ -1,4 +1,4 @@
-"""How well models predict masked tokens: loss, perplexity, accuracy, and accuracy by frequency.
+"""How well models guess masked words: what they lose, and how many they get right, of the frequent ones and the rare.
 
   maskloom eval RUN                   on what the run's own corpora hold out, as during training
   maskloom eval MODEL... --data TEXT  one model or several side by side, on any text
@@ -6,9 +6,9 @@
 MODEL is a run, or RUN@STEP; a folder with a Hugging Face checkpoint of any masked language model and its tokenizer; or a name on
 the Hub, or NAME@REVISION. TEXT is a corpus, of which the held-out documents are read, or any INPUT of `maskloom shards`.
 
-With --data, the same words of the text are masked for all models, whatever their tokenizers, each with all its tokens. Nats a
-byte (of the masked words) and the share of words that are right can be compared between tokenizers. Losses, perplexities and
-accuracies a token cannot. docs/evaluate.md says more.
+With --data, the same words of the text are masked for all models, each with all its tokens. Models may have different
+tokenizers: nats a byte of the masked words, and the share of words that are right, are then fair. Figures a token are not.
+docs/evaluate.md says more.
 
 examples:
   maskloom eval runs/quickstart
@@ -101,7 +101,7 @@ def _on_its_corpora(named: Sequence[str], overrides: Sequence[str], options: arg
 
 
 def _pseudo_of_run(loaded: LoadedRun, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """Pseudo-perplexity on the held-out documents of a run."""
+    """The same for sentences of what a run holds out."""
     texts = sample(held_out_documents(open_corpora(loaded.config.data)), options.documents, options.seed)
     model = plain_model(loaded)
     models = [Scored(str(folder), _placed(model), loaded.tokenizer, longest_piece_in(model))]
@@ -148,7 +148,7 @@ def _prepared(texts: Texts, models: Sequence[Scored], options: argparse.Namespac
 
 
 def _pseudo(models: Sequence[Scored], prepared: Prepared, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Pseudo-perplexity of each model on the same sentences."""
+    """What each model makes of the same sentences, token by token."""
     chosen = choose_sentences(prepared, models, options.sentences, options.seed, options.seq_len)
     if not chosen:
         raise UserError("the text has no sentence that every model can score: name more text")

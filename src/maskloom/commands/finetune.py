@@ -224,7 +224,7 @@ def _results(options: argparse.Namespace, data: Data, settings: Settings, outcom
         "examples": {name: len(part) for name, part in data.parts().items()},
         "settings": dataclasses.asdict(settings),
         "cut": dict(outcome.cut),
-        "drawn": list(outcome.drawn),
+        "drawn": [] if options.from_scratch else list(outcome.drawn),
         "seeds": [{"seed": seed, **figures} for seed, figures in outcome.seeds.items()],
         "mean": outcome.means,
         "standard_deviation": outcome.deviations,

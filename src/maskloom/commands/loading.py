@@ -15,6 +15,7 @@ from maskloom.errors import UserError
 from maskloom.models.build import build_defined
 from maskloom.models.description import check_description, read_tree
 from maskloom.models.foreign import check_rows, lacking, load_foreign, tokenizer_beside
+from maskloom.models.freezing import FROZEN
 from maskloom.models.masked_lm import MaskedLM
 from maskloom.models.warm_start import folder_of, load_checkpoint, open_checkpoint
 from maskloom.tokenizers.base import Tokenizer
@@ -46,6 +47,10 @@ def load_run(run: Path, step: Which, overrides: Sequence[str] = ()) -> LoadedRun
     tokenizer = load_tokenizer(run / "model")
     state = read_state(folder)
     model = build_defined(run / "model", changes=config.model_at(state.step))
+    if config.model.freeze and not (run / "model" / FROZEN).exists():
+        raise UserError(
+            f"{run / 'model' / FROZEN} is missing: it holds the weights that the run did not train. Restore it"
+        )
     weights = full_precision_weights(folder)
     try:
         model.load_state_dict(weights)
@@ -64,7 +69,7 @@ def plain_model(loaded: LoadedRun) -> PreTrainedModel:
 
 @dataclass(frozen=True)
 class LoadedPlain:
-    """Hugging Face's own model, in fp32 and evaluation mode.
+    """Hugging Face's own model, in fp32 and not for training.
 
     Attributes:
         source: as it was named, with the step of a run.
@@ -90,7 +95,7 @@ def load_named(source: str, step: Which = None, takes_any: bool = False) -> Load
         source: a run directory, RUN@STEP or RUN@best; a folder with a Hugging Face checkpoint and its tokenizer; or a name on
             the Hub, or NAME@REVISION.
         step: of a run, if `source` does not say it. Left out: its newest whole checkpoint.
-        takes_any: also models of architectures that maskloom does not train.
+        takes_any: also models that maskloom does not train.
 
     Raises:
         UserError: it cannot be had, is of another kind, lacks its head, or does not fit its tokenizer.

@@ -1,4 +1,4 @@
-"""The figures of a run on what its own corpora hold out: those of training, and accuracy by frequency."""
+"""The figures of a run on what its own corpora hold out: as training logs them, and how well it does on rare tokens."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def held_out_figures(loaded: LoadedRun, lines: Sequence[dict[str, Any]]) -> tupl
         lines: of the run's metrics, for its training loss.
 
     Returns:
-        the figures of `evaluate`; `step`, `unigram_entropy`, `training_loss` (the mean of the last tenth of the steps, if they
-        were logged), and `accuracy_by_frequency`, bands of tokens by their counts in the training text. And the folders of the
-        corpora.
+        the figures of `evaluate`, `step` and `unigram_entropy`. `training_loss` is the mean of the last tenth of the steps, if
+        they were logged. `accuracy_by_frequency` has bands of tokens, by their counts in the training text. Then the folders of
+        the corpora.
     """
     corpora = open_corpora(loaded.config.data)
     folders = ", ".join(index.folder for index in corpora)
@@ -64,7 +64,7 @@ def held_out_figures(loaded: LoadedRun, lines: Sequence[dict[str, Any]]) -> tupl
 
 
 def count_by_band(model: MaskedLM, band_of: torch.Tensor) -> torch.Tensor:
-    """Count predicted tokens and hits by band in all that the model computes from here on. Its figures stay as they are.
+    """Count hits by band, in all that the model does from here on. What it gives stays as it is.
 
     Args:
         band_of: int64 [vocabulary].
@@ -78,7 +78,7 @@ def count_by_band(model: MaskedLM, band_of: torch.Tensor) -> torch.Tensor:
     def counting(
         logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        is_hit = logits.argmax(-1) == targets  # before the original, which may overwrite the logits
+        is_hit = logits.argmax(-1) == targets  # first of all, since the logits may be written over
         bands = band_of[targets]
         for column, chosen in enumerate((weights > 0, (weights > 0) & is_hit)):
             found[:, column] += torch.bincount(bands[chosen], minlength=BANDS)

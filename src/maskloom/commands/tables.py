@@ -1,4 +1,4 @@
-"""A comparison of models as a table of text: a column for each model, a row for each figure."""
+"""Models side by side, as a table of text: each has a column, and each figure a row."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from maskloom.redaction import one_line
 
 NOT_COMPARABLE = (
-    "The models cut the text into different tokens. Compare nats a byte and words: figures a token are not comparable between "
+    "The tokens of these models are not the same. Compare nats a byte and words: figures a token are not comparable between "
     "these columns."
 )
 

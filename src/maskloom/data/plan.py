@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from maskloom.config import Data, Masking, Phase
 from maskloom.config_file import QUERY_LEFT_OUT
+from maskloom.config_tokens import rows_of_growth
 from maskloom.data.cursors import LaneCursors
 from maskloom.data.index.corpus import Index
 from maskloom.data.index.loading import load_index
@@ -91,13 +92,11 @@ class PhasePlan:
 
     def rows_before(self, done: int) -> int:
         """Rows that a lane gives in the first `done` steps of the phase."""
-        grown = min(done, self.growth.steps) if self.growth else 0
-        return _grown_rows(self, grown) + (done - grown) * self.lane_rows
-
-
-@functools.lru_cache(maxsize=8)
-def _grown_rows(phase: PhasePlan, steps: int) -> int:
-    return sum(phase.rows_at(done) for done in range(steps))
+        if self.growth is None:
+            return done * self.lane_rows
+        first, steps = self.growth
+        grown = min(done, steps)
+        return rows_of_growth(first, self.lane_rows, steps, grown) + (done - grown) * self.lane_rows
 
 
 class StepPlan(NamedTuple):

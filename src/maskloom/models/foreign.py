@@ -25,7 +25,7 @@ LONGEST_PIECE = 1 << 20  # of a model that does not tell
 
 
 def load_foreign(folder: Path, name: str) -> PreTrainedModel:
-    """A model for masked tokens by Hugging Face's own class, in fp32 and evaluation mode.
+    """A model for masked tokens as Hugging Face's own class loads it, in fp32 and not for training.
 
     Args:
         name: what messages call the folder.
@@ -42,7 +42,7 @@ def load_foreign(folder: Path, name: str) -> PreTrainedModel:
     kind = read_tree(folder, name).get("model_type")
     if kind not in CLASSES:
         raise UserError(
-            f"{name} is a {shown(kind)} model, and Hugging Face has no class that predicts its masked tokens: it is not a masked "
+            f"{name} is a {shown(kind)} model, and Hugging Face has no class that predicts its masked tokens. Name a masked "
             "language model"
         )
     try:
@@ -50,9 +50,7 @@ def load_foreign(folder: Path, name: str) -> PreTrainedModel:
     except Exception as error:  # the library raises many kinds
         raise UserError(f"{name} cannot be loaded: {' '.join(str(error).split())}") from None
     if getattr(config, "is_encoder_decoder", False) or getattr(config, "is_decoder", False):
-        raise UserError(
-            f"{name} has a decoder (a {shown(kind)} model): only encoders predict masked tokens from both sides"
-        )
+        raise UserError(f"{name} has a decoder (a {shown(kind)} model): only an encoder sees both sides of a mask")
     try:
         model, report = AutoModelForMaskedLM.from_pretrained(
             folder, config=config, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
@@ -99,8 +97,8 @@ def lacking(name: str, model_class: str, missing: list[str]) -> UserError:
     """The error that says which weights a checkpoint lacks."""
     return UserError(
         f"{name} is not a trained {model_class}: it lacks {len(missing)} weights, such as {missing[0]} (in {summary(missing)}). "
-        "A checkpoint of the encoder alone, as those for embeddings and classification, has no head for masked tokens. Train one "
-        "with model.init first"
+        "A checkpoint of the encoder alone, as most for search or for classes are, has no head for masked tokens. Train one with "
+        "model.init first"
     )
 
 
@@ -119,7 +117,7 @@ def longest_piece_in(model: PreTrainedModel) -> int:
 
 
 def tokenizer_beside(folder: Path, name: str) -> Tokenizer:
-    """The tokenizer in a model's folder. Files that only transformers reads are converted by it.
+    """The tokenizer in a model's folder. If only transformers can read its files, that makes one.
 
     Raises:
         UserError: there is none, or it cannot be used.

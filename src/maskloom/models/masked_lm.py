@@ -110,7 +110,7 @@ class MaskedLM(nn.Module):
         """
         if encodes:
             hidden = self.encode(batch, pieces)
-            return hidden, torch.zeros_like(batch.targets.sum())
+            return hidden, batch.targets.new_zeros(())
         # index_select and not indexing: its gradient is one addition, and no sort of the indices
         logits = self._logits(self.encode(batch, pieces).index_select(0, batch.masked_index))
         return self.kernels.cross_entropy(logits, batch.targets, batch.weights)

@@ -1,1 +1,1 @@
-"""How well models predict masked tokens of a text: any Hugging Face model, one or several side by side."""
+"""How well models guess masked words of a text: any of Hugging Face's, one or some side by side."""

@@ -1,4 +1,4 @@
-"""Which tokens of a tokenizer make up which word of a text, and where a text may be cut for all models alike.
+"""Which tokens make up which word of a text, and where the text may be cut for all models alike.
 
     text -> words (`words`) -> words that every tokenizer keeps apart -> tokens of each model by word -> pieces: runs of words
                                (`join`)                                  (`align`)                       that fit into every
@@ -7,7 +7,7 @@
 Some tokenizers do not cut at punctuation: a token can hold the end of one word and the front of the next. Then the two are one
 word for all models. A word with a special token, such as that for unknown text, is never masked.
 
-Shapes: W words of a document, N tokens of it.
+Shapes: W words of a text, N tokens of it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Int64s = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Encoded:
-    """A document's tokens: int32 [N], and the characters of each, int64 [N, 2]."""
+    """The tokens of a text, int32 [N], and where each begins and ends in it, int64 [N, 2]."""
 
     ids: Int32s
     offsets: Int64s
@@ -35,7 +35,7 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Aligned:
-    """The tokens of a document in one tokenizer, by word.
+    """The tokens of a text, by word, as one model reads it.
 
     Attributes:
         ids: int32 [N].
@@ -51,7 +51,7 @@ class Aligned:
 
 
 def join(spans: Spans, documents: Sequence[Encoded]) -> Int64s:
-    """Words of a text that no token of any model crosses: the numbers of the given words with which they begin, ascending."""
+    """The words that no token of any model crosses, each by the number of the given word that it begins with."""
     crossed = np.zeros(len(spans), bool)
     for document in documents:
         first, last = _touched(document.offsets, spans)
@@ -85,8 +85,8 @@ def cut(documents: Sequence[Aligned], limits: Sequence[int]) -> tuple[list[tuple
     """Cut one document into pieces that fit into every model.
 
     Args:
-        documents: the same document in the tokenizer of each model.
-        limits: the most slots that each model reads, its first and last token included.
+        documents: the same text as each model reads it.
+        limits: the most slots that each model reads, with the first and the last token.
 
     Returns:
         the pieces as ranges of words, as long as they can be; and which words are in none, bool [W]: those that do not fit.
@@ -110,7 +110,7 @@ def cut(documents: Sequence[Aligned], limits: Sequence[int]) -> tuple[list[tuple
 
 
 def reasons_against(documents: Sequence[Aligned], spans: Spans, in_no_piece: Bools) -> dict[str, Bools]:
-    """Why words cannot be scored by all models: reason -> bool [W]. A word has one reason at most.
+    """Why some words are left out for all models: reason -> bool [W]. A word has one reason at most.
 
     Args:
         in_no_piece: from `cut`.

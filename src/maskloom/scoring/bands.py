@@ -1,4 +1,4 @@
-"""Accuracy by frequency: how well a model does on words, or tokens, that are frequent, and on those that are rare.
+"""How well a model does on words, or tokens, that are frequent, and on those that are rare.
 
 A band is a range of ranks: the 100 most frequent, those to rank 1,000, to 10,000, and the others. Ranks follow from counts in a
 text that the caller names.
@@ -23,7 +23,7 @@ def band_of_ranks(ranks: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def band_by_word(words: Iterable[str]) -> dict[str, int]:
-    """Each word of a text -> number of its band. Equally frequent words come in the order of the alphabet."""
+    """Each word of a text -> number of its band. If two come as often, the alphabet decides."""
     counts = Counter(words)
     ordered = sorted(counts, key=lambda word: (-counts[word], word))
     bands = band_of_ranks(np.arange(1, len(ordered) + 1)).tolist()
@@ -31,7 +31,7 @@ def band_by_word(words: Iterable[str]) -> dict[str, int]:
 
 
 def band_by_token(counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Number of the band of each token, int64 [vocabulary]. Equally frequent tokens come in the order of their ids."""
+    """Number of the band of each token, int64 [vocabulary]. If two come as often, the lower id is first."""
     ranks = np.empty(len(counts), np.int64)
     ranks[np.argsort(-counts, kind="stable")] = np.arange(1, len(counts) + 1)
     return band_of_ranks(ranks)

@@ -1,4 +1,4 @@
-"""A model that is scored: Hugging Face's class, whatever its architecture, and the losses of masked tokens.
+"""A model that is scored, of whatever kind: what it loses on masked tokens.
 
 The logits of a micro-batch are its largest tensor, most of it for slots that nobody asked for. So the last projection, if the
 model has one, gets the masked slots alone. Rows of about one length go together, and little is padding.
@@ -87,7 +87,7 @@ class Scored:
                 start += count
             advance(len(batch))
         if not np.isfinite(losses).all():
-            raise UserError(f"{self.name} gives losses that are not finite (NaN or infinite): its weights are damaged")
+            raise UserError(f"{self.name} gives losses that are not finite (NaN or infinite): fetch its weights again")
         return losses, hits
 
     def _losses_of(self, rows: Sequence[Row]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
@@ -109,7 +109,7 @@ class Scored:
 
 
 def _batches(rows: Sequence[Row], vocabulary: int) -> Iterator[list[int]]:
-    """Numbers of rows that go together, the longest first: what needs most memory fails at once."""
+    """Numbers of rows that go together, the longest first: if there is too little memory, that shows at once."""
     batch: list[int] = []
     predicted = 0
     for number in sorted(range(len(rows)), key=lambda number: -len(rows[number].ids)):

@@ -1,10 +1,10 @@
-"""Pseudo-perplexity: each token of a sentence is masked in turn, and predicted from all the others.
+"""Pseudo-perplexity: each token of a sentence is masked in turn, and all the others are shown.
 
 Salazar et al. 2020 (arXiv 1910.14659) sum the log probabilities of tokens that are masked one at a time. The rest of a word gives
-such a token away, so rare words in many pieces look likely. Kauf and Ivanova 2023 (arXiv 2305.10588) therefore mask what follows
-of the same word, too: a word is read from left to right, and everything outside of it is seen. That is what is computed here.
+such a token away, so rare words in many pieces look likely. Kauf and Ivanova 2023 (arXiv 2305.10588) also mask what follows of
+the same word. So a word is read from left to right, and all that stands outside of it is seen. That is what is done here.
 
-A sentence of N tokens costs N rows of N tokens, so a sample of sentences is scored.
+A sentence of N tokens costs N rows of N tokens, so only some are scored.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def pseudo_perplexity(
         advance: is told the tokens that are done.
 
     Returns:
-        `pseudo_perplexity`: exp of the mean loss a token; `pseudo_nats_per_byte`, which can be compared between tokenizers;
+        `pseudo_perplexity`: exp of the mean loss a token. `pseudo_nats_per_byte`, which is fair between all models.
         `pseudo_tokens` and `pseudo_sentences`.
     """
     loss, tokens = 0.0, 0

@@ -2,9 +2,9 @@
 
     documents -> words, masks, pieces that all models can read (`prepare`) -> each model's losses (`score`) -> figures
 
-A model predicts the tokens of a masked word each for itself, all of them masked. Their losses add up to the word's. A tokenizer
-with long tokens has few and hard ones, so a loss a token says nothing about another tokenizer's. Nats a byte do: the sum over
-words is divided by the words' bytes, which are those of the original text for all models.
+A model guesses the tokens of a masked word each for itself, and their losses add up to the word's. If its tokens are long,
+they are few and hard. So a loss a token is only fair between models that cut the text alike. Nats a byte are fair between all:
+the sum over words is shared out over their bytes, and each model has the same ones.
 
 Shapes: M masked words of all documents.
 """
@@ -32,7 +32,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Document:
-    """A document with its words, and its tokens for each model.
+    """A text with its words, and the tokens that each model reads.
 
     Attributes:
         tokens: as many as there are models.
@@ -155,8 +155,8 @@ def figures_of(outcome: Outcome, prepared: Prepared) -> dict[str, Any]:
     """What is reported of a model.
 
     Returns:
-        `loss` (nats a token), `perplexity`, `accuracy`, `tokens`; `nats_per_byte` and `word_accuracy` (all tokens of the word
-        right), which can be compared between tokenizers; and `accuracy_by_frequency`, a list of bands.
+        `loss` (nats a token), `perplexity`, `accuracy`, `tokens`. Between all models, these are fair: `nats_per_byte`, and
+        `word_accuracy`, for which all tokens of the word have to be right. `accuracy_by_frequency` is a list of bands.
     """
     right = outcome.hits == outcome.tokens
     tokens, loss = int(outcome.tokens.sum()), float(outcome.loss.sum())
@@ -189,7 +189,7 @@ def figures_of(outcome: Outcome, prepared: Prepared) -> dict[str, Any]:
 def difference(outcome: Outcome, other: Outcome, prepared: Prepared) -> tuple[float, float]:
     """How many nats a byte a model loses more than another, and the standard error of that.
 
-    The documents are the sample. The words of one are not independent, so the error is that of a ratio of sums over documents.
+    Words of one text hang together, so it is texts that are drawn at random: the error is that of a ratio of sums over them.
     """
     document, count = prepared.document, len(prepared.documents)
     size = np.bincount(document, prepared.size_bytes, count)

@@ -1,7 +1,7 @@
 """The text that models are scored on: files of any kind that `maskloom shards` reads, or what a corpus holds out.
 
 Of more documents than asked for, those with the smallest hash are taken: a sample of the whole that is the same for every order
-of the files. Memory holds that many documents, however large the input is.
+of the files. No more of them are held in memory, however large the input is.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def held_out_documents(corpora: Sequence[Index]) -> Iterator[str]:
     for index in corpora:
         if not len(index.held_out_blocks):
             raise UserError(
-                f"{shown(index.folder)} holds no held-out documents: name files of text that no model was trained on, or write "
+                f"{shown(index.folder)} holds no held-out documents. Name files of text that no model was trained on, or write "
                 "the corpus with a larger --val-fraction, so that some are held out"
             )
         for block in index.held_out_blocks:

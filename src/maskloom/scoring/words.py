@@ -1,9 +1,9 @@
 """The words of a text as ranges of its characters, and which of them are masked.
 
 Nothing here knows a tokenizer. So all models that are compared have the same words masked, and a text has the same masks at
-any time. A word is a run of letters, digits and their marks, with apostrophes inside ("don't"). Other characters between two
-blanks or letters ("...", an emoji) are a word, too. Chinese, Japanese and Thai have no blanks: there, a word is all that stands
-between two punctuation marks.
+any time. A word is a run of letters, digits and their marks. It may have apostrophes inside ("don't"). What else stands between
+two blanks or letters ("...", an emoji) is a word, too. Chinese, Japanese and Thai have no blanks: a word ends there at the next
+full stop, comma or other such mark.
 """
 
 from __future__ import annotations

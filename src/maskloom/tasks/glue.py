@@ -11,7 +11,8 @@ Source: Wang et al. 2018, "GLUE: A Multi-Task Benchmark and Analysis Platform", 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -177,16 +178,22 @@ def read_task(name: str, folder: Path) -> tuple[Examples, dict[str, Examples]]:
 
 def _read(name: str, folder: Path, file: str, split: str) -> Examples:
     task = TASKS[name]
+    names = [label for label, _ in task.labels]
     if (folder / "dataset_dict.json").exists():
         examples = read_examples(folder, *task.saved, "label", split, kind=task.kind)
+        spellings = {
+            **{str(number): label for number, label in enumerate(names)},
+            **dict(zip(names, names, strict=True)),
+        }
     elif (folder / file).exists():
         examples = _read_tsv(folder / file, task)
+        spellings = {spelling: label for label, spelling in task.labels}
     else:
         raise UserError(
             f"{folder} has no {file}: name the folder of {name} in GLUE's archive, such as glue_data/"
             f"{_FOLDERS[name]}, or one that `datasets` saved"
         )
-    return _named(examples, task)
+    return _named(examples, spellings) if names else examples
 
 
 _FOLDERS = {
@@ -203,21 +210,15 @@ _FOLDERS = {
 """Names of the folders in GLUE's archive."""
 
 
-def _named(examples: Examples, task: GlueTask) -> Examples:
-    """The examples with labels as `datasets` names them, whichever way they were spelled."""
-    if not task.labels:
-        return examples
-    names = {spelling: name for name, spelling in task.labels} | {name: name for name, _ in task.labels}
+def _named(examples: Examples, spellings: Mapping[str, str]) -> Examples:
+    """The examples with labels as `datasets` names them, by their spelling in the files."""
     labels = []
     for number, label in enumerate(examples.labels):
-        if label not in names:
-            raise UserError(
-                f"{examples.place(number)}: {brief(label)} is not a label of this task: it has {', '.join(names)}"
-            )
-        labels.append(names[str(label)])
-    return Examples(
-        examples.texts, examples.pairs, labels, examples.kind, examples.source, examples.numbers, examples.unit
-    )
+        if label not in spellings:
+            known = ", ".join(spellings)
+            raise UserError(f"{examples.place(number)}: {brief(label)} is not a label of this task: it has {known}")
+        labels.append(spellings[str(label)])
+    return dataclasses.replace(examples, labels=labels)
 
 
 def _read_tsv(path: Path, task: GlueTask) -> Examples:

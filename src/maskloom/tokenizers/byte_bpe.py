@@ -125,9 +125,7 @@ def extended(tree: Tree, words: Sequence[str], first: int) -> Tree:
     """
     model = tree["model"]
     if not model.get("ignore_merges"):
-        old = Encoder.from_str(json.dumps(tree, ensure_ascii=False))
-        added = {token["content"] for token in added_tokens(tree)}
-        apart = [token for token in model["vocab"] if token not in added and len(old.model.tokenize(token)) != 1]
+        apart = _tokens_without_merges(tree)
         if apart:
             raise UserError(
                 f"this tokenizer has {len(apart):,} tokens that its merges do not make, such as {apart[0]!r}. To take words as a "
@@ -135,6 +133,22 @@ def extended(tree: Tree, words: Sequence[str], first: int) -> Tree:
             )
     vocabulary = model["vocab"] | {word: first + place for place, word in enumerate(words)}
     return tree | {"model": model | {"vocab": vocabulary, "ignore_merges": True}}
+
+
+def _tokens_without_merges(tree: Tree) -> list[str]:
+    """The tokens that a text can have as a pre-token, and that merges do not make. RoBERTa's `madeupword0000` is not among them:
+    the pattern cuts its digits off."""
+    old = Encoder.from_str(json.dumps(tree, ensure_ascii=False))
+    added = {token["content"] for token in added_tokens(tree)}
+    found = []
+    for token in tree["model"]["vocab"]:
+        if token in added or len(old.model.tokenize(token)) == 1:
+            continue
+        text = bytes_of(token)
+        text = text.decode("utf-8", "replace") if isinstance(text, bytes) else text
+        if [pretoken for pretoken, _ in old.pre_tokenizer.pre_tokenize_str(text)] == [token]:
+            found.append(token)
+    return found
 
 
 def settings_for_hugging_face(tree: Tree) -> dict[str, object]:

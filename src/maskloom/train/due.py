@@ -89,8 +89,8 @@ def log_evaluation(trainer: Trainer, metrics: Metrics, is_logged: bool = False) 
 
 
 def catch_up(trainer: Trainer, metrics: Metrics) -> None:
-    """Evaluate where the run stands: before its first step, or at the step of a checkpoint, if that was due and a stop left
-    it out. Every rank calls it."""
+    """Evaluate where the run stands, if it should have been and was not. So it is before the first step. Later a stop may have
+    left it out. Every rank calls it."""
     begins = trainer.saver.last_good is None
     if not (begins and trainer.config.evaluation.every_steps) and not evaluation_is_due(trainer):
         return

@@ -1,8 +1,7 @@
 """The probe with an evaluation (`evaluation.probe`): how well labels are read off the encoder's vectors.
 
-Every rank computes the vectors of all texts. So all make the same calls of the model, which ZeRO-3 needs, and nothing is sent.
-The first rank fits the logistic regression, and tells the others. It draws nothing from torch's generator, and the model is in
-evaluation mode: training does not notice.
+Every rank works out the vectors of all texts. So all make the same calls of the model, as ZeRO-3 needs, and nothing is sent. The
+first rank fits, and tells the others. Nothing is drawn from torch's generator, and dropout is off: the training stays the same.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from maskloom.models.masked_lm import MaskedLM
 from maskloom.progress import warn
 from maskloom.tasks.encoding import Floats, mean_pooled
 from maskloom.tasks.labelled import Examples, read_examples
-from maskloom.tasks.probe import check, features, fit, split_by_hash
+from maskloom.tasks.probe import check, features_of, fit, split_by_hash
 from maskloom.tokenizers.base import Tokenizer
 from maskloom.train.rank.heartbeats import Pulse
 
@@ -105,7 +104,7 @@ def probe_encoder(
             parts.append(mean_pooled(model, tokenizer, part, seq_len, settings.micro_batch_rows))
         return np.concatenate(parts)
 
-    train, test = features(encode, labelled.train), features(encode, labelled.test)
+    train, test = features_of(encode, labelled.train), features_of(encode, labelled.test)
     found: dict[str, float] = {}
     if world.is_first:
         try:

@@ -74,7 +74,7 @@ def evaluate(
 
 
 def unigram_entropy(corpora: Sequence[Index], tokenizer: Tokenizer, rule: MaskRule) -> float:
-    """Entropy (nats a token) of the corpora's token frequencies, as `token_counts` finds them.
+    """Entropy (nats a token) of the corpora's tokens, by the counts that `token_counts` finds.
 
     It is the loss of a model that knows how often each token occurs and nothing of its context: what a trained model
     must beat.
@@ -89,8 +89,8 @@ def entropy(counts: NDArray[np.int64]) -> float:
 
 
 def token_counts(corpora: Sequence[Index], tokenizer: Tokenizer, rule: MaskRule) -> NDArray[np.int64]:
-    """How often each token is in the training text, int64 [vocabulary]: from at most 64 blocks spread over each corpus. Tokens
-    that are never predicted count 0."""
+    """How often each token is in the training text, int64 [vocabulary]. At most 64 blocks are read, spread over each corpus.
+    Tokens that are never predicted count 0."""
     counts = np.zeros(tokenizer.vocab_size, dtype=np.int64)
     for index in corpora:
         places = np.unique(np.linspace(0, len(index.train_blocks) - 1, ENTROPY_BLOCKS).astype(np.int64))

@@ -128,10 +128,10 @@ class HeldOut:
         counts = (held_out.seq_len, held_out.total_steps, held_out.patient_from)
         steps = [each.step for each in held_out.evaluated]
         if not all(map(is_count, (*counts, *steps))) or steps != sorted(set(steps)):
-            raise ValueError("its evaluations are not in the order of their steps")
+            raise ValueError("the steps are not in their order")
         numbers = [held_out.mask_rate, *(each.loss for each in held_out.evaluated if each.loss is not None)]
         if not all(type(number) in (int, float) and math.isfinite(number) for number in numbers):
-            raise ValueError("its evaluations have losses that are not numbers")
+            raise ValueError("a loss is not a number")
         return held_out
 
 

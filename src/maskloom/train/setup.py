@@ -29,7 +29,7 @@ from maskloom.models.freezing import freeze, frozen_note, frozen_weights, load_f
 from maskloom.models.masked_lm import MaskedLM, attention_dropout_of, head_size_of
 from maskloom.models.warm_start import tokenizer_of
 from maskloom.processes import temporary_folder
-from maskloom.progress import say, size, warn
+from maskloom.progress import say, size, tokens, warn
 from maskloom.train import checkpoint
 from maskloom.train.checkpoint.fit import stored_tokenizing
 from maskloom.train.checkpoint.state import identity
@@ -297,7 +297,8 @@ def announce(trainer: Trainer, origin: str, attention: str) -> None:
         waste = f", {layout.waste:.1%} of the rows are filling" if layout.waste else ""
         say(
             f"phase {number}: {phase.steps:,} steps of {phase.global_batch_rows} rows of {phase.seq_len}, in "
-            f"{layout.micro_batches} micro-batch(es) of {layout.micro_batch_rows} rows a rank{waste}"
+            f"{layout.micro_batches} micro-batch(es) of {layout.micro_batch_rows} rows a rank{waste}; "
+            f"{tokens(plan.phases[number].rows_before(phase.steps) * plan.lanes * phase.seq_len)} token slots in all"
         )
         if phase.batch_warmup:
             say(f"  its batch grows from {phase.batch_warmup.from_rows} rows in {phase.batch_warmup.steps:,} steps")
