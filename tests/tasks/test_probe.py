@@ -11,7 +11,7 @@ import pytest
 from maskloom.errors import UserError
 from maskloom.tasks.encoding import Floats
 from maskloom.tasks.labelled import Examples, Kind, Labels
-from maskloom.tasks.probe import bag_of_words, features, probe, split_by_hash
+from maskloom.tasks.probe import bag_of_words, features_of, probe, split_by_hash
 
 
 def examples(texts: list[str], labels: Labels, pairs: list[str] | None = None, kind: Kind = "classes") -> Examples:
@@ -63,7 +63,7 @@ def test_pairs_are_told_by_difference_and_product() -> None:
     def encode(texts: Sequence[str]) -> Floats:
         return np.array([vectors[text] for text in texts], np.float32)
 
-    assert features(encode, examples(["x"], ["?"], ["y"])).tolist() == [[2.0, 3.0, 3.0, -2.0]]
+    assert features_of(encode, examples(["x"], ["?"], ["y"])).tolist() == [[2.0, 3.0, 3.0, -2.0]]
 
 
 def test_the_words_alone() -> None:

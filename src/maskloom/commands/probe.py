@@ -25,7 +25,7 @@ from maskloom.errors import UserError
 from maskloom.progress import show
 from maskloom.tasks.encoding import Floats, mean_pooled
 from maskloom.tasks.labelled import Examples, read_examples, splits_of
-from maskloom.tasks.probe import bag_of_words, check, features, fit, split_by_hash
+from maskloom.tasks.probe import bag_of_words, check, features_of, fit, split_by_hash
 
 TEST_SHARE = 0.2
 TEST_SPLITS = ("validation", "validation_matched", "test")
@@ -126,7 +126,7 @@ class _Vectors:
         return self.vectors[[self.places[text] for text in texts]]
 
     def probe(self, train: Examples, test: Examples, seed: int) -> dict[str, float]:
-        known, asked = features(self.encode, train), features(self.encode, test)
+        known, asked = features_of(self.encode, train), features_of(self.encode, test)
         return fit(known, train.labels, asked, test.labels, seed)
 
 

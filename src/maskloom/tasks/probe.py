@@ -52,7 +52,9 @@ def probe(encode: Encode, train: Examples, test: Examples, seeds: Sequence[int] 
         UserError: scikit-learn is missing, or the labels are not two or more classes.
     """
     check(train, test)
-    fitted = [fit(features(encode, train), train.labels, features(encode, test), test.labels, seed) for seed in seeds]
+    fitted = [
+        fit(features_of(encode, train), train.labels, features_of(encode, test), test.labels, seed) for seed in seeds
+    ]
     return {name: float(np.mean([each[name] for each in fitted])) for name in fitted[0]}
 
 
@@ -72,7 +74,7 @@ def check(train: Examples, test: Examples) -> None:
         raise UserError(f"{train.source} and {test.source}: one has pairs of texts, the other single texts")
 
 
-def features(encode: Encode, examples: Examples) -> Floats:
+def features_of(encode: Encode, examples: Examples) -> Floats:
     """float32 [N, F]: of single texts their vectors, F = D; of pairs |u - v| and u * v, F = 2 D."""
     first = encode(examples.texts)
     if examples.pairs is None:
