@@ -3,7 +3,7 @@
 MODEL is a run directory, an exported folder, or any folder with a Hugging Face checkpoint of an encoder and its tokenizer. If it
 was fine-tuned before, its head is dropped. DATA is a .csv, .tsv, .jsonl (also .gz, .zst) or .parquet file, or a folder that
 `datasets` saved. What labels are follows from their values: lists are tags, numbers with a fraction are numbers, all else are
-classes. Without --test, a tenth of DATA is held out, and figures are of it. With --task, DATA is the folder of one of GLUE's
+classes. Without --test, a fifth of DATA is held out, and figures are of it. With --task, DATA is the folder of one of GLUE's
 tasks, and figures are those of its dev set.
 
 examples:
@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from maskloom.commands.arguments import fraction, positive
+from maskloom.commands.arguments import add_step, fraction, positive
 from maskloom.errors import UserError
 from maskloom.files import whole_folder, write_atomically
 from maskloom.progress import say, show
@@ -38,8 +38,10 @@ if TYPE_CHECKING:
     from maskloom.tasks.heads import Encoder
     from maskloom.tasks.training import Settings
 
-HELD_OUT = 0.1
+HELD_OUT = 0.2
 """Share of DATA that is tested if no file is named for it."""
+TEST_SPLITS = ("validation", "test", "dev")
+"""Splits of a saved dataset that figures are of, the first that there is: test splits often have no labels."""
 RESULTS = "finetune.json"
 
 
@@ -49,13 +51,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("data", type=Path, metavar="DATA", help="training examples")
     add("--task", choices=TASKS, help="one of GLUE's tasks: columns, files, figures and settings are known")
     add("--recipe", choices=RECIPES, help=f"with --task: the paper whose settings are taken (default: {RECIPES[0]})")
-    add("--test", type=Path, metavar="FILE", help="examples that figures are of (default: a tenth of DATA)")
+    add("--test", type=Path, metavar="FILE", help="examples that figures are of (default: a fifth of DATA)")
     add("--dev", type=Path, metavar="FILE", help="keep the epoch that is best on these (default: keep the last)")
     add("--text", metavar="COLUMN", help="column of the texts, or of lists of words (default: guessed)")
     add("--pair", metavar="COLUMN", help="column of the second text of each pair")
     add("--label", metavar="COLUMN", help="column of the labels (default: guessed)")
     add("--kind", choices=("classes", "numbers", "tags"), help="what labels are (default: as their values tell)")
-    add("--step", type=positive, help="checkpoint of a run to take (default: the newest)")
+    add_step(parser)
     add("--from-scratch", action="store_true", help="draw all weights anew: what MODEL is without pretraining")
     add(
         "--seeds",
@@ -161,7 +163,7 @@ def _read(options: argparse.Namespace) -> Data:
 
     dev = read(options.dev) if options.dev else None
     splits = splits_of(options.data)
-    test_split = next((name for name in ("test", "validation", "dev") if name in splits), None)
+    test_split = next((name for name in TEST_SPLITS if name in splits), None)
     examples = read(options.data, "train" if "train" in splits else None)
     target = target_of(examples)
     if options.test:
