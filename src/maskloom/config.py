@@ -94,7 +94,12 @@ class Muon(OptimizerSection):
         ]
 
 
-OPTIMIZERS: dict[str, type[OptimizerSection] | None] = {"adamw": None, "lamb": None, "muon": Muon}
+OPTIMIZERS: dict[str, type[OptimizerSection] | None] = {
+    "adamw": None,
+    "lamb": None,
+    "muon": Muon,
+    "stable_adamw": None,
+}
 """`optimizer.name` -> the settings that this optimizer has for itself. `maskloom.optim` knows all else of it."""
 
 
@@ -106,8 +111,9 @@ def _is_optimizer(name: str) -> str:
 
 
 class Optimizer(Section):
-    """AdamW (Loshchilov & Hutter, 2019), LAMB (You et al., 2019), Muon (Jordan et al., 2024), or one that `--import` added.
-    Biases and LayerNorm have no weight decay. Muon moves the matrices of the encoder layers, and AdamW the rest."""
+    """AdamW (Loshchilov & Hutter, 2019), StableAdamW (Wortsman et al., 2023), LAMB (You et al., 2019), Muon (Jordan et al.,
+    2024), or one that `--import` added. Biases and LayerNorm have no weight decay. StableAdamW clips the update of each tensor.
+    Muon moves the matrices of the encoder layers, and AdamW the rest."""
 
     name: Annotated[str, pydantic.AfterValidator(_is_optimizer)] = "adamw"
     lr: PositiveFloat = 1e-4

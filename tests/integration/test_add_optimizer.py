@@ -150,7 +150,8 @@ def test_a_program_takes_it_into_its_ranks_and_their_readers(settings: dict, wri
     refused = subprocess.run([*command, "run_dir=another"], env=variables, capture_output=True, text=True, check=False)
     assert refused.returncode == 1
     assert (
-        "optimizer.name = 'lion': should be one of adamw, lamb, muon; one of your own needs --import" in refused.stderr
+        "optimizer.name = 'lion': should be one of adamw, lamb, muon, stable_adamw; one of your own needs --import"
+        in refused.stderr
     )
 
 

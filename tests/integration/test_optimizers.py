@@ -56,9 +56,10 @@ def reference_weights(path: Path, step: Callable[[Weights, Weights, dict, int, R
     state: dict[str, torch.Tensor] = {}
     for number, gradients in enumerate(reference_gradients(model, plan), start=1):
         norm = torch.cat([gradient.flatten() for gradient in gradients.values()]).double().norm()
-        if 0 < config.optimizer.gradient_clipping < norm:
+        clipping = config.clipping_in(plan.phase_of(number - 1))
+        if 0 < clipping < norm:
             for gradient in gradients.values():
-                gradient *= (config.optimizer.gradient_clipping / norm).float()
+                gradient *= (clipping / norm).float()
         step(weights, gradients, state, number, config)
     return {name: weight.clone() for name, weight in weights.items()}
 
@@ -105,6 +106,24 @@ def reference_adamw(weights: Weights, gradients: Weights, state: Weights, number
         weight -= lr * (m / (1 - settings.beta1**number)) / ((v / (1 - settings.beta2**number)).sqrt() + settings.eps)
 
 
+def reference_stable_adamw(
+    weights: Weights, gradients: Weights, state: Weights, number: int, config: RunConfig
+) -> None:
+    """Algorithm 2 of Wortsman et al. (2023), a tensor at a time: it corrects the betas, not the moments."""
+    settings = config.optimizer
+    beta1, beta2 = (beta * (1 - beta ** (number - 1)) / (1 - beta**number) for beta in (settings.beta1, settings.beta2))
+    for name, weight in weights.items():
+        v = state.setdefault(f"v {name}", torch.zeros_like(weight))
+        u = state.setdefault(f"u {name}", torch.zeros_like(weight))
+        v.copy_(beta1 * v + (1 - beta1) * gradients[name])
+        u.copy_(beta2 * u + (1 - beta2) * gradients[name] ** 2)
+        rms = (gradients[name] ** 2 / u.clamp(min=settings.eps**2)).double().mean().sqrt().float()
+        rate = learning_rate(number, settings, config.schedules) / max(1.0, float(rms))
+        if weight.ndim > 1:
+            weight *= 1 - rate * settings.weight_decay
+        weight -= rate * v / (u.sqrt() + settings.eps)
+
+
 def reference_muon(weights: Weights, gradients: Weights, state: Weights, number: int, config: RunConfig) -> None:
     """Jordan et al. (2024) for the matrices of the encoder layers, AdamW for the rest."""
     settings, muon = config.optimizer, config.optimizer.muon
@@ -134,11 +153,25 @@ def orthogonalized(matrix: torch.Tensor) -> torch.Tensor:
 
 LAYER = re.compile(r"\.layers?\.[0-9]+\.")
 """In the name of a layer's weight, of whatever architecture."""
-REFERENCES = {"adamw": reference_adamw, "lamb": reference_lamb, "muon": reference_muon}
+REFERENCES = {
+    "adamw": reference_adamw,
+    "lamb": reference_lamb,
+    "muon": reference_muon,
+    "stable_adamw": reference_stable_adamw,
+}
 OPTIMIZERS = {
     "adamw": {"name": "adamw", "lr": 1e-3, "warmup_steps": 2, "schedule": "cosine", "final_lr_share": 0.1},
     "lamb": {"name": "lamb", "lr": 0.02, "warmup_steps": 2, "schedule": "polynomial", "power": 0.5},
     "muon": {"name": "muon", "lr": 1e-3, "muon": {"lr": 0.02}, "weight_decay": 0.1, "gradient_clipping": 0.0},
+    "stable_adamw": {
+        "name": "stable_adamw",
+        "lr": 1e-3,
+        "schedule": "1-sqrt",
+        "decay_steps": 4,
+        "beta2": 0.9,
+        "weight_decay": 1.0,
+        "gradient_clipping": 0.0,
+    },
 }
 
 
@@ -197,6 +230,37 @@ def test_lamb_is_the_reference_at_every_stage(
     # With one ratio for all tensors of a group it is 1.5, without any above 10.
     assert max(errors(config, "lamb").values()) < 1e-3
     assert largest_difference(config) < 5e-6
+
+
+@pytest.mark.parametrize(("stage", "ranks"), [(0, 2), (1, 3), (3, 2)])
+def test_stable_adamw_is_the_reference_at_every_stage(
+    stage: int, ranks: int, settings: dict, write_config: Callable[..., Path], run_ranks: Callable[..., str]
+) -> None:
+    tree = {**settings, "optimizer": OPTIMIZERS["stable_adamw"], "engine": {"zero_stage": stage}}
+    config = write_config(tree)
+    assert "optimizer: StableAdamW, schedule 1-sqrt" in run_ranks(config, ranks)
+    assert max(errors(config, "stable_adamw").values()) < 1e-3
+    unclipped = reference_weights(config, reference_adamw)
+    clipped = reference_weights(config, reference_stable_adamw)
+    assert max(float((clipped[name] - each).norm() / each.norm()) for name, each in unclipped.items()) > 1e-3
+
+
+@pytest.mark.parametrize(("stage", "ranks"), [(0, 1), (1, 2), (3, 2)])
+def test_each_phase_clips_as_it_says_also_after_a_resume(
+    stage: int, ranks: int, settings: dict, write_config: Callable[..., Path], run_ranks: Callable[..., str]
+) -> None:
+    """The checkpoint of step 3 ends the first phase, and holds its norm: less than any gradient has, while the next clips by
+    none. Adam's moments then are of gradients of two sizes."""
+    phase = {**settings["phases"][0], "steps": STEPS // 2}
+    phases = [phase, {**phase, "gradient_clipping": 0.0}]
+    optimizer = {**OPTIMIZERS["adamw"], "gradient_clipping": 0.05}
+    config = write_config({**settings, "phases": phases, "optimizer": optimizer, "engine": {"zero_stage": stage}})
+    run_ranks(config, ranks)
+    assert max(errors(config, "adamw").values()) < 1e-3
+    whole = final_weights(settings["run_dir"])
+    shutil.rmtree(Path(settings["run_dir"], "checkpoints/step-00000006"))
+    assert "resuming after step 3 of 6" in run_ranks(config, ranks)
+    assert all(torch.equal(weight, whole[name]) for name, weight in final_weights(settings["run_dir"]).items())
 
 
 def largest_difference(config: Path) -> float:
@@ -278,6 +342,7 @@ def test_muon_is_the_reference_at_every_stage(
         ("muon", 1, "bf16", 2, 2),
         ("muon", 3, "fp32", 2, 2),
         ("muon", 2, "fp32", 3, 2),
+        ("stable_adamw", 2, "fp32", 2, 3),
     ],
 )
 def test_a_resumed_run_is_the_undisturbed_one(

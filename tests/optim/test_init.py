@@ -60,7 +60,7 @@ def test_a_row_is_named_by_configurations_with_settings_of_its_own(added: Optimi
         ({"name": "added", "gradient_clipping": 0.0}, "optimizer: name added needs gradient_clipping: set it to 1.0"),
         (
             {"name": "adden"},
-            "optimizer.name = 'adden': should be one of adamw, lamb, muon, added; one of your own needs",
+            "optimizer.name = 'adden': should be one of adamw, lamb, muon, stable_adamw, added; one of your own needs",
         ),
     ],
 )
@@ -79,7 +79,7 @@ def test_a_name_that_is_taken_or_is_none_is_refused(name: str) -> None:
     kind = OptimizerKind(name, lambda groups, *_: torch.optim.SGD(groups), 8, "None")
     with pytest.raises(ValueError, match="cannot be named"):
         add(kind)
-    assert OPTIMIZERS.keys() == config_module.OPTIMIZERS.keys() == {"adamw", "lamb", "muon"}
+    assert OPTIMIZERS.keys() == config_module.OPTIMIZERS.keys() == {"adamw", "lamb", "muon", "stable_adamw"}
 
 
 @pytest.mark.parametrize(

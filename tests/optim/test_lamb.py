@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from maskloom.optim import lamb as module
+from maskloom.optim import whole_tensors as module
 from maskloom.optim.kind import Placing, TensorPart
 from maskloom.optim.lamb import Lamb
 

@@ -1,7 +1,8 @@
 """Optimizers, each in a file of its own, and the learning rate (`schedule`).
 
     kind      what an optimizer is to the rest of maskloom: one row of the table below; which parameters decay
-    adamw, lamb, muon
+    adamw, lamb, muon, stable_adamw
+    whole_tensors, newton_schulz    what LAMB and StableAdamW share; Muon's updates on a CPU
 
 One of your own is a module that calls `add`, named on the command line: `maskloom train CONFIG --import MODULE`.
 """
@@ -18,8 +19,9 @@ from maskloom.optim.adamw import ADAMW
 from maskloom.optim.kind import Group, OptimizerKind
 from maskloom.optim.lamb import LAMB
 from maskloom.optim.muon import MUON
+from maskloom.optim.stable_adamw import STABLE_ADAMW
 
-OPTIMIZERS: dict[str, OptimizerKind] = {kind.name: kind for kind in (ADAMW, LAMB, MUON)}
+OPTIMIZERS: dict[str, OptimizerKind] = {kind.name: kind for kind in (ADAMW, LAMB, MUON, STABLE_ADAMW)}
 """`optimizer.name` -> all that is known of that optimizer."""
 
 

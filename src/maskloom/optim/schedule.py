@@ -7,8 +7,8 @@ r"""Step to learning rate: pure.
         | /                  \_ share  it would reach lr * final_lr_share one step after the last, so that no step is
         +----------------------->         without effect
 
-If a phase has `rewarm_up`, the stretch of steps before it ends there and a new one begins (You et al., 2019), perhaps with
-another decay: the three stages of ModernBERT (Warner et al., 2024) are two constant stretches, then one of 1-sqrt.
+If a phase has `rewarm_up`, the stretch of steps before it ends there and a new one begins (You et al., 2019). Its decay may be
+another one. The three stages of ModernBERT (Warner et al., 2024) are two constant stretches, then one of 1-sqrt.
 """
 
 from __future__ import annotations
