@@ -357,9 +357,10 @@ def test_the_modernbert_recipe_is_its_papers() -> None:
     warm_tokens = (warm * first.batch_warmup.from_rows + slope * warm**2 / 2) * first.seq_len
     assert warm_tokens == pytest.approx(3e9, rel=1e-1)
     assert [part.lr for part in config.schedules] == [8e-4, 3e-4, 3e-4]
-    assert (config.optimizer.name, config.optimizer.schedule) == ("adamw", "constant")
+    assert (config.optimizer.name, config.optimizer.schedule) == ("stable_adamw", "constant")
     assert third.rewarm_up and (third.rewarm_up.schedule, third.rewarm_up.final_lr_share) == ("1-sqrt", 0.001)
     assert config.optimizer.weight_decay * config.optimizer.lr == pytest.approx(1e-5)
+    assert config.optimizer.gradient_clipping == 0.0
     assert [(phase.seq_len, phase.global_rope_theta) for phase in config.phases] == [
         (1024, 1e4),
         (8192, 16e4),
