@@ -20,7 +20,7 @@ from maskloom.models.masked_lm import MaskedLM
 from maskloom.progress import warn
 from maskloom.tasks.encoding import Floats, mean_pooled
 from maskloom.tasks.labelled import Examples, read_examples
-from maskloom.tasks.probe import check, features, fit, split_by_hash
+from maskloom.tasks.probe import check, features_of, fit, split_by_hash
 from maskloom.tokenizers.base import Tokenizer
 from maskloom.train.rank.heartbeats import Pulse
 
@@ -104,7 +104,7 @@ def probe_encoder(
             parts.append(mean_pooled(model, tokenizer, part, seq_len, settings.micro_batch_rows))
         return np.concatenate(parts)
 
-    train, test = features(encode, labelled.train), features(encode, labelled.test)
+    train, test = features_of(encode, labelled.train), features_of(encode, labelled.test)
     found: dict[str, float] = {}
     if world.is_first:
         try:
