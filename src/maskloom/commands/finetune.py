@@ -38,10 +38,6 @@ if TYPE_CHECKING:
     from maskloom.tasks.heads import Encoder
     from maskloom.tasks.training import Settings
 
-HELD_OUT = 0.2
-"""Share of DATA that is tested if no file is named for it."""
-TEST_SPLITS = ("validation", "test", "dev")
-"""Splits of a saved dataset that figures are of, the first that there is: test splits often have no labels."""
 RESULTS = "finetune.json"
 
 
@@ -149,7 +145,7 @@ def _read(options: argparse.Namespace) -> Data:
     from maskloom.tasks.finetune import Data
     from maskloom.tasks.glue import read_task
     from maskloom.tasks.labelled import Examples, read_examples, splits_of
-    from maskloom.tasks.probe import split_by_hash
+    from maskloom.tasks.splits import TEST_SHARE, split_by_hash, split_to_test
     from maskloom.tasks.target import Target, target_of
 
     if options.task:
@@ -162,15 +158,13 @@ def _read(options: argparse.Namespace) -> Data:
         return read_examples(path, options.text, options.pair, options.label, split, kind=options.kind)
 
     dev = read(options.dev) if options.dev else None
-    splits = splits_of(options.data)
-    test_split = next((name for name in TEST_SPLITS if name in splits), None)
-    examples = read(options.data, "train" if "train" in splits else None)
+    examples = read(options.data, "train" if "train" in splits_of(options.data) else None)
     target = target_of(examples)
     if options.test:
         return Data(target, examples, {"test": read(options.test)}, dev)
-    if test_split:
-        return Data(target, examples, {"test": read(options.data, test_split)}, dev)
-    train, test = split_by_hash(examples, HELD_OUT, 0)
+    if tested := split_to_test(options.data):
+        return Data(target, examples, {"test": read(options.data, tested)}, dev)
+    train, test = split_by_hash(examples, TEST_SHARE, 0)
     return Data(target, train, {"test": test}, dev)
 
 

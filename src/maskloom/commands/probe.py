@@ -24,12 +24,10 @@ from maskloom.commands.encoders import Encoder, load_encoder
 from maskloom.errors import UserError
 from maskloom.progress import show
 from maskloom.tasks.encoding import Floats, mean_pooled
-from maskloom.tasks.labelled import Examples, read_examples, splits_of
-from maskloom.tasks.probe import bag_of_words, check, features_of, fit, split_by_hash
+from maskloom.tasks.labelled import Examples, read_examples
+from maskloom.tasks.probe import bag_of_words, check, features_of, fit
+from maskloom.tasks.splits import TEST_SHARE, split_by_hash, split_to_test
 
-TEST_SHARE = 0.2
-TEST_SPLITS = ("validation", "validation_matched", "test")
-"""Splits of a saved dataset that are tested, the first that there is: test splits often have no labels."""
 SEQ_LEN = 128
 SLOTS = 2048  # of a forward
 
@@ -85,9 +83,7 @@ def _examples(options: argparse.Namespace) -> list[Examples]:
     columns = {"text_column": options.text, "pair_column": options.pair, "label_column": options.label}
     if options.test is not None:
         return [read_examples(path, **columns, kind="classes") for path in (options.data, options.test)]
-    splits = splits_of(options.data)
-    tested = next((name for name in TEST_SPLITS if name in splits), None)
-    if "train" in splits and tested:
+    if tested := split_to_test(options.data):
         return [read_examples(options.data, **columns, split=split, kind="classes") for split in ("train", tested)]
     return [read_examples(options.data, **columns, kind="classes")]
 

@@ -30,10 +30,10 @@ def accuracy(gold: Sequence[str], predicted: Sequence[str]) -> float:
 
 
 def macro_f1(gold: Sequence[str], predicted: Sequence[str]) -> float:
-    """The mean of F1 over the classes that occur."""
+    """The mean of F1 over the classes that `gold` has."""
     from sklearn.metrics import f1_score
 
-    return float(f1_score(gold, predicted, average="macro", zero_division=0.0))
+    return float(f1_score(gold, predicted, labels=np.unique(gold), average="macro", zero_division=0.0))
 
 
 def f1_of(positive: str) -> Callable[[Sequence[str], Sequence[str]], float]:
