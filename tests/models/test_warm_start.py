@@ -443,7 +443,7 @@ class TestVocabulary:
             f"vocabulary of {tokenizer.vocab_size - 2}, the tokenizer {tokenizer.source} one of {tokenizer.vocab_size}"
             in said
         )
-        assert "its last 2 ids would have no embedding. Use the checkpoint's own tokenizer, or" in said
+        assert "its last 2 ids would have no embedding. Use the checkpoint's own tokenizer, one that" in said
         assert f"resize_token_embeddings({tokenizer.vocab_size})" in said
 
     def test_its_own_tokenizer_decides(self, folder: Path, tokenizer: Tokenizer) -> None:
