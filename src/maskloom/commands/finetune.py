@@ -77,7 +77,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="cut off longer texts (default: what the model reads, at most 512; 128 with --task)",
     )
     add("--precision", choices=("fp32", "bf16"), default="fp32", help="of forward and backward (default: fp32)")
-    add("--out", type=Path, metavar="FOLDER", help="write the model of the median seed; it must not exist")
+    add("--out", type=Path, metavar="FOLDER", help="write the model of seed 0; it must not exist")
     add("--json", action="store_true", help="print one JSON object, and no lines on the way")
 
 
@@ -94,7 +94,7 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         show(json.dumps(results))
     elif options.out:
-        say(f"{options.out}: the model of seed {results['kept_seed']}, the median; transformers' pipelines load it")
+        say(f"{options.out}: the model of seed {results['kept_seed']}; transformers' pipelines load it")
     return 0
 
 
@@ -102,19 +102,17 @@ def _finetune(
     options: argparse.Namespace, work: Path, tell: Callable[[str], None], partial: Path | None
 ) -> dict[str, Any]:
     """Read, fine-tune, tell, and keep one model in `partial`. Returns what --json prints."""
-    from maskloom.tasks.finetune import finetune, model_folder
+    from maskloom.tasks.finetune import finetune
 
     data = _read(options)
     encoder = _open(options, work)
     settings = _settings(options, encoder)
     _introduce(options, data, encoder, settings, tell)
     seeds = range(options.seeds)
-    outcome = finetune(encoder, data, settings, seeds, work, tell, partial is not None, options.from_scratch)
+    outcome = finetune(encoder, data, settings, seeds, work, tell, partial, options.from_scratch)
     results = _results(options, data, settings, outcome)
     _tell_results(data, outcome, results, tell)
     if partial is not None:
-        for file in model_folder(work, outcome.median_seed).iterdir():
-            file.rename(partial / file.name)
         write_atomically(partial / RESULTS, json.dumps(results, indent=1) + "\n")
     return results
 
@@ -135,8 +133,10 @@ def _open(options: argparse.Namespace, work: Path) -> Encoder:
         return open_encoder(checkpoint_folder(options.model), options.model)
     folder = work / "encoder"
     folder.mkdir()
-    write_model(load_run(*run_and_step(options.model, options.step)), folder, work)
-    return open_encoder(folder, options.model)
+    run, step = run_and_step(options.model, options.step)
+    loaded = load_run(run, step)
+    write_model(loaded, folder, work)
+    return open_encoder(folder, f"{run} at step {loaded.step:,}")
 
 
 def _read(options: argparse.Namespace) -> Data:
@@ -225,7 +225,7 @@ def _results(options: argparse.Namespace, data: Data, settings: Settings, outcom
         "mean": outcome.means,
         "standard_deviation": outcome.deviations,
         "most_frequent": {name: found[1] for name, found in baselines.items() if found},
-        "kept_seed": outcome.median_seed,
+        "kept_seed": next(iter(outcome.seeds)),
     }
 
 
