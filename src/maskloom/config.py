@@ -1,8 +1,8 @@
 """The configuration of a run: typed, frozen, and the one home of every default. `config_file` reads it from a file.
 
 `RunConfig` holds all sections, and checks what several of them must agree on. Here are also the sections that depend on the
-optimizer. Those that depend on the architecture are in `config_models`, all other sections in `config_sections`, the kinds of
-values in `config_values`. Import any of them from here. Each message says what to set instead.
+optimizer. `config_models` has those that depend on the architecture, `config_phases` the phases, `config_sections` all others,
+and `config_values` the kinds of values. Import any of them from here. Each message says what to set instead.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from pydantic.fields import FieldInfo
 from pydantic_core import InitErrorDetails, PydanticCustomError, ValidationError
 
 from maskloom.config_models import MODELS, Bert, Camembert, Model, ModernBert, Roberta, XlmRoberta, model_section
+from maskloom.config_phases import BatchWarmup, Phase, RewarmUp, Schedule, Stretch, shape_faults
 from maskloom.config_sections import (
     ONE,
     SEVERAL,
-    BatchWarmup,
     Checkpoint,
     Corpus,
     Data,
@@ -29,14 +29,9 @@ from maskloom.config_sections import (
     Guard,
     Logging,
     Masking,
-    Phase,
     Probe,
-    RewarmUp,
-    Schedule,
     Storage,
-    Stretch,
     Timeouts,
-    shape_faults,
 )
 from maskloom.config_tokens import in_steps, lane_faults
 from maskloom.config_values import (

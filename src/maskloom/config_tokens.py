@@ -17,7 +17,7 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, Self, TypeVar
 
-from maskloom.config_sections import Phase
+from maskloom.config_phases import Phase
 from maskloom.config_values import MOST_STEPS
 
 Phases = tuple[Phase, ...]

@@ -1,4 +1,4 @@
-"""Kinds of values in a configuration, and the base of its sections. `config_sections` and `config` are made of them."""
+"""Kinds of values in a configuration, and the base of its sections. `config` and its sections are made of them."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ Share = Annotated[float, Field(ge=0.0, le=1.0)]
 MOST_STEPS = 10**12
 MOST_ROWS = 1 << 24
 MOST_SEQ_LEN = 1 << 20
+LARGEST_WEIGHT = 1e6  # only the ratios of weights matter
 MOST_STEP_SLOTS = 1 << 30
 """Token slots of one optimizer step over all ranks. BERT-large with LAMB takes 2^25."""
 Steps = Annotated[int, Field(ge=1, le=MOST_STEPS)]
