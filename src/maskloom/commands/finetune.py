@@ -1,9 +1,9 @@
 """Fine-tune an encoder for a task: text or pair classification, regression (a text or a pair), tags of words.
 
-MODEL is a run directory, an exported folder, or any folder with a Hugging Face checkpoint of an encoder and its tokenizer. If it
-was fine-tuned before, its head is dropped. DATA is a .csv, .tsv, .jsonl (also .gz, .zst) or .parquet file, or a folder that
-`datasets` saved. What labels are follows from their values: lists are tags, numbers with a fraction are numbers, all else are
-classes. Without --test, a fifth of DATA is held out, and figures are of it. With --task, DATA is the folder of one of GLUE's
+MODEL is a run, RUN@STEP or RUN@best, a folder with a Hugging Face encoder and its tokenizer, or a name on the Hub. If it was
+fine-tuned before, its head is dropped. DATA is a .csv, .tsv, .jsonl (also .gz, .zst) or .parquet file, or a folder that
+`datasets` saved. The values of the labels say what they are: lists are tags, numbers with a fraction are numbers, all else is
+a class. Without --test, a fifth of DATA is held out, and figures are of it. With --task, DATA is the folder of one of GLUE's
 tasks, and figures are those of its dev set.
 
 examples:
@@ -43,7 +43,7 @@ RESULTS = "finetune.json"
 
 def configure(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("model", type=Path, metavar="MODEL")
+    add("model", metavar="MODEL")
     add("data", type=Path, metavar="DATA", help="training examples")
     add("--task", choices=TASKS, help="one of GLUE's tasks: columns, files, figures and settings are known")
     add("--recipe", choices=RECIPES, help=f"with --task: the paper whose settings are taken (default: {RECIPES[0]})")
@@ -77,7 +77,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="cut off longer texts (default: what the model reads, at most 512; 128 with --task)",
     )
     add("--precision", choices=("fp32", "bf16"), default="fp32", help="of forward and backward (default: fp32)")
-    add("--out", type=Path, metavar="FOLDER", help="write the model of the median seed; it must not exist")
+    add("--out", type=Path, metavar="FOLDER", help="write the model of seed 0; it must not exist")
     add("--json", action="store_true", help="print one JSON object, and no lines on the way")
 
 
@@ -94,7 +94,7 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         show(json.dumps(results))
     elif options.out:
-        say(f"{options.out}: the model of seed {results['kept_seed']}, the median; transformers' pipelines load it")
+        say(f"{options.out}: the model of seed {results['kept_seed']}; transformers' pipelines load it")
     return 0
 
 
@@ -102,19 +102,17 @@ def _finetune(
     options: argparse.Namespace, work: Path, tell: Callable[[str], None], partial: Path | None
 ) -> dict[str, Any]:
     """Read, fine-tune, tell, and keep one model in `partial`. Returns what --json prints."""
-    from maskloom.tasks.finetune import finetune, model_folder
+    from maskloom.tasks.finetune import finetune
 
     data = _read(options)
     encoder = _open(options, work)
     settings = _settings(options, encoder)
     _introduce(options, data, encoder, settings, tell)
     seeds = range(options.seeds)
-    outcome = finetune(encoder, data, settings, seeds, work, tell, partial is not None, options.from_scratch)
+    outcome = finetune(encoder, data, settings, seeds, work, tell, partial, options.from_scratch)
     results = _results(options, data, settings, outcome)
     _tell_results(data, outcome, results, tell)
     if partial is not None:
-        for file in model_folder(work, outcome.median_seed).iterdir():
-            file.rename(partial / file.name)
         write_atomically(partial / RESULTS, json.dumps(results, indent=1) + "\n")
     return results
 
@@ -124,21 +122,21 @@ def _open(options: argparse.Namespace, work: Path) -> Encoder:
     from transformers.utils import logging
 
     from maskloom.commands.export import write_model
-    from maskloom.commands.loading import load_run
+    from maskloom.commands.loading import checkpoint_folder, is_run, load_run, run_and_step
     from maskloom.tasks.heads import open_encoder
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    if not (options.model / "config.yaml").exists():
-        if options.step:
-            raise UserError(
-                f"{options.model} is not a run directory, which --step {options.step} asks for: leave it out"
-            )
-        return open_encoder(options.model, str(options.model))
+    if not is_run(options.model):
+        if options.step is not None:
+            raise UserError(f"--step is for a run, and {options.model} is not a run: it has no config.yaml")
+        return open_encoder(checkpoint_folder(options.model), options.model)
     folder = work / "encoder"
     folder.mkdir()
-    write_model(load_run(options.model, options.step), folder, work)
-    return open_encoder(folder, str(options.model))
+    run, step = run_and_step(options.model, options.step)
+    loaded = load_run(run, step)
+    write_model(loaded, folder, work)
+    return open_encoder(folder, f"{run} at step {loaded.step:,}")
 
 
 def _read(options: argparse.Namespace) -> Data:
@@ -214,7 +212,7 @@ def _introduce(
 def _results(options: argparse.Namespace, data: Data, settings: Settings, outcome: Outcome) -> dict[str, Any]:
     baselines = {name: data.target.baseline(part) for name, part in data.tests.items()}
     return {
-        "model": str(options.model),
+        "model": options.model,
         "data": str(options.data),
         "task": options.task,
         "from_scratch": options.from_scratch,
@@ -227,7 +225,7 @@ def _results(options: argparse.Namespace, data: Data, settings: Settings, outcom
         "mean": outcome.means,
         "standard_deviation": outcome.deviations,
         "most_frequent": {name: found[1] for name, found in baselines.items() if found},
-        "kept_seed": outcome.median_seed,
+        "kept_seed": next(iter(outcome.seeds)),
     }
 
 

@@ -17,10 +17,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 
 from maskloom.commands.arguments import add_step, natural, positive
-from maskloom.commands.encoders import Encoder, load_encoder
+from maskloom.commands.encoders import LoadedEncoder, load_encoder
+from maskloom.commands.loading import device
 from maskloom.errors import UserError
 from maskloom.progress import show
 from maskloom.tasks.encoding import Floats, mean_pooled
@@ -92,15 +92,14 @@ def _probed(
     options: argparse.Namespace, parts: Sequence[Examples], sides: Sequence[tuple[Examples, Examples]], seeds: range
 ) -> Iterator[tuple[str, Figures]]:
     """(name, figures of each seed) of every row of the table."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     for source in options.models:
         encoder = load_encoder(source, options.step)
-        vectors = _Vectors(encoder, encoder.model.to(device), options.seq_len, parts)
+        vectors = _Vectors(encoder, encoder.model.to(device()), options.seq_len, parts)
         yield encoder.source, [vectors.probe(*side, seed) for side, seed in zip(sides, seeds, strict=True)]
         if options.random:
             figures = []
             for side, seed in zip(sides, seeds, strict=True):
-                vectors = _Vectors(encoder, encoder.fresh(seed).to(device), options.seq_len, parts)
+                vectors = _Vectors(encoder, encoder.fresh(seed).to(device()), options.seq_len, parts)
                 figures.append(vectors.probe(*side, seed))
             yield f"{source} with random weights", figures
     if options.baseline:
@@ -110,7 +109,7 @@ def _probed(
 class _Vectors:
     """The vectors of all texts by one model. Each text is computed once, however many seeds there are."""
 
-    def __init__(self, encoder: Encoder, model: Any, seq_len: int, parts: Sequence[Examples]) -> None:
+    def __init__(self, encoder: LoadedEncoder, model: Any, seq_len: int, parts: Sequence[Examples]) -> None:
         texts = dict.fromkeys(text for part in parts for text in [*part.texts, *(part.pairs or ())])
         seq_len = min(seq_len, encoder.longest)
         self.places = {text: place for place, text in enumerate(texts)}

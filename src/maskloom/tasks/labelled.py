@@ -239,7 +239,7 @@ def _features_in(metadata: Mapping[bytes, bytes] | None) -> Mapping[str, Any]:
 
     try:
         found: Mapping[str, Any] = datasets.Features.from_dict(parse_json(written)["info"]["features"])
-    except Exception:  # of another version: numbers of classes stay numbers
+    except Exception:  # written by another version: classes stay numbers then
         return {}
     return found
 

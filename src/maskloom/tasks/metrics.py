@@ -1,4 +1,4 @@
-"""Figures of predictions, by scikit-learn and scipy; spans of BIO tags are found here.
+"""Figures that judge predictions. scikit-learn and scipy give most of them; spans of BIO tags are found here.
 
 Every figure is better if it is larger, and is a number for any input: a correlation with a constant is 0.
 """

@@ -1,4 +1,4 @@
-"""What a frozen encoder knows of labels: scikit-learn's logistic regression over the vectors of texts.
+"""What a frozen encoder knows of labels: a logistic regression learns them from the vectors of texts.
 
     texts -> encode -> [N, F] -> standardised -> logistic regression, C by cross-validation -> accuracy, macro F1
 
@@ -45,8 +45,8 @@ def probe(encode: Encode, train: Examples, test: Examples, seeds: Sequence[int] 
         seeds: of the examples that choose C, and their folds. Figures are means over them.
 
     Returns:
-        of the test part `accuracy`; `macro_f1`, a mean over the classes that it has; `most_frequent`, the accuracy of the one
-        class that `train` has most of; and `examples`, how many it has.
+        figures of the test part. `accuracy`. `macro_f1`, a mean over its classes. `most_frequent`, the accuracy of always
+        guessing the class that `train` has most of. `examples`, their number.
 
     Raises:
         UserError: scikit-learn is missing, or the labels are not two or more classes.
@@ -125,11 +125,11 @@ def fit(train: Any, train_labels: Sequence[Any], test: Any, test_labels: Sequenc
     else:
         strengths = SPARSE_STRENGTHS
     strength = _choose_strength(strengths, train, known, seed)
-    guessed = _fitted(strength, train, known).predict(test)
+    guessed = _fitted(strength, train, known).predict(test).tolist()
     names, counts = np.unique(known, return_counts=True)
     return {
-        "accuracy": accuracy(truth, guessed),
-        "macro_f1": macro_f1(truth, guessed),
+        "accuracy": accuracy(test_labels, guessed),
+        "macro_f1": macro_f1(test_labels, guessed),
         "most_frequent": float(np.mean(truth == names[counts.argmax()])),
         "examples": float(len(truth)),
     }
