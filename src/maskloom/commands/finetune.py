@@ -1,7 +1,7 @@
 """Fine-tune an encoder for a task: text or pair classification, regression (a text or a pair), tags of words.
 
-MODEL is a run directory, an exported folder, or any folder with a Hugging Face checkpoint of an encoder and its tokenizer. If it
-was fine-tuned before, its head is dropped. DATA is a .csv, .tsv, .jsonl (also .gz, .zst) or .parquet file, or a folder that
+MODEL is a run, RUN@STEP or RUN@best, a folder with a Hugging Face encoder and its tokenizer, or a name on the Hub. If it was
+fine-tuned before, its head is dropped. DATA is a .csv, .tsv, .jsonl (also .gz, .zst) or .parquet file, or a folder that
 `datasets` saved. What labels are follows from their values: lists are tags, numbers with a fraction are numbers, all else are
 classes. Without --test, a fifth of DATA is held out, and figures are of it. With --task, DATA is the folder of one of GLUE's
 tasks, and figures are those of its dev set.
@@ -47,7 +47,7 @@ RESULTS = "finetune.json"
 
 def configure(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("model", type=Path, metavar="MODEL")
+    add("model", metavar="MODEL")
     add("data", type=Path, metavar="DATA", help="training examples")
     add("--task", choices=TASKS, help="one of GLUE's tasks: columns, files, figures and settings are known")
     add("--recipe", choices=RECIPES, help=f"with --task: the paper whose settings are taken (default: {RECIPES[0]})")
@@ -128,21 +128,21 @@ def _open(options: argparse.Namespace, work: Path) -> Encoder:
     from transformers.utils import logging
 
     from maskloom.commands.export import write_model
-    from maskloom.commands.loading import load_run
+    from maskloom.commands.loading import checkpoint_folder, is_run, load_run, run_and_step
     from maskloom.tasks.heads import open_encoder
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    if not (options.model / "config.yaml").exists():
+    if not is_run(options.model):
         if options.step:
             raise UserError(
                 f"{options.model} is not a run directory, which --step {options.step} asks for: leave it out"
             )
-        return open_encoder(options.model, str(options.model))
+        return open_encoder(checkpoint_folder(options.model), options.model)
     folder = work / "encoder"
     folder.mkdir()
-    write_model(load_run(options.model, options.step), folder, work)
-    return open_encoder(folder, str(options.model))
+    write_model(load_run(*run_and_step(options.model, options.step)), folder, work)
+    return open_encoder(folder, options.model)
 
 
 def _read(options: argparse.Namespace) -> Data:
@@ -220,7 +220,7 @@ def _introduce(
 def _results(options: argparse.Namespace, data: Data, settings: Settings, outcome: Outcome) -> dict[str, Any]:
     baselines = {name: data.target.baseline(part) for name, part in data.tests.items()}
     return {
-        "model": str(options.model),
+        "model": options.model,
         "data": str(options.data),
         "task": options.task,
         "from_scratch": options.from_scratch,
