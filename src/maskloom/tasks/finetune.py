@@ -67,13 +67,11 @@ class Outcome:
 
     Attributes:
         seeds: the figures of each seed. With several test sets, a name is `SET_METRIC`.
-        main: the name of the main figure.
-        cut: by part, how many examples were longer than the model reads.
+        cut: by part, how many examples were too long for the model.
         drawn: names of the weights that were drawn anew.
     """
 
     seeds: Mapping[int, dict[str, float]]
-    main: str
     cut: Mapping[str, int]
     drawn: Sequence[str]
 
@@ -89,12 +87,6 @@ class Outcome:
         return {name: stdev(each[name] for each in self.seeds.values()) for name in self._names}
 
     @property
-    def median_seed(self) -> int:
-        """The seed whose main figure is the median; of an even number, the lower of the middle two."""
-        ordered = sorted(self.seeds, key=lambda seed: (self.seeds[seed][self.main], seed))
-        return ordered[(len(ordered) - 1) // 2]
-
-    @property
     def _names(self) -> list[str]:
         return list(next(iter(self.seeds.values())))
 
@@ -106,14 +98,15 @@ def finetune(
     seeds: Sequence[int],
     work: Path,
     tell: Callable[[str], None],
-    keep: bool = False,
+    keep: Path | None = None,
     from_scratch: bool = False,
 ) -> Outcome:
     """Fine-tune once for each seed.
 
     Args:
-        work: a folder of ours. With `keep`, the model of each seed is in `model_folder(work, seed)` afterwards.
+        work: a folder of ours.
         tell: is called with lines of progress.
+        keep: a folder, which gets the model of the first seed. No figure chooses it.
         from_scratch: all weights are drawn anew, so that nothing is pretrained.
 
     Raises:
@@ -143,15 +136,9 @@ def finetune(
             for name, part in data.tests.items()
             for metric, value in data.target.score(part, predict(trainer, data.target, rows[name])).items()
         }
-        if keep:
-            _save(model, encoder, model_folder(work, seed))
-    main = names[next(iter(data.tests))].format(data.target.metrics[0])
-    return Outcome(figures, main, cut, drawn)
-
-
-def model_folder(work: Path, seed: int) -> Path:
-    """Where the model of a seed is kept."""
-    return work / f"model-{seed}"
+        if keep is not None and seed == seeds[0]:
+            _save(model, encoder, keep)
+    return Outcome(figures, cut, drawn)
 
 
 def _save(model: Any, encoder: Encoder, folder: Path) -> None:

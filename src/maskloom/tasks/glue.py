@@ -149,7 +149,8 @@ _MODERNBERT = {
     "stsb": (8e-5, 5e-6, 10),
 }
 """Rate, weight decay and epochs of the base model: Warner et al. 2024, arXiv 2412.13663, table 6, the best of a sweep on the
-dev set. The paper gives no batch, warm-up and length: those are BERT's above."""
+dev set. The paper gives no batch, warm-up and length: those are BERT's above. It does not name the optimizer. Its authors'
+`src/evals/glue_jobs.py` in AnswerDotAI/bert24 takes Composer's DecoupledAdamW, with decays of this size."""
 
 RECIPES = ("bert", "modernbert")
 
@@ -161,7 +162,7 @@ def recipe_of(task: str, recipe: str) -> Recipe:
     if task not in _MODERNBERT:
         raise UserError(f"--recipe {recipe} has no settings for {task}: the paper leaves it out. Take --recipe bert")
     lr, weight_decay, epochs = _MODERNBERT[task]
-    # We take the decay as that of Composer's DecoupledAdamW, which does not multiply it by the rate. Torch's AdamW does.
+    # DecoupledAdamW does not multiply the decay by the peak rate, torch's AdamW does.
     return Recipe(lr, epochs, weight_decay / lr, BERT.warmup_share, BERT.batch_rows, BERT.max_tokens)
 
 
