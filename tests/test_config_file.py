@@ -129,6 +129,13 @@ def test_a_key_unlike_any_other_is_refused_with_the_known_ones() -> None:
         parse_config(tree_with(masking={"qqq": 1}), "here")
 
 
+def test_a_value_instead_of_a_section_is_refused_with_its_keys() -> None:
+    with pytest.raises(
+        UserError, match=r"evaluation\.probe = 'topics\.csv' is not a section; its keys are data, test, text"
+    ):
+        parse_config(tree_with(evaluation={"every_steps": 5, "probe": "topics.csv"}), "here")
+
+
 def test_all_faults_are_named_at_once() -> None:
     tree = tree_with(
         optimizer={"lr": -1.0, "beta3": 0.5},

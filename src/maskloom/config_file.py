@@ -221,6 +221,9 @@ def _fault(detail: ErrorDetails, tree: Mapping[str, object]) -> str:
             return f"unknown key '{key}': {hint}"
         case "missing":
             return f"'{key}' is missing"
+        case "model_type":
+            keys = _keys_beside((*detail["loc"], ""), tree)
+            return f"{key} = {_shown(detail['input'])} is not a section; its keys are {', '.join(keys)}"
         case "value_error":
             prefix = f"{key}: " if key else ""
             return "\n".join(prefix + line for line in str(detail["ctx"]["error"]).split("\n"))

@@ -163,6 +163,10 @@ def test_what_cannot_be_done_is_said_before_training(
     assert "--max-tokens 513: " in fails("finetune", trained_run, data, "--max-tokens", 513)
     assert "--step is for a run, and" in fails("finetune", tmp_path, data, "--step", 3)
     assert "neither a run directory nor a Hugging Face checkpoint" in fails("finetune", tmp_path, data)
+    assert f"{trained_run} at step 8 reads at most" in fails("finetune", f"{trained_run}@8", data, "--max-tokens", 513)
+    assert "has no checkpoint of step 9" in fails("finetune", f"{trained_run}@9", data)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert "it cannot be fetched from the Hub" in fails("finetune", "someone/some-model@v1", data)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert "fine-tuning needs accelerate: pip install 'maskloom[tasks]'" in fails("finetune", trained_run, data)
 

@@ -93,8 +93,8 @@ def lacking(name: str, model_class: str, missing: list[str]) -> UserError:
     """The error that says which weights a checkpoint lacks."""
     return UserError(
         f"{name} is not a trained {model_class}: it lacks {len(missing)} weights, such as {missing[0]} (in {summary(missing)}). "
-        "A checkpoint of the encoder alone, as most for search or for classes are, has no head for masked tokens. Train one with "
-        "model.init first"
+        "A checkpoint of the encoder alone, as most for search or for classes are, has no head for masked tokens. Train one "
+        "first: model.init, model.freeze: encoder and general text (docs/adapt.md)"
     )
 
 
