@@ -158,7 +158,7 @@ def test_each_schedule_of_a_run_decays_over_as_many_tokens() -> None:
         (
             {"steps": 5},
             {"optimizer": {"warmup_tokens": 641}},
-            "optimizer.warmup_tokens 641: its schedule has 640 token slots only",
+            "optimizer.warmup_tokens 641 is more than the 640 token slots of its schedule",
         ),
         (
             {"steps": 5},
@@ -168,7 +168,7 @@ def test_each_schedule_of_a_run_decays_over_as_many_tokens() -> None:
         (
             {"steps": 5},
             {"optimizer": {"schedule": "wsd", "decay_tokens": 641}},
-            "optimizer.decay_tokens 641: its schedule has 640 token slots only",
+            "optimizer.decay_tokens 641 is more than the 640 token slots of its schedule",
         ),
         (
             {"steps": 5},

@@ -98,7 +98,8 @@ def test_every_command_takes_it_before_it_reads_anything(
     for command in cli.COMMANDS:
         monkeypatch.setenv(extensions.VARIABLE, "")
         text = importlib.import_module(f"maskloom.commands.{command}").__doc__ or ""
-        example = shlex.split(text.split(f"\n  maskloom {command} ")[1].splitlines()[0], comments=True)
+        examples = text[text.index("\nexample") :]
+        example = shlex.split(examples.split(f"\n  maskloom {command} ")[1].splitlines()[0], comments=True)
         assert cli.main([command, *example, "--import", "ours"]) == 1, command
         assert "ValueError: reached" in capsys.readouterr().err
 

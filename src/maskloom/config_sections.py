@@ -277,8 +277,8 @@ class Phase(Section):
 
 
 class Probe(Section):
-    """Labelled texts, to see with each evaluation how much the encoder knows of the labels. The encoder learns nothing of them:
-    scikit-learn's logistic regression reads them off its vectors."""
+    """Labelled texts, to see with each evaluation what the encoder knows of the labels. It does not learn from them: a logistic
+    regression reads them off its vectors."""
 
     data: Folder
     """File with labelled texts (.csv, .tsv, .jsonl, also .gz and .zst, or .parquet), or a folder that `datasets` saved."""

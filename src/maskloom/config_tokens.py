@@ -1,7 +1,7 @@
-"""Lengths in tokens become lengths in steps, while a configuration is read.
+"""Turn lengths in tokens into lengths in steps, while a configuration is read.
 
-`phases.0.tokens: 50B` counts token slots: rows of the global batch times slots a row, padding included. It becomes the least
-number of steps that have so many. So do `batch_warmup.tokens`, `warmup_tokens` (from the first step of the schedule on) and
+`phases.0.tokens: 50B` counts token slots: rows of the global batch times slots a row, padding included. It becomes the fewest
+steps that have so many. So do `batch_warmup.tokens`, `warmup_tokens` (from the first step of the schedule on) and
 `decay_tokens` (from its last step back).
 
 All of it is settled before the first step, and from the configuration alone. So the rows of a run stay a pure function of corpus,
@@ -200,7 +200,7 @@ def _lengths(
     steps = sum(phase.steps for phase in phases)
     slots = slots_before(phases, lanes, steps)
     wrong = [
-        f"{key}.{name} {tokens:,}: its schedule has {slots:,} token slots only: lower it"
+        f"{key}.{name} {tokens:,} is more than the {slots:,} token slots of its schedule: lower it"
         for name, tokens in (("warmup_tokens", warmup), ("decay_tokens", decay))
         if tokens is not None and tokens > slots
     ]

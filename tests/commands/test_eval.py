@@ -153,7 +153,7 @@ def test_different_tokenizers_are_said(
     (changed / "tokenizer.json").write_text(json.dumps(definition))
     (tmp_path / "text.txt").write_text(documents[0])
     text = succeeds("eval", trained_run, changed, "--data", tmp_path / "text.txt")
-    assert "figures a token are not comparable between these columns" in text
+    assert "Figures a token are not comparable between these columns" in text
 
 
 def test_what_cannot_be_compared(

@@ -167,7 +167,7 @@ def test_what_cannot_be_done_is_said_before_training(
     )
     assert "--recipe bert is of GLUE's tasks" in fails("finetune", trained_run, data, "--recipe", "bert")
     assert "--max-tokens 513: " in fails("finetune", trained_run, data, "--max-tokens", 513)
-    assert "not a run directory, which --step 3 asks for" in fails("finetune", tmp_path, data, "--step", 3)
+    assert "--step is for a run, and" in fails("finetune", tmp_path, data, "--step", 3)
     assert "neither a run directory nor a Hugging Face checkpoint" in fails("finetune", tmp_path, data)
     monkeypatch.setattr("maskloom.commands.loading.folder_of", lambda *named: asked.append(named) or tmp_path)
     asked: list[tuple[str, ...]] = []

@@ -94,8 +94,8 @@ def test_another_padding_token_is_refused_if_positions_begin_behind_it(
     with pytest.raises(UserError) as error:
         loaded(str(tmp_path), run_config, tmp_path / "run")
     assert (
-        f"model.init {tmp_path} was trained with positions that begin behind the padding token's id, 0, and that of the "
-        f"tokenizer {tmp_path / 'tokenizer.json'} has id 1" in str(error.value)
+        f"model.init {tmp_path} was trained with positions that begin behind the padding token's id, 0. The "
+        f"tokenizer {tmp_path / 'tokenizer.json'} pads with id 1" in str(error.value)
     )
 
 

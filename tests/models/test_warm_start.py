@@ -443,7 +443,7 @@ class TestVocabulary:
             f"vocabulary of {tokenizer.vocab_size - 2}, the tokenizer {tokenizer.source} one of {tokenizer.vocab_size}"
             in said
         )
-        assert "its last 2 ids would have no embedding. Use the checkpoint's own tokenizer, or" in said
+        assert "its last 2 ids would have no embedding. Use the checkpoint's own tokenizer, one that" in said
         assert f"resize_token_embeddings({tokenizer.vocab_size})" in said
 
     def test_its_own_tokenizer_decides(self, folder: Path, tokenizer: Tokenizer) -> None:
@@ -459,13 +459,13 @@ class TestVocabulary:
         swapped = {("zebra" if token == last else token): number for token, number in vocabulary.items()}
         (folder / "tokenizer.json").write_text(json.dumps(tree | {"model": tree["model"] | {"vocab": swapped}}))
         line = loaded(folder, tokenizer)[1]
-        assert f"its own tokenizer means other tokens by 1 of {tokenizer.vocab_size:,} ids" in line
+        assert f"1 of {tokenizer.vocab_size:,} ids are other tokens in its own tokenizer" in line
         plain = sorted(vocabulary, key=vocabulary.__getitem__)[5:]
         turned = {token: vocabulary[other] for token, other in zip(plain, reversed(plain), strict=True)}
         (folder / "tokenizer.json").write_text(
             json.dumps(tree | {"model": tree["model"] | {"vocab": vocabulary | turned}})
         )
-        assert "its own tokenizer means other tokens by" in refusal(folder, tokenizer)
+        assert " are other tokens in its own tokenizer: set " in refusal(folder, tokenizer)
 
     def test_the_padding_token_is_the_tokenizers(self, folder: Path, tokenizer: Tokenizer) -> None:
         describe(folder, pad_token_id=7)

@@ -107,12 +107,6 @@ class TestColumns:
         with pytest.raises(UserError, match="has no column 'z': it has 'x', 'y'"):
             read_examples(path, text_column="z")
 
-    def test_a_file_without_names_of_columns(self, tmp_path: Path) -> None:
-        path = tmp_path / "a.tsv"
-        path.write_text('id\t1\t*\ta "quote\nid\t0\t\tanother\n')
-        found = read_examples(path, header=["source", "label", "mark", "sentence"], quoted=False)
-        assert (found.texts, found.labels) == (['a "quote', "another"], ["1", "0"])
-
 
 class TestLabels:
     @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ def test_figures_of_classes_follow_their_definitions() -> None:
     assert accuracy(GOLD, SAID) == pytest.approx(3 / 5)
     assert f1_of("b")(GOLD, SAID) == pytest.approx(1 / 2)
     assert macro_f1(GOLD, SAID) == pytest.approx((1 / 2 + 2 / 3) / 2)
+    assert macro_f1(["a", "a"], ["a", "b"]) == pytest.approx(2 / 3)  # `b` is not a class of the gold labels
     assert matthews(GOLD, SAID) == pytest.approx((1 * 2 - 1 * 1) / math.sqrt(2 * 2 * 3 * 3))
     assert matthews(GOLD, ["a"] * 5) == 0.0
     assert f1_of("b")(["a"], ["a"]) == 0.0

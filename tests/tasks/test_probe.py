@@ -11,7 +11,7 @@ import pytest
 from maskloom.errors import UserError
 from maskloom.tasks.encoding import Floats
 from maskloom.tasks.labelled import Examples, Kind, Labels
-from maskloom.tasks.probe import bag_of_words, features_of, probe, split_by_hash
+from maskloom.tasks.probe import bag_of_words, features_of, probe
 
 
 def examples(texts: list[str], labels: Labels, pairs: list[str] | None = None, kind: Kind = "classes") -> Examples:
@@ -72,22 +72,6 @@ def test_the_words_alone() -> None:
     assert bag_of_words(examples(texts[:30], labels[:30]), examples(texts[30:], labels[30:]))["accuracy"] == 1.0
     nothing = bag_of_words(examples(["x", "y", "z"], ["a", "b", "a"]), examples(["w"], ["a"]))
     assert nothing["accuracy"] == 1.0  # no word is there twice: the most frequent class
-
-
-class TestSplit:
-    def test_copies_stay_together(self) -> None:
-        texts = [text for number in range(500) for text in (f"Text {number}", f"text  {number} ")]
-        train, test = split_by_hash(examples(texts, ["a"] * 1000), 0.2, 0)
-        assert sorted(train.numbers + test.numbers) == list(range(1, 1001))
-        assert not {" ".join(text.lower().split()) for text in train.texts} & {
-            " ".join(text.lower().split()) for text in test.texts
-        }
-        assert abs(len(test) / 1000 - 0.2) < 5 * (0.2 * 0.8 / 500) ** 0.5
-        assert split_by_hash(examples(texts, ["a"] * 1000), 0.2, 1)[1].numbers != test.numbers
-
-    def test_both_texts_of_a_pair_count(self) -> None:
-        _, test = split_by_hash(examples(["x"] * 200, ["a"] * 200, [str(number) for number in range(200)]), 0.5, 0)
-        assert 0 < len(test) < 200
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ def test_labels_choose_the_figures() -> None:
         (
             ["1", "2", "3"],
             "classes",
-            "3 examples have as many different labels, .* or take them as numbers with --kind numbers",
+            "each of 3 examples has a label of its own, .* or read numbers with --kind numbers",
         ),
     ],
 )

@@ -24,6 +24,7 @@ from maskloom.train.timing import OwnTime, Traffic
 from tests.trees import tree_with
 
 CPU = torch.device("cpu")
+CLIPPING = 0.75
 
 
 class Engine:
@@ -51,7 +52,8 @@ class Engine:
 
         yield backward
 
-    def step(self, lr: float, is_spoilt: bool = False) -> StepOutcome:
+    def step(self, lr: float, is_spoilt: bool, clipping: float | None) -> StepOutcome:
+        assert clipping == CLIPPING
         assert self.weight.grad is not None
         if self.collapses:
             raise LossScaleCollapsed
@@ -66,7 +68,8 @@ class Engine:
 def a_trainer(engine: Engine, losses: tuple[float, ...] = ()) -> Any:
     """The state of one rank, at step 0."""
     guard = {"spike_sigma": 3.0, "window_steps": 8}
-    config = parse_config(tree_with(guard=guard, optimizer={"lr": 0.5, "warmup_steps": 1}), "here")
+    optimizer = {"lr": 0.5, "warmup_steps": 1, "gradient_clipping": CLIPPING}
+    config = parse_config(tree_with(guard=guard, optimizer=optimizer), "here")
     return SimpleNamespace(
         config=config,
         world=World(),

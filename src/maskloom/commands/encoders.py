@@ -22,7 +22,7 @@ from maskloom.train.checkpoint import Which
 
 
 @dataclass(frozen=True)
-class Encoder:
+class LoadedEncoder:
     """An encoder in fp32 and evaluation mode.
 
     Attributes:
@@ -39,7 +39,7 @@ class Encoder:
     fresh: Callable[[int], Any]
 
 
-def load_encoder(source: str, step: Which = None) -> Encoder:
+def load_encoder(source: str, step: Which = None) -> LoadedEncoder:
     """The encoder that a user names.
 
     Args:
@@ -67,10 +67,10 @@ def load_encoder(source: str, step: Which = None) -> Encoder:
     return _encoder(source, model, tokenizer, type(model))
 
 
-def _encoder(source: str, model: Any, tokenizer: Tokenizer, build: Callable[[Any], Any]) -> Encoder:
+def _encoder(source: str, model: Any, tokenizer: Tokenizer, build: Callable[[Any], Any]) -> LoadedEncoder:
     def fresh(seed: int) -> Any:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return build(model.config).eval()
 
-    return Encoder(source, model.eval(), tokenizer, longest_piece_in(model), fresh)
+    return LoadedEncoder(source, model.eval(), tokenizer, longest_piece_in(model), fresh)

@@ -6,9 +6,8 @@
 MODEL is a run, RUN@STEP or RUN@best. Or a folder with a masked language model of Hugging Face's and its tokenizer. Or a name on
 the Hub, or NAME@REVISION. TEXT is a corpus, of which the held-out documents are read, or any INPUT of `maskloom shards`.
 
-With --data, the same words of the text are masked for all models, each with all its tokens. Models may have different
-tokenizers: nats a byte of the masked words, and the share of words that are right, are then fair. Figures a token are not.
-docs/evaluate.md says more.
+With --data, the same words of the text are masked for all models, each with all its tokens. If models have different
+tokenizers, compare nats a byte and words that are right. Figures a token do not compare then. docs/evaluate.md says more.
 
 examples:
   maskloom eval runs/quickstart
@@ -26,10 +25,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from maskloom.commands.arguments import add_step, fraction, natural, positive
-from maskloom.commands.loading import LoadedRun, is_run, load_named, load_run, plain_model, run_and_step
+from maskloom.commands.loading import LoadedRun, device, is_run, load_named, load_run, plain_model, run_and_step
 from maskloom.commands.run_figures import held_out_figures, lines_of_run
 from maskloom.commands.tables import comparison
 from maskloom.data.plan import open_corpora
@@ -59,16 +56,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("models", nargs="+", metavar="MODEL", help="and key=value: settings that replace a run's, if its data moved")
     add("--data", nargs="+", action="extend", metavar="TEXT", help="default: what the run's own corpora hold out")
     add_step(parser)
-    add("--documents", type=positive, help="of more documents, a sample of so many (default: 1000)")
-    add("--mask-rate", type=fraction, help="share of the words that are masked (default: 0.15)")
+    add("--documents", type=positive, help=f"of more documents, a sample of so many (default: {DEFAULTS['documents']})")
+    add("--mask-rate", type=fraction, help=f"share of the words that are masked (default: {DEFAULTS['mask_rate']})")
     add(
         "--seq-len",
         type=positive,
-        help="most tokens of a piece, if each model reads as many (default: 512)",
+        help=f"most tokens of a piece, if each model reads as many (default: {DEFAULTS['seq_len']})",
     )
-    add("--seed", type=natural, help="of the sample and of the masks (default: 0)")
+    add("--seed", type=natural, help=f"of the sample and of the masks (default: {DEFAULTS['seed']})")
     add("--pseudo-perplexity", action="store_true", help="also mask each token of some sentences in turn")
-    add("--sentences", type=positive, help="for --pseudo-perplexity (default: 100)")
+    add("--sentences", type=positive, help=f"for --pseudo-perplexity (default: {DEFAULTS['sentences']})")
     add("--text-key", help="where the text stands in a JSON object, or the column of a table")
     add(
         "--blank-line",
@@ -131,17 +128,19 @@ def _on_its_corpora(named: Sequence[str], overrides: Sequence[str], options: arg
 
 
 def _pseudo_of_run(loaded: LoadedRun, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """The same for sentences of what a run holds out."""
+    """Pseudo-perplexity of sentences that a run holds out."""
     texts = sample(held_out_documents(open_corpora(loaded.config.data)), options.documents, options.seed)
     model = plain_model(loaded)
-    models = [Scored(str(folder), _placed(model), loaded.tokenizer, longest_piece_in(model))]
+    models = [Scored(str(folder), model.to(device()), loaded.tokenizer, longest_piece_in(model))]
     return _pseudo(models, _prepared(texts, models, options), options)[0]
 
 
 def _compare(named: Sequence[str], options: argparse.Namespace) -> dict[str, Any]:
     """Models on one text."""
     loaded = [load_named(given, options.step, takes_any=True) for given in named]
-    models = [Scored(each.source, _placed(each.model), each.tokenizer, longest_piece_in(each.model)) for each in loaded]
+    models = [
+        Scored(each.source, each.model.to(device()), each.tokenizer, longest_piece_in(each.model)) for each in loaded
+    ]
     texts = read_texts(options.data, options.text_key, options.blank_line, options.documents, options.seed)
     prepared = _prepared(texts, models, options)
     outcomes = []
@@ -186,8 +185,3 @@ def _pseudo(models: Sequence[Scored], prepared: Prepared, options: argparse.Name
         with Progress(f"{model.name}, pseudo-perplexity", tokens_to_score(number, chosen), "tokens") as progress:
             found.append(pseudo_perplexity(number, model, chosen, progress.advance))
     return found
-
-
-def _placed(model: Any) -> Any:
-    """The model on this machine's GPU, if there is one."""
-    return model.to("cuda" if torch.cuda.is_available() else "cpu")

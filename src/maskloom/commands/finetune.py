@@ -2,8 +2,8 @@
 
 MODEL is a run, RUN@STEP or RUN@best, a folder with a Hugging Face encoder and its tokenizer, or a name on the Hub. If it was
 fine-tuned before, its head is dropped. DATA is a .csv, .tsv, .jsonl (also .gz, .zst) or .parquet file, or a folder that
-`datasets` saved. What labels are follows from their values: lists are tags, numbers with a fraction are numbers, all else are
-classes. Without --test, a fifth of DATA is held out, and figures are of it. With --task, DATA is the folder of one of GLUE's
+`datasets` saved. The values of the labels say what they are: lists are tags, numbers with a fraction are numbers, all else is
+a class. Without --test, a fifth of DATA is held out, and figures are of it. With --task, DATA is the folder of one of GLUE's
 tasks, and figures are those of its dev set.
 
 examples:
@@ -38,10 +38,6 @@ if TYPE_CHECKING:
     from maskloom.tasks.heads import Encoder
     from maskloom.tasks.training import Settings
 
-HELD_OUT = 0.2
-"""Share of DATA that is tested if no file is named for it."""
-TEST_SPLITS = ("validation", "test", "dev")
-"""Splits of a saved dataset that figures are of, the first that there is: test splits often have no labels."""
 RESULTS = "finetune.json"
 
 
@@ -133,22 +129,21 @@ def _open(options: argparse.Namespace, work: Path) -> Encoder:
     logging.disable_progress_bar()
     if not is_run(options.model):
         if options.step is not None:
-            raise UserError(
-                f"{options.model} is not a run directory, which --step {options.step} asks for: leave it out"
-            )
+            raise UserError(f"--step is for a run, and {options.model} is not a run: it has no config.yaml")
         return open_encoder(checkpoint_folder(options.model), options.model)
     folder = work / "encoder"
     folder.mkdir()
-    loaded = load_run(*run_and_step(options.model, options.step))
+    run, step = run_and_step(options.model, options.step)
+    loaded = load_run(run, step)
     write_model(loaded, folder, work)
-    return open_encoder(folder, f"{options.model.partition('@')[0]} at step {loaded.step:,}")
+    return open_encoder(folder, f"{run} at step {loaded.step:,}")
 
 
 def _read(options: argparse.Namespace) -> Data:
     from maskloom.tasks.finetune import Data
     from maskloom.tasks.glue import read_task
     from maskloom.tasks.labelled import Examples, read_examples, splits_of
-    from maskloom.tasks.probe import split_by_hash
+    from maskloom.tasks.splits import TEST_SHARE, split_by_hash, split_to_test
     from maskloom.tasks.target import Target, target_of
 
     if options.task:
@@ -161,15 +156,13 @@ def _read(options: argparse.Namespace) -> Data:
         return read_examples(path, options.text, options.pair, options.label, split, kind=options.kind)
 
     dev = read(options.dev) if options.dev else None
-    splits = splits_of(options.data)
-    test_split = next((name for name in TEST_SPLITS if name in splits), None)
-    examples = read(options.data, "train" if "train" in splits else None)
+    examples = read(options.data, "train" if "train" in splits_of(options.data) else None)
     target = target_of(examples)
     if options.test:
         return Data(target, examples, {"test": read(options.test)}, dev)
-    if test_split:
-        return Data(target, examples, {"test": read(options.data, test_split)}, dev)
-    train, test = split_by_hash(examples, HELD_OUT, 0)
+    if tested := split_to_test(options.data):
+        return Data(target, examples, {"test": read(options.data, tested)}, dev)
+    train, test = split_by_hash(examples, TEST_SHARE, 0)
     return Data(target, train, {"test": test}, dev)
 
 

@@ -1,4 +1,4 @@
-"""A model for the commands that need one: a run's from its checkpoint, or a folder with a Hugging Face checkpoint."""
+"""A model for the commands that need one: of a run, a folder with a Hugging Face checkpoint, or a name on the Hub."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class LoadedPlain:
 
     Attributes:
         source: as it was named, with the step of a run.
-        step: of a run; None: it is none.
+        step: of a run; None if it is not one.
     """
 
     source: str
@@ -116,6 +116,11 @@ def load_named(source: str, step: Which = None, takes_any: bool = False) -> Load
     tokenizer = tokenizer_beside(folder, source)
     check_rows(model, tokenizer, source)
     return LoadedPlain(source, model.eval(), tokenizer)
+
+
+def device() -> torch.device:
+    """What commands compute on: this machine's GPU, if there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def is_run(source: str) -> bool:

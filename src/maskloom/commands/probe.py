@@ -17,19 +17,17 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 
 from maskloom.commands.arguments import add_step, natural, positive
-from maskloom.commands.encoders import Encoder, load_encoder
+from maskloom.commands.encoders import LoadedEncoder, load_encoder
+from maskloom.commands.loading import device
 from maskloom.errors import UserError
 from maskloom.progress import show
 from maskloom.tasks.encoding import Floats, mean_pooled
-from maskloom.tasks.labelled import Examples, read_examples, splits_of
-from maskloom.tasks.probe import bag_of_words, check, features_of, fit, split_by_hash
+from maskloom.tasks.labelled import Examples, read_examples
+from maskloom.tasks.probe import bag_of_words, check, features_of, fit
+from maskloom.tasks.splits import TEST_SHARE, split_by_hash, split_to_test
 
-TEST_SHARE = 0.2
-TEST_SPLITS = ("validation", "validation_matched", "test")
-"""Splits of a saved dataset that are tested, the first that there is: test splits often have no labels."""
 SEQ_LEN = 128
 SLOTS = 2048  # of a forward
 
@@ -85,9 +83,7 @@ def _examples(options: argparse.Namespace) -> list[Examples]:
     columns = {"text_column": options.text, "pair_column": options.pair, "label_column": options.label}
     if options.test is not None:
         return [read_examples(path, **columns, kind="classes") for path in (options.data, options.test)]
-    splits = splits_of(options.data)
-    tested = next((name for name in TEST_SPLITS if name in splits), None)
-    if "train" in splits and tested:
+    if tested := split_to_test(options.data):
         return [read_examples(options.data, **columns, split=split, kind="classes") for split in ("train", tested)]
     return [read_examples(options.data, **columns, kind="classes")]
 
@@ -96,15 +92,14 @@ def _probed(
     options: argparse.Namespace, parts: Sequence[Examples], sides: Sequence[tuple[Examples, Examples]], seeds: range
 ) -> Iterator[tuple[str, Figures]]:
     """(name, figures of each seed) of every row of the table."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     for source in options.models:
         encoder = load_encoder(source, options.step)
-        vectors = _Vectors(encoder, encoder.model.to(device), options.seq_len, parts)
+        vectors = _Vectors(encoder, encoder.model.to(device()), options.seq_len, parts)
         yield encoder.source, [vectors.probe(*side, seed) for side, seed in zip(sides, seeds, strict=True)]
         if options.random:
             figures = []
             for side, seed in zip(sides, seeds, strict=True):
-                vectors = _Vectors(encoder, encoder.fresh(seed).to(device), options.seq_len, parts)
+                vectors = _Vectors(encoder, encoder.fresh(seed).to(device()), options.seq_len, parts)
                 figures.append(vectors.probe(*side, seed))
             yield f"{source} with random weights", figures
     if options.baseline:
@@ -114,7 +109,7 @@ def _probed(
 class _Vectors:
     """The vectors of all texts by one model. Each text is computed once, however many seeds there are."""
 
-    def __init__(self, encoder: Encoder, model: Any, seq_len: int, parts: Sequence[Examples]) -> None:
+    def __init__(self, encoder: LoadedEncoder, model: Any, seq_len: int, parts: Sequence[Examples]) -> None:
         texts = dict.fromkeys(text for part in parts for text in [*part.texts, *(part.pairs or ())])
         seq_len = min(seq_len, encoder.longest)
         self.places = {text: place for place, text in enumerate(texts)}

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from maskloom.commands.loading import LoadedRun
+from maskloom.commands.loading import LoadedRun, device
 from maskloom.data.masking import MaskRule
 from maskloom.data.plan import open_corpora
 from maskloom.distributed import World
@@ -36,15 +36,14 @@ def held_out_figures(loaded: LoadedRun, lines: Sequence[dict[str, Any]]) -> tupl
         raise UserError(
             f"{folders} holds no held-out documents: write it with a larger --val-fraction, so that some are held out"
         )
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = loaded.model.to(device)
+    model = loaded.model.to(device())
     tokenizer, settings = loaded.tokenizer.as_of(loaded.tokenizing), loaded.config.evaluation_filled
     for index in corpora:
         index.check_tokenizer(tokenizer)
     rule = MaskRule.held_out(loaded.config.masking, settings.mask_rate, tokenizer)
     counts = token_counts(corpora, tokenizer, rule)
-    by_band = count_by_band(model, torch.from_numpy(band_by_token(counts)).to(device))
-    figures: dict[str, Any] = {**evaluate(model, corpora, tokenizer, settings, rule, device, World())}
+    by_band = count_by_band(model, torch.from_numpy(band_by_token(counts)).to(device()))
+    figures: dict[str, Any] = {**evaluate(model, corpora, tokenizer, settings, rule, device(), World())}
     if not figures:
         raise UserError(
             f"no token of the held-out documents of {folders} is predicted: they are too short, or "
@@ -109,6 +108,6 @@ def lines_of_run(figures: dict[str, Any], title: str, folders: Sequence[str]) ->
             f"  training loss     {figures['training_loss']:.3f} nats a token (mean of the last tenth of the steps)"
         )
     lines.append(
-        f"  unigram entropy   {figures['unigram_entropy']:.3f} nats a token: the loss of knowing token frequencies only"
+        f"  unigram entropy   {figures['unigram_entropy']:.3f} nats a token: the loss of guessing by how often tokens come"
     )
     return lines

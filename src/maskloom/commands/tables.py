@@ -8,7 +8,7 @@ from typing import Any
 from maskloom.redaction import one_line
 
 NOT_COMPARABLE = (
-    "The tokens of these models are not the same. Compare nats a byte and words: figures a token are not comparable between "
+    "These models have different tokens. Compare nats a byte and words. Figures a token are not comparable between "
     "these columns."
 )
 

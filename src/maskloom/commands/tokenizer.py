@@ -89,7 +89,7 @@ def _usual_texts() -> str:
 
 def _announced(texts: Iterator[str], progress: Progress) -> Iterator[str]:
     yield from texts
-    say(f"{progress.done / MIB:,.1f} MiB are read: now the vocabulary is learnt, which shows no progress")
+    say(f"{progress.done / MIB:,.1f} MiB are read: now the vocabulary is learned, which shows no progress")
 
 
 def texts_of(index: Index, most_bytes: int, progress: Progress) -> Iterator[str]:

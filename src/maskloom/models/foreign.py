@@ -7,7 +7,7 @@ No code of a checkpoint is run.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -33,34 +33,19 @@ def load_foreign(folder: Path, name: str) -> PreTrainedModel:
     Raises:
         UserError: it is of a kind that does not predict masked tokens, it has no weights, or its head is missing.
     """
-    from transformers import AutoConfig, AutoModelForMaskedLM
+    from transformers import AutoModelForMaskedLM
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as CLASSES
-    from transformers.utils import logging
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
     kind = read_tree(folder, name).get("model_type")
     if kind not in CLASSES:
         raise UserError(
             f"{name} is a {shown(kind)} model, and Hugging Face has no class that predicts its masked tokens. Name a masked "
             "language model"
         )
-    try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:  # the library raises many kinds
-        raise UserError(f"{name} cannot be loaded: {' '.join(str(error).split())}") from None
-    if getattr(config, "is_encoder_decoder", False) or getattr(config, "is_decoder", False):
-        raise UserError(f"{name} has a decoder (a {shown(kind)} model): only an encoder sees both sides of a mask")
-    try:
-        model, report = AutoModelForMaskedLM.from_pretrained(
-            folder, config=config, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
-        )
-    except Exception as error:
-        why = why_no_weights(folder) if not _has_weights(folder) else " ".join(str(error).split())
-        raise UserError(f"{name} cannot be loaded: {why}") from None
-    if missing := sorted(report["missing_keys"]):
+    model, missing = _loaded(AutoModelForMaskedLM, folder, name)
+    if missing:
         raise lacking(name, type(model).__name__, missing)
-    return model.eval()
+    return model
 
 
 def load_encoder_of(folder: Path, name: str) -> PreTrainedModel:
@@ -69,28 +54,39 @@ def load_encoder_of(folder: Path, name: str) -> PreTrainedModel:
     Raises:
         UserError: it has a decoder, it cannot be loaded, or weights of the encoder are missing.
     """
-    from transformers import AutoConfig, AutoModel
+    from transformers import AutoModel
+
+    model, missing = _loaded(AutoModel, folder, name)
+    if missing := [weight for weight in missing if "pooler" not in weight]:
+        raise UserError(
+            f"{name} is not a whole {type(model).__name__}: it lacks {len(missing)} weights, such as {missing[0]}"
+        )
+    return model
+
+
+def _loaded(model_class: Any, folder: Path, name: str) -> tuple[PreTrainedModel, list[str]]:
+    """The model by one of Hugging Face's Auto classes, and the names of the weights that it lacks."""
+    from transformers import AutoConfig
     from transformers.utils import logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        if getattr(config, "is_encoder_decoder", False) or getattr(config, "is_decoder", False):
-            raise UserError(f"{name} has a decoder: only encoders give vectors that see a text from both sides")
-        model, report = AutoModel.from_pretrained(
+    except Exception as error:  # the library raises many kinds
+        raise UserError(f"{name} cannot be loaded: {' '.join(str(error).split())}") from None
+    if getattr(config, "is_encoder_decoder", False) or getattr(config, "is_decoder", False):
+        raise UserError(
+            f"{name} has a decoder (a {shown(config.model_type)} model): only an encoder sees both sides of a token"
+        )
+    try:
+        model, report = model_class.from_pretrained(
             folder, config=config, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
         )
-    except UserError:
-        raise
-    except Exception as error:  # the library raises many kinds
+    except Exception as error:
         why = why_no_weights(folder) if not _has_weights(folder) else " ".join(str(error).split())
         raise UserError(f"{name} cannot be loaded: {why}") from None
-    if missing := sorted(weight for weight in report["missing_keys"] if "pooler" not in weight):
-        raise UserError(
-            f"{name} is not a whole {type(model).__name__}: it lacks {len(missing)} weights, such as {missing[0]}"
-        )
-    return model.eval()
+    return model.eval(), sorted(report["missing_keys"])
 
 
 def lacking(name: str, model_class: str, missing: list[str]) -> UserError:

@@ -3,9 +3,9 @@
     encoder       all but the head: the transform is trained, and the decoder, or its bias alone if it has the embeddings' matrix
     embeddings    the table of the tokens' embeddings, which often is the decoder's matrix too
 
-A frozen weight gets no gradient, has no optimizer state, and does not count in the gradient's norm. In half precision DeepSpeed
-keeps it in half alone, since it has no fp32 copy of what it does not train. So the run writes the frozen weights down once, in
-fp32, beside the model's config.json. Whatever reads the run's weights takes them from there, bit for bit.
+A frozen weight gets no gradient and no optimizer state. It does not count in the norm of the gradients. In half precision
+DeepSpeed keeps it in half alone, since it has no fp32 copy of what it does not train. So the run writes the frozen weights down
+once, in fp32, beside the model's config.json. Whatever reads the run's weights takes them from there, bit for bit.
 """
 
 from __future__ import annotations

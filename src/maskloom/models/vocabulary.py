@@ -1,6 +1,6 @@
 """How the vocabulary of a checkpoint fits a run's tokenizer, and rows for tokens that are new.
 
-A run may take a tokenizer that has the checkpoint's own tokens by their ids, and more behind them (`maskloom.tokenizers.extend`).
+A run may take a tokenizer that has the checkpoint's own tokens by their ids, and more after them (`maskloom.tokenizers.extend`).
 A new row is the mean of the rows of the tokens that stood for the word before; so is its bias. The model then reads the word as
 a mixture of what it knows, and the probabilities of the old tokens hardly change. Random rows take probability from all of
 them at first.
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from maskloom.models.warm_start import Checkpoint
 
 MOST_SPARE_ROWS = 1 << 10
-"""Rows of the embeddings beyond the tokenizer's ids that pass for padding (128 for each of 8 tensor-parallel ranks is the most
-that is usual), if the checkpoint has no tokenizer that would tell."""
+"""The most rows beyond the tokenizer's ids that pass for padding, if the checkpoint has no tokenizer to tell. People pad to
+128 for each of 8 tensor-parallel ranks at most."""
 
 
 class NewTokens(NamedTuple):
@@ -47,11 +47,13 @@ class NewTokens(NamedTuple):
 
 
 def fit_vocabulary(checkpoint: Checkpoint, tokenizer: Tokenizer) -> tuple[NewTokens | None, str]:
-    """The tokens that the checkpoint gets rows for, if its own tokenizer was extended; and what is to be said of a vocabulary
-    that is not quite the tokenizer's, empty if it is.
+    """How the tokenizer of a run fits a checkpoint.
+
+    Returns:
+        the tokens that need new rows, if the checkpoint's own tokenizer was extended; and a note on what differs, or "".
 
     Raises:
-        UserError: the embeddings are not those of the tokenizer's ids, or positions would begin elsewhere.
+        UserError: the rows are not those of the tokenizer's ids, or positions would begin elsewhere.
     """
     rows, ids, name = checkpoint.config.vocab_size, tokenizer.vocab_size, checkpoint.name
     _check_first_position(checkpoint, tokenizer)
@@ -79,11 +81,11 @@ def fit_vocabulary(checkpoint: Checkpoint, tokenizer: Tokenizer) -> tuple[NewTok
         other = sum(own.token(number) != tokenizer.token(number) for number in range(ids))
         if 2 * other > ids:
             raise UserError(
-                f"{name}: its own tokenizer means other tokens by {other:,} of the {ids:,} ids of {tokenizer.source}: set "
+                f"{name}: {other:,} of the {ids:,} ids of {tokenizer.source} are other tokens in its own tokenizer: set "
                 f"tokenizer={checkpoint.folder}"
             )
         if other:
-            notes.append(f"its own tokenizer means other tokens by {other:,} of {ids:,} ids")
+            notes.append(f"{other:,} of {ids:,} ids are other tokens in its own tokenizer")
     if rows > ids:
         notes.append(
             f"{rows - ids} of its {rows:,} rows are beyond the tokenizer's {ids:,} ids: they stay in the softmax, and are never "
@@ -93,14 +95,14 @@ def fit_vocabulary(checkpoint: Checkpoint, tokenizer: Tokenizer) -> tuple[NewTok
 
 
 def _check_first_position(checkpoint: Checkpoint, tokenizer: Tokenizer) -> None:
-    """Raises UserError if positions begin behind the padding token's id, and the tokenizer has another."""
+    """Raises UserError if positions begin after the padding token's id, and the tokenizer pads with another."""
     config = copy.copy(checkpoint.config)
     begins = unused_positions_of(config)
     config.update(checkpoint.outline.architecture.token_ids(tokenizer))
     if begins != unused_positions_of(config):
         raise UserError(
-            f"{checkpoint.name} was trained with positions that begin behind the padding token's id, {begins - 1}, and that of "
-            f"the tokenizer {tokenizer.source} has id {tokenizer.pad_id}: use the checkpoint's own tokenizer"
+            f"{checkpoint.name} was trained with positions that begin behind the padding token's id, {begins - 1}. The tokenizer "
+            f"{tokenizer.source} pads with id {tokenizer.pad_id}: use the checkpoint's own tokenizer"
         )
 
 

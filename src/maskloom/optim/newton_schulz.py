@@ -9,8 +9,8 @@ The arithmetic is that of DeepSpeed's `muon_update`. It differs in three ways:
 - `standard` computes in bf16 if the CPU has instructions for it, which are four times as fast as fp32's. Else it is fp32:
   without them a product in bf16 can take a hundred times as long.
 
-`gram` iterates over A, which is cheaper if the matrix is oblong, and starts again from X after two steps, because errors grow
-(Dao et al., 2026, https://tridao.me/blog/2026/gram-newton-schulz/). It is fp32 on a CPU.
+`gram` iterates over A, which costs less if the matrix is oblong. Errors grow, so it starts again from X after two steps (Dao et
+al., 2026, https://tridao.me/blog/2026/gram-newton-schulz/). It is fp32 on a CPU.
 
 Shapes: B matrices in a batch, n rows and m columns, n at most m.
 """
@@ -39,7 +39,7 @@ def updates_of(
     method: str,
     wanted: Sequence[int] | None = None,
 ) -> list[torch.Tensor]:
-    """Muon's update of each matrix, fp32, before the learning rate. Brings all momenta forward, and overwrites the gradients.
+    """Muon's update of each matrix, fp32, before the learning rate. It updates all momenta, and writes over the gradients.
 
     Args:
         gradients, momenta: of the same matrices, in any shapes.

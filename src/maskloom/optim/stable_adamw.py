@@ -21,7 +21,7 @@ from maskloom.optim.whole_tensors import OverWholeTensors, Tensors, gradients_of
 
 
 class StableAdamW(OverWholeTensors):
-    """AdamW whose rate for a tensor falls if its gradients outgrow their second moment.
+    """AdamW that lowers the rate of a tensor if its gradients outgrow their second moment.
 
     Args:
         params: groups with `weight_decay`.

@@ -7,11 +7,11 @@ fall:
     vectors of 3 ranks      [        rank 0         ][         rank 1         ][         rank 2         ]
 
 `place` says which piece of which tensor lies where in such a vector. A step squares and sums the pieces, and adds the sums over
-ranks in one all-reduce. Everything else is elementwise and does not care where tensors begin. Vectors that were not placed are
+ranks in one all-reduce. All else works element by element, wherever tensors begin. Vectors that were not placed are
 whole tensors, as at ZeRO stage 0.
 
-Squares are summed in float64: torch's fp32 norm of an embedding of 31 million is off by 2e-3 on a CPU, and the order of a sum
-differs between layouts. No step waits for the device.
+Squares are summed in float64. On a CPU torch's fp32 norm of an embedding of 31 million is off by 2e-3, and layouts sum in
+different orders. No step waits for the device.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class OverWholeTensors(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Update every parameter that has a gradient; on all ranks together if parameters are spread over them."""
+        """Update each weight that has a gradient. If ZeRO has spread the weights, all ranks call it together."""
         for group in self.param_groups:
             weights = [weight for weight in group["params"] if weight.grad is not None]
             if weights:

@@ -2,8 +2,8 @@
 
     metadata (YAML)  use  data  training  held-out figures  configuration  digests
 
-Each fact comes from the run's folder: the checkpoint, config.yaml, environment.json, metrics.jsonl. What the run does not know
-(for whom the model is, its limits) is left to the author, and the card says where. Absolute paths and the queries of URLs are
+Each fact comes from the run's folder: the checkpoint, config.yaml, environment.json, metrics.jsonl. The run does not know for
+whom the model is, nor its limits. The card says where the author should write them. Absolute paths and the queries of URLs are
 left out, since they tell of a machine or are secrets.
 """
 
@@ -47,7 +47,7 @@ class Author:
 
     Attributes:
         name: of the model.
-        license: identifier of a licence, as hubs list them: `apache-2.0`.
+        license: the short name of a licence, as hubs list them: `apache-2.0`.
         languages: codes of ISO 639: `en`.
     """
 

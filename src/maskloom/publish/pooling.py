@@ -1,4 +1,4 @@
-"""The files that make a folder one of sentence-transformers: a text becomes the mean of its tokens' last hidden states.
+"""The files that sentence-transformers needs beside a model: a text becomes the mean of its tokens' last hidden states.
 
 The names are those of releases before 6, which later ones read too. The weights stay those of the masked language model;
 sentence-transformers leaves its head out.

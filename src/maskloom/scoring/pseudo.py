@@ -9,7 +9,6 @@ A sentence of N tokens costs N rows of N tokens, so only some are scored.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ import numpy as np
 from maskloom.data.packing import ADDED
 from maskloom.scoring.models import Row, Scored
 from maskloom.scoring.score import Document, Prepared
-from maskloom.scoring.words import sentences, word_bytes
+from maskloom.scoring.words import digest_of, sentences, word_bytes
 
 FEWEST_WORDS = 4  # fewer are a heading, or the number of a list
 SENTENCES_AT_ONCE = 16
@@ -57,7 +56,7 @@ def choose_sentences(
     def order(sentence: Sentence) -> bytes:
         spans = sentence.document.spans
         text = sentence.document.text[spans[sentence.first, 0] : spans[sentence.end - 1, 1]]
-        return hashlib.blake2b(text.encode(), digest_size=8, salt=seed.to_bytes(8, "little")).digest()
+        return digest_of(text, seed)
 
     return sorted(found, key=order)[:most]
 

@@ -79,7 +79,7 @@ class Outcome:
 
     Attributes:
         loss: float64 [M]; sum over the word's tokens (nats).
-        tokens, hits: int64 [M]; tokens of the word, and those that the likeliest token hits.
+        tokens, hits: int64 [M]; tokens of the word, and how many of them the model guesses.
     """
 
     loss: Floats

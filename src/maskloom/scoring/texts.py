@@ -6,7 +6,6 @@ of the files. No more of them are held in memory, however large the input is.
 
 from __future__ import annotations
 
-import hashlib
 import heapq
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from maskloom.data.sources.source import TextLayout
 from maskloom.data.writing.passes import LONGEST_DOCUMENT_BYTES, split_document
 from maskloom.errors import UserError
 from maskloom.redaction import shown
+from maskloom.scoring.words import digest_of
 
 
 @dataclass(frozen=True)
@@ -75,16 +75,11 @@ def sample(documents: Iterable[str], most: int, seed: int) -> Texts:
         for text in split_document(document, LONGEST_DOCUMENT_BYTES):
             if not text.strip():
                 continue
-            heapq.heappush(heap, (-_hash(text, seed), -found, text))
+            heapq.heappush(heap, (-int.from_bytes(digest_of(text, seed), "little"), -found, text))
             found += 1
             if len(heap) > most:
                 heapq.heappop(heap)
     return Texts([text for _, _, text in sorted(heap, key=lambda item: -item[1])], found)
-
-
-def _hash(text: str, seed: int) -> int:
-    digest = hashlib.blake2b(text.encode(), digest_size=8, salt=seed.to_bytes(8, "little")).digest()
-    return int.from_bytes(digest, "little")
 
 
 def _is_corpus(given: str) -> bool:

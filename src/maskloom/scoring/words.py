@@ -31,10 +31,14 @@ def words_of(text: str) -> Spans:
     return np.array([match.span() for match in _pattern().finditer(text)], np.int64).reshape(-1, 2)
 
 
+def digest_of(text: str, seed: int, size_bytes: int = 8) -> bytes:
+    """A hash of a text for a seed. It chooses the documents, sentences and words that models are asked for."""
+    return hashlib.blake2b(text.encode(), digest_size=size_bytes, salt=seed.to_bytes(8, "little")).digest()
+
+
 def draws(text: str, count: int, seed: int) -> NDArray[np.float64]:
     """A number from 0 to 1 for each word of a text, a pure function of text, seed and the word's place: float64 [count]."""
-    digest = hashlib.blake2b(text.encode(), digest_size=16, salt=seed.to_bytes(8, "little")).digest()
-    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little"))).random(count)
+    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest_of(text, seed, 16), "little"))).random(count)
 
 
 def chosen_words(text: str, spans: Spans, rate: float, seed: int) -> Bools:

@@ -1,7 +1,7 @@
 """Texts to vectors: the mean of the last layer over a text's tokens.
 
-The first and the last token (`cls`, `sep`) count too. So vectors are those of sentence-transformers, and a text without words
-has one. The end of a long text is cut off.
+The first and the last token (`cls`, `sep`) count too, as in sentence-transformers. So a text without words has a vector. The end
+of a long text is cut off.
 
 Our forward gets the texts packed into full rows. A model of Hugging Face gets them sorted by length, so little is padding.
 
@@ -26,7 +26,7 @@ from maskloom.tokenizers.base import Tokenized, Tokenizer
 
 Floats = NDArray[np.float32]
 TEXTS_AT_ONCE = 4096
-"""Texts that are packed together. Memory stays bounded, and rows are nearly full."""
+"""Texts that are packed together. It bounds the memory, and still fills the rows."""
 
 
 def mean_pooled(model: Any, tokenizer: Tokenizer, texts: Sequence[str], seq_len: int, micro_batch_rows: int) -> Floats:

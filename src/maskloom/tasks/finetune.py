@@ -67,7 +67,7 @@ class Outcome:
 
     Attributes:
         seeds: the figures of each seed. With several test sets, a name is `SET_METRIC`.
-        cut: by part, how many examples were longer than the model reads.
+        cut: by part, how many examples were too long for the model.
         drawn: names of the weights that were drawn anew.
     """
 

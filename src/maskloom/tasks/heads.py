@@ -26,7 +26,7 @@ PRETRAINED = ("ForMaskedLM", "ForPreTraining", "Model")
 TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "*.model")
 TOKENIZER_FILES = (*TOKENIZERS, "merges.txt", "special_tokens_map.json", "added_tokens.json")
 MOST_TOKENS = 512
-"""Tokens of a row if neither the tokenizer nor the model says how many it reads, and the most that is taken by default."""
+"""Tokens of a row if nothing says how many the model reads. By default no more are taken."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def open_encoder(folder: Path, name: str) -> Encoder:
 
 
 def _longest(config: Any, tokenizer: Any) -> int:
-    """The most tokens that a model reads. In some architectures positions begin behind the padding token's id."""
+    """The most tokens that a model reads. In some, the first rows of the table of positions are for no token."""
     from maskloom.models.architecture import ARCHITECTURES, longest_piece_of
 
     if config.model_type in ARCHITECTURES:
@@ -142,7 +142,7 @@ def with_head(encoder: Encoder, target: Target, seed: int, from_scratch: bool = 
 
 
 def _config_for(encoder: Encoder, target: Target) -> Any:
-
+    """The configuration of a checkpoint, with the outputs of a task."""
     config = copy.deepcopy(encoder.config)
     names = target.names or ("LABEL_0",)
     config.num_labels = len(names)

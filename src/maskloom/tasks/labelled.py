@@ -97,8 +97,6 @@ def read_examples(
     split: str | None = None,
     *,
     kind: Kind | None = None,
-    header: Sequence[str] | None = None,
-    quoted: bool = True,
 ) -> Examples:
     """The labelled texts of a file, or of a folder that `datasets` saved. An empty or missing text is a text without words.
 
@@ -106,13 +104,11 @@ def read_examples(
         text_column, pair_column, label_column: names of columns. None: guessed. A pair is guessed only if the text is, too.
         split: of a folder that holds several. None: its only one.
         kind: what labels are. None: as their values tell.
-        header: names of the columns of a CSV or TSV file whose first line has none.
-        quoted: quotes of a CSV or TSV file enclose fields. False: they are characters like others, as in GLUE's files.
 
     Raises:
         UserError: the file cannot be read, a column is missing, or a row has no label, or one of another kind.
     """
-    table = _read_table(Path(path), split, header, quoted)
+    table = _read_table(Path(path), split)
     if not table.numbers:
         raise UserError(f"{table.source} holds no rows: name a file with a text and a label in each row")
     text, pair, label = _choose(table, text_column, pair_column, label_column)
@@ -156,7 +152,7 @@ class _Table:
         return f"{self.source}, {self.unit} {self.numbers[row]}"
 
 
-def _read_table(path: Path, split: str | None, header: Sequence[str] | None, quoted: bool) -> _Table:
+def _read_table(path: Path, split: str | None) -> _Table:
     name = path.name.lower()
     plain = next((name.removesuffix(suffix) for suffix in SUFFIXES if name.endswith(suffix)), name)
     kind = Path(plain).suffix
@@ -167,7 +163,7 @@ def _read_table(path: Path, split: str | None, header: Sequence[str] | None, quo
     if split is not None:
         raise UserError(f"{path} is a file, which has no splits: name the file of the split '{split}' instead")
     if kind in (".csv", ".tsv"):
-        return _delimited(path, kind[1:], header, quoted)
+        return _delimited(path, kind[1:])
     if kind == ".jsonl":
         return _json_lines(path)
     if kind == ".parquet":
@@ -178,10 +174,10 @@ def _read_table(path: Path, split: str | None, header: Sequence[str] | None, quo
     )
 
 
-def _delimited(path: Path, kind: str, header: Sequence[str] | None, quoted: bool) -> _Table:
+def _delimited(path: Path, kind: str) -> _Table:
     numbers: list[int] = []
-    with contextlib.closing(rows_of(whole_file(kind, path, 0, "line"), quoted)) as rows:
-        names = list(header) if header else next(rows, (0, []))[1]
+    with contextlib.closing(rows_of(whole_file(kind, path, 0, "line"))) as rows:
+        _, names = next(rows, (0, []))
         if len(set(names)) < len(names):
             twice = next(name for name in names if names.count(name) > 1)
             raise UserError(f"{path}: two columns are called '{twice}': give each a name of its own")
@@ -243,7 +239,7 @@ def _features_in(metadata: Mapping[bytes, bytes] | None) -> Mapping[str, Any]:
 
     try:
         found: Mapping[str, Any] = datasets.Features.from_dict(parse_json(written)["info"]["features"])
-    except Exception:  # of another version: numbers of classes stay numbers
+    except Exception:  # written by another version: classes stay numbers then
         return {}
     return found
 

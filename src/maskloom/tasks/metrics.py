@@ -1,4 +1,4 @@
-"""Figures of predictions, by scikit-learn and scipy; spans of BIO tags are found here.
+"""Figures that judge predictions. scikit-learn and scipy give most of them; spans of BIO tags are found here.
 
 Every figure is better if it is larger, and is a number for any input: a correlation with a constant is 0.
 """
@@ -30,10 +30,10 @@ def accuracy(gold: Sequence[str], predicted: Sequence[str]) -> float:
 
 
 def macro_f1(gold: Sequence[str], predicted: Sequence[str]) -> float:
-    """The mean of F1 over the classes that occur."""
+    """The mean of F1 over the classes that `gold` has."""
     from sklearn.metrics import f1_score
 
-    return float(f1_score(gold, predicted, average="macro", zero_division=0.0))
+    return float(f1_score(gold, predicted, labels=np.unique(gold), average="macro", zero_division=0.0))
 
 
 def f1_of(positive: str) -> Callable[[Sequence[str], Sequence[str]], float]:

@@ -1,4 +1,4 @@
-"""What a frozen encoder knows of labels: scikit-learn's logistic regression over the vectors of texts.
+"""What a frozen encoder knows of labels: a logistic regression learns them from the vectors of texts.
 
     texts -> encode -> [N, F] -> standardised -> logistic regression, C by cross-validation -> accuracy, macro F1
 
@@ -10,17 +10,17 @@ Shapes: N examples, D size of a vector, F features.
 
 from __future__ import annotations
 
-import contextlib
+import importlib.util
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from maskloom.data.hashing import make_key
 from maskloom.errors import UserError
 from maskloom.tasks.labelled import Examples
+from maskloom.tasks.metrics import accuracy, macro_f1
 
 Floats = NDArray[np.float32]
 Encode = Callable[[Sequence[str]], Floats]
@@ -45,8 +45,8 @@ def probe(encode: Encode, train: Examples, test: Examples, seeds: Sequence[int] 
         seeds: of the examples that choose C, and their folds. Figures are means over them.
 
     Returns:
-        of the test part `accuracy`; `macro_f1`, a mean over the classes that it has; `most_frequent`, the accuracy of the one
-        class that `train` has most of; and `examples`, how many it has.
+        figures of the test part. `accuracy`. `macro_f1`, a mean over its classes. `most_frequent`, the accuracy of always
+        guessing the class that `train` has most of. `examples`, their number.
 
     Raises:
         UserError: scikit-learn is missing, or the labels are not two or more classes.
@@ -59,7 +59,9 @@ def probe(encode: Encode, train: Examples, test: Examples, seeds: Sequence[int] 
 
 
 def check(train: Examples, test: Examples) -> None:
-    """Raises UserError if the examples cannot be probed."""
+    """Raises UserError if scikit-learn is missing, or the examples cannot be probed."""
+    if importlib.util.find_spec("sklearn") is None:
+        raise UserError("a probe needs scikit-learn: pip install 'maskloom[tasks]'")
     for examples, role in ((train, "train"), (test, "test")):
         if not len(examples):
             raise UserError(f"{examples.source}: no example is left to {role} with: it needs more of them")
@@ -89,8 +91,7 @@ def bag_of_words(train: Examples, test: Examples, seed: int = 0) -> dict[str, fl
     It learns a weight for each word and class. So it is not a lower bound: with many labels it may beat a small encoder.
     """
     check(train, test)
-    with _needs_sklearn():
-        from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.feature_extraction.text import TfidfVectorizer
 
     vectorizer = TfidfVectorizer(ngram_range=(1, 2), min_df=2, max_features=MOST_WORDS, sublinear_tf=True)
 
@@ -116,9 +117,6 @@ def fit(train: Any, train_labels: Sequence[Any], test: Any, test_labels: Sequenc
     Returns:
         as `probe`.
     """
-    with _needs_sklearn():
-        from sklearn.metrics import f1_score
-
     truth, known = np.asarray(test_labels), np.asarray(train_labels)
     if isinstance(train, np.ndarray):
         mean, deviation = train.mean(0), train.std(0)
@@ -127,11 +125,11 @@ def fit(train: Any, train_labels: Sequence[Any], test: Any, test_labels: Sequenc
     else:
         strengths = SPARSE_STRENGTHS
     strength = _choose_strength(strengths, train, known, seed)
-    guessed = _fitted(strength, train, known).predict(test)
+    guessed = _fitted(strength, train, known).predict(test).tolist()
     names, counts = np.unique(known, return_counts=True)
     return {
-        "accuracy": float(np.mean(guessed == truth)),
-        "macro_f1": float(f1_score(truth, guessed, labels=np.unique(truth), average="macro", zero_division=0.0)),
+        "accuracy": accuracy(test_labels, guessed),
+        "macro_f1": macro_f1(test_labels, guessed),
         "most_frequent": float(np.mean(truth == names[counts.argmax()])),
         "examples": float(len(truth)),
     }
@@ -163,26 +161,3 @@ def _choose_strength(strengths: Sequence[float], features: Any, labels: NDArray[
             model = _fitted(strength, features[learned], labels[learned])
             hits[place] += np.sum(model.predict(features[held]) == labels[held])
     return strengths[int(np.argmax(hits))]
-
-
-def split_by_hash(examples: Examples, share: float, seed: int) -> tuple[Examples, Examples]:
-    """Training and test examples. A text decides by its hash: copies of it, in other case or spacing too, stay together.
-
-    Args:
-        share: of the test examples, about.
-    """
-    pairs = examples.pairs or [""] * len(examples)
-    keys = [
-        make_key("probe", seed, *(" ".join(text.casefold().split()) for text in each))
-        for each in zip(examples.texts, pairs, strict=True)
-    ]
-    tested = np.array(keys, np.uint64) < np.uint64(int(share * 2**64))
-    return examples.take(np.flatnonzero(~tested).tolist()), examples.take(np.flatnonzero(tested).tolist())
-
-
-@contextlib.contextmanager
-def _needs_sklearn() -> Iterator[None]:
-    try:
-        yield
-    except ImportError:
-        raise UserError("a probe needs scikit-learn: pip install 'maskloom[tasks]'") from None

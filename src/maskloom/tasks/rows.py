@@ -1,4 +1,4 @@
-"""Examples as a model reads them: ids of tokens, and ids of labels.
+"""Examples as a model reads them: the ids of tokens and of labels.
 
 Of tags, the first token of a word has the word's label, and all other tokens have IGNORED. Words are found by their places in
 the text, so that a tokenizer that takes the blank into a token (RoBERTa's, ModernBERT's) needs no setting.
@@ -23,7 +23,7 @@ class Rows:
 
     Attributes:
         items: for each example what the tokenizer gives (`input_ids`, `attention_mask`, ...), and `labels`.
-        cut: how many examples were longer than the model reads.
+        cut: how many examples were too long for the model.
         firsts: of tags, for each example the place of each word's first token; None for a word that has none.
     """
 

@@ -94,8 +94,8 @@ def target_of(examples: Examples) -> Target:
         return Target("tags", names, ("span_f1", "tag_accuracy") if has_spans(names) else ("tag_accuracy",))
     if len(names) == len(examples):
         raise UserError(
-            f"{examples.source}: {len(names)} examples have as many different labels, such as {brief(names[0])}: name the "
-            "column of the labels with --label, or take them as numbers with --kind numbers"
+            f"{examples.source}: each of {len(names)} examples has a label of its own, such as {brief(names[0])}. Name the right "
+            "column with --label, or read numbers with --kind numbers"
         )
     return Target("classes", names, ("accuracy", "macro_f1"))
 

@@ -1,6 +1,6 @@
-"""Extend a tokenizer by words of a text that it splits into several tokens.
+"""Add words of a text to a tokenizer that splits them.
 
-    text -> words, counted -> those that are split, the most saving first -> one token each, behind all others
+    text -> words, counted -> those that are split, the most saving first -> one token each, after all others
 
 The old tokens keep their ids, so a model keeps its rows. A new word becomes part of the tokenizer's own model (`Extension`), and
 not an added token: those are looked for anywhere in a text, also inside of words, before the model sees it. What a new token was
@@ -99,7 +99,7 @@ def _count_words(tree: Tree, extension: Extension, texts: Iterable[str]) -> Coun
 
 
 def extended(tokenizer: Tokenizer, words: Iterable[NewWord]) -> Tokenizer:
-    """A tokenizer with a token for each of these words, behind all others.
+    """A tokenizer with a token for each of these words, after all others.
 
     Raises:
         UserError: the kind cannot be extended, or this definition cannot: other texts would get other ids, or ids would move.
@@ -118,7 +118,7 @@ def extended(tokenizer: Tokenizer, words: Iterable[NewWord]) -> Tokenizer:
 
 
 def _with_all_in_the_model(tree: Tree, tokenizer: Tokenizer) -> Tree:
-    """A definition whose model knows the added tokens behind its vocabulary, too: the library would number them anew."""
+    """A definition whose model has the added tokens too. The library would give those behind its vocabulary other ids."""
     vocabulary = tree["model"]["vocab"]
     beyond = sorted((token["id"], token["content"]) for token in added_tokens(tree) if token["id"] >= _size(vocabulary))
     if isinstance(vocabulary, list):  # the place is the id

@@ -6,25 +6,23 @@ first rank fits, and tells the others. Nothing is drawn from torch's generator, 
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from maskloom.config import Evaluation, Probe
-from maskloom.data.hashing import make_key
 from maskloom.distributed import World, gather_objects
 from maskloom.errors import UserError
 from maskloom.models.masked_lm import MaskedLM
 from maskloom.progress import warn
 from maskloom.tasks.encoding import Floats, mean_pooled
 from maskloom.tasks.labelled import Examples, read_examples
-from maskloom.tasks.probe import check, features_of, fit, split_by_hash
+from maskloom.tasks.probe import check, features_of, fit
+from maskloom.tasks.splits import TEST_SHARE, at_most, split_by_hash
 from maskloom.tokenizers.base import Tokenizer
 from maskloom.train.rank.heartbeats import Pulse
 
-TEST_SHARE = 0.2
 TEXTS_AT_ONCE = 256
 """Texts between two signs of life."""
 
@@ -64,8 +62,6 @@ def read_labelled(settings: Probe | None, world: World) -> Labelled | None:
 
 
 def _read(settings: Probe) -> Labelled:
-    if importlib.util.find_spec("sklearn") is None:
-        raise UserError("it needs scikit-learn: pip install 'maskloom[tasks]'")
     columns = (settings.text, settings.pair, settings.label)
     train = read_examples(settings.data, *columns)
     if settings.test is None:
@@ -74,15 +70,6 @@ def _read(settings: Probe) -> Labelled:
         test = read_examples(settings.test, *columns)
     check(train, test)
     return Labelled(at_most(train, settings.most_examples), at_most(test, max(settings.most_examples // 4, 1)))
-
-
-def at_most(examples: Examples, count: int) -> Examples:
-    """So many of the examples, in their order: those whose texts have the smallest hashes."""
-    if len(examples) <= count:
-        return examples
-    keys = [make_key("probe", text) for text in examples.texts]
-    chosen = sorted(range(len(examples)), key=lambda number: (keys[number], number))[:count]
-    return examples.take(sorted(chosen))
 
 
 def probe_encoder(

@@ -42,7 +42,7 @@ class HeldOut:
         seq_len, mask_rate: of the evaluations. Losses at other ones do not compare.
         evaluated: all of them, oldest first.
         total_steps: of the run.
-        patient_from: evaluations up to this step do not count as ones that were waited for in vain.
+        patient_from: evaluations up to this step do not use up patience.
     """
 
     seq_len: int
@@ -98,7 +98,7 @@ class HeldOut:
         return loss is not None and all(other is None or loss < other for other in others)
 
     def waited(self, min_delta: float) -> tuple[Evaluated | None, int]:
-        """The evaluation that none since was lower than by more than `min_delta`, and how many there were since."""
+        """The last evaluation that was lower by more than `min_delta`, and how many came after it."""
         reference: Evaluated | None = None
         count = 0
         for each in self.evaluated:

@@ -122,18 +122,15 @@ class _Lines:
         self.stream.close()
 
 
-def rows_of(source: Source, quoted: bool = True) -> Generator[tuple[int, list[str]]]:
+def rows_of(source: Source) -> Generator[tuple[int, list[str]]]:
     """(number of its first line, fields) of each row, the one that names the columns too. Close it if you do not use it up.
-
-    Args:
-        quoted: quotes enclose fields. False: they are characters like others.
 
     Raises:
         UserError: as `read_delimited`, but for the number of fields.
     """
     csv.field_size_limit(LONGEST_TEXT_BYTES)  # of the module: its default is 128 KiB
     lines = _Lines(source)
-    reader = csv.reader(lines, delimiter=lines.separator, quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE)
+    reader = csv.reader(lines, delimiter=lines.separator)
     try:
         while (row := next(reader, None)) is not None:
             first, lines.in_row = lines.count - lines.in_row + 1, 0

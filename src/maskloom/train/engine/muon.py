@@ -63,7 +63,7 @@ def _batched_class() -> Callable[..., torch.optim.Optimizer]:
         @torch.no_grad()
         def step(self, closure: None = None, step_id: int | None = None) -> None:
             groups = self.param_groups
-            whole = [group for group in groups if group["use_muon"] and all(each.ndim == 2 for each in group["params"])]
+            whole = [group for group in groups if group["use_muon"] and _has_matrices(group["params"])]
             for group in whole:
                 self._step_matrices(group)
             self.param_groups = [group for group in groups if group not in whole]  # DeepSpeed's step has the rest
@@ -87,6 +87,11 @@ def _batched_class() -> Callable[..., torch.optim.Optimizer]:
 
     found: Callable[..., torch.optim.Optimizer] = BatchedMuon
     return found
+
+
+def _has_matrices(parameters: Sequence[torch.Tensor]) -> bool:
+    """Whether a group holds whole matrices. ZeRO has vectors in them, and stage 3 leaves groups empty for a while."""
+    return bool(parameters) and all(each.ndim == 2 for each in parameters)
 
 
 def shared_updates(
