@@ -20,7 +20,9 @@ from tests.tasks.glue_files import write
 
 from .conftest import Command
 
-QUICK = ["--lr", "3e-3", "--batch-rows", "8"]
+QUICK = ["--lr", "1e-2", "--batch-rows", "8"]
+"""AdamW moves a weight by about the rate a step. In some tens of steps that is far more than the 0.02 with which a tiny model's
+weights are drawn, so that it learns whatever it began with."""
 
 
 @pytest.fixture(autouse=True)
@@ -44,18 +46,21 @@ def lines(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
 
 
 def texts(count: int) -> list[dict[str, str]]:
-    """The class is in one word."""
+    """The class is in one word, which is there three times."""
     draw = random.Random(1)
     kinds = {"river": "water", "wind": "water", "stone": "land", "mountain": "land"}
     words = [draw.choice(list(kinds)) for _ in range(count)]
-    return [{"text": f"{number} the {word}", "label": kinds[word]} for number, word in enumerate(words)]
+    return [
+        {"text": f"the {word}, the {word} and the {word}: {number}", "label": kinds[word]}
+        for number, word in enumerate(words)
+    ]
 
 
 def test_a_run_learns_classes_the_same_way_twice(
     trained_run: Path, tmp_path: Path, succeeds: Command, fails: Command
 ) -> None:
     train, test = lines(tmp_path / "train.jsonl", texts(64)), lines(tmp_path / "test.jsonl", texts(20))
-    arguments = [trained_run, train, "--test", test, "--epochs", 8, *QUICK]
+    arguments = [trained_run, train, "--test", test, "--epochs", 5, *QUICK]
     out = tmp_path / "tuned"
     printed = succeeds("finetune", *arguments, "--seeds", 2, "--out", out)
     results = json.loads((out / "finetune.json").read_text())
@@ -66,9 +71,10 @@ def test_a_run_learns_classes_the_same_way_twice(
     assert results["mean"]["accuracy"] == pytest.approx((first["accuracy"] + second["accuracy"]) / 2)
     assert "2 classes; examples: train 64, test 20" in printed
     assert "20 of the 20 texts of test are among the training texts, too" in printed
-    assert "seed 1: epoch 8 of 8, loss " in printed
+    assert "seed 1: epoch 5 of 5, loss " in printed
     assert f"accuracy  {results['mean']['accuracy']:.4f} ± {results['standard_deviation']['accuracy']:.4f}" in printed
 
+    assert results["kept_seed"] == 0
     assert sorted(file.name for file in out.iterdir()) == [
         "config.json",
         "finetune.json",
@@ -76,10 +82,10 @@ def test_a_run_learns_classes_the_same_way_twice(
         "tokenizer.json",
         "tokenizer_config.json",
     ]
-    (answer,) = pipeline("text-classification", str(out))("7 the stone")
+    (answer,) = pipeline("text-classification", str(out))("the stone, the stone and the stone: 7")
     assert answer["label"] == "land"
 
-    again = json.loads(succeeds("finetune", *arguments, "--json"))
+    again = json.loads(succeeds("finetune", f"{trained_run}@12", *arguments[1:], "--json"))
     assert again["seeds"] == results["seeds"][:1]
     assert "exists" in fails("finetune", *arguments, "--out", out)
 
@@ -109,14 +115,14 @@ def test_a_task_of_glue_starts_from_a_model_tuned_on_another(
 def test_tags_are_learned_and_the_best_epoch_is_kept(trained_run: Path, tmp_path: Path, succeeds: Command) -> None:
     draw = random.Random(2)
     rows = []
-    for _ in range(60):
+    for _ in range(40):
         words = [draw.choice(["stone", "river", "the", "of"]) for _ in range(6)]
         rows.append({"tokens": words, "tags": ["B-X" if word == "river" else "O" for word in words]})
     data = lines(tmp_path / "tags.jsonl", rows)
     dev = lines(tmp_path / "dev.jsonl", rows[:10])
     printed = succeeds("finetune", trained_run, data, "--dev", dev, "--epochs", 2, "--max-tokens", 6, *QUICK)
     assert "2 tags" in printed
-    assert "70 of 70 examples are cut off at 6 tokens" in printed
+    assert "50 of 50 examples are cut off at 6 tokens" in printed
     kept = [float(line.split()[-1]) for line in printed.splitlines() if "F1 of spans of the dev set" in line]
     assert len(kept) == 2
     result = json.loads(succeeds("finetune", trained_run, data, "--epochs", 3, "--json", *QUICK))
@@ -129,7 +135,7 @@ def test_numbers_of_pairs_are_learned_and_from_scratch_too(
 ) -> None:
     draw = random.Random(3)
     rows = []
-    for number in range(120):
+    for number in range(60):
         word = draw.choice(["river", "stone"])
         rows.append(f'"{number} the {word}",of it,{4.5 if word == "river" else 0.5}')
     data = tmp_path / "pairs.csv"
@@ -167,6 +173,10 @@ def test_what_cannot_be_done_is_said_before_training(
     assert "has no checkpoint of step 9" in fails("finetune", f"{trained_run}@9", data)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert "it cannot be fetched from the Hub" in fails("finetune", "someone/some-model@v1", data)
+    monkeypatch.setattr("maskloom.commands.loading.folder_of", lambda *named: asked.append(named) or tmp_path)
+    asked: list[tuple[str, ...]] = []
+    fails("finetune", "someone/model@v2", data)
+    assert asked == [("someone/model", "someone/model@v2", "v2")]
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert "fine-tuning needs accelerate: pip install 'maskloom[tasks]'" in fails("finetune", trained_run, data)
 
