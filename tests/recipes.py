@@ -20,6 +20,8 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 RECIPES = sorted(CONFIGS.glob("*.yaml"))
 STEPS, LANES, ROWS = 4, 2, 4
 """Of each phase."""
+START_POSITIONS = 18
+"""Of a RoBERTa: enough for rows of 16."""
 
 
 def header(recipe: Path) -> str:
@@ -29,13 +31,17 @@ def header(recipe: Path) -> str:
     return " ".join(line.removeprefix("#").strip() for line in lines[:end])
 
 
-def scaled_down(recipe: Path, corpora: Sequence[Path], tokenizer: Path, run: Path) -> dict[str, Any]:
+def scaled_down(recipe: Path, corpora: Sequence[Path], tokenizer: Path, start: Path, run: Path) -> dict[str, Any]:
     """The settings of a run of some steps that has the form of a recipe.
 
     Args:
         corpora: folders of shards; a recipe that mixes several takes so many of them.
+        start: a checkpoint with `START_POSITIONS`, for a recipe that begins from one. Its folder `extended` has a tokenizer
+            with more words.
     """
     whole = load_config(recipe)
+    if whole.model.init:
+        tokenizer = start / "extended"
     tree: Any = each_plain(read_yaml(recipe.read_text(encoding="utf-8"), str(recipe)), by_form)
     tree |= {"run_dir": str(run), "tokenizer": str(tokenizer)}
     names = [str(corpus) for corpus in corpora]
@@ -44,7 +50,7 @@ def scaled_down(recipe: Path, corpora: Sequence[Path], tokenizer: Path, run: Pat
         mixed = [{**one, "path": name} for one, name in zip(mixed, names, strict=False)]
     tree["data"] = {"train": mixed if isinstance(mixed, list) else names[0], "lanes": LANES, "workers": 0}
     longest = max(phase.seq_len for phase in whole.phases)
-    tree["model"] = _small_model(tree.get("model", {}), whole)
+    tree["model"] = _small_model(tree.get("model", {}), whole, start)
     for phase, given in zip(tree["phases"], whole.phases, strict=True):
         _shrink_phase(phase, 32 if given.seq_len == longest else 16)
     first = tree["phases"][0]
@@ -58,10 +64,13 @@ def scaled_down(recipe: Path, corpora: Sequence[Path], tokenizer: Path, run: Pat
     return dict(tree)
 
 
-def _small_model(given: dict[str, Any], whole: RunConfig) -> dict[str, Any]:
+def _small_model(given: dict[str, Any], whole: RunConfig, start: Path) -> dict[str, Any]:
     """Everything that a recipe says of its model, but for the shape."""
+    if "init" in given:
+        grown = {"max_position_embeddings": 34} if "max_position_embeddings" in given else {}
+        return {**given, "init": str(start), **grown}
     shape = {key: value for key, value in TINY[whole.model.architecture].items() if not key.endswith("rope_theta")}
-    kept = {key: value for key, value in given.items() if key not in ("init", "layer_types")}
+    kept = {key: value for key, value in given.items() if key != "layer_types"}
     if whole.model.architecture != "modernbert":
         shape["max_position_embeddings"] = 34 if "roberta" in whole.model.architecture else 32
     return {**kept, "architecture": whole.model.architecture, **shape}
