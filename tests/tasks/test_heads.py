@@ -124,3 +124,15 @@ def test_a_folder_that_cannot_be_fine_tuned_is_named(folder: Path, tmp_path: Pat
     (damaged / "config.json").write_text("{")
     with pytest.raises(UserError, match="damaged cannot be loaded: "):
         open_encoder(damaged, "damaged")
+
+
+def test_code_of_a_checkpoint_is_not_run(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor is anybody asked whether it may."""
+    (folder / "code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nfrom transformers import BertConfig\n")
+    config = json.loads((folder / "config.json").read_text())
+    own = {"model_type": "unheard_of", "auto_map": {"AutoConfig": "code.BertConfig"}}
+    (folder / "config.json").write_text(json.dumps(config | own))
+    monkeypatch.setattr("builtins.input", lambda prompt="": "y")
+    with pytest.raises(UserError, match=r"made cannot be loaded: .* contains custom code"):
+        open_encoder(folder, "made")
+    assert not (tmp_path / "ran").exists()

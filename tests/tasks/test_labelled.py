@@ -60,6 +60,33 @@ def test_datasets_names_its_classes_in_parquet_too(tmp_path: Path) -> None:
     assert read_examples(tmp_path / "a.parquet").labels == ["water", "rock", "water"]
 
 
+def test_a_number_without_a_class_is_no_label(tmp_path: Path) -> None:
+    """-1 is not the last class, and marks of ignored tags are not tags."""
+    tags = datasets.Features(
+        {
+            "tokens": datasets.Sequence(datasets.Value("string")),
+            "tags": datasets.Sequence(datasets.ClassLabel(names=["O", "P"])),
+        }
+    )
+    rows = {"tokens": [["a", "b"]], "tags": [[0, -1]]}
+    datasets.Dataset.from_dict(rows, features=tags).save_to_disk(tmp_path / "tags")
+    with pytest.raises(UserError, match=r"row 1: column 'tags' holds \['O', None\], not a list of tags"):
+        read_examples(tmp_path / "tags")
+    whole = datasets.load_from_disk(write(tmp_path, "saved")).data.table
+    table = whole.set_column(1, "label", pyarrow.array([0, 1, 7]))
+    pyarrow.parquet.write_table(table.replace_schema_metadata(whole.schema.metadata), tmp_path / "a.parquet")
+    with pytest.raises(UserError, match="row 3: column 'label' is empty"):
+        read_examples(tmp_path / "a.parquet")
+
+
+def test_a_dataset_is_read_as_it_is_stored(tmp_path: Path) -> None:
+    """The format that it has for others, such as tensors, does not apply. Its order does."""
+    whole = datasets.Dataset.from_dict({"text": ["a", "b", "c"], "label": [0, 1, 0]})
+    whole.select([2, 1]).with_format("torch").save_to_disk(tmp_path / "saved")
+    found = read_examples(tmp_path / "saved")
+    assert (found.texts, found.labels) == (["c", "b"], ["0", "1"])
+
+
 def test_a_dataset_with_splits(tmp_path: Path) -> None:
     parts = {name: datasets.Dataset.from_dict({"text": [name], "label": [1]}) for name in ("train", "test")}
     datasets.DatasetDict(parts).save_to_disk(tmp_path / "all")
@@ -157,6 +184,9 @@ class TestLabels:
         ("a.jsonl", '{"text": "a", "label": {}}\n', "line 1: column 'label' holds {}, which is not a class"),
         ("a.jsonl", '{"text": "a", "label": null}\n', "line 1: column 'label' is empty"),
         ("a.jsonl", '{"tokens": ["a"], "tags": []}\n', "line 1: 1 words in 'tokens' and 0 tags in 'tags'"),
+        ("a.jsonl", '{"text": "a", "label": NaN}\n', "line 1: column 'label' is empty"),
+        ("a.jsonl", '{"text": "a \\ud800", "label": 1}\n', r"line 1: column 'text' holds the lone surrogate .ud800"),
+        ("a.jsonl", '{"tokens": ["\\udc00"], "tags": ["O"]}\n', r"column 'tokens' holds the lone surrogate .udc00"),
         ("a.jsonl.gz", "x", "is damaged"),
         ("a.parquet", "x", "is damaged, or not a Parquet file"),
         ("a.txt", "x", "its name ends with '.txt', which is not read"),

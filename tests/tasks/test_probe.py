@@ -81,6 +81,11 @@ def test_the_words_alone() -> None:
         (examples(["a"], ["a"]), examples([], []), "no example is left to test with"),
         (examples(["a"], [1.5], kind="numbers"), examples(["a"], ["a"]), "labels are numbers; a probe needs classes"),
         (examples(["a"], ["a"]), examples(["a"], ["a"]), "every training example has the label 'a'"),
+        (
+            examples(["a", "b"], ["1", "2"]),
+            examples(["a"], ["1.0"]),
+            "none of its labels, such as '1.0', is one of file, such as '1'",
+        ),
         (examples(["a", "b"], ["a", "b"], ["x", "y"]), examples(["a"], ["a"]), "one has pairs"),
     ],
 )

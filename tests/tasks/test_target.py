@@ -43,3 +43,8 @@ def test_labels_choose_the_figures() -> None:
 def test_labels_that_teach_nothing_are_refused(labels: Labels, kind: Kind, message: str) -> None:
     with pytest.raises(UserError, match=message):
         target_of(examples(labels, kind))
+
+
+def test_a_tag_that_is_not_known_is_named() -> None:
+    with pytest.raises(UserError, match=r"a\.csv, line 1: the label '' is not in the training data, which has B-X, O"):
+        target_of(examples([["O", "B-X"]], "tags")).ids_of(examples([["O", ""]], "tags"))

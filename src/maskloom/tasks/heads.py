@@ -6,6 +6,8 @@
 
 A head for masked tokens may have layers that the task's class has, too, such as ModernBERT's: they are kept, as
 `from_pretrained` does. A head of a model that was fine-tuned is dropped: it was trained for other labels.
+
+No code of a checkpoint is run. Without `trust_remote_code=False`, the library would ask on the terminal.
 """
 
 from __future__ import annotations
@@ -71,8 +73,8 @@ def open_encoder(folder: Path, name: str) -> Encoder:
             f"{name} has no tokenizer, such as tokenizer.json: copy the files of the one it was trained with"
         )
     try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # the library raises many kinds for a damaged file
         raise UserError(f"{name} cannot be loaded: {shortened(one_line(str(error)))}") from None
     if not tokenizer.is_fast or tokenizer.pad_token_id is None:
@@ -113,7 +115,7 @@ def with_head(encoder: Encoder, target: Target, seed: int, from_scratch: bool = 
     config = _config_for(encoder, target)
     torch.manual_seed(seed)
     try:
-        new = kind.from_config(config, dtype=torch.float32)
+        new = kind.from_config(config, dtype=torch.float32, trust_remote_code=False)
     except ValueError as error:  # no class for this architecture
         raise UserError(f"{encoder.name} cannot be fine-tuned: {shortened(one_line(str(error)))}") from None
     if from_scratch:
@@ -126,6 +128,7 @@ def with_head(encoder: Encoder, target: Target, seed: int, from_scratch: bool = 
             ignore_mismatched_sizes=True,
             output_loading_info=True,
             local_files_only=True,
+            trust_remote_code=False,
         )
     except Exception as error:  # the library raises many kinds for a damaged file
         raise UserError(f"{encoder.name} cannot be loaded: {shortened(one_line(str(error)))}") from None

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +41,7 @@ PAIRS = (
 )
 """Usual names of the two texts of a pair, GLUE's among them."""
 TEXTS = ("text", "sentence", "tokens", "words", "content", "review", "document", "question", "title")
+SURROGATE = re.compile("[\ud800-\udfff]")
 LABELS = ("label", "labels", "tags", "ner_tags", "pos_tags", "class", "category", "gold_label", "target", "score")
 
 
@@ -113,7 +115,7 @@ def read_examples(
         raise UserError(f"{table.source} holds no rows: name a file with a text and a label in each row")
     text, pair, label = _choose(table, text_column, pair_column, label_column)
     values = table.columns[label]
-    missing = next((place for place, value in enumerate(values) if value is None or value == ""), None)
+    missing = next((place for place, value in enumerate(values) if _is_empty(value)), None)
     if missing is not None:
         raise UserError(
             f"{table.place(missing)}: column '{label}' is empty: give each row a label, or leave the row out"
@@ -270,18 +272,23 @@ def _saved(folder: Path, split: str | None) -> _Table:
         found, source = found[split], f"{folder} ({split})"
     elif split is not None:
         raise UserError(f"{folder} holds one split without a name: leave out '{split}'")
-    columns = {name: list(found[name]) for name in found.column_names}
+    table = found.with_format("arrow")[:]  # as it is stored: pictures are not opened, and no format of its own applies
+    columns = {name: table.column(name).to_pylist() for name in found.column_names}
     _name_classes(columns, found.features)
     return _Table(columns, source, list(range(1, found.num_rows + 1)), "row")
 
 
 def _namer(feature: Any) -> Callable[[Any], Any] | None:
-    """What turns a value of `ClassLabel`, or of a list of such, into its names. -1 means none."""
+    """What turns a value of `ClassLabel`, or of a list of such, into its names. -1 and other numbers without one mean none."""
+
+    def name(names: Sequence[str], value: Any) -> str | None:
+        return names[value] if value is not None and 0 <= value < len(names) else None
+
     names: list[str] | None = getattr(feature, "names", None)
     if names is not None:
-        return lambda value: names[value] if value >= 0 else None
+        return lambda value: name(names, value)
     tags: list[str] | None = getattr(getattr(feature, "feature", None), "names", None)
-    return (lambda row: [tags[value] for value in row]) if tags is not None else None
+    return (lambda row: [name(tags, value) for value in row]) if tags is not None else None
 
 
 def _choose(table: _Table, text: str | None, pair: str | None, label: str | None) -> tuple[str, str | None, str]:
@@ -311,6 +318,11 @@ def _choose(table: _Table, text: str | None, pair: str | None, label: str | None
 
 def _listed(table: _Table) -> str:
     return ", ".join(map(repr, table.columns)) or "none"
+
+
+def _is_empty(label: Any) -> bool:
+    """Whether a row has no label. NaN is what some libraries write for none."""
+    return label is None or label == "" or (isinstance(label, float) and math.isnan(label))
 
 
 def _kind_of(values: Sequence[Any]) -> Kind:
@@ -376,7 +388,18 @@ def _texts(table: _Table, column: str) -> list[str]:
         if value is not None and not isinstance(value, str):
             raise UserError(f"{table.place(place)}: column '{column}' holds {brief(value)}, which is not a text")
         found.append(value or "")
+    _check_encodable(table, column, found)
     return found
+
+
+def _check_encodable(table: _Table, column: str, texts: Sequence[str]) -> None:
+    """Raises UserError for a text with half a character of UTF-16, which JSON can hold and no tokenizer reads."""
+    for place, text in enumerate(texts):
+        if found := SURROGATE.search(text):
+            raise UserError(
+                f"{table.place(place)}: column '{column}' holds the lone surrogate \\u{ord(found[0]):04x}, which is not text: "
+                "replace it"
+            )
 
 
 def _words(table: _Table, column: str, label: str) -> list[list[str]]:
@@ -391,4 +414,5 @@ def _words(table: _Table, column: str, label: str) -> list[list[str]]:
                 "needs one tag"
             )
         found.append(list(value))
+    _check_encodable(table, column, [" ".join(words) for words in found])
     return found

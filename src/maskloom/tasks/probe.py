@@ -72,6 +72,11 @@ def check(train: Examples, test: Examples) -> None:
         raise UserError(
             f"{train.source}: every training example has the label '{classes[0]}': a probe needs two classes"
         )
+    if not {str(label) for label in test.labels} & set(classes):
+        raise UserError(
+            f"{test.source}: none of its labels, such as '{test.labels[0]}', is one of {train.source}, such as '{classes[0]}': "
+            "spell them alike"
+        )
     if (train.pairs is None) != (test.pairs is None):
         raise UserError(f"{train.source} and {test.source}: one has pairs of texts, the other single texts")
 

@@ -66,7 +66,8 @@ class Target:
         found: list[Any] = []
         for number, label in enumerate(examples.labels):
             tags = label if isinstance(label, list) else [str(label)]
-            if unseen := next((tag for tag in tags if tag not in ids), None):
+            unseen = next((tag for tag in tags if tag not in ids), None)
+            if unseen is not None:
                 some = ", ".join(self.names[:20]) + (", ..." if len(self.names) > 20 else "")
                 raise UserError(
                     f"{examples.place(number)}: the label {brief(unseen)} is not in the training data, which has {some}. "
