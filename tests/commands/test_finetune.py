@@ -173,8 +173,8 @@ def test_what_cannot_be_done_is_said_before_training(
     assert "has no checkpoint of step 9" in fails("finetune", f"{trained_run}@9", data)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert "it cannot be fetched from the Hub" in fails("finetune", "someone/some-model@v1", data)
-    monkeypatch.setattr("maskloom.commands.loading.folder_of", lambda *named: asked.append(named) or tmp_path)
     asked: list[tuple[str, ...]] = []
+    monkeypatch.setattr("maskloom.commands.loading.folder_of", lambda *named: asked.append(named) or tmp_path)
     fails("finetune", "someone/model@v2", data)
     assert asked == [("someone/model", "someone/model@v2", "v2")]
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
