@@ -167,6 +167,9 @@ def test_what_cannot_be_done_is_said_before_training(
     )
     assert "--recipe bert is of GLUE's tasks" in fails("finetune", trained_run, data, "--recipe", "bert")
     assert "--max-tokens 513: " in fails("finetune", trained_run, data, "--max-tokens", 513)
+    assert "--max-tokens 2: a text has no room beside the first and the last token" in fails(
+        "finetune", trained_run, data, "--max-tokens", 2
+    )
     assert "--step is for a run, and" in fails("finetune", tmp_path, data, "--step", 3)
     assert "neither a run directory nor a Hugging Face checkpoint" in fails("finetune", tmp_path, data)
     assert f"{trained_run} at step 8 reads at most" in fails("finetune", f"{trained_run}@8", data, "--max-tokens", 513)
@@ -179,6 +182,13 @@ def test_what_cannot_be_done_is_said_before_training(
     assert asked == [("someone/model", "someone/model@v2", "v2")]
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert "fine-tuning needs accelerate: pip install 'maskloom[tasks]'" in fails("finetune", trained_run, data)
+
+
+def test_weights_that_are_not_finite_give_no_figures(trained_run: Path, tmp_path: Path, fails: Command) -> None:
+    data = lines(tmp_path / "data.jsonl", texts(40))
+    said = fails("finetune", trained_run, data, *QUICK, "--lr", "1e38", "--epochs", 2, "--out", tmp_path / "out")
+    assert "seed 0: the weights are not finite (NaN or infinite) after training: lower --lr" in said
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_interrupt_leaves_nothing(

@@ -71,3 +71,4 @@ def test_what_is_no_encoder_is_refused(
     BertConfig().save_pretrained(tmp_path)
     assert "cannot be loaded" in fails("probe", tmp_path, data)
     assert "has no column 'mood'" in fails("probe", trained_run, data, "--label", "mood")
+    assert "--seq-len 2: a text has no room" in fails("probe", trained_run, data, "--seq-len", 2)

@@ -16,7 +16,7 @@ from huggingface_hub import ModelCard
 from maskloom.cli import main
 from maskloom.config_file import load_config
 from maskloom.data.index.loading import load_index
-from maskloom.publish.card import evaluated_at, without_places
+from maskloom.publish.card import cell, evaluated_at, without_places
 from maskloom.train.metrics import read_metrics
 
 
@@ -91,6 +91,10 @@ def test_a_corpus_that_was_moved_has_no_counts(trained_run: Path, tmp_path: Path
     tree["data"]["train"] = str(tmp_path / "moved")
     (run / "config.yaml").write_text(yaml.safe_dump(tree))
     assert "| moved | ? | ? | ? |" in export(run, tmp_path / "out")
+
+
+def test_a_name_stays_in_its_cell() -> None:
+    assert cell("a|b\nc") == r"a\|b\nc"
 
 
 @pytest.mark.parametrize("option", ["--license", "--language", "--name"])

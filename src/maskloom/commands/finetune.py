@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from maskloom.commands.arguments import add_step, fraction, positive
+from maskloom.data.packing import ADDED
 from maskloom.errors import UserError
 from maskloom.files import whole_folder, write_atomically
 from maskloom.progress import say, show
@@ -174,6 +175,10 @@ def _settings(options: argparse.Namespace, encoder: Encoder) -> Settings:
     default = min(encoder.longest, recipe.max_tokens if options.task else MOST_TOKENS)
     if (options.max_tokens or 0) > encoder.longest:
         raise UserError(f"--max-tokens {options.max_tokens}: {encoder.name} reads at most {encoder.longest} tokens")
+    if options.max_tokens is not None and options.max_tokens <= ADDED:
+        raise UserError(
+            f"--max-tokens {options.max_tokens}: a text has no room beside the first and the last token: raise it"
+        )
 
     def of(name: str) -> Any:
         given = getattr(options, name)

@@ -21,6 +21,7 @@ import numpy as np
 from maskloom.commands.arguments import add_step, natural, positive
 from maskloom.commands.encoders import LoadedEncoder, load_encoder
 from maskloom.commands.loading import device
+from maskloom.data.packing import ADDED
 from maskloom.errors import UserError
 from maskloom.progress import show
 from maskloom.tasks.encoding import Floats, mean_pooled
@@ -53,6 +54,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    if options.seq_len <= ADDED:
+        raise UserError(
+            f"--seq-len {options.seq_len}: a text has no room beside the first and the last token: raise it"
+        )
     parts = _examples(options)
     seeds = range(options.seed, options.seed + options.seeds)
     sides = []

@@ -189,8 +189,13 @@ def _data(config: RunConfig, state: State) -> Iterator[str]:
     for number, corpus in enumerate(config.data.corpora):
         stored = str(state.fingerprint.get(f"corpus {number}", ""))
         counts = _counts(corpus.path, stored)
-        yield f"| {one_line(without_places(corpus.path))} | {counts} | {corpus.weight:g} | `{stored[:16]}` |"
+        yield f"| {cell(without_places(corpus.path))} | {counts} | {corpus.weight:g} | `{stored[:16]}` |"
     yield ""
+
+
+def cell(text: str) -> str:
+    """A text of the run as a cell of a table. A bar would begin another one, and the author would not see it."""
+    return one_line(text).replace("|", r"\|")
 
 
 def _counts(path: str, stored: str) -> str:
@@ -230,7 +235,7 @@ def _environment(run: Path) -> dict[str, str]:
     try:
         said = parse_json(read_plain(run / "environment.json").decode())
         packages = ", ".join(f"{name} {version}" for name, version in said["packages"].items())
-        return {"ranks": f"{said['world_size']} on {one_line(str(said['device']))}", "packages": one_line(packages)}
+        return {"ranks": f"{said['world_size']} on {cell(str(said['device']))}", "packages": cell(packages)}
     except (UserError, OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
 

@@ -26,6 +26,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from maskloom.errors import UserError
 from maskloom.progress import Progress
 from maskloom.tasks.labelled import Examples
 from maskloom.tasks.metrics import TITLES
@@ -83,6 +84,9 @@ def train(
         dev: if it is given, the model after the epoch with the best main figure on it is kept, instead of the last.
         work: an empty folder; the caller removes it.
         tell: is called with a line an epoch.
+
+    Raises:
+        UserError: the training went wrong: the weights are not finite. The Trainer would not say so.
     """
     steps = settings.epochs * math.ceil(len(rows.items) / settings.batch_rows)
     collator = DataCollatorForTokenClassification if target.kind == "tags" else DataCollatorWithPadding
@@ -100,6 +104,8 @@ def train(
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train()
+    if not all(bool(torch.isfinite(weight).all()) for weight in model.parameters()):
+        raise UserError(f"{name}: the weights are not finite (NaN or infinite) after training: lower --lr")
     return trainer
 
 
