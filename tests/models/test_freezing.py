@@ -71,6 +71,18 @@ def test_frozen_weights_are_written_and_read_back(tokenizer: Tokenizer, tmp_path
         load_frozen(other, tmp_path)
 
 
+def test_a_value_that_was_changed_on_the_disk_is_noticed(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """No checkpoint's manifest has a digest of this file."""
+    model = tiny_model("bert", tokenizer)
+    freeze(model, "encoder")
+    write_frozen(tmp_path, frozen_weights(model))
+    data = bytearray((tmp_path / FROZEN).read_bytes())
+    data[-1] ^= 1
+    (tmp_path / FROZEN).write_bytes(data)
+    with pytest.raises(UserError, match="is damaged: its weights are not those of its digest"):
+        read_frozen(tmp_path)
+
+
 def test_something_has_to_be_left(tokenizer: Tokenizer) -> None:
     model = tiny_model("bert", tokenizer)
     type(model).architecture, before = (

@@ -5,16 +5,18 @@
 
 A frozen weight gets no gradient and no optimizer state. It does not count in the norm of the gradients. In half precision
 DeepSpeed keeps it in half alone, since it has no fp32 copy of what it does not train. So the run writes the frozen weights down
-once, in fp32, beside the model's config.json. Whatever reads the run's weights takes them from there, bit for bit.
+once, in fp32, beside the model's config.json. Whatever reads the run's weights takes them from there, bit for bit. The file
+holds a digest of its weights, since no checkpoint's manifest has one of it.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 
 from maskloom.errors import UserError
@@ -23,6 +25,7 @@ from maskloom.models.masked_lm import MaskedLM, count_parameters, embedding_of
 
 FROZEN = "frozen.safetensors"
 """Name of the file of frozen weights in the folder `model` of a run."""
+DIGEST = "sha256"
 
 
 def freeze(model: MaskedLM, part: str | None) -> None:
@@ -62,7 +65,7 @@ def write_frozen(folder: Path, weights: Mapping[str, torch.Tensor]) -> None:
     """Write frozen weights into the folder of a run's model."""
     file = folder / FROZEN
     with naming(file), whole_file(file, file.with_suffix(".partial")) as opened:
-        opened.write(save(dict(weights)))
+        opened.write(save(dict(weights), metadata={DIGEST: _digest(weights)}))
 
 
 def read_frozen(folder: Path) -> dict[str, torch.Tensor]:
@@ -77,9 +80,24 @@ def read_frozen(folder: Path) -> dict[str, torch.Tensor]:
     if not (folder / FROZEN).exists():
         return {}
     try:
-        return load_file(folder / FROZEN)
+        weights = load_file(folder / FROZEN)
+        with safe_open(folder / FROZEN, framework="pt") as file:
+            is_whole = (file.metadata() or {}).get(DIGEST) == _digest(weights)
+        fault = "" if is_whole else "its weights are not those of its digest"
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{folder / FROZEN} is damaged: {error}. Restore it, or begin the run again") from None
+        fault = str(error)
+    if fault:
+        raise UserError(f"{folder / FROZEN} is damaged: {fault}. Restore it, or begin the run again")
+    return weights
+
+
+def _digest(weights: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 of names and values, in the order of the names."""
+    sha256 = hashlib.sha256()
+    for name in sorted(weights):
+        sha256.update(name.encode() + b"\0")
+        sha256.update(weights[name].contiguous().flatten().view(torch.uint8).cpu().numpy().data)
+    return sha256.hexdigest()
 
 
 def load_frozen(model: MaskedLM, folder: Path) -> None:
