@@ -73,7 +73,7 @@ def test_hugging_face_computes_the_runs_logits(
 
 
 def test_an_earlier_step_is_another_model(trained_run: Path, tmp_path: Path, succeeds: Command) -> None:
-    assert "the model of step 8" in succeeds("export", trained_run, tmp_path / "earlier", "--step", 8)
+    assert "the model of step 8" in succeeds("export", f"{trained_run}@8", tmp_path / "earlier")
     succeeds("export", trained_run, tmp_path / "newest")
     succeeds("export", trained_run, tmp_path / "again")
     earlier, newest, again = ((tmp_path / name / "model.safetensors") for name in ("earlier", "newest", "again"))

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from transformers.utils import logging
 
 from maskloom.commands.arguments import add_step
-from maskloom.commands.loading import LoadedRun, load_run, plain_model
+from maskloom.commands.loading import LoadedRun, load_run, plain_model, run_and_step
 from maskloom.errors import UserError
 from maskloom.files import whole_folder, write_atomically
 from maskloom.models.architecture import longest_piece_of
@@ -32,7 +32,7 @@ from maskloom.train.checkpoint import read_state, saved_at
 
 def configure(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("run", type=Path, metavar="RUN", help="run directory")
+    add("run", metavar="RUN", help="run directory, RUN@STEP or RUN@best")
     add("out", type=Path, metavar="OUT", help="folder to write; it must not exist")
     add_step(parser)
     add(
@@ -52,11 +52,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    folder, step = run_and_step(options.run, options.step)
     with whole_folder(options.out) as partial:
-        loaded = load_run(options.run, options.step)
+        loaded = load_run(folder, step)
         write_model(loaded, partial, options.out.parent)
         author = Author(options.name or options.out.absolute().name, options.license, options.language)
-        _describe(loaded, options.run, partial, author, options.sentence_transformers)
+        _describe(loaded, folder, partial, author, options.sentence_transformers)
     say(
         f"{options.out}: the model of step {loaded.step:,}; load it with "
         f"AutoModelForMaskedLM.from_pretrained('{options.out}')"

@@ -1,7 +1,7 @@
 """Fill the masks of a sentence: the likeliest tokens for each.
 
-MODEL is a run directory, an exported folder, or any folder with a Hugging Face checkpoint of a model for masked tokens and
-its tokenizer. Write a mask as [MASK], or as the tokenizer spells it (<mask>). In some tokenizers, as RoBERTa's and
+MODEL is a run, RUN@STEP or RUN@best, a folder with a masked language model of Hugging Face's and its tokenizer, or a name on
+the Hub. Write a mask as [MASK], or as the tokenizer spells it (<mask>). In some tokenizers, as RoBERTa's and
 ModernBERT's, it takes the blank before it, too. Shares are of the whole vocabulary.
 
 example:
