@@ -21,7 +21,7 @@ def test_a_vocabulary_of_at_most_the_size_is_written(corpus_dir: Path, tmp_path:
     printed = succeeds("tokenizer", corpus_dir, tmp_path / "new" / "tokenizer", "--vocab-size", 120)
     tokenizer = load_tokenizer(tmp_path / "new" / "tokenizer")
     assert len(SPECIAL_TOKENS) < tokenizer.vocab_size <= 120
-    assert "are read: now the vocabulary is learnt" in printed
+    assert "are read: now the vocabulary is learned" in printed
     assert f"{tokenizer.vocab_size} ids" in printed
     names = {path.name for path in (tmp_path / "new" / "tokenizer").iterdir()}
     assert names == {"tokenizer.json", "tokenizer_config.json"}
@@ -85,7 +85,7 @@ def test_a_kind_and_its_sizes_are_chosen(corpus_dir: Path, tmp_path: Path, succe
     printed = succeeds("tokenizer", corpus_dir, tmp_path, "--kind", "unigram", "--vocab-size", 200, "--spare", 5)
     tokenizer = load_tokenizer(tmp_path)
     assert (tokenizer.kind, tokenizer.vocab_size % 64) == ("unigram", 0)
-    assert "are read: now the vocabulary is learnt" in printed
+    assert "are read: now the vocabulary is learned" in printed
     assert f"{tokenizer.vocab_size} ids" in printed
     assert {f"[unused{number}]" for number in range(5)} <= set(tokenizer.vocabulary)
     theirs = AutoTokenizer.from_pretrained(tmp_path)
