@@ -128,17 +128,25 @@ def rows_of(source: Source) -> Generator[tuple[int, list[str]]]:
     Raises:
         UserError: as `read_delimited`, but for the number of fields.
     """
-    csv.field_size_limit(LONGEST_TEXT_BYTES)  # of the module: its default is 128 KiB
     lines = _Lines(source)
     reader = csv.reader(lines, delimiter=lines.separator)
     try:
-        while (row := next(reader, None)) is not None:
+        while (row := _next_row(reader)) is not None:
             first, lines.in_row = lines.count - lines.in_row + 1, 0
             yield first, row
     except csv.Error as error:
         raise UserError(f"{source.place(lines.count - lines.in_row + 1)} cannot be read: {error}") from None
     finally:
         lines.close()
+
+
+def _next_row(reader: Iterator[list[str]]) -> list[str] | None:
+    """The next row, of fields of any length. The module's limit is one for the whole process: others keep theirs."""
+    before = csv.field_size_limit(LONGEST_TEXT_BYTES)
+    try:
+        return next(reader, None)
+    finally:
+        csv.field_size_limit(before)
 
 
 CSV_KIND = SourceKind("csv", "a CSV file", csv_sources, read_delimited, (".csv",), may_be_compressed=True)

@@ -35,12 +35,12 @@ def update_of_one(
     grad: torch.Tensor, momentum: torch.Tensor, beta: float = 0.95, ns_method: str = "gram", **unused: object
 ) -> torch.Tensor:
     """What DeepSpeed's `muon_update` gives for a matrix. Gradients that are not finite leave the momentum as it is, and are the
-    update: DeepSpeed then drops the step."""
+    update: DeepSpeed then drops the step. Nothing is read from the device."""
     assert not any(unused.values()), "settings of Muon that maskloom does not have"
-    if not torch.isfinite(grad).all():
-        return grad
-    (update,) = updates_of([grad], [momentum], beta, ns_method)
-    return update.to(grad.dtype)
+    is_finite, before = torch.isfinite(grad).all(), momentum.clone()
+    (update,) = updates_of([grad.masked_fill(~is_finite, 0.0)], [momentum], beta, ns_method)
+    momentum.copy_(torch.where(is_finite, momentum, before))
+    return torch.where(is_finite, update.to(grad.dtype), grad)
 
 
 @functools.cache
