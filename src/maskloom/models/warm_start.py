@@ -288,7 +288,7 @@ def folder_of(source: str, name: str, revision: str | None = None) -> Path:
         revision: branch, tag or commit on the Hub; None: its main branch.
 
     Raises:
-        UserError: there is no such folder, and it cannot be fetched.
+        UserError: it is not a folder here, and cannot be fetched.
     """
     path = Path(source)
     if os.path.isdir(source):  # noqa: PTH112 - pathlib raises for what can be no name

@@ -34,7 +34,7 @@ class Lamb(OverWholeTensors):
 
     def step_group(self, group: dict[str, Any], weights: list[torch.Tensor]) -> None:
         """Update the weights of a group, which all have gradients."""
-        updates = self._updates(group, weights)
+        updates = self.adam_updates(group, weights, *self.moments(group, weights))
         if not group["adapts"]:
             torch._foreach_add_(weights, updates, alpha=-group["lr"])
             return
@@ -42,20 +42,6 @@ class Lamb(OverWholeTensors):
         ratios = _trust_ratios(totals(squared_norms(weights, updates)))
         for weight, update, ratio in zip(weights, updates, ratios, strict=True):
             weight.addcmul_(update, ratio, value=-group["lr"])
-
-    def _updates(self, group: dict[str, Any], weights: list[torch.Tensor]) -> list[torch.Tensor]:
-        """u of every parameter; brings the moments forward."""
-        step, means, squares = self.moments(group, weights)
-        beta1, beta2 = group["betas"]
-        updates = torch._foreach_sqrt(list(squares))  # the only temporary of the parameters' size
-        torch._foreach_div_(updates, (1 - beta2**step) ** 0.5)
-        torch._foreach_add_(updates, group["eps"])
-        torch._foreach_reciprocal_(updates)
-        torch._foreach_mul_(updates, list(means))
-        torch._foreach_div_(updates, 1 - beta1**step)
-        if group["weight_decay"]:
-            torch._foreach_add_(updates, weights, alpha=group["weight_decay"])
-        return list(updates)
 
 
 def _trust_ratios(squared_norms: torch.Tensor) -> torch.Tensor:

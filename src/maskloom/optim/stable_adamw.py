@@ -17,7 +17,7 @@ import torch
 
 from maskloom.config import Optimizer
 from maskloom.optim.kind import FromDeepSpeed, Group, OptimizerKind, Placing, betas
-from maskloom.optim.whole_tensors import OverWholeTensors, Tensors, gradients_of, squared_norms
+from maskloom.optim.whole_tensors import OverWholeTensors, Tensors, gradients_of, roots, squared_norms
 
 
 class StableAdamW(OverWholeTensors):
@@ -42,22 +42,16 @@ class StableAdamW(OverWholeTensors):
     def step_group(self, group: dict[str, Any], weights: list[torch.Tensor]) -> None:
         """Update the weights of a group, which all have gradients."""
         step, means, squares = self.moments(group, weights)
-        beta1, beta2 = group["betas"]
+        _, beta2 = group["betas"]
         shares = self._shares(weights, squares, (1 - beta2**step) ** 0.5, group["eps"])
-        updates = _roots(squares, (1 - beta2**step) ** 0.5)
-        torch._foreach_add_(updates, group["eps"])
-        torch._foreach_reciprocal_(updates)
-        torch._foreach_mul_(updates, list(means))
-        torch._foreach_div_(updates, 1 - beta1**step)
-        if group["weight_decay"]:
-            torch._foreach_add_(updates, weights, alpha=group["weight_decay"])
+        updates = self.adam_updates(group, weights, step, means, squares)
         (parts, updates), _ = self.pieces(weights, updates)
         for weight, update, share in zip(parts, updates, shares, strict=True):
             weight.addcmul_(update, share, value=-group["lr"])
 
     def _shares(self, weights: list[torch.Tensor], squares: Tensors, correction: float, eps: float) -> torch.Tensor:
         """1 / max(1, rms) of each piece's tensor, float32 [pieces]."""
-        scaled = _roots(squares, correction)  # this and the updates are the largest temporaries, one after the other
+        scaled = roots(squares, correction)  # this and the updates are the largest temporaries, one after the other
         torch._foreach_clamp_min_(scaled, eps)
         torch._foreach_reciprocal_(scaled)
         torch._foreach_mul_(scaled, gradients_of(weights))
@@ -69,13 +63,6 @@ class StableAdamW(OverWholeTensors):
         total, elements = totals(torch.cat([sums, lengths]))
         rms: torch.Tensor = (total / elements).sqrt()
         return rms.clamp(min=1.0).reciprocal().float()
-
-
-def _roots(squares: Tensors, correction: float) -> list[torch.Tensor]:
-    """sqrt(v^) of every parameter."""
-    roots = list(torch._foreach_sqrt(list(squares)))
-    torch._foreach_div_(roots, correction)
-    return roots
 
 
 def build(groups: list[Group], settings: Optimizer, deepspeed: FromDeepSpeed) -> StableAdamW:

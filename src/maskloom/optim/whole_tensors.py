@@ -16,6 +16,7 @@ different orders. No step waits for the device.
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -29,7 +30,7 @@ Totals = Callable[[torch.Tensor], torch.Tensor]
 """Sums over each piece, float64 [K, pieces] -> sums over the tensor that the piece is of, in the same shape."""
 
 
-class OverWholeTensors(torch.optim.Optimizer):
+class OverWholeTensors(torch.optim.Optimizer, abc.ABC):
     """An optimizer with Adam's moments that takes sums over whole tensors: `step_group` is to be written."""
 
     def __init__(self, params: Any, defaults: dict[str, Any]) -> None:
@@ -51,9 +52,9 @@ class OverWholeTensors(torch.optim.Optimizer):
             if weights:
                 self.step_group(group, weights)
 
+    @abc.abstractmethod
     def step_group(self, group: dict[str, Any], weights: list[torch.Tensor]) -> None:
         """Update the weights of a group, which all have gradients."""
-        raise NotImplementedError
 
     def moments(self, group: dict[str, Any], weights: Tensors) -> tuple[int, Tensors, Tensors]:
         """Bring Adam's moments forward; returns the number of the step, and the moments without the correction of their bias."""
@@ -70,6 +71,20 @@ class OverWholeTensors(torch.optim.Optimizer):
         torch._foreach_addcmul_(squares, gradients, gradients, 1 - beta2)
         return states[0]["step"], means, squares
 
+    def adam_updates(
+        self, group: dict[str, Any], weights: Tensors, step: int, means: Tensors, squares: Tensors
+    ) -> list[torch.Tensor]:
+        """m^ / (sqrt(v^) + eps) + weight_decay * w of each weight, from what `moments` gave."""
+        beta1, beta2 = group["betas"]
+        updates = roots(squares, (1 - beta2**step) ** 0.5)  # the only temporary of the parameters' size
+        torch._foreach_add_(updates, group["eps"])
+        torch._foreach_reciprocal_(updates)
+        torch._foreach_mul_(updates, list(means))
+        torch._foreach_div_(updates, 1 - beta1**step)
+        if group["weight_decay"]:
+            torch._foreach_add_(updates, list(weights), alpha=group["weight_decay"])
+        return updates
+
     def pieces(self, weights: Tensors, *beside: Tensors) -> tuple[list[list[torch.Tensor]], Totals]:
         """The weights, and tensors of the same shapes, cut where the model's tensors end; and what adds sums over pieces up."""
         if weights[0] not in self._placings:
@@ -85,6 +100,13 @@ class OverWholeTensors(torch.optim.Optimizer):
             return sum_over_ranks(spread)[:, numbers]
 
         return [[tensors[0][part] for part in slices] for tensors in (weights, *beside)], totals
+
+
+def roots(squares: Tensors, correction: float) -> list[torch.Tensor]:
+    """sqrt(v^) of each second moment v: sqrt(v) / correction."""
+    found = list(torch._foreach_sqrt(list(squares)))
+    torch._foreach_div_(found, correction)
+    return found
 
 
 def gradients_of(weights: Tensors) -> list[torch.Tensor]:

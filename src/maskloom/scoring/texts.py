@@ -39,7 +39,7 @@ def read_texts(inputs: Sequence[str], text_key: str, layout: TextLayout, most: i
     """At most `most` documents of inputs: of a corpus the held-out ones, of all else each.
 
     Raises:
-        UserError: an input cannot be read, a corpus holds nothing out, or there is no text.
+        UserError: an input cannot be read, a corpus holds nothing out, or all texts are empty.
     """
     corpora = [given for given in inputs if _is_corpus(given)]
     others = [given for given in inputs if not _is_corpus(given)]

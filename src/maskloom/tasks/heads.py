@@ -107,7 +107,7 @@ def with_head(encoder: Encoder, target: Target, seed: int, from_scratch: bool = 
         from_scratch: all weights are drawn anew: what a model reaches without pretraining.
 
     Raises:
-        UserError: weights are missing or damaged, or there is no such class for this architecture.
+        UserError: weights are missing or damaged, or Transformers has not got this class for the architecture.
     """
     from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
 

@@ -86,7 +86,7 @@ def labels_of(target: Target, rows: Rows, outputs: Any) -> list[Any]:
 
     Args:
         outputs: of classes, ids [N]; of numbers, [N] or [N, 1]; of tags, ids [N, S]. A word without a token is OUTSIDE, or the
-            first tag if there is no such tag.
+            first tag if it is absent.
     """
     if target.kind == "numbers":
         return [float(value) for value in outputs.reshape(-1)]

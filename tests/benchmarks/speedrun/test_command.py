@@ -15,14 +15,6 @@ from maskloom.errors import UserError
 RECORD = Record("first", "nothing", "configs/quickstart.yaml")
 
 
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    for file in ("shards/index.json", "tokenizer/tokenizer.json"):
-        (tmp_path / file).parent.mkdir()
-        (tmp_path / file).write_text(file)
-    return tmp_path
-
-
 def test_an_interrupted_command_resumes(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second of three trainings is interrupted: the next call measures two, and a third call none."""
     asked: list[int] = []

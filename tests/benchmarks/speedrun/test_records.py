@@ -13,14 +13,6 @@ from maskloom.errors import UserError
 RECORD = Record("first", "nothing", "configs/quickstart.yaml")
 
 
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    for file in ("shards/index.json", "tokenizer/tokenizer.json"):
-        (tmp_path / file).parent.mkdir()
-        (tmp_path / file).write_text(file)
-    return tmp_path
-
-
 def test_every_record_can_be_loaded_and_is_evaluated_alike() -> None:
     for record in read_records():
         evaluation = record.loaded().evaluation
