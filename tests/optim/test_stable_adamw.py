@@ -13,14 +13,15 @@ from maskloom.optim.stable_adamw import StableAdamW
 from tests.optim.test_lamb import placing_between, step_together, weights_of, with_gradients
 
 
-def test_by_hand() -> None:
-    """The second gradient is ten times the first: v^ = (0.25 * 1 + 0.5 * 100) / 0.75 = 67, so that rms is sqrt(100 / 67)."""
+@pytest.mark.parametrize("scale", [1.0, 1e-3])
+def test_by_hand(scale: float) -> None:
+    """In any unit of the gradients: the second gradient is ten times the first: v^ = (0.25 * 1 + 0.5 * 100) / 0.75 = 67, so that rms is sqrt(100 / 67)."""
     weight = torch.tensor([1.0, 1.0], requires_grad=True)
     optimizer = StableAdamW([{"params": [weight], "weight_decay": 0.5}], lr=0.1, betas=(0.0, 0.5), eps=1e-9)
-    weight.grad = torch.tensor([1.0, -1.0])
+    weight.grad = torch.tensor([1.0, -1.0]) * scale
     optimizer.step()  # rms is 1: both move by lr, and decay by lr * decay
     torch.testing.assert_close(weight.detach(), torch.tensor([0.85, 1.05]))
-    weight.grad = torch.tensor([10.0, -10.0])
+    weight.grad = torch.tensor([10.0, -10.0]) * scale
     optimizer.step()
     rms = (100 / 67) ** 0.5
     signs = torch.tensor([1.0, -1.0])
