@@ -15,7 +15,10 @@ from tests.optim.test_lamb import placing_between, step_together, weights_of, wi
 
 @pytest.mark.parametrize("scale", [1.0, 1e-3])
 def test_by_hand(scale: float) -> None:
-    """In any unit of the gradients: the second gradient is ten times the first: v^ = (0.25 * 1 + 0.5 * 100) / 0.75 = 67, so that rms is sqrt(100 / 67)."""
+    """The second gradient is ten times the first: v^ = (0.25 * 1 + 0.5 * 100) / 0.75 = 67, so that rms is sqrt(100 / 67).
+
+    The unit of the gradients changes nothing.
+    """
     weight = torch.tensor([1.0, 1.0], requires_grad=True)
     optimizer = StableAdamW([{"params": [weight], "weight_decay": 0.5}], lr=0.1, betas=(0.0, 0.5), eps=1e-9)
     weight.grad = torch.tensor([1.0, -1.0]) * scale
