@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import ipaddress
 import json
 import os
 import re
@@ -28,10 +27,10 @@ import torch
 import torch.distributed
 from torch.distributed import distributed_c10d
 
+from maskloom.addresses import LARGEST_PORT, LOOPBACK, free_port, is_loopback
 from maskloom.errors import PassingFault, UserError
 
-LOOPBACK, LOOPBACK_INTERFACE = "127.0.0.1", "lo"
-LARGEST_PORT = 65535
+LOOPBACK_INTERFACE = "lo"
 AGENT_STORE = "TORCHELASTIC_USE_AGENT_STORE"
 """Variable of torch: the store of the ranks runs elsewhere."""
 _stores: list[Any] = []  # stores of this process, which the other ranks use until it ends
@@ -62,7 +61,7 @@ class World:
             prefix = "OMPI_COMM_WORLD_"
             names = (f"{prefix}RANK", f"{prefix}SIZE", f"{prefix}LOCAL_RANK", f"{prefix}LOCAL_SIZE")
         else:
-            return World(master_port=_free_port())
+            return World(master_port=free_port())
         rank, size, local_rank, local_size = (_integer(environment, name) for name in names)
         if not (0 <= rank < size):
             raise UserError(f"{names[0]}={rank} is not below {names[1]}={size}: the launcher's variables contradict")
@@ -140,14 +139,6 @@ def set_timeouts(seconds: float) -> None:
     if torch.distributed.is_initialized():
         for group in distributed_c10d._world.pg_map:
             distributed_c10d._set_pg_timeout(timeout, group)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether an address is on loopback: in 127.0.0.0/8, ::1, or the name localhost. Other names are not looked up."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 @contextlib.contextmanager
@@ -294,9 +285,3 @@ def _master_port(environment: Mapping[str, str]) -> int:
     job = environment.get("SLURM_JOB_ID", "")
     # A port for each job, below the ephemeral range, so that two jobs on one node do not mix.
     return 12000 + int(job) % 20000 if re.fullmatch(r"[0-9]{1,18}", job) else 29500
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((LOOPBACK, 0))
-        return int(probe.getsockname()[1])
