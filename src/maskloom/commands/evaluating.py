@@ -15,11 +15,11 @@ from maskloom.data.plan import open_corpora
 from maskloom.errors import UserError
 from maskloom.models.foreign import longest_piece_in
 from maskloom.progress import Progress, show
+from maskloom.runs import read_metrics
 from maskloom.scoring.models import Scored
 from maskloom.scoring.pseudo import choose_sentences, pseudo_perplexity, tokens_to_score
 from maskloom.scoring.score import Prepared, difference, figures_of, pieces_to_score, prepare, score
 from maskloom.scoring.texts import Texts, held_out_documents, read_texts, sample
-from maskloom.train.metrics import read_metrics
 
 
 def on_its_corpora(named: Sequence[str], overrides: Sequence[str], options: argparse.Namespace) -> int:
