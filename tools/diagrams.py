@@ -99,7 +99,9 @@ def order() -> Picture:
     picture.text((left + 36, 111), "a permutation that is computed from (seed, corpus, epoch)", 12, colour=SOFT)
     row(132, block_numbers(0), "epoch 0", "every block once")
     row(200, block_numbers(1), "epoch 1", "in another order")
-    picture.text((24, 274), "Nothing is sorted or stored. Any process finds the block at any place in microseconds.", 13)
+    picture.text(
+        (24, 274), "Nothing is sorted or stored. Any process finds the block at any place in microseconds.", 13
+    )
     return picture
 
 
@@ -127,7 +129,11 @@ def lanes() -> Picture:
             picture.box((x, y), (100, share * height - 16), EMPTY, f"rank {rank}", 14)
         if column == 0:
             picture.arrow((414, top + 1.5 * height + 18), (474, top + 1.5 * height + 18))
-    picture.text((left, 370), "A step takes as many rows from each lane. The ranks change who reads a lane, and nothing else.", 13)
+    picture.text(
+        (left, 370),
+        "A step takes as many rows from each lane. The ranks change who reads a lane, and nothing else.",
+        13,
+    )
     return picture
 
 
@@ -177,7 +183,11 @@ def packing() -> Picture:
     _attention(picture, [slots for (_, slots), where in zip(pieces, bins, strict=True) if where == chosen], (560, 118))
     picture.text((560, 104), f"attention in row {chosen + 1}", 14, bold=True)
     y = 118 + rows * 44 + 24
-    picture.text((left, y), "A document that is too long is cut (C). The longest pieces are placed first, each where it fits best.", 13)
+    picture.text(
+        (left, y),
+        "A document that is too long is cut (C). The longest pieces are placed first, each where it fits best.",
+        13,
+    )
     picture.text((left, y + 20), "No slot sees another piece, and positions begin anew in each.", 13)
     return picture
 
@@ -208,7 +218,13 @@ def masks() -> Picture:
         picture.text((24, y + 21), name, 14, bold=True)
         for place, word in enumerate(words):
             shown = chosen.get(place, word)
-            fill = "#ffffff" if place not in chosen else COLOURS[1] if shown == "[MASK]" else COLOURS[3 if shown != word else 2]
+            fill = (
+                "#ffffff"
+                if place not in chosen
+                else COLOURS[1]
+                if shown == "[MASK]"
+                else COLOURS[3 if shown != word else 2]
+            )
             picture.box((left + place * (width + gap), y), (width, 32), fill, shown, 13)
 
     row(24, SENTENCE, {}, "the text")
@@ -225,7 +241,11 @@ def masks() -> Picture:
     ):
         picture.box((left + number * 190, 246), (20, 20), fill)
         picture.text((left + number * 190 + 28, 261), says, 13)
-    picture.text((24, 306), "All coloured tokens are predicted. Every epoch has its own masks; every restart has the same ones.", 13)
+    picture.text(
+        (24, 306),
+        "All coloured tokens are predicted. Every epoch has its own masks; every restart has the same ones.",
+        13,
+    )
     return picture
 
 
@@ -249,8 +269,12 @@ def loss() -> Picture:
     picture.text((723, 112), f"{whole:,.1f} nats / {count} tokens", 13, "middle")
     picture.text((723, 134), f"= {whole / count:.2f} nats a token", 14, "middle", bold=True)
     picture.text((723, 156), "loss of the global batch", 12, "middle", SOFT)
-    picture.text((24, 268), "The head runs on predicted tokens alone. Each counts the same, in whichever micro-batch it is:", 13)
-    picture.text((24, 288), "the mean of the four means would be another number. So the loss, and the gradient, are those of", 13)
+    picture.text(
+        (24, 268), "The head runs on predicted tokens alone. Each counts the same, in whichever micro-batch it is:", 13
+    )
+    picture.text(
+        (24, 288), "the mean of the four means would be another number. So the loss, and the gradient, are those of", 13
+    )
     picture.text((24, 308), "one big batch at any number of ranks and micro-batches.", 13)
     return picture
 
@@ -276,9 +300,18 @@ def checkpoint() -> Picture:
     picture.arrow((start + 300, 140), (start + 300, 196))
     picture.box((start + 156, 202), (266, 34), COLOURS[2], "manifest, then rename to step-00000500", 12)
     picture.text((24, 262), "in the folder", 14, bold=True)
-    picture.text((left, 262), ".partial-step-00000500 while it is written, then step-00000500: a folder with this name is whole", 12.5, colour=SOFT)
+    picture.text(
+        (left, 262),
+        ".partial-step-00000500 while it is written, then step-00000500: a folder with this name is whole",
+        12.5,
+        colour=SOFT,
+    )
     picture.text((24, 302), "Killed at any moment, a run finds a whole checkpoint: the old one or the new one.", 13)
-    picture.text((24, 322), "Weights, moments, step, and each lane's cursor: a resume continues with the next row, at any number of ranks.", 13)
+    picture.text(
+        (24, 322),
+        "Weights, moments, step, and each lane's cursor: a resume continues with the next row, at any number of ranks.",
+        13,
+    )
     picture.text((24, 342), "A damaged file is found by its digest, and the checkpoint before it is taken.", 13)
     return picture
 
