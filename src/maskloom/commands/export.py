@@ -27,7 +27,7 @@ from maskloom.progress import say
 from maskloom.publish.card import Author, model_card
 from maskloom.publish.pooling import write_pooling
 from maskloom.tokenizers.writing import write_for_others
-from maskloom.train.checkpoint import read_state, saved_at
+from maskloom.train.checkpoint import Which, read_state, saved_at
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -40,11 +40,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="also write the files of sentence-transformers: mean pooling",
     )
-    add("--name", type=_plain, help="of the model, for its card: NAME or ORGANISATION/NAME (default: the folder's)")
-    add("--license", type=_plain, help="for the card: a hub's identifier, such as apache-2.0")
+    add("--name", type=plain_word, help="of the model, for its card: NAME or ORGANISATION/NAME (default: the folder's)")
+    add("--license", type=plain_word, help="for the card: a hub's identifier, such as apache-2.0")
     add(
         "--language",
-        type=_plain,
+        type=plain_word,
         action="append",
         default=[],
         help="for the card: a code such as en; several are allowed",
@@ -52,17 +52,29 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    folder, step = run_and_step(options.run, options.step)
-    with whole_folder(options.out) as partial:
-        loaded = load_run(folder, step)
-        write_model(loaded, partial, options.out.parent)
-        author = Author(options.name or options.out.absolute().name, options.license, options.language)
-        _describe(loaded, folder, partial, author, options.sentence_transformers)
+    author = Author(options.name or options.out.absolute().name, options.license, options.language)
+    loaded = export_run(options.run, options.out, options.step, author, options.sentence_transformers)
     say(
         f"{options.out}: the model of step {loaded.step:,}; load it with "
         f"AutoModelForMaskedLM.from_pretrained('{options.out}')"
     )
     return 0
+
+
+def export_run(source: str, out: Path, step: Which, author: Author, has_pooling: bool) -> LoadedRun:
+    """Write the model of a run, its tokenizer and its card into a new folder, and return what was written.
+
+    Args:
+        source: RUN, RUN@STEP or RUN@best.
+        step: if `source` does not say it. None: the newest.
+        has_pooling: also write the files of sentence-transformers.
+    """
+    folder, step = run_and_step(source, step)
+    with whole_folder(out) as partial:
+        loaded = load_run(folder, step)
+        write_model(loaded, partial, out.parent)
+        _describe(loaded, folder, partial, author, has_pooling)
+    return loaded
 
 
 def write_model(loaded: LoadedRun, folder: Path, named: Path) -> None:
@@ -87,7 +99,7 @@ def _describe(loaded: LoadedRun, run: Path, folder: Path, author: Author, has_po
     write_atomically(folder / "README.md", card)
 
 
-def _plain(text: str) -> str:
+def plain_word(text: str) -> str:
     """A word for the card's metadata."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?", text):
         raise argparse.ArgumentTypeError(f"'{text}' has characters other than letters, digits, '.', '-' and '_'")
