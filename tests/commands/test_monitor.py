@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from maskloom.distributed import is_loopback
+from maskloom.world import is_loopback
 
 from .conftest import Command
 

@@ -15,8 +15,8 @@ import sys
 from pathlib import Path
 
 from maskloom.commands.arguments import natural
-from maskloom.distributed import LOOPBACK, is_loopback
 from maskloom.errors import UserError
+from maskloom.world import LOOPBACK, is_loopback
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
