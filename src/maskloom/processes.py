@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import atexit
 import ctypes
 import os
@@ -39,20 +40,62 @@ WANT_OF_MEMORY = "a process was killed, most likely for want of memory"
 IMPORTED_IN = os.getpid()  # of a process that was forked from a server: the server's, for it imports this module first
 
 
-def clean_forks(module: str) -> ForkServerContext:
-    """A context whose processes fork from a server that has imported `module` and the user's modules (`--import`); nothing else
+def clean_forks(*modules: str) -> ForkServerContext:
+    """A context whose processes fork from a server that has imported `modules` and the user's modules (`--import`); nothing else
     has happened in it.
 
     A fork of this process, which may hold CUDA, NCCL and gloo threads, could deadlock; a fresh interpreter for every
     process would import for seconds.
 
     Raises:
-        UserError: there is no folder for the server's socket.
+        UserError: there is no folder for the server's socket, or `refuse_unguarded_main`.
     """
+    refuse_unguarded_main()
     _place_sockets()
     context = get_context("forkserver")
-    context.set_forkserver_preload([module, *extensions.named()])
+    context.set_forkserver_preload([*modules, *extensions.named()])
     return context
+
+
+def refuse_unguarded_main() -> None:
+    """See that a process of `clean_forks` may import the program's main module again, as multiprocessing has it do.
+
+    A script that starts such processes outside of `if __name__ == "__main__":` would start them again in each of them. A script
+    from standard input cannot be imported. Nothing is imported for a notebook, a prompt or `python -c`.
+
+    Raises:
+        UserError: the main module is such a script.
+    """
+    main = sys.modules["__main__"]
+    file = getattr(main, "__file__", None)
+    if file is None:
+        return
+    try:
+        tree = ast.parse(Path(file).read_bytes())
+    except (OSError, SyntaxError):
+        if getattr(main, "__spec__", None) is not None:  # from an archive, which is imported by name
+            return
+        raise UserError(
+            f"reader processes import the program again, and this one ({file}) is not in a file: save it as a .py file, with "
+            'its start below `if __name__ == "__main__":`, or read without such processes (workers=0)'
+        ) from None
+    frame = sys._current_frames().get(threading.main_thread().ident or 0)
+    while frame and not (frame.f_globals is vars(main) and frame.f_code.co_name == "<module>"):
+        frame = frame.f_back
+    line = frame.f_lineno if frame and frame.f_code.co_filename == file else 0
+    for statement in tree.body:
+        if statement.lineno <= line <= (statement.end_lineno or 0) and not _is_guard(statement):
+            raise UserError(
+                f"{file}, line {line}: reader processes import this script again, and would run this line too. Put what "
+                'starts the work below `if __name__ == "__main__":`, or read without such processes (workers=0)'
+            )
+
+
+def _is_guard(statement: ast.stmt) -> bool:
+    """Whether a statement is `if __name__ == "__main__":`, or asks for the name in another way."""
+    if not isinstance(statement, ast.If):
+        return False
+    return any(isinstance(node, ast.Name) and node.id == "__name__" for node in ast.walk(statement.test))
 
 
 class Deaf:
@@ -257,11 +300,11 @@ class Pool:
     """A `ProcessPoolExecutor` whose processes end with this one, even if it is killed: they would wait for ever.
 
     Args:
-        module: imported once, in the server that the processes fork from.
+        modules: imported once, in the server that the processes fork from.
     """
 
-    def __init__(self, processes: int, module: str) -> None:
-        self.executor = ProcessPoolExecutor(processes, mp_context=clean_forks(module), initializer=_begin)
+    def __init__(self, processes: int, *modules: str) -> None:
+        self.executor = ProcessPoolExecutor(processes, mp_context=clean_forks(*modules), initializer=_begin)
 
     def __enter__(self) -> Pool:
         return self
