@@ -239,6 +239,7 @@ class RunConfig(Section):
             "checkpoint.keep_best": self.checkpoint.keep_best,
             "evaluation.patience": self.evaluation.patience is not None,
             "evaluation.probe": self.evaluation.probe is not None,
+            "evaluation.sentences": bool(self.evaluation.sentences),
         }
         return [name for name, is_set in found.items() if is_set]
 

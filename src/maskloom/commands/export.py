@@ -15,19 +15,9 @@ import argparse
 import re
 from pathlib import Path
 
-from safetensors import SafetensorError
-from transformers.utils import logging
-
 from maskloom.commands.arguments import add_step
-from maskloom.commands.loading import LoadedRun, load_run, plain_model, run_and_step
-from maskloom.errors import UserError
-from maskloom.files import whole_folder, write_atomically
-from maskloom.models.architecture import longest_piece_of
+from maskloom.files import whole_folder
 from maskloom.progress import say
-from maskloom.publish.card import Author, model_card
-from maskloom.publish.pooling import write_pooling
-from maskloom.tokenizers.writing import write_for_others
-from maskloom.train.checkpoint import read_state, saved_at
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -52,39 +42,21 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    from maskloom.commands.exporting import describe, write_model  # heavy
+    from maskloom.commands.loading import load_run, run_and_step
+    from maskloom.publish.card import Author
+
     folder, step = run_and_step(options.run, options.step)
     with whole_folder(options.out) as partial:
         loaded = load_run(folder, step)
         write_model(loaded, partial, options.out.parent)
         author = Author(options.name or options.out.absolute().name, options.license, options.language)
-        _describe(loaded, folder, partial, author, options.sentence_transformers)
+        describe(loaded, folder, partial, author, options.sentence_transformers)
     say(
         f"{options.out}: the model of step {loaded.step:,}; load it with "
         f"AutoModelForMaskedLM.from_pretrained('{options.out}')"
     )
     return 0
-
-
-def write_model(loaded: LoadedRun, folder: Path, named: Path) -> None:
-    """Write a run's model and its tokenizer into a folder. `named` is the folder that a message names."""
-    logging.disable_progress_bar()
-    try:
-        plain_model(loaded).save_pretrained(folder)
-    except SafetensorError as error:
-        raise UserError(f"the weights cannot be written into {named}: {error}") from None
-    config = loaded.model.config
-    has_token_types = getattr(config, "type_vocab_size", 1) > 1
-    write_for_others(folder, loaded.tokenizer, longest_piece_of(config), has_token_types)
-
-
-def _describe(loaded: LoadedRun, run: Path, folder: Path, author: Author, has_pooling: bool) -> None:
-    """Write the card, and the files of sentence-transformers, beside an exported model."""
-    if has_pooling:
-        config = loaded.model.config
-        write_pooling(folder, config.hidden_size, longest_piece_of(config))
-    state = read_state(saved_at(run, loaded.step))
-    card = model_card(run, loaded.config, state, loaded.model, loaded.tokenizer, author, folder, has_pooling)
-    write_atomically(folder / "README.md", card)
 
 
 def _plain(text: str) -> str:

@@ -32,12 +32,12 @@ from maskloom.data.packing import pack
 from maskloom.data.plan import DataPlan
 from maskloom.data.reading.storage import is_remote
 from maskloom.data.rows import Rows
-from maskloom.distributed import World
 from maskloom.errors import DataFault, UserError
 from maskloom.hardware import cores
 from maskloom.processes import WANT_OF_MEMORY, Deaf, clean_forks, end_with_owner
 from maskloom.progress import warn
 from maskloom.tokenizers.base import Tokenizer
+from maskloom.world import World
 
 FETCHES_AT_ONCE = 16  # block requests that a reader process has open at a store
 POLL_S = 0.25  # how often a wait for reader processes looks whether it is over

@@ -20,6 +20,7 @@ from maskloom.hardware import cores
 from maskloom.progress import say, warn
 from maskloom.status import EXIT_DONE, EXIT_STOPPED
 from maskloom.train.batches import ReadyStep
+from maskloom.train.describe import describe
 from maskloom.train.due import (
     AFTER_EARLY,
     catch_up,
@@ -124,7 +125,9 @@ def attempt(config: RunConfig, world: World, run: RunDir, watch: Watch) -> int:
     why = agreed_reason(watch.requests.reason, world)
     watch.log_to(run)
     time_left = TimeLeft(plan.phases, plan.lanes)
-    metrics = Metrics(run.folder, trainer.step, time_left, trainer.tokens_seen(), world, peak_flops)
+    metrics = Metrics(
+        run.folder, trainer.step, time_left, trainer.tokens_seen(), world, peak_flops, describe(trainer, run)
+    )
     if not why:
         catch_up(trainer, metrics)
         if not trainer.ends_early and loop(trainer, run, metrics, watch):

@@ -14,8 +14,6 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-import webdataset
-
 from maskloom.data.hashing import make_key
 from maskloom.data.index.corpus import held_out_threshold, text_hash
 from maskloom.data.index.files import Split
@@ -174,6 +172,8 @@ def _write_tar(
 ) -> tuple[IndexedShard, IndexedShard | None]:
     """Write a shard; returns its rows of the index. With a tokenizer: those of the token shard, and of its text shard, which is
     not kept."""
+    import webdataset  # it imports torch, which takes a second
+
     path = work.shard(number)
     split, _, bucket = path.stem.partition("-")
     # Token shards take over the block table of the text shard, so write that first, as a temporary.
