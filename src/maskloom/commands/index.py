@@ -168,7 +168,7 @@ def _check(options: argparse.Namespace) -> int:
     index = load_index(options.tars[0], finds_shards=False)  # a missing shard is one fault among others
     faults: list[tuple[int, DataFault]] = []
     total = sum(shard.bytes for shard in index.shards)
-    with Progress("checking", total, "MiB", MIB) as progress, Pool(options.processes, __name__) as pool:
+    with Progress("checking", total, "MiB", MIB) as progress, Pool(options.processes, __name__, "webdataset") as pool:
         numbers = range(len(index.shards))
         for number, found in zip(numbers, pool.map(functools.partial(check_shard, index), numbers), strict=True):
             faults += [(number, fault) for fault in found]

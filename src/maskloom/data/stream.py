@@ -156,7 +156,7 @@ def read_parts(
         collate_fn=_unchanged,
         prefetch_factor=prefetch_steps if workers else None,
         timeout=POLL_S if workers else 0,
-        multiprocessing_context=clean_forks(__name__) if workers else None,
+        multiprocessing_context=clean_forks(__name__, "webdataset") if workers else None,
         worker_init_fn=end_with_owner if workers else None,
     )
     # The loader asks its workers in turn, so the next W items are the parts of one step.

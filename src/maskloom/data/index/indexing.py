@@ -130,7 +130,7 @@ def index_tars(
         skip_bad=skip_bad,
     )
     indexed = []
-    with Pool(processes, __name__) as pool:
+    with Pool(processes, __name__, "webdataset") as pool:
         for shard in pool.map(work, [str(tar) for tar in tars]):
             on_bytes(shard.shard.bytes)
             indexed.append(shard)

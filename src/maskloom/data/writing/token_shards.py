@@ -59,7 +59,7 @@ def tokenize_corpus(
     if is_finished(out, plan):
         return
     work = begin(out, plan, part)
-    with work.locked(), Pool(processes, __name__) as pool:
+    with work.locked(), Pool(processes, __name__, "webdataset") as pool:
         mine = [number for number in work.unwritten() if part.takes(number)]
         advance = on_stage("writing", len(mine))
         for _ in pool.map(functools.partial(_tokenize_shard, work=work, corpus=corpus, tokenizer=tokenizer), mine):
