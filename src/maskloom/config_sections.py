@@ -71,6 +71,7 @@ class Data(Section):
     max_bad_share: Share = 0.001
     """Largest share of the blocks read that may be skipped. One is always allowed; beyond that the run ends."""
     storage: Storage = Storage()
+    """How the bytes of shards are fetched and kept."""
 
     @pydantic.field_validator("train", mode="before")
     @classmethod

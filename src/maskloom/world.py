@@ -11,6 +11,7 @@ Without any of them the process is alone.
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
 import socket
@@ -18,10 +19,10 @@ import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from maskloom.addresses import LARGEST_PORT, LOOPBACK, free_port, is_loopback
 from maskloom.errors import UserError
 
-LOOPBACK_INTERFACE = "lo"
+LOOPBACK, LOOPBACK_INTERFACE = "127.0.0.1", "lo"
+LARGEST_PORT = 65535
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,14 @@ class World:
         return self.rank == 0
 
 
+def is_loopback(host: str) -> bool:
+    """Whether an address is on loopback: in 127.0.0.0/8, ::1, or the name localhost. Other names are not looked up."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
 def _integer(environment: Mapping[str, str], name: str) -> int:
     text = environment.get(name, "")
     if name == "SLURM_STEP_TASKS_PER_NODE":
@@ -136,3 +145,17 @@ def _master_port(environment: Mapping[str, str]) -> int:
     job = environment.get("SLURM_JOB_ID", "")
     # A port for each job, below the ephemeral range, so that two jobs on one node do not mix.
     return 12000 + int(job) % 20000 if re.fullmatch(r"[0-9]{1,18}", job) else 29500
+
+
+def free_port(host: str = LOOPBACK, port: int = 0) -> int:
+    """A port that a server can listen on: `port`, or any if that is 0.
+
+    Raises:
+        OSError: the port is in use, or the address is not one of this machine.
+    """
+    family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        # As servers do: connections that ended do not count.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind(address)
+        return int(probe.getsockname()[1])

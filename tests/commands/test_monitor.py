@@ -17,10 +17,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from maskloom.addresses import is_loopback
 from maskloom.commands import monitor
 from maskloom.tags import PINNED
 from maskloom.viewing import server
+from maskloom.world import is_loopback
 
 from .conftest import Command
 

@@ -24,13 +24,13 @@ import webbrowser
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from maskloom.addresses import LARGEST_PORT, LOOPBACK, is_loopback
 from maskloom.commands.arguments import natural
 from maskloom.errors import UserError
 from maskloom.progress import say, show, warn
 from maskloom.redaction import one_line
 from maskloom.viewing.links import Links
 from maskloom.viewing.server import DEFAULT_PORT, SAMPLES, chosen_port, first_page, serve
+from maskloom.world import LARGEST_PORT, LOOPBACK, is_loopback
 
 REFRESH_S = 5.0
 """Time between two looks for new runs; TensorBoard looks as often."""

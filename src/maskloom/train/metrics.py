@@ -175,8 +175,11 @@ class Metrics:
         if self.is_writer:
             self._settle()
             self.board.close()
-            if self.reporters:
-                self.reporters.finish()
+
+    def finish_reports(self) -> None:
+        """Let reporters send what they hold. It may take a minute."""
+        if self.is_writer and self.reporters:
+            self.reporters.finish()
 
     def _settle(self) -> None:
         """Write what is still to be written to metrics.jsonl."""

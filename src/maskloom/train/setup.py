@@ -17,6 +17,7 @@ from maskloom.config import Evaluation, Optimizer, Phase, RewarmUp, RunConfig
 from maskloom.config_file import load_config, rechecked
 from maskloom.data.batch import Layout
 from maskloom.data.cursors import first_cursors
+from maskloom.data.identity import identity
 from maskloom.data.index.corpus import Index
 from maskloom.data.plan import DataPlan, open_corpora
 from maskloom.data.skew import notes_on_run
@@ -32,7 +33,6 @@ from maskloom.processes import temporary_folder
 from maskloom.progress import say, size, tokens, warn
 from maskloom.train import checkpoint, reporters
 from maskloom.train.checkpoint.fit import stored_tokenizing
-from maskloom.train.checkpoint.state import identity
 from maskloom.train.encoder_probe import read_labelled
 from maskloom.train.engine.configuration import deepspeed_config
 from maskloom.train.engine.device import device_of, numerics_title, resolve_kernels, resolve_precision

@@ -13,9 +13,9 @@ import urllib.request
 from pathlib import Path
 from urllib.parse import quote, urlencode
 
-from maskloom.addresses import free_port
 from maskloom.errors import UserError
 from maskloom.tags import HELD_OUT, PINNED
+from maskloom.world import free_port
 
 DEFAULT_PORT = 6006
 SAMPLES = "scalars=10000,text=100"
