@@ -1,4 +1,4 @@
-"""The site of docs/: it builds without a warning, its pages show what was meant, and they fit their windows, as README.md does."""
+"""The site of docs/ builds without a warning, and shows what was meant. It and README.md fit their windows."""
 
 from __future__ import annotations
 
