@@ -65,6 +65,38 @@ def test_help_of_a_command_shows_an_example_that_it_takes(name: str, capsys: pyt
         parser.parse_intermixed_args(example[2:])  # leaves with SystemExit where it does not fit
 
 
+HELP_AND_WRONG_CONFIGURATIONS = """
+import sys
+from maskloom import cli
+from maskloom.train.__main__ import main as rank
+
+for words in ([], *([name] for name in cli.COMMANDS), *map(list, cli.ACTIONS)):
+    try:
+        cli.main([*words, "--help"])
+    except SystemExit as left:
+        assert left.code == 0, words
+wrong, run, hosts = sys.argv[1:]
+for words in (["train"], ["train", "--processes", "2"], ["train", "--hostfile", hosts], ["peek"], ["status"]):
+    assert cli.main([*words, wrong]) == 1, words
+assert rank([wrong]) == 1
+assert cli.main(["status", run]) == 0
+heavy = ("torch", "transformers", "datasets", "deepspeed", "webdataset", "tensorboard", "sklearn")
+print("heavy:", *(name for name in heavy if name in sys.modules))
+"""
+
+
+def test_help_and_a_wrong_configuration_import_nothing_heavy(tmp_path: Path) -> None:
+    wrong, hosts, run = tmp_path / "wrong.yaml", tmp_path / "hosts", tmp_path / "run"
+    wrong.write_text("run_dir: 1\nphase: []\n")
+    hosts.write_text("localhost slots=1\n")
+    run.mkdir()
+    Status("done", 12, 12, 1, "", "", hosts=("host",)).write(run)
+    command = [sys.executable, "-c", HELP_AND_WRONG_CONFIGURATIONS, str(wrong), str(run), str(hosts)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.splitlines()[-1] == "heavy:"
+    assert done.stderr.count("phase") >= 6
+
+
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     leaves_with(0, "--version")
     assert capsys.readouterr().out == f"maskloom {package.__version__}\n"

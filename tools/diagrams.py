@@ -58,15 +58,17 @@ class Picture:
             f"{escape(says)}</text>"
         )
 
+    def notes(self, y: float, *lines: str) -> None:
+        """Sentences below the drawing, one a line."""
+        for number, line in enumerate(lines):
+            self.text((24, y + 20 * number), line)
+
     def arrow(self, start: Point, end: Point, dashed: bool = False) -> None:
         dash = ' stroke-dasharray="4 3"' if dashed else ""
         self.parts.append(
             f'<path d="M{start[0]:g},{start[1]:g} L{end[0]:g},{end[1]:g}" stroke="{SOFT}" stroke-width="1.4" fill="none"'
             f' marker-end="url(#head)"{dash}/>'
         )
-
-    def line(self, start: Point, end: Point) -> None:
-        self.parts.append(f'<path d="M{start[0]:g},{start[1]:g} L{end[0]:g},{end[1]:g}" stroke="{LINE}" fill="none"/>')
 
     @property
     def svg(self) -> str:
@@ -99,7 +101,7 @@ def order() -> Picture:
     picture.text((left + 36, 111), "a permutation that is computed from (seed, corpus, epoch)", 12, colour=SOFT)
     row(132, block_numbers(0), "epoch 0", "every block once")
     row(200, block_numbers(1), "epoch 1", "in another order")
-    picture.text((24, 274), "Nothing is sorted or stored. Any process finds the block at any place in microseconds.", 13)
+    picture.notes(274, "Nothing is sorted or stored. Any process finds the block at any place in microseconds.")
     return picture
 
 
@@ -127,7 +129,7 @@ def lanes() -> Picture:
             picture.box((x, y), (100, share * height - 16), EMPTY, f"rank {rank}", 14)
         if column == 0:
             picture.arrow((414, top + 1.5 * height + 18), (474, top + 1.5 * height + 18))
-    picture.text((left, 370), "A step takes as many rows from each lane. The ranks change who reads a lane, and nothing else.", 13)
+    picture.notes(370, "A step takes as many rows from each lane. The ranks change who reads a lane, and nothing else.")
     return picture
 
 
@@ -176,9 +178,11 @@ def packing() -> Picture:
     chosen = next(row for row in range(rows) if sum(where == row for where in bins) > 1)
     _attention(picture, [slots for (_, slots), where in zip(pieces, bins, strict=True) if where == chosen], (560, 118))
     picture.text((560, 104), f"attention in row {chosen + 1}", 14, bold=True)
-    y = 118 + rows * 44 + 24
-    picture.text((left, y), "A document that is too long is cut (C). The longest pieces are placed first, each where it fits best.", 13)
-    picture.text((left, y + 20), "No slot sees another piece, and positions begin anew in each.", 13)
+    picture.notes(
+        118 + rows * 44 + 24,
+        "A document that is too long is cut (C). The longest pieces are placed first, each where it fits best.",
+        "No slot sees another piece, and positions begin anew in each.",
+    )
     return picture
 
 
@@ -198,6 +202,7 @@ SENTENCE = ("the", "river", "rose", "after", "three", "days", "of", "rain", "in"
 def masks() -> Picture:
     picture = Picture("Which tokens are predicted, and what the model sees", 330)
     left, width, gap = 110, 56, 4
+    fills = {"none": "#ffffff", "[MASK]": COLOURS[1], "random": COLOURS[3], "stays": COLOURS[2]}
     seen = [
         {1: "[MASK]", 7: "[MASK]"},
         {4: "[MASK]", 10: "lamp"},
@@ -208,24 +213,29 @@ def masks() -> Picture:
         picture.text((24, y + 21), name, 14, bold=True)
         for place, word in enumerate(words):
             shown = chosen.get(place, word)
-            fill = "#ffffff" if place not in chosen else COLOURS[1] if shown == "[MASK]" else COLOURS[3 if shown != word else 2]
-            picture.box((left + place * (width + gap), y), (width, 32), fill, shown, 13)
+            kind = (
+                "none"
+                if place not in chosen
+                else "[MASK]"
+                if shown == "[MASK]"
+                else "stays"
+                if shown == word
+                else "random"
+            )
+            picture.box((left + place * (width + gap), y), (width, 32), fills[kind], shown, 13)
 
     row(24, SENTENCE, {}, "the text")
     picture.text((left + 42, 83), "a hash of (seed, corpus, epoch, block, row, slot) decides", 12, colour=SOFT)
     picture.arrow((left + 28, 62), (left + 28, 94))
     for epoch, chosen in enumerate(seen):
         row(100 + epoch * 44, SENTENCE, chosen, f"epoch {epoch}")
-    for number, (fill, says) in enumerate(
-        (
-            (COLOURS[1], "80 %: the mask"),
-            (COLOURS[3], "10 %: a random token"),
-            (COLOURS[2], "10 %: stays as it is"),
-        )
-    ):
-        picture.box((left + number * 190, 246), (20, 20), fill)
+    legend = {"[MASK]": "80 %: the mask", "random": "10 %: a random token", "stays": "10 %: stays as it is"}
+    for number, (kind, says) in enumerate(legend.items()):
+        picture.box((left + number * 190, 246), (20, 20), fills[kind])
         picture.text((left + number * 190 + 28, 261), says, 13)
-    picture.text((24, 306), "All coloured tokens are predicted. Every epoch has its own masks; every restart has the same ones.", 13)
+    picture.notes(
+        306, "All coloured tokens are predicted. Every epoch has its own masks; every restart has the same ones."
+    )
     return picture
 
 
@@ -249,9 +259,12 @@ def loss() -> Picture:
     picture.text((723, 112), f"{whole:,.1f} nats / {count} tokens", 13, "middle")
     picture.text((723, 134), f"= {whole / count:.2f} nats a token", 14, "middle", bold=True)
     picture.text((723, 156), "loss of the global batch", 12, "middle", SOFT)
-    picture.text((24, 268), "The head runs on predicted tokens alone. Each counts the same, in whichever micro-batch it is:", 13)
-    picture.text((24, 288), "the mean of the four means would be another number. So the loss, and the gradient, are those of", 13)
-    picture.text((24, 308), "one big batch at any number of ranks and micro-batches.", 13)
+    picture.notes(
+        268,
+        "The head runs on predicted tokens alone. Each counts the same, in whichever micro-batch it is:",
+        "the mean of the four means would be another number. So the loss, and the gradient, are those of",
+        "one big batch at any number of ranks and micro-batches.",
+    )
     return picture
 
 
@@ -276,10 +289,14 @@ def checkpoint() -> Picture:
     picture.arrow((start + 300, 140), (start + 300, 196))
     picture.box((start + 156, 202), (266, 34), COLOURS[2], "manifest, then rename to step-00000500", 12)
     picture.text((24, 262), "in the folder", 14, bold=True)
-    picture.text((left, 262), ".partial-step-00000500 while it is written, then step-00000500: a folder with this name is whole", 12.5, colour=SOFT)
-    picture.text((24, 302), "Killed at any moment, a run finds a whole checkpoint: the old one or the new one.", 13)
-    picture.text((24, 322), "Weights, moments, step, and each lane's cursor: a resume continues with the next row, at any number of ranks.", 13)
-    picture.text((24, 342), "A damaged file is found by its digest, and the checkpoint before it is taken.", 13)
+    says = ".partial-step-00000500 while it is written, then step-00000500: a folder with this name is whole"
+    picture.text((left, 262), says, 12.5, colour=SOFT)
+    picture.notes(
+        302,
+        "Killed at any moment, a run finds a whole checkpoint: the old one or the new one.",
+        "Weights, moments, step, and each lane's cursor: a resume continues with the next row, at any number of ranks.",
+        "A damaged file is found by its digest, and the checkpoint before it is taken.",
+    )
     return picture
 
 

@@ -13,9 +13,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from maskloom.data.plan import PhasePlan
 from maskloom.distributed import World
+from maskloom.runs import read_metrics
 from maskloom.train import metrics as metrics_module
 from maskloom.train import timing
-from maskloom.train.metrics import Metrics, Work, memory_peaks, read_metrics
+from maskloom.train.metrics import Metrics, Work, memory_peaks
 from maskloom.train.timing import TimeLeft
 from tests.conftest import files_of_at_most
 

@@ -22,11 +22,11 @@ from pathlib import Path
 from maskloom.commands.arguments import natural, positive
 from maskloom.config import RunConfig, Timeouts
 from maskloom.config_file import load_config
-from maskloom.distributed import World
 from maskloom.errors import UserError
 from maskloom.hardware import cores
 from maskloom.program import add_overrides
 from maskloom.progress import show
+from maskloom.world import World
 
 PROFILE = Path("profile")
 STOP_GRACE_S = 10.0  # for ranks that are profiled: they have nothing to save

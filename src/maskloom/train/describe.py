@@ -41,7 +41,9 @@ def describe(trainer: Trainer, run: RunDir) -> About | None:
         ENVIRONMENT: environment_panel(facts),
     }
     origin = None if config.from_ is None else str(config.from_)
-    known = Run(run.folder, id_of(run.folder), run.folder.resolve().name, _without_secrets(config_tree(saved)))
+    tree = config_tree(saved)
+    del tree["evaluation"]["sentences"]  # texts, which may be private: they stay in the run's folder
+    known = Run(run.folder, id_of(run.folder), run.folder.resolve().name, _without_secrets(tree))
     return About(known, run.attempt, texts, settings_of(trainer), config.logging.reporters, origin)
 
 

@@ -137,15 +137,19 @@ def attempt(config: RunConfig, world: World, run: RunDir, watch: Watch) -> int:
     if why and trainer.step == plan.total_steps:
         catch_up(trainer, metrics)
     metrics.close()
-    if why and trainer.step < plan.total_steps:
-        return stopped(why, trainer.step, run)
+    code = stopped(why, trainer.step, run) if why and trainer.step < plan.total_steps else done(trainer, run)
+    metrics.finish_reports()  # last: it may wait for a network
+    return code
+
+
+def done(trainer: Trainer, run: RunDir) -> int:
+    """All ranks end at the same time, with all steps done; returns the exit code."""
     early = why_early(trainer)
     run.record("done", trainer.step, early, AFTER_EARLY.format(run=shlex.quote(str(run.folder))) if early else "")
     barrier()
-    if world.is_first:
-        say(
-            f"done: step {trainer.step:,} of {plan.total_steps:,}; {early + '; ' if early else ''}the run is in {run.folder}"
-        )
+    if run.is_writer:
+        said = f"{early}; " if early else ""
+        say(f"done: step {trainer.step:,} of {trainer.plan.total_steps:,}; {said}the run is in {run.folder}")
     return EXIT_DONE
 
 

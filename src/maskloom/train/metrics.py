@@ -25,6 +25,7 @@ from maskloom.distributed import World, max_over_ranks
 from maskloom.errors import UserError
 from maskloom.files import open_plain, read_lines, write_atomically
 from maskloom.progress import duration, say, warn
+from maskloom.runs import read_metrics
 from maskloom.tags import ATTEMPT, tagged
 from maskloom.train.about import About
 from maskloom.train.board import Board
@@ -174,8 +175,11 @@ class Metrics:
         if self.is_writer:
             self._settle()
             self.board.close()
-            if self.reporters:
-                self.reporters.finish()
+
+    def finish_reports(self) -> None:
+        """Let reporters send what they hold. It may take a minute."""
+        if self.is_writer and self.reporters:
+            self.reporters.finish()
 
     def _settle(self) -> None:
         """Write what is still to be written to metrics.jsonl."""
@@ -242,11 +246,6 @@ def largest_memory_peaks(device: torch.device) -> dict[str, int]:
     peaks = memory_peaks(device)
     largest = max_over_ranks(torch.tensor(list(peaks.values()), dtype=torch.int64, device=device))
     return dict(zip(peaks, largest.tolist(), strict=True))
-
-
-def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl."""
-    return read_lines(run / "metrics.jsonl")
 
 
 def keep_until(path: Path, step: int) -> None:

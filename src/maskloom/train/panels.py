@@ -27,7 +27,7 @@ CONFIG, ENVIRONMENT, RESTARTS, FILLED = "run/config", "run/environment", "run/re
 def code(text: str) -> str:
     """A text from outside within a line, or a cell of a table, exactly as it is.
 
-    Backquotes in it are no marks, as longer ones stand around it.
+    Backquotes in it mean nothing, as more of them stand around it.
     """
     text = one_line(text)
     fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))

@@ -66,7 +66,7 @@ def _check_wandb() -> None:
 
 
 def _start_wandb(run: Run) -> Log:
-    """A run of W&B with our run's id: each attempt continues it. W&B's own step cannot go back, so ours is a value beside it, and
+    """A run of W&B with our run's id: each attempt continues it. W&B's own step never falls, so ours is a value beside it, and
     the charts' x axis. The project is WANDB_PROJECT, or else `maskloom`."""
     import wandb
 
