@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import small_corpus
-from torch import distributed
 from torch.utils.data import DataLoader
 from transformers import BertConfig, BertForMaskedLM, Trainer, TrainerCallback, TrainingArguments, set_seed
 
@@ -90,7 +89,9 @@ def main() -> None:
         train(corpus, folder / "stopped", stop_at=6)
         resumed = train(corpus, folder / "stopped", resume=folder / "stopped" / "checkpoint-6")
         for step, (loss, batch) in sorted(resumed.items()):
-            print(f"step {step}: loss {loss}, batch {batch:08x}; without a stop: {whole[step][0]}, {whole[step][1]:08x}")
+            print(
+                f"step {step}: loss {loss}, batch {batch:08x}; without a stop: {whole[step][0]}, {whole[step][1]:08x}"
+            )
         assert list(resumed) == list(range(7, 13)) and all(resumed[step] == whole[step] for step in resumed)
         print("stopped and resumed: the same batches and losses")
 

@@ -18,6 +18,7 @@ COMMANDS = {
     "doctor": "check whether a run would start, on this machine or on the hosts of a hostfile",
     "train": "train, on this machine or on the hosts of a hostfile",
     "status": "how a run stands, and what to do next",
+    "compare": "runs side by side: settings, figures, curves",
     "peek": "print the batches of some steps as text, or their digest",
     "monitor": "TensorBoard over a run, for this machine alone",
     "eval": "how well models predict masked tokens, on a run's held-out text or any other",
