@@ -5,9 +5,9 @@
 
 FOLDER is for the corpus, the tokenizer and the checkpoints, so that all ranks have the same. Left out: a temporary one.
 
-A Trainer would give its loader to accelerate, which is made for single examples: it cuts batches, or keeps one of N. A stream gives
-each rank its own whole batch, so `StreamTrainer` takes the loader as it is. `SaveStream` writes the state of the stream into each
-checkpoint. `ignore_data_skip` keeps the Trainer from reading all batches again that it has trained on.
+A Trainer would give its loader to accelerate, which is made for single examples: it cuts batches, or keeps one of N. A stream
+gives each rank its own whole batch, so `StreamTrainer` takes the loader as it is. `SaveStream` writes the state of the stream
+into each checkpoint. `ignore_data_skip` keeps the Trainer from reading all batches again that it has trained on.
 
 The example trains for 12 steps. Then it trains for 6, stops, and resumes from the checkpoint with a new model and a new stream.
 The batches and the losses of steps 7 to 12 are the same, with dropout.
