@@ -5,9 +5,13 @@
 
 FOLDER is for the corpus, the tokenizer and the checkpoints, so that all ranks have the same. Left out: a temporary one.
 
-A Trainer would give its loader to accelerate, which is made for single examples: it cuts batches, or keeps one of N. A stream gives
-each rank its own whole batch, so `StreamTrainer` takes the loader as it is. `SaveStream` writes the state of the stream into each
-checkpoint. `ignore_data_skip` keeps the Trainer from reading all batches again that it has trained on.
+A Trainer would give its loader to accelerate, which is made for single examples: it cuts batches, or keeps one of N. A stream
+gives each rank its own whole batch, so `StreamTrainer` takes the loader as it is. `SaveStream` writes the state of the stream
+into each checkpoint. `ignore_data_skip` keeps the Trainer from reading all batches again that it has trained on.
+
+`masked_loss` is the mean over the predicted tokens of the whole global batch. BertForMaskedLM's own loss is the mean over one batch,
+which the Trainer takes for a part of the sum: on N ranks, or with N batches accumulated, gradients would be N times as large
+(transformers 5.23).
 
 The example trains for 12 steps. Then it trains for 6, stops, and resumes from the checkpoint with a new model and a new stream.
 The batches and the losses of steps 7 to 12 are the same, with dropout.
@@ -41,6 +45,12 @@ class StreamTrainer(Trainer):
     def training_step(self, model: Any, inputs: dict[str, Any], *rest: Any) -> Any:
         self.seen = [*getattr(self, "seen", []), zlib.crc32(inputs["input_ids"].cpu().numpy().tobytes())]
         return super().training_step(model, inputs, *rest)
+
+
+def masked_loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any) -> torch.Tensor:
+    """This rank's part of the mean over all predicted tokens of the global batch."""
+    total = torch.nn.functional.cross_entropy(outputs["logits"].flatten(0, 1), labels.flatten(), reduction="sum")
+    return total / num_items_in_batch
 
 
 class SaveStream(TrainerCallback):
@@ -79,7 +89,8 @@ def train(corpus: tuple[Path, Path], output: Path, stop_at: int = 0, resume: Pat
         stream.load_state_dict(json.loads((resume / FILE).read_text()))
     set_seed(1)
     model = BertForMaskedLM(BertConfig(vocab_size=tokenizer.vocab_size, **SHAPE))
-    trainer = StreamTrainer(model, arguments, train_dataset=stream, callbacks=[SaveStream(stream), StopAt(stop_at)])
+    callbacks = [SaveStream(stream), StopAt(stop_at)]
+    trainer = StreamTrainer(model, arguments, train_dataset=stream, compute_loss_func=masked_loss, callbacks=callbacks)
     trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     losses = {line["step"]: line["loss"] for line in trainer.state.log_history if "loss" in line}
     first = trainer.state.global_step - len(trainer.seen)
