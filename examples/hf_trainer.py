@@ -9,8 +9,8 @@ A Trainer would give its loader to accelerate, which is made for single examples
 gives each rank its own whole batch, so `StreamTrainer` takes the loader as it is. `SaveStream` writes the state of the stream
 into each checkpoint. `ignore_data_skip` keeps the Trainer from reading all batches again that it has trained on.
 
-`masked_loss` is the mean over the predicted tokens of the whole global batch. BertForMaskedLM's own loss is the mean over one batch,
-which the Trainer takes for a part of the sum: on N ranks, or with N batches accumulated, gradients would be N times as large
+`masked_loss` is the mean over the predicted tokens of the whole global batch. BertForMaskedLM's own loss is the mean over one
+batch, which the Trainer takes for a part of a sum: on N ranks, or with N batches accumulated, gradients would be N times as large
 (transformers 5.23).
 
 The example trains for 12 steps. Then it trains for 6, stops, and resumes from the checkpoint with a new model and a new stream.
@@ -38,7 +38,7 @@ SHAPE = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "i
 class StreamTrainer(Trainer):
     """A Trainer whose train_dataset is a MaskedStream."""
 
-    def get_train_dataloader(self) -> DataLoader:
+    def get_train_dataloader(self) -> DataLoader[Any]:
         # Of its own generator: a loader that begins draws a number, and a resumed run would have other dropout from there.
         return DataLoader(self.train_dataset, batch_size=None, generator=torch.Generator())
 
@@ -47,10 +47,12 @@ class StreamTrainer(Trainer):
         return super().training_step(model, inputs, *rest)
 
 
-def masked_loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any) -> torch.Tensor:
+def masked_loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor) -> torch.Tensor:
     """This rank's part of the mean over all predicted tokens of the global batch."""
-    total = torch.nn.functional.cross_entropy(outputs["logits"].flatten(0, 1), labels.flatten(), reduction="sum")
-    return total / num_items_in_batch
+    logits: torch.Tensor = outputs["logits"]
+    return (
+        torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum") / num_items_in_batch
+    )
 
 
 class SaveStream(TrainerCallback):
