@@ -39,5 +39,5 @@ def test_the_blocks_of_the_page_run(
     assert names["run"].state == "done"
     assert names["run"].step == 4
     assert f"done 4 {names['run'].figures['loss']}\n" in capsys.readouterr().out
-    assert names["stream"].step == 2
+    assert names["stream"].step == 3
     assert (names["folder"] / "model.safetensors").exists()
