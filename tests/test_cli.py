@@ -65,6 +65,38 @@ def test_help_of_a_command_shows_an_example_that_it_takes(name: str, capsys: pyt
         parser.parse_intermixed_args(example[2:])  # leaves with SystemExit where it does not fit
 
 
+HELP_AND_WRONG_CONFIGURATIONS = """
+import sys
+from maskloom import cli
+from maskloom.train.__main__ import main as rank
+
+for words in ([], *([name] for name in cli.COMMANDS), *map(list, cli.ACTIONS)):
+    try:
+        cli.main([*words, "--help"])
+    except SystemExit as left:
+        assert left.code == 0, words
+wrong, run, hosts = sys.argv[1:]
+for words in (["train"], ["train", "--processes", "2"], ["train", "--hostfile", hosts], ["peek"], ["status"]):
+    assert cli.main([*words, wrong]) == 1, words
+assert rank([wrong]) == 1
+assert cli.main(["status", run]) == 0
+heavy = ("torch", "transformers", "datasets", "deepspeed", "webdataset", "tensorboard", "sklearn")
+print("heavy:", *(name for name in heavy if name in sys.modules))
+"""
+
+
+def test_help_and_a_wrong_configuration_import_nothing_heavy(tmp_path: Path) -> None:
+    wrong, hosts, run = tmp_path / "wrong.yaml", tmp_path / "hosts", tmp_path / "run"
+    wrong.write_text("run_dir: 1\nphase: []\n")
+    hosts.write_text("localhost slots=1\n")
+    run.mkdir()
+    Status("done", 12, 12, 1, "", "", hosts=("host",)).write(run)
+    command = [sys.executable, "-c", HELP_AND_WRONG_CONFIGURATIONS, str(wrong), str(run), str(hosts)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.splitlines()[-1] == "heavy:"
+    assert done.stderr.count("phase") >= 6
+
+
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     leaves_with(0, "--version")
     assert capsys.readouterr().out == f"maskloom {package.__version__}\n"
@@ -77,6 +109,33 @@ def test_wrong_usage_leaves_with_2_and_says_how(arguments: list[str], capsys: py
     assert captured.out == ""
     assert captured.err.startswith("usage: maskloom")
     assert "error: " in captured.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "meant"),
+    [
+        (["trian"], "there is no command 'trian'; did you mean `train`?"),
+        (["xyzzy"], "there is no command 'xyzzy'; `maskloom help` lists them"),
+        (["help", "trian"], "there is no command 'trian'; did you mean `train`?"),
+        (["train", "a.yaml", "--proceses", "2"], "unrecognized arguments: --proceses 2; did you mean `--processes`?"),
+        (["train", "a.yaml", "--proceses=2"], "unrecognized arguments: --proceses=2; did you mean `--processes`?"),
+        (["train", "a.yaml", "--xyzzy"], "unrecognized arguments: --xyzzy"),
+    ],
+)
+def test_a_mistyped_word_is_answered_with_the_nearest(
+    arguments: list[str], meant: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    leaves_with(2, *arguments)
+    assert capsys.readouterr().err.splitlines()[-1].endswith(f": error: {meant}")
+
+
+@pytest.mark.parametrize("words", [[], ["peek"], ["tokenizer", "extend"]])
+def test_help_is_a_command_too(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    leaves_with(0, "help", *words)
+    printed = capsys.readouterr().out
+    assert printed.startswith(" ".join(["usage: maskloom", *words, "[-h]"]))
+    leaves_with(0, *words, "--help")
+    assert capsys.readouterr().out == printed
 
 
 def test_without_a_command_the_help_is_shown(capsys: pytest.CaptureFixture[str]) -> None:

@@ -136,6 +136,45 @@ def test_a_value_instead_of_a_section_is_refused_with_its_keys() -> None:
         parse_config(tree_with(evaluation={"every_steps": 5, "probe": "topics.csv"}), "here")
 
 
+WRONG = """\
+run_dir: runs/first
+tokenizer: data/tokenizer
+data: {train: data/shards}
+phase:
+  - steps: 100
+optimizer:
+  lr: -1
+  beta3: 0.5
+model:
+  hidden_size: 100
+  num_attention_heads: 7
+deepspeed:
+  zero_optimization:
+    stage: 0x1
+lr: 1
+"""
+
+
+def test_faults_name_their_lines_in_the_order_of_the_file(tmp_path: Path) -> None:
+    (tmp_path / "wrong.yaml").write_text(WRONG)
+    with pytest.raises(UserError) as error:
+        load_config(tmp_path / "wrong.yaml", ["optimizer.beta1=2"])
+    first, *faults = str(error.value).split("\n")
+    assert first == f"{tmp_path / 'wrong.yaml'}:"
+    assert [fault[: fault.index(": ")] for fault in faults] == [
+        "  line 4", "  line 7", "  line 8", "  lines 10 and 11", "  line 14", "  line 15", "  command line"
+    ]  # fmt: skip
+    assert faults[0] == "  line 4: unknown key 'phase': did you mean 'phases'?"  # and it is not missing as well
+    assert "'zero_optimization': 'stage': '0x1' is read in different ways" in faults[4]
+    assert "'lr': did you mean 'optimizer.lr'? known here: run_dir, " in faults[5]
+    assert "optimizer.beta1 = 2.0" in faults[6]
+
+
+def test_all_settings_that_cannot_be_set_are_named_at_once(write_config: Any) -> None:
+    with pytest.raises(UserError, match=r"(?s)^'foo' is not key=value.*\n'phases\.9\.steps': 'phases' is a list of 1"):
+        load_config(write_config(tree_with()), ["foo", "phases.9.steps=1"])
+
+
 def test_all_faults_are_named_at_once() -> None:
     tree = tree_with(
         optimizer={"lr": -1.0, "beta3": 0.5},

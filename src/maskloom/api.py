@@ -86,7 +86,7 @@ def pretrain(config: RunConfig | Source, *, processes: int | None = None, max_re
 
     from maskloom.config import RunConfig
     from maskloom.distributed import World
-    from maskloom.train.metrics import read_metrics
+    from maskloom.runs import read_metrics
 
     if not isinstance(config, RunConfig):
         config = load_config(config)
@@ -227,15 +227,16 @@ def evaluate(
     >>> figures["evaluation_loss"] < 7
     True
     """
-    from maskloom.commands import eval as command
+    from maskloom.commands.eval import DEFAULTS
+    from maskloom.commands.evaluating import compare
     from maskloom.commands.loading import device, is_run, load_named, load_run, run_and_step
     from maskloom.commands.run_figures import held_out_figures
-    from maskloom.train.metrics import read_metrics
+    from maskloom.runs import read_metrics
 
     is_named = isinstance(model, str | os.PathLike)
     if is_named and tokenizer is not None:
         raise UserError(f"tokenizer is for a model in memory: {model} has its own; leave it out")
-    settings = _evaluation_options(options, command.DEFAULTS)
+    settings = _evaluation_options(options, DEFAULTS)
     if data is None:
         if not is_named or not is_run(os.fspath(model)):
             raise UserError(f"{_called(model)} is not a run, so it has no held-out text of its own: give data=TEXT")
@@ -248,10 +249,10 @@ def evaluate(
     if is_named:
         loaded = load_named(os.fspath(model), step, takes_any=True)
         loaded.model.to(device())
-        found = command.compare([loaded], argparse.Namespace(**settings))
+        found = compare([loaded], argparse.Namespace(**settings))
     else:
         with _evaluating(model):
-            found = command.compare([_in_memory(model, tokenizer)], argparse.Namespace(**settings))
+            found = compare([_in_memory(model, tokenizer)], argparse.Namespace(**settings))
     (figures,) = found.pop("models")
     return {**found, **figures}
 
@@ -333,7 +334,8 @@ def export(
     >>> sorted(file.name for file in export("run", "my_model", license="apache-2.0").glob("*.json"))
     ['config.json', 'tokenizer.json', 'tokenizer_config.json']
     """
-    from maskloom.commands.export import export_run, plain_word
+    from maskloom.commands.export import plain_word
+    from maskloom.commands.exporting import export_run
     from maskloom.publish.card import Author
 
     if isinstance(languages, str):

@@ -6,7 +6,8 @@ list).
 `scalars` says what a value means, in both places. On the command line everything after the first `=` is the value, without the
 blanks around it. If it begins with a quote, `[` or `{`, it is YAML.
 
-An unknown key is an error that names the nearest right one. All errors are reported at once.
+An unknown key is an error that names the nearest right one. All errors are reported at once, each with the line of the file
+that it is about, or that it is about the command line.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import re
 import reprlib
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,6 +25,7 @@ import pydantic
 from pydantic_core import ErrorDetails
 
 from maskloom.config import MODELS, ONE, SEVERAL, Data, Model, RunConfig, model_section
+from maskloom.config_places import Place, Places, in_order, inside, override_path
 from maskloom.errors import UserError
 from maskloom.files import open_plain
 from maskloom.plain_yaml import MOST_CHARACTERS, read_yaml, write_yaml
@@ -35,13 +37,21 @@ QUERY_LEFT_OUT = "?<left-out>"
 BLANKS = " \t"
 POSITION = re.compile(r"0|[1-9][0-9]{0,8}")
 LONGEST_SHOWN = 200
+DID_YOU_MEAN = re.compile(r"^unknown key .*: did you mean '([^']+)'\?$")
+EXAMPLES = {
+    "run_dir": "run_dir: runs/first",
+    "phases": "phases: [{steps: 1000, seq_len: 128, global_batch_rows: 256}]",
+    "data": "data: {train: FOLDER}, a folder that `maskloom shards` wrote",
+    "data.train": "train: FOLDER, which `maskloom shards` wrote",
+}
+"""What a key that is missing may look like."""
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Read the YAML file at `path`, apply `key=value` overrides, and check the whole.
 
     Raises:
-        UserError: it lists all faults, each with its key, the value and what to do.
+        UserError: it lists all faults by line, each with its key, the value and what to do.
     """
     path = Path(path)
     try:
@@ -58,25 +68,55 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         raise UserError(f"{path} is not valid YAML: {error}") from None
     tree = read_yaml(text, str(path))
     if not isinstance(tree, dict):
-        raise UserError(f"{path} must hold `key: value` lines, not {type(tree).__name__}")
+        found = "it is empty" if tree is None else f"it holds {'a list' if isinstance(tree, list) else 'one value'}"
+        raise UserError(f"{path} must hold `key: value` lines, and {found}")
+    _apply(tree, overrides)
+    return parse_config(tree, str(path), Places(text, [override_path(override) for override in overrides]))
+
+
+def _apply(tree: dict[str, Any], overrides: Sequence[str]) -> None:
+    wrong = []
     for override in overrides:
-        apply_override(tree, override)
-    return parse_config(tree, str(path))
+        try:
+            apply_override(tree, override)
+        except UserError as error:
+            wrong.append(str(error))
+    if wrong:
+        raise UserError("\n".join(wrong))
 
 
-def parse_config(tree: dict[str, object], where: str) -> RunConfig:
-    """Check a tree of plain values, read from `where`. Raises UserError with all faults."""
-    _refuse_secrets(tree, where)
+def parse_config(tree: dict[str, object], where: str, places: Places | None = None) -> RunConfig:
+    """Check a tree of plain values, read from `where`. Raises UserError with all faults, and their `places` if they are known."""
+    places = places or Places()
+    _refuse_secrets(tree, where, places)
     try:
         return RunConfig.model_validate(tree)
     except pydantic.ValidationError as error:
         details = error.errors()
         # pydantic counts valid items only, so it also reports a list whose one phase is wrong as too short.
         inside = {detail["loc"][:depth] for detail in details for depth in range(1, len(detail["loc"]))}
-        faults = [
-            _fault(detail, tree) for detail in details if detail["type"] != "too_short" or detail["loc"] not in inside
-        ]
-        raise _refusal(where, [line for fault in faults for line in fault.split("\n")]) from None
+        faults = [each for each in details if each["type"] != "too_short" or each["loc"] not in inside]
+        raise _refusal(where, _in_lines(faults, tree, places)) from None
+
+
+def _in_lines(details: Sequence[ErrorDetails], tree: Mapping[str, object], places: Places) -> list[str]:
+    """All faults, a line each, in the order of the file."""
+    faults: list[tuple[Place, str]] = []
+    misspelt = set()
+    for detail in details:
+        path = tuple(part for part in detail["loc"] if part not in (ONE, SEVERAL))
+        key = ".".join(map(str, path))
+        if detail["type"] == "value_error":  # ours: it may name several settings, and has a line for each fault
+            lines = str(detail["ctx"]["error"]).split("\n")
+            faults += [(places.of(path, said), f"{key}: {said}" if key else said) for said in lines]
+            continue
+        said = _fault(detail, tree)
+        faults.append((places.of(inside(path, detail["msg"])[0]), said))
+        if alike := DID_YOU_MEAN.search(said):
+            misspelt.add(".".join(map(str, (*path[:-1], alike[1]))))
+    # A key that was misspelt is not missing, too.
+    missing = tuple(f"'{key}' is missing" for key in misspelt)
+    return in_order([each for each in faults if not each[1].startswith(missing)])
 
 
 def rechecked(config: RunConfig, where: str) -> RunConfig:
@@ -115,7 +155,7 @@ def _without_query(url: str) -> str:
     return left if left == url else f"{left}{QUERY_LEFT_OUT}"
 
 
-def _refuse_secrets(tree: Mapping[str, object], where: str) -> None:
+def _refuse_secrets(tree: Mapping[str, object], where: str, places: Places) -> None:
     """Raises UserError if values are secrets: the run saves its configuration, and each checkpoint the deepspeed block."""
     wrong = [
         f"{key}: a URL here holds no user and no password: leave them out (S3's credentials are found as the AWS tools "
@@ -128,7 +168,7 @@ def _refuse_secrets(tree: Mapping[str, object], where: str) -> None:
         for key in secret_keys(each_plain(tree.get("deepspeed"), by_form), "deepspeed.")
     ]
     if wrong:
-        raise _refusal(where, wrong)
+        raise _refusal(where, in_order([(places.of((), line), line) for line in wrong]))
 
 
 def _refusal(where: str, faults: Sequence[str]) -> UserError:
@@ -216,19 +256,26 @@ def _fault(detail: ErrorDetails, tree: Mapping[str, object]) -> str:
                 alike = difflib.get_close_matches(last, beside, n=1, cutoff=0.7)
                 hint = f"; did you mean '{alike[0]}'?" if alike else ""
                 return f"{said}, and model.architecture is {own}{hint}"
-            near = difflib.get_close_matches(last, beside, n=1, cutoff=0.5)
-            hint = f"did you mean '{near[0]}'?" if near else f"known here: {', '.join(beside)}"
-            return f"unknown key '{key}': {hint}"
+            if near := difflib.get_close_matches(last, beside, n=1, cutoff=0.5):
+                return f"unknown key '{key}': did you mean '{near[0]}'?"
+            hint = f"did you mean {elsewhere}? " if (elsewhere := _elsewhere(last)) else ""
+            return f"unknown key '{key}': {hint}known here: {', '.join(beside)}"
         case "missing":
-            return f"'{key}' is missing"
+            return f"'{key}' is missing: " + (f"for example {EXAMPLES[key]}" if key in EXAMPLES else "set it")
         case "model_type":
             keys = _keys_beside((*detail["loc"], ""), tree)
             return f"{key} = {_shown(detail['input'])} is not a section; its keys are {', '.join(keys)}"
-        case "value_error":
-            prefix = f"{key}: " if key else ""
-            return "\n".join(prefix + line for line in str(detail["ctx"]["error"]).split("\n"))
-        case _:
-            return f"{key} = {_shown(detail['input'])}: {detail['msg'][:1].lower()}{detail['msg'][1:]}"
+        case "tuple_type":
+            return f"{key} = {_shown(detail['input'])}: a list belongs here. Begin each item with '- '"
+        case "dict_type":
+            return f"{key} = {_shown(detail['input'])}: `key: value` lines belong here"
+        case kind:
+            said = detail["msg"]
+            if kind == "literal_error":
+                choices = re.findall(r"'([^']+)'", str(detail["ctx"]["expected"]))
+                near = difflib.get_close_matches(str(detail["input"]), choices, n=1, cutoff=0.6)
+                said += f"; did you mean '{near[0]}'?" if near else ""
+            return f"{key} = {_shown(detail['input'])}: {said[:1].lower()}{said[1:]}"
 
 
 def _printable(text: str) -> str:
@@ -251,6 +298,23 @@ def _keys_beside(loc: tuple[int | str, ...], tree: Mapping[str, object]) -> list
     if section is Model:
         section = model_section(tree["model"]) or section
     return [field.alias or name for name, field in section.model_fields.items()]
+
+
+def _elsewhere(name: str) -> str:
+    """The keys with this name in other sections, those that are nested least: `'optimizer.lr'` for `lr`."""
+    found = list(_keys_named(name))
+    least = min((key.count(".") for key in found), default=0)
+    return " or ".join(key for key in found if key.count(".") == least)
+
+
+def _keys_named(name: str, section: type[pydantic.BaseModel] = RunConfig, prefix: str = "") -> Iterator[str]:
+    """The keys of all sections with this name: `optimizer.lr` for `lr`."""
+    for own, field in section.model_fields.items():
+        if own == name:
+            yield f"'{prefix}{own}'"
+        elif below := _section_in(field.annotation):
+            place = "0." if typing.get_origin(field.annotation) is tuple else ""
+            yield from _keys_named(name, below, f"{prefix}{own}.{place}")
 
 
 def _section_in(annotation: object) -> type[pydantic.BaseModel] | None:

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import yaml
@@ -22,6 +23,17 @@ MOST_VALUES = 100_000
 MERGE = "tag:yaml.org,2002:merge"
 PLAIN = "tag:maskloom:plain"
 TEXT, LIST, MAPPING = (f"tag:yaml.org,2002:{kind}" for kind in ("str", "seq", "map"))
+Path = tuple[str | int, ...]
+"""Where a value stands in a tree: keys, and positions in lists from 0."""
+REMEDIES = {
+    "'\\t' that cannot": ": it is a tab. Indent with spaces",
+    "that cannot start any token": ": write the value in quotes",
+    "mapping values are not allowed": ": is this line indented further than the one above it, or is the blank behind ':' missing "
+    "there? A value with ': ' in it needs quotes",
+    "expected <block end>": ": indent the keys of one section, and the items of one list, alike",
+    "undefined alias": ": text that begins with '*' needs quotes",
+}
+"""What PyYAML says -> what to do."""
 LINE_ENDS = re.compile("[\x85\u2028\u2029]")
 """Line ends in YAML 1.1, but plain characters in YAML 1.2."""
 
@@ -81,13 +93,49 @@ def read_yaml(text: str, where: str, is_one_value: bool = False) -> Any:
     except _Refused as error:
         raise UserError(f"{where} is not valid YAML: {error}") from None
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        raise UserError(f"{where} is not valid YAML: {_Refused(error.problem or str(error.context), mark)}") from None
+        raise UserError(f"{where} is not valid YAML: {_explained(error)}") from None
     except (yaml.YAMLError, ValueError, OverflowError) as error:  # such as a character that YAML does not allow
         reason = str(error).split("\n")[0]
         raise UserError(f"{where} is not valid YAML: {reason}") from None
     except RecursionError:
         raise UserError(f"{where} is not valid YAML: lists or mappings are nested too deeply") from None
+
+
+def _explained(error: yaml.MarkedYAMLError) -> _Refused:
+    """What PyYAML found, with what to do about it."""
+    problem, mark = error.problem or str(error.context), error.problem_mark or error.context_mark
+    if "end of stream" in problem and error.context_mark:
+        return _Refused("a quote or a bracket is opened and not closed", error.context_mark)
+    remedy = next((remedy for sign, remedy in REMEDIES.items() if sign in problem), "")
+    return _Refused(problem + remedy, mark)
+
+
+def key_lines(text: str) -> dict[Path, int]:
+    """Path of every value of a YAML text that `read_yaml` takes -> the line of its key, or of the item of a list, from 1."""
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        return dict(_key_lines(node, ())) if node is not None else {}
+    finally:
+        loader.dispose()
+
+
+def _key_lines(node: yaml.Node, path: Path) -> Iterator[tuple[Path, int]]:
+    """What << merges comes first, so that a key of the mapping itself replaces it."""
+    if isinstance(node, yaml.SequenceNode):
+        for place, item in enumerate(node.value):
+            yield (*path, place), item.start_mark.line + 1
+            yield from _key_lines(item, (*path, place))
+    if not isinstance(node, yaml.MappingNode):
+        return
+    for key, value in node.value:
+        if key.tag == MERGE:
+            for part in reversed(value.value) if isinstance(value, yaml.SequenceNode) else [value]:
+                yield from _key_lines(part, path)
+    for key, value in node.value:
+        if key.tag != MERGE:
+            yield (*path, key.value), key.start_mark.line + 1
+            yield from _key_lines(value, (*path, key.value))
 
 
 def write_yaml(tree: object) -> str:

@@ -40,8 +40,8 @@ WANT_OF_MEMORY = "a process was killed, most likely for want of memory"
 IMPORTED_IN = os.getpid()  # of a process that was forked from a server: the server's, for it imports this module first
 
 
-def clean_forks(module: str) -> ForkServerContext:
-    """A context whose processes fork from a server that has imported `module` and the user's modules (`--import`); nothing else
+def clean_forks(*modules: str) -> ForkServerContext:
+    """A context whose processes fork from a server that has imported `modules` and the user's modules (`--import`); nothing else
     has happened in it.
 
     A fork of this process, which may hold CUDA, NCCL and gloo threads, could deadlock; a fresh interpreter for every
@@ -53,7 +53,7 @@ def clean_forks(module: str) -> ForkServerContext:
     refuse_unguarded_main()
     _place_sockets()
     context = get_context("forkserver")
-    context.set_forkserver_preload([module, *extensions.named()])
+    context.set_forkserver_preload([*modules, *extensions.named()])
     return context
 
 
@@ -300,11 +300,11 @@ class Pool:
     """A `ProcessPoolExecutor` whose processes end with this one, even if it is killed: they would wait for ever.
 
     Args:
-        module: imported once, in the server that the processes fork from.
+        modules: imported once, in the server that the processes fork from.
     """
 
-    def __init__(self, processes: int, module: str) -> None:
-        self.executor = ProcessPoolExecutor(processes, mp_context=clean_forks(module), initializer=_begin)
+    def __init__(self, processes: int, *modules: str) -> None:
+        self.executor = ProcessPoolExecutor(processes, mp_context=clean_forks(*modules), initializer=_begin)
 
     def __enter__(self) -> Pool:
         return self

@@ -11,8 +11,7 @@ import pytest
 import torch
 from transformers import BertConfig, BertForMaskedLM, ElectraConfig, ElectraForMaskedLM
 
-from maskloom.commands.export import plain_model
-from maskloom.commands.loading import load_run
+from maskloom.commands.loading import load_run, plain_model
 from maskloom.models.architecture import ARCHITECTURES
 from maskloom.tokenizers.base import Tokenizer
 

@@ -13,8 +13,7 @@ from typing import Any
 
 import torch
 
-from maskloom.commands.export import plain_model
-from maskloom.commands.loading import load_run
+from maskloom.commands.loading import load_run, plain_model
 from maskloom.tokenizers.base import Tokenizer
 from tests.conftest import missing
 

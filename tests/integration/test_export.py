@@ -20,8 +20,7 @@ from tokenizers import Tokenizer as HFTokenizer
 from tokenizers.implementations.bert_wordpiece import BertWordPieceTokenizer
 
 from maskloom.cli import main
-from maskloom.commands.export import plain_model
-from maskloom.commands.loading import load_run
+from maskloom.commands.loading import load_run, plain_model
 from maskloom.files import whole_folder
 from maskloom.tokenizers.loading import load_tokenizer
 

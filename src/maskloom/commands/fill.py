@@ -14,13 +14,8 @@ import argparse
 import json
 from pathlib import Path
 
-import torch
-from transformers.utils import logging
-
 from maskloom.commands.arguments import add_step, positive
-from maskloom.commands.loading import load_plain
 from maskloom.errors import UserError
-from maskloom.models.architecture import longest_piece_of
 from maskloom.progress import show
 from maskloom.redaction import one_line
 from maskloom.tokenizers.base import MASK
@@ -40,6 +35,12 @@ def run(options: argparse.Namespace) -> int:
         options.text.encode()
     except UnicodeEncodeError:
         raise UserError(f"the text is not UTF-8: {one_line(options.text)}") from None
+    import torch
+    from transformers.utils import logging
+
+    from maskloom.commands.loading import load_plain
+    from maskloom.models.architecture import longest_piece_of
+
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     model, tokenizer = load_plain(Path(options.model), options.step)

@@ -122,7 +122,7 @@ def _open(options: argparse.Namespace, work: Path) -> Encoder:
     """MODEL as a folder of Hugging Face's, which a run is written to."""
     from transformers.utils import logging
 
-    from maskloom.commands.export import write_model
+    from maskloom.commands.exporting import write_model
     from maskloom.commands.loading import checkpoint_folder, is_run, load_run, run_and_step
     from maskloom.tasks.heads import open_encoder
 

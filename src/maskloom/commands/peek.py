@@ -24,17 +24,13 @@ from maskloom.config_file import load_config
 from maskloom.data.cursors import first_cursors
 from maskloom.data.plan import DataPlan, open_corpora
 from maskloom.data.rows import Rows
-from maskloom.data.stream import read_steps, skip_steps
-from maskloom.distributed import World
 from maskloom.errors import UserError
 from maskloom.program import add_overrides
 from maskloom.progress import show
 from maskloom.redaction import one_line
 from maskloom.tokenizers.base import Tokenizer
 from maskloom.tokenizers.loading import load_tokenizer
-from maskloom.train.checkpoint import known_intervals, resumable_cursors
-from maskloom.train.checkpoint.fit import stored_tokenizing
-from maskloom.train.refusal import jumps
+from maskloom.world import World
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -52,6 +48,12 @@ def run(options: argparse.Namespace) -> int:
     steps: range = options.steps
     is_run = options.target.is_dir()
     config = load_config(options.target / "config.yaml" if is_run else options.target, options.overrides)
+
+    from maskloom.data.stream import read_steps, skip_steps
+    from maskloom.train.checkpoint import known_intervals, resumable_cursors
+    from maskloom.train.checkpoint.fit import stored_tokenizing
+    from maskloom.train.refusal import jumps
+
     begun = stored_tokenizing(options.target if is_run else Path(config.run_dir), config.from_)
     tokenizer, corpora = _tokenizer(config.tokenizer, config.model.init), open_corpora(config.data)
     plan = DataPlan.of(config.data, config.phases, config.masking, config.seed, corpora, tokenizer, begun)

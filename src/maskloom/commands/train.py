@@ -22,11 +22,12 @@ from pathlib import Path
 from maskloom.commands.arguments import natural, positive
 from maskloom.config import RunConfig, Timeouts
 from maskloom.config_file import load_config
-from maskloom.distributed import World
 from maskloom.errors import UserError
 from maskloom.hardware import cores
+from maskloom.live import live_line
 from maskloom.program import add_overrides
 from maskloom.progress import show
+from maskloom.world import World
 
 PROFILE = Path("profile")
 STOP_GRACE_S = 10.0  # for ranks that are profiled: they have nothing to save
@@ -37,7 +38,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("config", metavar="CONFIG", help="YAML file of the run")
     add_overrides(parser)
     add("--processes", type=positive, help="default: one a GPU; 1 where there is none")
-    add("--hostfile", help="machines to run on, and how many processes on each")
+    add("--hostfile", metavar="FILE", help="machines to run on, and how many processes on each")
     add(
         "--max-restarts",
         type=natural,
@@ -45,7 +46,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="start again so often after a fault, without hosts that are not fit; ends early after three attempts without "
         "progress (default: %(default)s)",
     )
-    add("--ssh-config", help="ssh_config file for the hosts (default: yours)")
+    add("--ssh-config", metavar="FILE", help="ssh_config file for the hosts (default: yours)")
     add(
         "--master-addr",
         help="address of the first host as the others reach it (default: what ssh_config or the hostfile says)",
@@ -81,18 +82,22 @@ def run(options: argparse.Namespace) -> int:
     if options.hostfile is not None:
         return _on_hosts(options, config, arguments)
 
-    import torch
+    with live_line("loading torch", not options.show_deepspeed):
+        import torch
 
-    from maskloom.train.setup import deepspeed_settings, prepare
+        from maskloom.train.setup import deepspeed_settings, prepare
 
-    processes = options.processes or max(torch.cuda.device_count(), 1)
-    if options.show_deepspeed:
-        world = World(size=processes)
-        show(json.dumps(deepspeed_settings(*prepare(config, world), world), indent=2))
-        return 0
-    prepare(config, World(size=processes, local_size=processes))  # bad input is said once, and not by every rank
-    if processes == 1 and not options.max_restarts:
-        return train_as_rank(arguments)
+        processes = options.processes or max(torch.cuda.device_count(), 1)
+        if options.show_deepspeed:
+            world = World(size=processes)
+            show(json.dumps(deepspeed_settings(*prepare(config, world), world), indent=2))
+            return 0
+        with live_line("checking the settings and the data"):
+            prepare(
+                config, World(size=processes, local_size=processes)
+            )  # bad input is said once, and not by every rank
+        if processes == 1 and not options.max_restarts:
+            return train_as_rank(arguments)
     return _on_this_machine(processes, options.max_restarts, Path(config.run_dir), config.timeouts, arguments)
 
 

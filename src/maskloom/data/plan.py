@@ -15,10 +15,10 @@ from maskloom.data.index.corpus import Index
 from maskloom.data.index.loading import load_index
 from maskloom.data.masking import MaskRule, rate_at
 from maskloom.data.order import default_lanes
-from maskloom.distributed import World
 from maskloom.errors import UserError
 from maskloom.redaction import shown
 from maskloom.tokenizers.base import TOKENIZING, Tokenizer
+from maskloom.world import World
 
 VERSIONS = {"order": 2, "packing": 2, "masking": 2, "mixing": 1, "tokenizing": TOKENIZING}
 """Raise a version when its part gives another result for the same input. A run that began with an older version is then refused

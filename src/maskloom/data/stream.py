@@ -33,12 +33,12 @@ from maskloom.data.packing import pack
 from maskloom.data.plan import DataPlan
 from maskloom.data.reading.storage import is_remote
 from maskloom.data.rows import Rows
-from maskloom.distributed import World
 from maskloom.errors import DataFault, UserError
 from maskloom.hardware import cores
 from maskloom.processes import WANT_OF_MEMORY, Deaf, clean_forks, end_with_owner
 from maskloom.progress import warn
 from maskloom.tokenizers.base import Tokenizer
+from maskloom.world import World
 
 FETCHES_AT_ONCE = 16  # block requests that a reader process has open at a store
 POLL_S = 0.25  # how often a wait for reader processes looks whether it is over
@@ -157,7 +157,7 @@ def read_parts(
         collate_fn=_unchanged,
         prefetch_factor=prefetch_steps if workers else None,
         timeout=POLL_S if workers else 0,
-        multiprocessing_context=clean_forks(__name__) if workers else None,
+        multiprocessing_context=clean_forks(__name__, "webdataset") if workers else None,
         worker_init_fn=end_with_owner if workers else None,
         generator=torch.Generator(),  # the loader draws a number when it begins: not from the generator of the caller's dropout
     )

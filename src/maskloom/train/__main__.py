@@ -38,11 +38,11 @@ def main(arguments: list[str] | None = None) -> int:
 
     with Watch() as watch:  # before what takes seconds to import: a request to stop may come at any time
         from maskloom.config_file import load_config
-        from maskloom.distributed import World
         from maskloom.errors import UserError
+        from maskloom.live import live_line
         from maskloom.progress import complain
         from maskloom.status import EXIT_FAILED
-        from maskloom.train.loop import train
+        from maskloom.world import World
 
         try:
             world = World.discover()
@@ -51,17 +51,20 @@ def main(arguments: list[str] | None = None) -> int:
         except (UserError, OSError) as error:
             complain(f"maskloom: {watch.me()}: {error}")
             return EXIT_FAILED
-        return train(config, world, watch)
+        with live_line(watch.pulse.doing, world.is_first):
+            from maskloom.train.loop import train  # heavy: a wrong configuration is refused before
+
+            return train(config, world, watch)
 
 
 def _profile(options: Namespace) -> int:
     from maskloom import extensions
     from maskloom.config_file import load_config
-    from maskloom.distributed import World
     from maskloom.errors import UserError
     from maskloom.progress import complain
     from maskloom.status import EXIT_DONE, EXIT_FAILED
     from maskloom.train.profiling import profile
+    from maskloom.world import World
 
     world = None
     try:

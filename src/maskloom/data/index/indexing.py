@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from webdataset.tariterators import base_plus_ext
 
 from maskloom.config import Storage
 from maskloom.data.index.corpus import Index, held_out_threshold, text_hash
@@ -131,7 +130,7 @@ def index_tars(
         skip_bad=skip_bad,
     )
     indexed = []
-    with Pool(processes, __name__) as pool:
+    with Pool(processes, __name__, "webdataset") as pool:
         for shard in pool.map(work, [str(tar) for tar in tars]):
             on_bytes(shard.shard.bytes)
             indexed.append(shard)
@@ -317,6 +316,8 @@ def _sha256_of(url: str, settings: Storage) -> str:
 
 def _block_ranges(path: Path, data: mmap.mmap, block_bytes: int) -> Iterator[tuple[int, int]]:
     """(start, end) of each block of a tar, in bytes. Raises DataFault if it is not a plain tar, or does not end as one."""
+    from webdataset.tariterators import base_plus_ext  # it imports torch, which takes a second
+
     start, payload, key, end = 0, 0, None, 0
     with path.open("rb") as file:
         for member in members(file, f"shard {path}"):

@@ -21,7 +21,6 @@ from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from webdataset.tariterators import group_by_keys
 
 from maskloom.data.reading.tars import members, tar_fault
 from maskloom.errors import DataFault, UserError
@@ -168,6 +167,8 @@ def decode_text(data: bytes, where: str) -> str:
 
 
 def _samples(stream: IO[bytes], url: str, offset: int) -> Iterator[dict[str, Any]]:
+    from webdataset.tariterators import group_by_keys  # it imports torch, which takes a second
+
     where = f"shard {url}, block at offset {offset}"
     try:
         yield from group_by_keys(_files(stream, where, url, offset))

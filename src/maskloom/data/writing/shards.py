@@ -132,7 +132,7 @@ def write_part(
         return []
     work = begin(out, plan, part)
     try:
-        with work.locked(), Pool(processes, __name__) as pool:
+        with work.locked(), Pool(processes, __name__, "webdataset") as pool:
             _read_share(work, shuffle, batches, pool, on_stage)
             late = _wait_for_readers(work, wait, on_wait)
             if not late:

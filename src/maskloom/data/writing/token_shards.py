@@ -18,7 +18,6 @@ from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from webdataset.tariterators import base_plus_ext
 
 from maskloom.data.index.corpus import Index, text_hash
 from maskloom.data.index.files import BLOCK, COLUMNS, Shard, Tokens, corpus_digest
@@ -60,7 +59,7 @@ def tokenize_corpus(
     if is_finished(out, plan):
         return
     work = begin(out, plan, part)
-    with work.locked(), Pool(processes, __name__) as pool:
+    with work.locked(), Pool(processes, __name__, "webdataset") as pool:
         mine = [number for number in work.unwritten() if part.takes(number)]
         advance = on_stage("writing", len(mine))
         for _ in pool.map(functools.partial(_tokenize_shard, work=work, corpus=corpus, tokenizer=tokenizer), mine):
@@ -164,6 +163,8 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
 
 def _first_key(stream: IO[bytes], where: str, offset: int) -> str | None:
     """The key of the first sample of a block. Rewinds the stream. Raises DataFault."""
+    from webdataset.tariterators import base_plus_ext  # it imports torch, which takes a second
+
     names = (member.name for member in members(stream, where, offset) if member.is_read)
     key = next((base for name in names if (base := base_plus_ext(name)[0]) is not None), None)
     stream.seek(0)

@@ -28,7 +28,6 @@ from maskloom import extensions
 from maskloom.config import Checkpoint, Data, Engine, Optimizer, RunConfig
 from maskloom.config_file import load_config
 from maskloom.data.index.loading import load_index
-from maskloom.distributed import World
 from maskloom.errors import DataFault, UserError
 from maskloom.hardware import ask_nvidia_smi, free_memory_bytes
 from maskloom.launch.doctor.look import Facts, Line, Request, nearest
@@ -45,6 +44,7 @@ from maskloom.train.engine.fused_adam import why_no_fused_adam
 from maskloom.train.engine.ops import stale_locks
 from maskloom.train.resume import check_model
 from maskloom.train.setup import prepare
+from maskloom.world import World
 
 ERRORS, REASONS = "ecc.errors.uncorrected.volatile.total", "clocks_throttle_reasons.active"
 COLUMNS = ("uuid", "memory.free", "memory.total", ERRORS, REASONS)
