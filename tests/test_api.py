@@ -16,14 +16,15 @@ import pytest
 import torch
 
 import maskloom
-from maskloom import UserError, api, cli
+from maskloom import UserError, api, cli, masked_stream
 
 
 @pytest.fixture(scope="module")
-def folder(trained_run: Path, tokenizer_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the examples of docstrings run: run.yaml, a run, a tokenizer."""
+def folder(trained_run: Path, corpus_dir: Path, tokenizer_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the examples of docstrings run: run.yaml, a run, a corpus, a tokenizer."""
     made = tmp_path_factory.mktemp("api")
     (made / "run").symlink_to(trained_run)
+    (made / "shards").symlink_to(corpus_dir)
     (made / "tokenizer").symlink_to(tokenizer_dir)
     (made / "run.yaml").write_text((trained_run / "config.yaml").read_text())
     return made
@@ -47,7 +48,7 @@ def test_every_public_name_is_there() -> None:
         maskloom.MaskedSteam  # noqa: B018
 
 
-@pytest.mark.parametrize("module", [api])
+@pytest.mark.parametrize("module", [api, masked_stream])
 def test_docstrings(module: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     found = doctest.testmod(module)
