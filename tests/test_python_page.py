@@ -21,10 +21,10 @@ def test_the_blocks_of_the_page_run(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    for name in ("data/mine", "configs"):
-        Path(name).mkdir(parents=True)
-    Path("data/mine/shards").symlink_to(corpus_dir)
-    Path("data/mine/tokenizer").symlink_to(tokenizer_dir)
+    for name in ("data", "configs"):
+        Path(name).mkdir()
+    Path("data/mine").symlink_to(corpus_dir)
+    Path("data/my_tokenizer").symlink_to(tokenizer_dir)
     run_config["phases"][0]["steps"] = 4
     Path("configs/mine.yaml").write_text(yaml.safe_dump(run_config))
     names: dict[str, Any] = {}
