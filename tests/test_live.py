@@ -124,7 +124,7 @@ def test_messages_stand_above_it_and_nothing_is_left_of_it(
     text = terminal()
     assert screen(text) == ["step 1", "WARNING: careful", "done", ""]
     assert "loading torch 0:00" in text
-    assert re.search(r"training  25% .* 1/4 \x1b\[1m\| loss 2.5000\x1b\[0m", text)
+    assert re.search(r"training  25% .* 1/4 \| \x1b\[1mloss 2.5000\x1b\[0m", text)
     assert "\x1b[33mWARNING: careful\x1b[0m" in text
     assert read == ["step 1", "WARNING: careful"]  # what a log gets
 

@@ -3,7 +3,7 @@
     python tools/terminal_picture.py --until ' 1[3-9][0-9]/200 ' OUT.svg maskloom train CONFIG phases.0.steps=200
 
 The program runs in a pseudo-terminal. When its newest line matches --until, the screen is drawn, and the program gets a Ctrl-C.
-Without --until its last screen is drawn. Text stays text, in whatever monospace font the reader has.
+Without --until its last screen is drawn. The folder that it runs in is shown as ~/maskloom. Text stays text, in whatever monospace font the reader has.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import termios
 from dataclasses import dataclass, field
 from pathlib import Path
 
-COLUMN_PX, LINE_PX, FONT_PX, MARGIN_PX, BAR_PX = 8.4, 20, 14, 16, 30
+COLUMN_PX, LINE_PX, FONT_PX, MARGIN_PX, BAR_PX = 7.8, 19, 13, 16, 30
 BACKGROUND, BAR, TEXT, PROMPT = "#1b1f27", "#2a303b", "#d5dae3", "#7fd1a1"
 COLORS = {"33": "#e8c268", "31": "#f08a84"}
 FONTS = "ui-monospace, 'DejaVu Sans Mono', Menlo, Consolas, monospace"
@@ -81,7 +81,7 @@ def record(command: list[str], columns: int, rows: int, until: str | None) -> Sc
             while part := os.read(ours, 65536):
                 came += part
                 whole = came.decode(errors="ignore")  # a character may be cut in two
-                screen.feed(whole)
+                screen.feed(whole.replace(str(Path.cwd()), "~/maskloom"))
                 came = came[len(whole.encode()) :]
                 if until and re.search(until, screen.text()[-1]):
                     process.send_signal(2)
@@ -137,7 +137,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--until", help="a regular expression that a line matches when the picture is taken")
-    parser.add_argument("--columns", type=int, default=112)
+    parser.add_argument("--columns", type=int, default=120)
     parser.add_argument("--rows", type=int, default=24)
     parser.add_argument("--shown", help="the command line of the picture (default: the command's own)")
     parser.add_argument("command", nargs=argparse.REMAINDER)
