@@ -3,7 +3,8 @@
     python tools/terminal_picture.py --until ' 1[3-9][0-9]/200 ' OUT.svg maskloom train CONFIG phases.0.steps=200
 
 The program runs in a pseudo-terminal. When its newest line matches --until, the screen is drawn, and the program gets a Ctrl-C.
-Without --until its last screen is drawn. The folder that it runs in is shown as ~/maskloom. Text stays text, in whatever monospace font the reader has.
+Without --until its last screen is drawn. The folder that it runs in is shown as ~/maskloom. Text
+stays text, in whatever monospace font the reader has.
 """
 
 from __future__ import annotations
