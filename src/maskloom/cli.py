@@ -3,33 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import sys
 
 from maskloom import __version__
+from maskloom.commands import ACTIONS, COMMANDS, load
 from maskloom.early import begin
-from maskloom.program import EXIT_INTERRUPTED, Parser, run_program
-
-# Modules are imported when they are asked for: reader processes import this one again, and `--help` should be quick.
-COMMANDS = {
-    "shards": "write text as webdataset shards with an index",
-    "index": "index webdataset tars that exist",
-    "tokenizer": "train a tokenizer on shards, or extend one",
-    "doctor": "check whether a run would start, on this machine or on the hosts of a hostfile",
-    "train": "train, on this machine or on the hosts of a hostfile",
-    "status": "how a run stands, and what to do next",
-    "peek": "print the batches of some steps as text, or their digest",
-    "monitor": "TensorBoard over a run, for this machine alone",
-    "eval": "how well models predict masked tokens, on a run's held-out text or any other",
-    "probe": "what frozen encoders know of labels",
-    "finetune": "fine-tune an encoder for a task, GLUE's among them",
-    "export": "write a run's model for Hugging Face",
-    "fill": "fill the masks of a sentence",
-}
-
-
-ACTIONS = {("tokenizer", "extend")}
-"""A command, and a first argument that makes another command of it. A folder of that name is named as `./extend`."""
+from maskloom.program import EXIT_INTERRUPTED, Parser, nearest, run_program
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -43,20 +22,16 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _main(arguments: list[str], is_program: bool = False) -> int:
-    listing = "\n".join(f"  {name:<10} {summary}" for name, summary in COMMANDS.items())
-    parser = Parser(
-        prog="maskloom",
-        description="Pretrain encoders (BERT, RoBERTa and its kin, ModernBERT) on your own text.",
-        epilog=f"commands:\n{listing}\n\n`maskloom COMMAND --help` shows a command's options and an example.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--version", action="version", version=f"maskloom {__version__}")
-    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND")
-    parser.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    parser = _parser()
     if not arguments:
         parser.print_help(sys.stderr)
         return 2
+    if arguments[0] == "help":  # `maskloom help train` is `maskloom train --help`
+        arguments = [*arguments[1:], "--help"]
     options = parser.parse_args(arguments)
+    if options.command not in COMMANDS:
+        hint = nearest(options.command, COMMANDS) or "; `maskloom help` lists them"
+        parser.error(f"there is no command '{options.command}'{hint}")
     if options.command == "train" and is_program:  # what is called with arguments is part of another program
         begin()
     from maskloom import extensions
@@ -66,14 +41,7 @@ def _main(arguments: list[str], is_program: bool = False) -> int:
     words = [options.command]
     if (options.command, *options.arguments[:1]) in ACTIONS:
         words.append(options.arguments.pop(0))
-    module = importlib.import_module(f"maskloom.commands.{'_'.join(words)}")
-    own = Parser(
-        prog=f"maskloom {' '.join(words)}",
-        description=module.__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    module.configure(own)
-    extensions.add_import(own)
+    module, own = load(words)
     try:
         chosen = own.parse_intermixed_args(options.arguments)  # key=value also after --options
         extensions.load(chosen.imports)
@@ -86,6 +54,21 @@ def _main(arguments: list[str], is_program: bool = False) -> int:
     except KeyboardInterrupt:
         complain(f"maskloom {options.command}: interrupted")
         return EXIT_INTERRUPTED
+
+
+def _parser() -> Parser:
+    """The parser of what stands before a command's own arguments."""
+    listing = "\n".join(f"  {name:<10} {summary}" for name, summary in COMMANDS.items())
+    parser = Parser(
+        prog="maskloom",
+        description="Pretrain encoders (BERT, RoBERTa and its kin, ModernBERT) on your own text.",
+        epilog=f"commands:\n{listing}\n\n`maskloom help COMMAND` shows a command's options and an example.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"maskloom {__version__}")
+    parser.add_argument("command", metavar="COMMAND")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    return parser
 
 
 if __name__ == "__main__":

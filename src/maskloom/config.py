@@ -111,6 +111,7 @@ class Optimizer(Section):
     Muon moves the matrices of the encoder layers, and AdamW the rest."""
 
     name: Annotated[str, pydantic.AfterValidator(_is_optimizer)] = "adamw"
+    """`adamw`, `stable_adamw`, `lamb`, `muon`, or one that `--import` added."""
     lr: PositiveFloat = 1e-4
     """Highest learning rate, reached at the end of the warm-up."""
     schedule: Schedule = "linear"
@@ -129,11 +130,16 @@ class Optimizer(Section):
     power: PositiveFloat | None = None
     """Of schedule polynomial: exponent of the decay; 1 is linear."""
     beta1: BelowOne = 0.9
+    """Decay of the running mean of the gradients."""
     beta2: BelowOne = 0.98
+    """Decay of the running mean of their squares."""
     eps: PositiveFloat = 1e-6
+    """Added to the root of that mean, which an update is divided by."""
     muon: Muon | None = None
     """Of name muon: what the matrices have for themselves."""
     weight_decay: NonNegativeFloat = 0.01
+    """Decoupled weight decay: each step takes the learning rate times this share of the weights away. Biases and norms have
+    none."""
     gradient_clipping: NonNegativeFloat = 1.0
     """Largest global gradient norm; 0 does not clip."""
 
@@ -201,18 +207,29 @@ class RunConfig(Section):
     """`tokenizer.json`, BERT's `vocab.txt` or RoBERTa's `vocab.json`, a folder with one of them, or a name on the Hub. Left out:
     that of `model.init`."""
     phases: Annotated[tuple[Phase, ...], Field(min_length=1)]
+    """One phase or several: lengths and batches of the run, in their order."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seed of everything random: order, packing, masks, dropout and the first weights."""
     data: Data
+    """What is read, and how."""
     masking: Masking = Masking()
+    """Which tokens are predicted, and what stands there instead."""
     model: SerializeAsAny[Model] = Bert()
+    """The encoder: its kind, shape and first weights."""
     optimizer: Optimizer = Optimizer()
+    """The optimizer and its learning rate."""
     evaluation: Evaluation = Evaluation()
+    """The loss on held-out documents: how often, how much."""
     checkpoint: Checkpoint = Checkpoint()
+    """When checkpoints are written, and which are kept."""
     guard: Guard = Guard()
+    """What happens at a bad loss."""
     timeouts: Timeouts = Timeouts()
+    """How long a rank waits for the others."""
     logging: Logging = Logging()
+    """What is logged, and how often."""
     engine: Engine = Engine()
+    """Precision, ZeRO stage, kernels and communication."""
     deepspeed: dict[str, Any] = Field(default_factory=dict)
     """Passed on to DeepSpeed. Settings that maskloom derives itself are refused here."""
 
@@ -239,6 +256,7 @@ class RunConfig(Section):
             "checkpoint.keep_best": self.checkpoint.keep_best,
             "evaluation.patience": self.evaluation.patience is not None,
             "evaluation.probe": self.evaluation.probe is not None,
+            "evaluation.sentences": bool(self.evaluation.sentences),
         }
         return [name for name, is_set in found.items() if is_set]
 

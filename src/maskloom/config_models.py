@@ -65,15 +65,23 @@ class _PostNorm(Model):
     dropouts: ClassVar[tuple[str, ...]] = ("hidden_dropout_prob", "attention_probs_dropout_prob")
 
     hidden_size: Width = 768
+    """Width of the vectors between layers. A multiple of `num_attention_heads`."""
     num_hidden_layers: Few = 12
+    """Number of layers."""
     num_attention_heads: Few = 12
+    """Attention heads of each layer."""
     intermediate_size: Width = 3072
+    """Width of the feed-forward part of each layer."""
     hidden_act: Literal["gelu", "gelu_new", "relu"] = "gelu"
+    """Activation of the feed-forward part."""
     hidden_dropout_prob: Share = 0.1
+    """Dropout behind the embeddings, the attention and the feed-forward part."""
     attention_probs_dropout_prob: Share = 0.0
     """Dropout on attention weights. Above 0 the attention runs over padded rows with a mask, which is slower on GPUs."""
     initializer_range: PositiveFloat = 0.02
+    """Standard deviation of the normal distribution that first weights are drawn from."""
     layer_norm_eps: PositiveFloat = 1e-12
+    """Added to the variance in each LayerNorm."""
 
     @pydantic.model_validator(mode="after")
     def _heads(self) -> Self:
@@ -93,23 +101,27 @@ class Roberta(_PostNorm):
     )
 
     architecture: str = "roberta"
+    """Kind of encoder, as `model_type` in a Hugging Face config.json. With `init` it follows from the checkpoint."""
     max_position_embeddings: Annotated[int, Field(ge=1, le=MOST_SEQ_LEN)] = 514
     """Rows of the table of positions. Those up to the padding token's id are not used: with id 1, 514 rows are for 512 tokens."""
     type_vocab_size: Few = 1
     """Rows of the table of token types. Only the first is used."""
     layer_norm_eps: PositiveFloat = 1e-5
+    """Added to the variance in each LayerNorm."""
 
 
 class XlmRoberta(Roberta):
     """The names of Hugging Face's `XLMRobertaConfig`; the defaults are XLM-R-base's."""
 
     architecture: str = "xlm-roberta"
+    """Kind of encoder, as `model_type` in a Hugging Face config.json. With `init` it follows from the checkpoint."""
 
 
 class Camembert(Roberta):
     """The names of Hugging Face's `CamembertConfig`; the defaults are CamemBERT-base's."""
 
     architecture: str = "camembert"
+    """Kind of encoder, as `model_type` in a Hugging Face config.json. With `init` it follows from the checkpoint."""
 
 
 class ModernBert(Model):
@@ -120,15 +132,20 @@ class ModernBert(Model):
     beside_init: ClassVar[tuple[str, ...]] = ("global_rope_theta", "max_position_embeddings")
 
     architecture: str = "modernbert"
+    """Kind of encoder, as `model_type` in a Hugging Face config.json. With `init` it follows from the checkpoint."""
     max_position_embeddings: Annotated[int, Field(ge=1, le=MOST_SEQ_LEN)] = 8192
     """Longest piece of a document, in tokens, its first and last one included. No weights depend on it: it may be given with
     `init`."""
     hidden_size: Width = 768
+    """Width of the vectors between layers. Each head has an even share of it."""
     num_hidden_layers: Few = 22
+    """Number of layers."""
     num_attention_heads: Few = 12
+    """Attention heads of each layer."""
     intermediate_size: Width = 1152
     """Width of the feed-forward part behind the gate. Its first product has twice this width: one half is the gate."""
     hidden_activation: _Activation = "gelu"
+    """Activation of one half of the first product of the feed-forward part. The other half is not activated."""
     classifier_activation: _Activation = "gelu"
     """Activation in the head."""
     local_attention: Annotated[int, Field(ge=2, le=MOST_SEQ_LEN)] = 128
@@ -143,19 +160,27 @@ class ModernBert(Model):
     local_rope_theta: Theta = 10_000.0
     """Base of the rotary frequencies in the local layers."""
     embedding_dropout: Share = 0.0
+    """Dropout behind the embeddings."""
     attention_dropout: Share = 0.0
     """Dropout on attention weights, and behind the attention. Above 0 the attention is slower on GPUs."""
     mlp_dropout: Share = 0.0
+    """Dropout inside of the feed-forward part, behind the gate."""
     initializer_range: PositiveFloat = 0.02
+    """Standard deviation of the normal distribution that first weights are drawn from."""
     initializer_cutoff_factor: PositiveFloat = 2.0
     """First weights are drawn from a normal distribution that is cut at so many standard deviations."""
     norm_eps: PositiveFloat = 1e-5
+    """Added to the variance in each LayerNorm."""
     norm_bias: bool = False
+    """Bias of each LayerNorm."""
     attention_bias: bool = False
+    """Bias of the products of the attention."""
     mlp_bias: bool = False
+    """Bias of the products of the feed-forward part."""
     classifier_bias: bool = False
     """Bias of the dense layer in the head."""
     decoder_bias: bool = True
+    """Bias of the decoder, one number a token of the vocabulary."""
     tie_word_embeddings: bool = True
     """Whether the decoder's matrix is the embeddings'."""
 

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 import pydantic
 from pydantic import Discriminator, Field, PositiveFloat, PositiveInt, Tag
+from pydantic_core import PydanticCustomError
 
 from maskloom.config_values import (
     LARGEST_WEIGHT,
@@ -24,6 +25,7 @@ from maskloom.config_values import (
     Steps,
     StepsOrNone,
 )
+from maskloom.extensions import where_names_come_from
 
 ONE, SEVERAL = "<one>", "<several>"  # the two forms of data.train; pydantic shows these names in the place of an error
 
@@ -69,6 +71,7 @@ class Data(Section):
     max_bad_share: Share = 0.001
     """Largest share of the blocks read that may be skipped. One is always allowed; beyond that the run ends."""
     storage: Storage = Storage()
+    """How the bytes of shards are fetched and kept."""
 
     @pydantic.field_validator("train", mode="before")
     @classmethod
@@ -147,6 +150,10 @@ class Probe(Section):
     """Steps between probes, a multiple of `evaluation.every_steps`. Left out: with each evaluation."""
 
 
+MOST_SENTENCES = 64
+Sentence = Annotated[str, Field(min_length=1, max_length=4000)]
+
+
 class Evaluation(Section):
     """The loss on held-out documents."""
 
@@ -165,6 +172,9 @@ class Evaluation(Section):
 
     probe: Probe | None = None
     """Labelled texts to probe the encoder with."""
+    sentences: Annotated[tuple[Sentence, ...], Field(max_length=MOST_SENTENCES)] = ()
+    """Texts with [MASK], which the model fills with each evaluation. TensorBoard shows them, and the run's config.yaml has them:
+    name nothing here that is private."""
 
     @pydantic.model_validator(mode="after")
     def _go_together(self) -> Evaluation:
@@ -220,6 +230,24 @@ class Timeouts(Section):
     """Longest wait between two micro-batches of any rank."""
 
 
+REPORTERS = {"wandb"}
+"""What `logging.reporters` may name. `maskloom.train.reporters` knows all else of them."""
+
+
+def add_reporter(name: str) -> None:
+    """Let configurations name a reporter. Raises ValueError if the name is taken or empty."""
+    if name in REPORTERS or not name.strip():
+        raise ValueError(f"a reporter cannot be named {name!r}: it is taken ({', '.join(sorted(REPORTERS))}), or empty")
+    REPORTERS.add(name)
+
+
+def _is_reporter(name: str) -> str:
+    if name not in REPORTERS:
+        message = f"should be one of {', '.join(sorted(REPORTERS))}; {where_names_come_from()}"
+        raise PydanticCustomError("name", "{message}", {"message": message})
+    return name
+
+
 class Logging(Section):
     """What is logged, and how often."""
 
@@ -228,6 +256,15 @@ class Logging(Section):
     peak_tflops: PositiveFloat | None = None
     """Peak of a rank's device in TFLOP/s; `mfu` is a share of it. Left out: a GPU's data sheet, or a measurement at the start.
     A CPU has no `mfu` then."""
+    reporters: tuple[Annotated[str, pydantic.AfterValidator(_is_reporter)], ...] = ()
+    """Who else is told what is logged, such as `wandb`. Or one of your own, which `--import` added."""
+
+    @pydantic.field_validator("reporters")
+    @classmethod
+    def _once(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"{', '.join(twice)} is there twice: name each reporter once")
+        return names
 
 
 class Engine(Section):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import atexit
 import ctypes
 import os
@@ -47,12 +48,54 @@ def clean_forks(*modules: str) -> ForkServerContext:
     process would import for seconds.
 
     Raises:
-        UserError: there is no folder for the server's socket.
+        UserError: there is no folder for the server's socket, or `refuse_unguarded_main`.
     """
+    refuse_unguarded_main()
     _place_sockets()
     context = get_context("forkserver")
     context.set_forkserver_preload([*modules, *extensions.named()])
     return context
+
+
+def refuse_unguarded_main() -> None:
+    """See that a process of `clean_forks` may import the program's main module again, as multiprocessing has it do.
+
+    A script that starts such processes outside of `if __name__ == "__main__":` would start them again in each of them. A script
+    from standard input cannot be imported. Nothing is imported for a notebook, a prompt or `python -c`.
+
+    Raises:
+        UserError: the main module is such a script.
+    """
+    main = sys.modules["__main__"]
+    file = getattr(main, "__file__", None)
+    if file is None:
+        return
+    try:
+        tree = ast.parse(Path(file).read_bytes())
+    except (OSError, SyntaxError):
+        if getattr(main, "__spec__", None) is not None:  # from an archive, which is imported by name
+            return
+        raise UserError(
+            f"reader processes import the program again, and this one ({file}) is not in a file: save it as a .py file, with "
+            'its start below `if __name__ == "__main__":`, or read without such processes (workers=0)'
+        ) from None
+    frame = sys._current_frames().get(threading.main_thread().ident or 0)
+    while frame and not (frame.f_globals is vars(main) and frame.f_code.co_name == "<module>"):
+        frame = frame.f_back
+    line = frame.f_lineno if frame and frame.f_code.co_filename == file else 0
+    for statement in tree.body:
+        if statement.lineno <= line <= (statement.end_lineno or 0) and not _is_guard(statement):
+            raise UserError(
+                f"{file}, line {line}: reader processes import this script again, and would run this line too. Put what "
+                'starts the work below `if __name__ == "__main__":`, or read without such processes (workers=0)'
+            )
+
+
+def _is_guard(statement: ast.stmt) -> bool:
+    """Whether a statement is `if __name__ == "__main__":`, or asks for the name in another way."""
+    if not isinstance(statement, ast.If):
+        return False
+    return any(isinstance(node, ast.Name) and node.id == "__name__" for node in ast.walk(statement.test))
 
 
 class Deaf:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 
 from maskloom.early import ready
@@ -22,8 +22,23 @@ EXIT_INTERRUPTED = 130
 """Ended by Ctrl-C; shells use the same code."""
 
 
+UNKNOWN = "unrecognized arguments: "
+"""How argparse begins the message about options that no parser has."""
+
+
 class Parser(argparse.ArgumentParser):
-    """A parser whose messages show arguments like all other messages do. Help that cannot be printed is an error."""
+    """A parser whose messages show arguments like all other messages do, and name the option that was most likely meant.
+
+    Help that cannot be printed is an error.
+    """
+
+    def error(self, message: str) -> NoReturn:
+        if message.startswith(UNKNOWN):
+            options = [
+                word.partition("=")[0] for word in message.removeprefix(UNKNOWN).split() if word.startswith("--")
+            ]
+            message += "".join(nearest(option, self._option_string_actions) for option in options[:1])
+        super().error(message)
 
     def _print_message(self, message: str, file: Any = None) -> None:
         from maskloom.progress import show
@@ -33,6 +48,14 @@ class Parser(argparse.ArgumentParser):
             show(message.rstrip("\n"))
         else:
             super()._print_message(shortened(printable(message)), file)
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """What a message about an unknown word ends with: the known one that was most likely meant, or nothing."""
+    import difflib
+
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    return f"; did you mean `{close[0]}`?" if close else ""
 
 
 def add_overrides(parser: argparse.ArgumentParser, help: str = "settings that replace the file's") -> None:

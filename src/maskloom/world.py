@@ -50,7 +50,7 @@ class World:
             prefix = "OMPI_COMM_WORLD_"
             names = (f"{prefix}RANK", f"{prefix}SIZE", f"{prefix}LOCAL_RANK", f"{prefix}LOCAL_SIZE")
         else:
-            return World(master_port=_free_port())
+            return World(master_port=free_port())
         rank, size, local_rank, local_size = (_integer(environment, name) for name in names)
         if not (0 <= rank < size):
             raise UserError(f"{names[0]}={rank} is not below {names[1]}={size}: the launcher's variables contradict")
@@ -147,7 +147,15 @@ def _master_port(environment: Mapping[str, str]) -> int:
     return 12000 + int(job) % 20000 if re.fullmatch(r"[0-9]{1,18}", job) else 29500
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((LOOPBACK, 0))
+def free_port(host: str = LOOPBACK, port: int = 0) -> int:
+    """A port that a server can listen on: `port`, or any if that is 0.
+
+    Raises:
+        OSError: the port is in use, or the address is not one of this machine.
+    """
+    family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        # As servers do: connections that ended do not count.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind(address)
         return int(probe.getsockname()[1])

@@ -16,9 +16,9 @@ from maskloom.data.index.loading import load_index
 from maskloom.data.masking import MaskRule
 from maskloom.data.plan import open_corpora
 from maskloom.distributed import World
+from maskloom.runs import read_metrics
 from maskloom.tokenizers.base import Tokenizer
 from maskloom.train.evaluation import evaluate, unigram_entropy
-from maskloom.train.metrics import read_metrics
 
 from .conftest import Command
 

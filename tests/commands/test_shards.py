@@ -269,3 +269,50 @@ def test_values_out_of_range_are_wrong_usage(
 ) -> None:
     with pytest.raises(SystemExit, match="2"):
         succeeds("shards", source, tmp_path / "out", *option)
+
+
+def test_documents_are_taken_out_and_it_is_proved(
+    corpus_dir: Path, documents: list[str], tokenizer_dir: Path, tmp_path: Path, succeeds: Command, fails: Command
+) -> None:
+    person, new, file = documents[::100], tmp_path / "new", tmp_path / "person.jsonl"
+    file.write_text("".join(json.dumps({"note": text}) + "\n" for text in person))
+    found = fails("index", "--check", corpus_dir, "--without", file, "--text-key", "note", "--processes", 1)
+    assert f"{len(person)} of {len(person)} documents, or parts of them, are in {corpus_dir}" in found
+    printed = succeeds("shards", corpus_dir, new, "--without", file, "--text-key", "note", "--processes", 1)
+    assert f"{len(documents)} documents before, {len(person)} taken out" in printed
+    assert written(new) == sorted(text.strip() for text in documents if text not in person)
+    proved = succeeds("index", "--check", new, "--without", file, "--text-key", "note", "--processes", 1)
+    assert f"none of the {len(person)} documents is in {new}: all of its {len(documents) - len(person)}" in proved
+    missing = fails("shards", new, tmp_path / "again", "--without", file, "--text-key", "note", "--processes", 1)
+    assert f"{len(person)} of {len(person)} documents are not in {new}: {file}, the line at byte 0" in missing
+    assert "nothing was written" in succeeds(
+        "shards", new, tmp_path / "again", "--without", file, "--text-key", "note", "--missing-ok", "--processes", 1
+    )
+    assert not (tmp_path / "again").exists()
+    tokens = tmp_path / "tokens"
+    succeeds("shards", new, tokens, "--tokenizer", tokenizer_dir, "--processes", 1)
+    assert "name the text shards" in fails("index", "--check", tokens, "--without", file, "--text-key", "note")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--missing-ok"], "--missing-ok is for --without"),
+        (["--without", "LIST", "--tokenizer", "x"], "leave out --tokenizer. Token shards are made of the new"),
+        (["--without", "LIST", "--part", "1/2"], "leave out --part"),
+        (["--without", "LIST", "--text-key", "content"], "--text-key"),
+        (["--without", "nowhere.jsonl"], "no file or folder nowhere.jsonl"),
+    ],
+)
+def test_what_cannot_be_taken_out(
+    arguments: list[str], message: str, corpus_dir: Path, tmp_path: Path, fails: Command
+) -> None:
+    (tmp_path / "list.jsonl").write_text('{"text": "one"}\n')
+    given = [str(tmp_path / "list.jsonl") if word == "LIST" else word for word in arguments]
+    assert message in fails("shards", corpus_dir, tmp_path / "out", *given)
+    assert not (tmp_path / "out").exists()
+
+
+def test_documents_are_taken_out_of_a_corpus_only(source: Path, tmp_path: Path, fails: Command) -> None:
+    assert f"{source} is not one" in fails("shards", source, tmp_path / "out", "--without", source)
+    assert "--without is for --check" in fails("index", source, "--without", source)

@@ -209,3 +209,12 @@ def test_what_is_not_a_plain_file_in_a_run_is_named(
     (run / name).unlink(missing_ok=True)
     make(run / name)
     assert f"{run / name} is not a file" in fails("status", run, "--should-restart")
+
+
+def test_the_check_of_a_container_tells_by_its_exit_code(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    replace(STATUS, state="running").write(run)
+    assert main(["status", str(run), "--healthy"]) == 0
+    values = json.loads((run / "status.json").read_text())
+    (run / "status.json").write_text(json.dumps({**values, "updated_unix_s": 1000.0}))
+    assert main(["status", str(run), "--healthy"]) == 1
+    assert "no sign of life for" in capsys.readouterr().out

@@ -20,11 +20,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from maskloom.runs import read_metrics
 from maskloom.status import EXIT_DONE, EXIT_FAILED, EXIT_HUNG, EXIT_STOPPED, Status, read_status
 from maskloom.train import loop
 from maskloom.train.batches import ReadyStep
 from maskloom.train.engine.engine import Engine
-from maskloom.train.metrics import read_metrics
 from maskloom.train.rank.stopping import Requests
 from maskloom.train.step import StepResult
 from maskloom.train.trainer import Trainer

@@ -1,4 +1,5 @@
-"""Real runs that keep their best checkpoint, end early, and probe their encoder: killed and resumed, forked, at ZeRO-3."""
+"""Real runs that keep their best checkpoint, end early, probe their encoder, fill sentences and show all of it in TensorBoard:
+killed and resumed, forked, at ZeRO-3."""
 
 from __future__ import annotations
 
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from maskloom.cli import main
 from maskloom.status import read_status, why_not_again
@@ -43,14 +45,15 @@ def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def runs(corpus_dir: Path, tokenizer_dir: Path, labelled: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with these runs of two ranks:
 
-    whole   evaluates, keeps the best checkpoint, probes, and ends early
+    whole   evaluates, keeps the best checkpoint, probes, fills sentences, and ends early
     killed  the same, killed before its end and resumed
     plain   without evaluations, and no longer than `whole` came
     third, plain-third  a few steps at ZeRO-3, the one with evaluations and probes, the other without
     fork    begun from `whole` before its end
     """
     folder = tmp_path_factory.mktemp("held_out")
-    evaluation = {"every_steps": EVERY, "seq_len": 64, "probe": {"data": str(labelled)}}
+    sentences = ["the [MASK] reads a [MASK] stone", "water [MASK]"]
+    evaluation = {"every_steps": EVERY, "seq_len": 64, "probe": {"data": str(labelled)}, "sentences": sentences}
     patience = {**evaluation, "patience": PATIENCE, "min_delta": MIN_DELTA}
 
     def write(name: str, steps: int, **more: Any) -> Path:
@@ -137,6 +140,9 @@ def test_the_best_checkpoint_is_kept_and_found(runs: Path, tmp_path: Path, capsy
     assert main(["eval", str(run), "--step", "best", "--json"]) == 0
     figures = json.loads(capsys.readouterr().out)
     assert figures["evaluation_loss"] == pytest.approx(best.loss, rel=1e-5)
+    said = texts(run, "run/environment")[0]
+    assert f"| unigram entropy | `{figures['unigram_entropy']:.3f} nats a token: " in said
+    assert "| clipping norm | `1` |" in said
 
 
 def test_a_run_that_is_killed_keeps_the_same_best_and_ends_at_the_same_step(runs: Path) -> None:
@@ -170,6 +176,79 @@ def test_the_probe_has_figures_at_each_evaluation(runs: Path) -> None:
     assert (
         lines(runs / "third")[0]["evaluation_probe_accuracy"] == lines(runs / "whole")[0]["evaluation_probe_accuracy"]
     )
+
+
+def board(run: Path, sub: str = "") -> EventAccumulator:
+    """All points and texts that TensorBoard has of a run."""
+    return EventAccumulator(str(run / "tensorboard" / sub), {"scalars": 0, "tensors": 0}).Reload()
+
+
+def points(events: EventAccumulator, tag: str) -> list[tuple[int, float]]:
+    return [(event.step, event.value) for event in events.Scalars(tag)]
+
+
+def texts(run: Path, tag: str) -> dict[int, str]:
+    return {event.step: event.tensor_proto.string_val[0].decode() for event in board(run).Tensors(tag)}
+
+
+def test_tensorboard_has_each_step_once_after_a_kill_that_lost_steps(runs: Path) -> None:
+    """As if the run was never killed, but for what depends on time and memory, and the number of the attempt."""
+    whole, killed = board(runs / "whole"), board(runs / "killed")
+    tags = set(whole.Tags()["scalars"])
+    assert tags == set(killed.Tags()["scalars"])
+    steps = list(range(1, end_of(runs / "whole") + 1))
+    for tag in tags - {"train_health/straggler_ratio", "train_health/attempt"}:
+        if tag.startswith("utilization/") and "density" not in tag:
+            assert [step for step, _ in points(killed, tag)] == steps, tag
+        else:
+            assert points(killed, tag) == points(whole, tag), tag
+    held_out = board(runs / "killed", "held-out")
+    assert points(held_out, "train/loss") == points(killed, "eval/loss")
+    assert points(held_out, "train/accuracy") == points(killed, "eval/accuracy")
+    assert list(texts(runs / "killed", "fill_mask")) == list(lines(runs / "whole"))
+    # The attempt counts up where the run resumed.
+    kept = next(step for step, attempt in points(killed, "train_health/attempt") if attempt == 2) - 1
+    assert points(killed, "train_health/attempt") == [(step, 1.0 if step <= kept else 2.0) for step in steps]
+    said = list(texts(runs / "killed", "run/restarts").values())[-1].splitlines()
+    assert said[0].startswith("- attempt 1 begins with 2 ranks")
+    assert said[1].startswith(f"- attempt 2 resumes behind step {kept} with 2 ranks")
+
+
+def test_a_resume_after_the_last_step_doubles_nothing(runs: Path, tmp_path: Path) -> None:
+    """The clean end: a second start of the same command has nothing to do."""
+    run = shutil.copytree(runs / "third", tmp_path / "third")
+    before = board(run)
+    tree = yaml.safe_load((runs / "third.yaml").read_text()) | {"run_dir": str(run)}
+    config = tmp_path / "again.yaml"
+    config.write_text(yaml.safe_dump(tree))
+    train_in_ranks([config], 1, tmp_path / "log")
+    after = board(run)
+    assert len(list((run / "tensorboard").glob("events*"))) == 2
+    for tag in before.Tags()["scalars"]:
+        assert points(after, tag) == points(before, tag)
+    assert points(board(run, "held-out"), "train/loss") == points(before, "eval/loss")
+    assert "resumes behind step 7 with 1 rank (before: 2)" in list(texts(run, "run/restarts").values())[-1]
+
+
+def test_sentences_are_filled_at_each_evaluation_at_any_stage(runs: Path) -> None:
+    whole, third = texts(runs / "whole", "fill_mask"), texts(runs / "third", "fill_mask")
+    assert list(third) == [0, 3, 6, SHORT]
+    # The same model at both stages, before the first step.
+    assert whole[0] == third[0]
+    rows = [line.split(" | ") for line in whole[0].splitlines()[2:]]
+    assert [(row[0], row[2]) for row in rows] == [
+        ("| `the [MASK] reads a [MASK] stone`", "1"),
+        ("| ", "2"),
+        ("| `water [MASK]`", "1"),
+    ]
+    assert whole[0] != whole[3]
+    assert "[MASK]" not in (runs / "whole" / "metrics.jsonl").read_text()
+
+
+def test_a_fork_says_in_tensorboard_where_it_comes_from(runs: Path) -> None:
+    (said,) = texts(runs / "fork", "run/restarts").values()
+    begun = step_of(saved_folders(runs / "whole")[1])
+    assert said.splitlines()[0] == f"- forked from `{runs / 'whole'}@{begun}`"
 
 
 def test_a_fork_evaluates_where_it_begins_and_its_origin_has_no_part_in_its_best(runs: Path) -> None:

@@ -17,7 +17,7 @@ from maskloom.cli import main
 from maskloom.config_file import load_config
 from maskloom.data.index.loading import load_index
 from maskloom.publish.card import cell, evaluated_at, without_places
-from maskloom.train.metrics import read_metrics
+from maskloom.runs import read_metrics
 
 
 def export(run: Path, out: Path, *options: str) -> str:

@@ -17,10 +17,10 @@ from maskloom.config_file import load_config
 from maskloom.distributed import World
 from maskloom.errors import UserError
 from maskloom.files import write_atomically
+from maskloom.runs import read_metrics
 from maskloom.status import attempt_steps, note_attempt, read_status
 from maskloom.tokenizers.loading import read_definition
 from maskloom.train.checkpoint.state import read_state
-from maskloom.train.metrics import read_metrics
 from maskloom.train.refusal import read_intervals
 from maskloom.train.run_dir import PACKAGES, RunDir, newest_named, recorded_threads
 from tests.conftest import files_of_at_most

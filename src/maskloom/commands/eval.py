@@ -72,13 +72,13 @@ def run(options: argparse.Namespace) -> int:
     if options.step is not None and len(named) > 1:
         raise UserError("--step is for one run: with several models, write RUN@STEP")
     _fill(options)
-    from maskloom.commands.evaluating import compare, on_its_corpora  # heavy
+    from maskloom.commands.evaluating import compare_named, on_its_corpora  # heavy
 
     if options.data is None:
         return on_its_corpora(named, overrides, options)
     if overrides:
         raise UserError(f"{overrides[0]} is for a run on its own corpora: leave it out with --data")
-    found = compare(named, options)
+    found = compare_named(named, options)
     show(json.dumps(found) if options.json else "\n".join(comparison(found)))
     return 0
 

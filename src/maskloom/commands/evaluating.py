@@ -9,17 +9,26 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from maskloom.commands.loading import LoadedRun, device, is_run, load_named, load_run, plain_model, run_and_step
+from maskloom.commands.loading import (
+    LoadedPlain,
+    LoadedRun,
+    device,
+    is_run,
+    load_named,
+    load_run,
+    plain_model,
+    run_and_step,
+)
 from maskloom.commands.run_figures import held_out_figures, lines_of_run
 from maskloom.data.plan import open_corpora
 from maskloom.errors import UserError
 from maskloom.models.foreign import longest_piece_in
 from maskloom.progress import Progress, show
+from maskloom.runs import read_metrics
 from maskloom.scoring.models import Scored
 from maskloom.scoring.pseudo import choose_sentences, pseudo_perplexity, tokens_to_score
 from maskloom.scoring.score import Prepared, difference, figures_of, pieces_to_score, prepare, score
 from maskloom.scoring.texts import Texts, held_out_documents, read_texts, sample
-from maskloom.train.metrics import read_metrics
 
 
 def on_its_corpora(named: Sequence[str], overrides: Sequence[str], options: argparse.Namespace) -> int:
@@ -48,12 +57,17 @@ def _pseudo_of_run(loaded: LoadedRun, folder: Path, options: argparse.Namespace)
     return _pseudo(models, _prepared(texts, models, options), options)[0]
 
 
-def compare(named: Sequence[str], options: argparse.Namespace) -> dict[str, Any]:
+def compare_named(named: Sequence[str], options: argparse.Namespace) -> dict[str, Any]:
     """Models on one text."""
     loaded = [load_named(given, options.step, takes_any=True) for given in named]
-    models = [
-        Scored(each.source, each.model.to(device()), each.tokenizer, longest_piece_in(each.model)) for each in loaded
-    ]
+    for each in loaded:
+        each.model.to(device())
+    return compare(loaded, options)
+
+
+def compare(loaded: Sequence[LoadedPlain], options: argparse.Namespace) -> dict[str, Any]:
+    """Models on one text, each where it is. `options` are those that the parser gives."""
+    models = [Scored(each.source, each.model, each.tokenizer, longest_piece_in(each.model)) for each in loaded]
     texts = read_texts(options.data, options.text_key, options.blank_line, options.documents, options.seed)
     prepared = _prepared(texts, models, options)
     outcomes = []

@@ -16,7 +16,6 @@ import re
 from pathlib import Path
 
 from maskloom.commands.arguments import add_step
-from maskloom.files import whole_folder
 from maskloom.progress import say
 
 
@@ -30,11 +29,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="also write the files of sentence-transformers: mean pooling",
     )
-    add("--name", type=_plain, help="of the model, for its card: NAME or ORGANISATION/NAME (default: the folder's)")
-    add("--license", type=_plain, help="for the card: a hub's identifier, such as apache-2.0")
+    add("--name", type=plain_word, help="of the model, for its card: NAME or ORGANISATION/NAME (default: the folder's)")
+    add("--license", type=plain_word, help="for the card: a hub's identifier, such as apache-2.0")
     add(
         "--language",
-        type=_plain,
+        type=plain_word,
         action="append",
         default=[],
         help="for the card: a code such as en; several are allowed",
@@ -42,16 +41,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from maskloom.commands.exporting import describe, write_model  # heavy
-    from maskloom.commands.loading import load_run, run_and_step
+    from maskloom.commands.exporting import export_run  # heavy
     from maskloom.publish.card import Author
 
-    folder, step = run_and_step(options.run, options.step)
-    with whole_folder(options.out) as partial:
-        loaded = load_run(folder, step)
-        write_model(loaded, partial, options.out.parent)
-        author = Author(options.name or options.out.absolute().name, options.license, options.language)
-        describe(loaded, folder, partial, author, options.sentence_transformers)
+    author = Author(options.name or options.out.absolute().name, options.license, options.language)
+    loaded = export_run(options.run, options.out, options.step, author, options.sentence_transformers)
     say(
         f"{options.out}: the model of step {loaded.step:,}; load it with "
         f"AutoModelForMaskedLM.from_pretrained('{options.out}')"
@@ -59,7 +53,7 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _plain(text: str) -> str:
+def plain_word(text: str) -> str:
     """A word for the card's metadata."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?", text):
         raise argparse.ArgumentTypeError(f"'{text}' has characters other than letters, digits, '.', '-' and '_'")

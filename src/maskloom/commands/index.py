@@ -8,13 +8,15 @@ Then name that folder in data.train.
 
 --merge A B C --out D makes one corpus of several. Their shards stay in their places.
 
---check CORPUS reads every shard and names everything that differs from the index.
+--check CORPUS reads every shard and names everything that differs from the index. With --without FILE it looks for the documents
+in FILE (a file or folder of text, as `maskloom shards` reads it) instead. The exit code is 1 if the corpus holds one of them.
 
 examples:
   maskloom index /data/tars --text-key content --val-fraction 0.005
   maskloom index https://host/a-000000.tar https://host/a-000001.tar --out data/a
   maskloom index --merge data/wiki data/books --out data/both
   maskloom index --check data/my_corpus
+  maskloom index --check data/my_corpus --without person.jsonl
 """
 
 from __future__ import annotations
@@ -36,6 +38,8 @@ from maskloom.data.index.indexing import BLOCK_BYTES, check_shard, index_tars, m
 from maskloom.data.index.loading import load_index
 from maskloom.data.reading.samples import read_documents
 from maskloom.data.reading.storage import is_remote, list_tars, local_path
+from maskloom.data.writing.passes import Options
+from maskloom.data.writing.removal import look_for, places, read_list
 from maskloom.data.writing.shards import finish
 from maskloom.errors import DataFault, UserError
 from maskloom.files import naming, read_plain, refuse_existing
@@ -61,16 +65,29 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="samples that cannot be read end the command, or are left out and counted (default: raise)",
     )
     add("--processes", type=positive, default=cores(), help="default: all cores")
+    add(
+        "--without",
+        action="append",
+        metavar="FILE",
+        help="with --check: see that no document of this file is in the corpus",
+    )
+    add("--max-document-bytes", type=byte_count, help="with --without: as it was for the corpus (default: 64K)")
     action = parser.add_mutually_exclusive_group()
     action.add_argument("--merge", action="store_true", help="complete a corpus in parts, or join corpora into --out")
     action.add_argument("--check", action="store_true", help="read a whole corpus and list what is wrong in it")
 
 
 def run(options: argparse.Namespace) -> int:
+    if options.without and not options.check:
+        raise UserError("--without is for --check; `maskloom shards CORPUS NEW --without FILE` takes documents out")
+    if options.max_document_bytes is not None and not options.without:
+        raise UserError("--max-document-bytes is for --without, which is not given")
     if not (options.merge or options.check):
         return _index(options)
     what = "--merge" if options.merge else "--check"
     for name in ("text_key", "val_fraction", "block_bytes", "on_bad_data"):
+        if name == "text_key" and options.without:
+            continue  # of the list
         if getattr(options, name) is not None:
             raise UserError(
                 f"{what} cannot be combined with --{name.replace('_', '-')}: leave it out, the text is indexed already"
@@ -165,6 +182,8 @@ def _merge(options: argparse.Namespace) -> int:
 def _check(options: argparse.Namespace) -> int:
     if len(options.tars) > 1:
         raise UserError("--check reads one corpus at a time")
+    if options.without:
+        return _look_for(options)
     index = load_index(options.tars[0], finds_shards=False)  # a missing shard is one fault among others
     faults: list[tuple[int, DataFault]] = []
     total = sum(shard.bytes for shard in index.shards)
@@ -187,6 +206,22 @@ def _check(options: argparse.Namespace) -> int:
         f"{options.tars[0]} is what was indexed: {len(index.shards):,} shard(s), {size(total)}, "
         f"{header['blocks']:,} blocks, {header['documents'] + header['held_out_documents']:,} documents"
     )
+    return 0
+
+
+def _look_for(options: argparse.Namespace) -> int:
+    given = options.tars[0]
+    chosen = {"text_key": options.text_key, "longest_document_bytes": options.max_document_bytes}
+    settings = Options(**{name: value for name, value in chosen.items() if value is not None})
+    wanted = read_list(options.without, settings)
+    index = load_index(given if "://" in given else Path(given).absolute())
+    with Progress("looking", len(index.shards), "shards", 1) as progress:
+        counts = look_for(index, wanted, options.processes, lambda number: progress.advance(1))
+    held = [document for document in wanted if document.whole in counts or document.pieces & counts.keys()]
+    if held:
+        raise UserError(f"{len(held):,} of {len(wanted):,} documents, or parts of them, are in {given}: {places(held)}")
+    total = index.header["documents"] + index.header["held_out_documents"]
+    show(f"none of the {len(wanted):,} documents is in {given}: all of its {total:,} documents were compared")
     return 0
 
 

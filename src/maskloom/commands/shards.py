@@ -15,10 +15,14 @@ Several machines with a shared file system write one corpus together: --part 1/3
 part reads its share of the input; when all have read theirs (start a part again then, or give it --wait), it writes its
 share of the shards. `maskloom index --merge OUT` completes the corpus, which is the same as that of one machine.
 
+CORPUS NEW --without FILE takes documents out: NEW holds all documents of CORPUS but those in FILE (a file or folder of text, as
+INPUT), in the same order. They are known by their text. `maskloom index --check NEW --without FILE` proves that none is left.
+
 examples:
   maskloom shards my_texts/ data/my_corpus --val-fraction 0.01
   maskloom shards hf:roneneldan/TinyStories:train data/stories
   maskloom shards data/my_corpus data/my_corpus_tokens --tokenizer tokenizer/
+  maskloom shards data/my_corpus data/cleaned --without person.jsonl
   sbatch --array=1-8 --wrap 'maskloom shards big/ data/big --wait --part $SLURM_ARRAY_TASK_ID/8'
 """
 
@@ -36,11 +40,13 @@ from maskloom.data.index.loading import load_index
 from maskloom.data.reading.storage import is_remote, local_path
 from maskloom.data.skew import note_on_sizes
 from maskloom.data.writing.passes import Options
+from maskloom.data.writing.removal import look_for, missing_of, places, read_list, without
 from maskloom.data.writing.report import Report
 from maskloom.data.writing.shards import finish_or_open, write_part, write_shards
 from maskloom.data.writing.token_shards import tokenize_corpus
 from maskloom.data.writing.work import JobPart, work_folder
 from maskloom.errors import UserError
+from maskloom.files import refuse_existing
 from maskloom.hardware import cores
 from maskloom.progress import Progress, say, size, warn
 from maskloom.tokenizers.loading import load_tokenizer
@@ -79,11 +85,22 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--tokenizer", metavar="TOK", help="write token shards: only for training with this tokenizer, faster to read")
     add("--part", type=_part, metavar="I/N", help="do the I-th of N parts of the work, I from 1 to N")
     add("--wait", action="store_true", help="with --part: wait until all parts have read, then write")
+    add(
+        "--without",
+        action="append",
+        metavar="FILE",
+        help="take the documents of this file out of a corpus; may be given again",
+    )
+    add("--missing-ok", action="store_true", help="with --without: some of these documents may not be in the corpus")
 
 
 def run(options: argparse.Namespace) -> int:
     if options.wait and not options.part:
         raise UserError("--wait is for --part: a run on one machine waits for nobody")
+    if options.missing_ok and not options.without:
+        raise UserError("--missing-ok is for --without, which is not given")
+    if options.without:
+        return _take_out(options)
     try:
         return _tokenize(options) if options.tokenizer and _is_corpus(options.inputs[0]) else _write(options)
     except (OSError, KeyboardInterrupt):
@@ -116,10 +133,7 @@ def describe(out: Path, index: Index, report: Report | None) -> None:
 
 
 def _write(options: argparse.Namespace) -> int:
-    given = {TEXT_OPTIONS[name]: getattr(options, name) for name in _given(options)}
-    if "longest_document_bytes" in given:
-        given["longest_document_bytes"] = max(given["longest_document_bytes"], 4)  # the longest character
-    settings = Options(**given)
+    settings = _settings(options)
     tokenizer = load_tokenizer(options.tokenizer) if options.tokenizer else None
     with Stages() as stages:
         if not options.part:
@@ -176,6 +190,48 @@ def _tokenize(options: argparse.Namespace) -> int:
     else:
         describe(options.out, *finish_or_open(options.out))
     return 0
+
+
+def _take_out(options: argparse.Namespace) -> int:
+    given = options.inputs[0]
+    if len(options.inputs) > 1 or not _is_corpus(given):
+        raise UserError(f"--without takes documents out of one corpus, and {' '.join(options.inputs)} is not one")
+    for name in ("val_fraction", "seed", "shard_bytes", "block_bytes", "deduplicate", "tokenizer", "part"):
+        if getattr(options, name) is not None:
+            raise UserError(
+                f"--without keeps the shards and blocks of {given}: leave out --{name.replace('_', '-')}. Token shards are "
+                "made of the new text shards"
+            )
+    refuse_existing(options.out)
+    wanted = read_list(options.without, _settings(options))
+    index = load_index(given if "://" in given else Path(given).absolute())
+    shards = len(index.shards)
+    with Progress("looking", shards, "shards", 1) as progress:
+        missing = missing_of(wanted, look_for(index, wanted, options.processes, lambda number: progress.advance(1)))
+    if missing and not options.missing_ok:
+        raise UserError(
+            f"{len(missing):,} of {len(wanted):,} documents are not in {given}: {places(missing)}. Nothing was written. See that "
+            "--text-key, --blank-line and --max-document-bytes are as they were for the corpus, and that the text is the same "
+            "to the letter; or add --missing-ok"
+        )
+    if len(missing) == len(wanted):
+        say(f"none of the {len(wanted):,} documents is in {given}: nothing was written")
+        return 0
+    with Progress("writing", shards, "shards", 1) as progress:
+        made, removal = without(index, options.out, wanted, options.processes, lambda number: progress.advance(1))
+    describe(options.out, made, None)
+    say(
+        f"{removal.found:,} of {removal.listed:,} listed documents found; {removal.documents_before:,} documents before, "
+        f"{removal.removed:,} taken out, {removal.documents_after:,} after (removed.json). {given} still holds them: delete it"
+    )
+    return 0
+
+
+def _settings(options: argparse.Namespace) -> Options:
+    given = {TEXT_OPTIONS[name]: getattr(options, name) for name in _given(options)}
+    if "longest_document_bytes" in given:
+        given["longest_document_bytes"] = max(given["longest_document_bytes"], 4)  # the longest character
+    return Options(**given)
 
 
 def _say_written(options: argparse.Namespace) -> None:

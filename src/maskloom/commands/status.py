@@ -4,6 +4,8 @@ With --should-restart, the exit code tells a script whether to start the run aga
 run is done, is in use, would fail again, made no progress in three attempts, or holds a file `no-restart`. Ask after the last
 attempt has ended, and give its exit code with --ended CODE: ranks that were killed could not write it.
 
+With --healthy, RUN may be a folder of runs too. The exit code is 1 if a run that is running here shows no sign of life.
+
 --json prints one object. Its keys are stable; what is not known is null:
   run, state, step, total_steps, attempt, world_size, hosts, reason, can_retry, next (what to do, in words)
   written_unix_s, is_silent (it should run, and gives no sign of life)
@@ -24,6 +26,7 @@ import argparse
 import json
 import os
 import shlex
+import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -32,6 +35,7 @@ from maskloom.commands.arguments import natural
 from maskloom.config_file import load_config
 from maskloom.errors import UserError
 from maskloom.files import read_lines
+from maskloom.launch import health
 from maskloom.launch.ending import Ended, in_words
 from maskloom.launch.supervisor import NO_RESTART, settle
 from maskloom.program import add_overrides
@@ -52,13 +56,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="CODE",
         help="the last attempt ended with this exit code: `running` becomes `failed`",
     )
+    add("--healthy", action="store_true", help="exit with 1 if it runs, but shows no sign of life: a container's check")
     add("--folder", action="store_true", help="print the run's folder only")
     add("--json", action="store_true", help="print one JSON object")
 
 
 def run(options: argparse.Namespace) -> int:
-    if options.json and (options.folder or options.should_restart):
-        raise UserError("--json goes without --folder and --should-restart: leave it out, or those")
+    if options.json and (options.folder or options.should_restart or options.healthy):
+        raise UserError("--json goes without --folder, --healthy and --should-restart: leave it out, or those")
     folder = Path(options.run)
     if folder.is_file():
         folder = Path(load_config(folder, options.overrides).run_dir)
@@ -67,6 +72,11 @@ def run(options: argparse.Namespace) -> int:
     if options.folder:
         show_path(folder)
         return 0
+    if options.healthy:
+        runs = health.running(folder, socket.gethostname())
+        wrong = health.silent(runs, time.time())
+        show("\n".join(wrong) or f"{folder}: {len(runs)} running, and nothing is silent")
+        return int(bool(wrong))
     status = read_status(folder)
     if options.ended is not None:  # a killed attempt left `running`: write what became of it
         ended = Ended(options.ended, f"what ran the ranks {in_words(options.ended)}")

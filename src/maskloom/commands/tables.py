@@ -32,7 +32,7 @@ def comparison(found: dict[str, Any]) -> list[str]:
             f"{found['joined_words']:,} words were joined with the one before: a token of a model holds parts of both"
         )
     lines += [f"[{number}] {one_line(model['model'])}" for number, model in enumerate(models, 1)]
-    lines += _rows(["", *(f"[{number}]" for number in range(1, len(models) + 1))], _table(models))
+    lines += rows(["", *(f"[{number}]" for number in range(1, len(models) + 1))], _table(models))
     if len(models) > 1 and not found["same_tokens"]:
         lines.append(NOT_COMPARABLE)
     return lines
@@ -78,7 +78,7 @@ def _of_band(model: dict[str, Any], at: int) -> str:
     return f"{model['accuracy_by_frequency'][at]['word_accuracy']:.1%}"
 
 
-def _rows(head: list[str], table: list[list[str]]) -> list[str]:
+def rows(head: list[str], table: list[list[str]]) -> list[str]:
     """Aligned columns: names to the left, figures to the right."""
     widths = [max(map(len, column)) for column in zip(head, *table, strict=True)]
     return [

@@ -38,7 +38,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("config", metavar="CONFIG", help="YAML file of the run")
     add_overrides(parser)
     add("--processes", type=positive, help="default: one a GPU; 1 where there is none")
-    add("--hostfile", help="machines to run on, and how many processes on each")
+    add("--hostfile", metavar="FILE", help="machines to run on, and how many processes on each")
     add(
         "--max-restarts",
         type=natural,
@@ -46,7 +46,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="start again so often after a fault, without hosts that are not fit; ends early after three attempts without "
         "progress (default: %(default)s)",
     )
-    add("--ssh-config", help="ssh_config file for the hosts (default: yours)")
+    add("--ssh-config", metavar="FILE", help="ssh_config file for the hosts (default: yours)")
     add(
         "--master-addr",
         help="address of the first host as the others reach it (default: what ssh_config or the hostfile says)",

@@ -16,7 +16,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from torch import nn
@@ -92,32 +92,38 @@ class MaskedLM(nn.Module):
     def hidden_states(self, batch: MicroBatch) -> torch.Tensor:
         """`encode` as a call of the whole model, with its hooks: under ZeRO-3 they gather parameters. Uncompiled, and to be
         called under `torch.no_grad`."""
-        hidden: torch.Tensor = self._call_impl(batch, encodes=True)[0]  # type: ignore[no-untyped-call]
+        hidden: torch.Tensor = self._call_impl(batch, gives="hidden states")[0]  # type: ignore[no-untyped-call]
         return hidden
 
+    def masked_logits(self, batch: MicroBatch) -> torch.Tensor:
+        """Logits [K, V] of the predicted slots: a call of the whole model as in `hidden_states`."""
+        logits: torch.Tensor = self._call_impl(batch, gives="logits")[0]  # type: ignore[no-untyped-call]
+        return logits
+
     def forward(
-        self, batch: MicroBatch, pieces: Sequence[Pieces] | None = None, encodes: bool = False
+        self,
+        batch: MicroBatch,
+        pieces: Sequence[Pieces] | None = None,
+        gives: Literal["loss", "hidden states", "logits"] = "loss",
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Loss and hits of a micro-batch.
 
         Args:
             pieces: from `pieces_by_layer`. Left out: they are made here.
-            encodes: stop before the head: instead of the loss return hidden states, as `hidden_states` does.
+            gives: what comes first in the result. `hidden_states` and `masked_logits` ask for the others.
 
         Returns:
             fp32 sum of the cross-entropies (nats) of the predicted tokens, and int64 number of those that the most
             likely token hits.
         """
-        if encodes:
-            hidden = self.encode(batch, pieces)
+        hidden = self.encode(batch, pieces)
+        if gives == "hidden states":
             return hidden, batch.targets.new_zeros(())
         # index_select and not indexing: its gradient is one addition, and no sort of the indices
-        logits = self._logits(self.encode(batch, pieces).index_select(0, batch.masked_index))
+        logits = self._logits(hidden.index_select(0, batch.masked_index))
+        if gives == "logits":
+            return logits[:, : self.config.vocab_size], batch.targets.new_zeros(())
         return self.kernels.cross_entropy(logits, batch.targets, batch.weights)
-
-    def masked_logits(self, batch: MicroBatch) -> torch.Tensor:
-        """Logits [K, V] of the predicted slots."""
-        return self._logits(self.encode(batch)[batch.masked_index])[:, : self.config.vocab_size]
 
     def encode(self, batch: MicroBatch, pieces: Sequence[Pieces] | None = None) -> torch.Tensor:
         """Hidden states [T, D] of the last layer. `pieces` as in `forward`."""

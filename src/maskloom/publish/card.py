@@ -25,10 +25,10 @@ from maskloom.models.masked_lm import MaskedLM, count_parameters
 from maskloom.plain_yaml import write_yaml
 from maskloom.progress import size
 from maskloom.redaction import one_line, shown
+from maskloom.runs import read_metrics
 from maskloom.tokenizers.base import Tokenizer
 from maskloom.train.checkpoint import State
 from maskloom.train.checkpoint.digests import digest
-from maskloom.train.metrics import read_metrics
 
 FIGURES = {
     "evaluation_loss": "loss (nats a token)",

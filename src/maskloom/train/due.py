@@ -13,6 +13,7 @@ from maskloom.train.evaluation import evaluate
 from maskloom.train.metrics import Metrics, largest_memory_peaks
 from maskloom.train.recovery import count_not_finite, diverged
 from maskloom.train.refusal import behind
+from maskloom.train.sentences import Filled, fill
 from maskloom.train.step import StepResult
 from maskloom.train.trainer import Trainer
 
@@ -71,6 +72,21 @@ def evaluate_run(trainer: Trainer) -> dict[str, float]:
     return figures
 
 
+def fill_sentences(trainer: Trainer) -> list[Filled]:
+    """What the model makes of `evaluation.sentences`, the same on every rank; every rank calls it."""
+    if trainer.sentences is None:
+        return []
+
+    def logits_of(batch: MicroBatch) -> torch.Tensor:
+        trainer.pulse.tick("evaluate")
+        return trainer.engine.model.masked_logits(batch)
+
+    with trainer.time.paused():
+        trainer.engine.eval()
+        settings = trainer.config.evaluation_filled
+        return fill(logits_of, trainer.sentences, trainer.plan.tokenizer, settings, trainer.device)
+
+
 def probe_is_due(trainer: Trainer) -> bool:
     """With an evaluation: each, or those at multiples of `probe.every_steps`, the first and the last."""
     probe = trainer.config.evaluation.probe
@@ -82,8 +98,10 @@ def probe_is_due(trainer: Trainer) -> bool:
 def log_evaluation(trainer: Trainer, metrics: Metrics, is_logged: bool = False) -> None:
     """Evaluate, and remember the loss. Every rank calls it. `is_logged`: an attempt before has logged the same figures."""
     figures = evaluate_run(trainer)
+    filled = fill_sentences(trainer)
     if not is_logged:
         metrics.log_evaluation(trainer.step, figures)
+        metrics.show_filled(trainer.step, filled)
     if "evaluation_loss" in figures:
         trainer.held_out = trainer.held_out.with_loss(trainer.step, figures["evaluation_loss"])
 

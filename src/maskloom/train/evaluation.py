@@ -88,12 +88,14 @@ def entropy(counts: NDArray[np.int64]) -> float:
     return float(-(shares * np.log(shares)).sum())
 
 
-def token_counts(corpora: Sequence[Index], tokenizer: Tokenizer, rule: MaskRule) -> NDArray[np.int64]:
-    """How often each token is in the training text, int64 [vocabulary]. At most 64 blocks are read, spread over each corpus.
-    Tokens that are never predicted count 0."""
+def token_counts(
+    corpora: Sequence[Index], tokenizer: Tokenizer, rule: MaskRule, most_blocks: int = ENTROPY_BLOCKS
+) -> NDArray[np.int64]:
+    """How often each token is in the training text, int64 [vocabulary]. At most so many blocks are read, spread over each
+    corpus. Tokens that are never predicted count 0."""
     counts = np.zeros(tokenizer.vocab_size, dtype=np.int64)
     for index in corpora:
-        places = np.unique(np.linspace(0, len(index.train_blocks) - 1, ENTROPY_BLOCKS).astype(np.int64))
+        places = np.unique(np.linspace(0, len(index.train_blocks) - 1, most_blocks).astype(np.int64))
         for block in index.train_blocks[places]:
             ids = index.tokenized(int(block), "train", tokenizer).ids
             counts += np.bincount(ids, minlength=tokenizer.vocab_size)

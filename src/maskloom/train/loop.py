@@ -21,6 +21,7 @@ from maskloom.live import show_live
 from maskloom.progress import say, warn
 from maskloom.status import EXIT_DONE, EXIT_STOPPED
 from maskloom.train.batches import ReadyStep
+from maskloom.train.describe import describe
 from maskloom.train.due import (
     AFTER_EARLY,
     catch_up,
@@ -126,7 +127,9 @@ def attempt(config: RunConfig, world: World, run: RunDir, watch: Watch) -> int:
     why = agreed_reason(watch.requests.reason, world)
     watch.log_to(run)
     time_left = TimeLeft(plan.phases, plan.lanes)
-    metrics = Metrics(run.folder, trainer.step, time_left, trainer.tokens_seen(), world, peak_flops)
+    metrics = Metrics(
+        run.folder, trainer.step, time_left, trainer.tokens_seen(), world, peak_flops, describe(trainer, run)
+    )
     if not why:
         catch_up(trainer, metrics)
         if not trainer.ends_early and loop(trainer, run, metrics, watch):
@@ -136,15 +139,19 @@ def attempt(config: RunConfig, world: World, run: RunDir, watch: Watch) -> int:
     if why and trainer.step == plan.total_steps:
         catch_up(trainer, metrics)
     metrics.close()
-    if why and trainer.step < plan.total_steps:
-        return stopped(why, trainer.step, run)
+    code = stopped(why, trainer.step, run) if why and trainer.step < plan.total_steps else done(trainer, run)
+    metrics.finish_reports()  # last: it may wait for a network
+    return code
+
+
+def done(trainer: Trainer, run: RunDir) -> int:
+    """All ranks end at the same time, with all steps done; returns the exit code."""
     early = why_early(trainer)
     run.record("done", trainer.step, early, AFTER_EARLY.format(run=shlex.quote(str(run.folder))) if early else "")
     barrier()
-    if world.is_first:
-        say(
-            f"done: step {trainer.step:,} of {plan.total_steps:,}; {early + '; ' if early else ''}the run is in {run.folder}"
-        )
+    if run.is_writer:
+        said = f"{early}; " if early else ""
+        say(f"done: step {trainer.step:,} of {trainer.plan.total_steps:,}; {said}the run is in {run.folder}")
     return EXIT_DONE
 
 

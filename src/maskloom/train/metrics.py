@@ -8,27 +8,31 @@ which the terminal shows, cover the steps since the line before. Tokens are text
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import math
 import os
 import resource
 import sys
-import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
-from tensorboard.summary.writer import event_file_writer
-from torch.utils.tensorboard import SummaryWriter
 
 from maskloom.distributed import World, max_over_ranks
 from maskloom.errors import UserError
 from maskloom.files import open_plain, read_lines, write_atomically
 from maskloom.live import show_live
 from maskloom.progress import duration, say, warn
+from maskloom.runs import read_metrics
+from maskloom.tags import ATTEMPT, tagged
+from maskloom.train.about import About
+from maskloom.train.board import Board
+from maskloom.train.panels import FILLED, RESTARTS, filled_panel, restarts_panel
+from maskloom.train.reporters import Reporters
+from maskloom.train.sentences import Filled
 from maskloom.train.timing import TimeLeft
 
 PROBE_ACCURACY = "evaluation_probe_accuracy"
@@ -49,32 +53,43 @@ class Metrics:
     """Writes on the first rank, does nothing on the others.
 
     Opened at step `step`, it drops what an earlier attempt logged beyond: every step is logged once. `peak_flops` is
-    FLOP/s of all ranks' devices together; None if it is not known, and then there is no MFU.
+    FLOP/s of all ranks' devices together; None if it is not known, and then there is no MFU. `about` is what TensorBoard and
+    reporters are told of the run; without it they learn the numbers alone.
     """
 
     def __init__(
-        self, run: Path, step: int, time_left: TimeLeft, tokens_seen: int, world: World, peak_flops: float | None
+        self,
+        run: Path,
+        step: int,
+        time_left: TimeLeft,
+        tokens_seen: int,
+        world: World,
+        peak_flops: float | None,
+        about: About | None = None,
     ) -> None:
         self.time_left, self.ranks, self.peak_flops = time_left, world.size, peak_flops
         self.run, self.path, self.is_writer = run, run / "metrics.jsonl", world.is_first
-        self.board: SummaryWriter | None = None
+        self.about = about
         self._writes, self._has_warned = False, False
         self._unwritten: list[str] = []
         if self.is_writer:
-            _quieten_the_board()
-        self.begin_at(step, tokens_seen)
+            self.board = Board(run, str(about.run.folder), about.settings) if about else Board(run)
+            self.reporters = Reporters(about.reporters, about.run) if about else None
+            self.begin_at(step, tokens_seen, about.texts if about else {})
+        else:
+            self.begin_at(step, tokens_seen)
 
-    def begin_at(self, step: int, tokens_seen: int) -> None:
-        """Continue after `step`: lines of later steps are dropped."""
+    def begin_at(self, step: int, tokens_seen: int, texts: Mapping[str, str] = MappingProxyType({})) -> None:
+        """Continue after `step`: lines of later steps are dropped. `texts` by their tags are shown in TensorBoard."""
         self.time_left.begin()
         show_live(total_steps=self.time_left.total_steps, left_s=self.time_left.seconds)
         self.mark(step, tokens_seen)
         if self.is_writer:
-            self.close()
+            self._settle()
             keep_until(self.path, step)
             self._writes = True
-            with self._surviving_the_board():
-                self.board = SummaryWriter(str(self.run / "tensorboard"), purge_step=step + 1)
+            restarts = restarts_panel(self.run, self.about.origin if self.about else None)
+            self.board.begin_at(step, {**texts, **({RESTARTS: restarts} if restarts else {})})
 
     def mark(self, step: int, tokens_seen: int) -> None:
         """Begin an interval of rates."""
@@ -154,27 +169,38 @@ class Metrics:
             "evaluation_loss" in line for line in read_metrics(self.run) if line["step"] == step
         )
 
+    def show_filled(self, step: int, filled: Sequence[Filled]) -> None:
+        """Show sentences that the model filled. metrics.jsonl holds numbers alone."""
+        if self._writes and filled:
+            self.board.text(FILLED, filled_panel(filled), step)
+
     def close(self) -> None:
+        """The attempt is at its end."""
+        if self.is_writer:
+            self._settle()
+            self.board.close()
+
+    def finish_reports(self) -> None:
+        """Let reporters send what they hold. It may take a minute."""
+        if self.is_writer and self.reporters:
+            self.reporters.finish()
+
+    def _settle(self) -> None:
+        """Write what is still to be written to metrics.jsonl."""
         if self._writes:
             self._append()
         if self._unwritten:
             warn(f"{len(self._unwritten)} line(s) could not be written to {self.path}, and are lost")
-        with self._surviving_the_board():
-            if self.board is not None:
-                self.board.close()
 
     def _write(self, step: int, values: dict[str, float]) -> None:
         if not self._writes:
             return
-        with self._surviving_the_board():
-            if self.board is not None:
-                # Before the writer's thread finds out, with a traceback of its own.
-                if not Path(self.board.log_dir).is_dir():
-                    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self.board.log_dir)
-                for name, value in values.items():
-                    for tag in tags_of(name):
-                        self.board.add_scalar(tag, value, step)
-                self.board.flush()
+        shown = tagged(values)
+        if "loss_mean" in values:
+            shown[ATTEMPT] = self.about.attempt if self.about else 1
+        self.board.log(shown, step)
+        if self.reporters:
+            self.reporters.log(shown, step)
         # The norm of a step that fp16 skipped is infinite, which JSON has no number for.
         line: dict[str, Any] = {
             "step": step,
@@ -200,41 +226,6 @@ class Metrics:
         else:
             self._unwritten, self._has_warned = [], False
 
-    @contextlib.contextmanager
-    def _surviving_the_board(self) -> Iterator[None]:
-        """If the TensorBoard folder can no longer be written, the run continues without it, and says so once."""
-        try:
-            yield
-        except Exception as error:
-            self.board = None
-            warn(
-                f"TensorBoard can no longer be written ({error}): the run continues without it; metrics.jsonl has all of it"
-            )
-
-
-def tags_of(name: str) -> list[str]:
-    """The tags in TensorBoard of a name in metrics.jsonl.
-
-    `eval/` has the curves to look at. `evaluation/` has what it always had: pages and scripts may name it.
-    """
-    group, _, short = name.rpartition("evaluation_")
-    if group or short == name:
-        return [f"train/{name}"]
-    if short.startswith("probe_"):
-        return [f"eval/{short}"]
-    return [f"evaluation/{short}", *([f"eval/{short}"] if short not in ("perplexity", "tokens") else [])]
-
-
-def _quieten_the_board() -> None:
-    """Print no traceback of TensorBoard's own thread: its error is raised in ours with the next line, and said there."""
-    before = threading.excepthook
-
-    def hook(arguments: threading.ExceptHookArgs) -> None:
-        if type(arguments.thread).__module__ != event_file_writer.__name__:
-            before(arguments)
-
-    threading.excepthook = hook
-
 
 def memory_peaks(device: torch.device) -> dict[str, int]:
     """The most memory that this rank held, in bytes.
@@ -259,11 +250,6 @@ def largest_memory_peaks(device: torch.device) -> dict[str, int]:
     peaks = memory_peaks(device)
     largest = max_over_ranks(torch.tensor(list(peaks.values()), dtype=torch.int64, device=device))
     return dict(zip(peaks, largest.tolist(), strict=True))
-
-
-def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl."""
-    return read_lines(run / "metrics.jsonl")
 
 
 def keep_until(path: Path, step: int) -> None:

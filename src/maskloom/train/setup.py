@@ -17,6 +17,7 @@ from maskloom.config import Evaluation, Optimizer, Phase, RewarmUp, RunConfig
 from maskloom.config_file import load_config, rechecked
 from maskloom.data.batch import Layout
 from maskloom.data.cursors import first_cursors
+from maskloom.data.identity import identity
 from maskloom.data.index.corpus import Index
 from maskloom.data.plan import DataPlan, open_corpora
 from maskloom.data.skew import notes_on_run
@@ -30,9 +31,8 @@ from maskloom.models.masked_lm import MaskedLM, attention_dropout_of, head_size_
 from maskloom.models.warm_start import tokenizer_of
 from maskloom.processes import temporary_folder
 from maskloom.progress import say, size, tokens, warn
-from maskloom.train import checkpoint
+from maskloom.train import checkpoint, reporters
 from maskloom.train.checkpoint.fit import stored_tokenizing
-from maskloom.train.checkpoint.state import identity
 from maskloom.train.encoder_probe import read_labelled
 from maskloom.train.engine.configuration import deepspeed_config
 from maskloom.train.engine.device import device_of, numerics_title, resolve_kernels, resolve_precision
@@ -42,6 +42,7 @@ from maskloom.train.rank.heartbeats import Pulse
 from maskloom.train.rank.notices import Notices
 from maskloom.train.refusal import GuardState, PassedOver, jumps, known, read_intervals
 from maskloom.train.resume import check_model, reconcile
+from maskloom.train.sentences import read_sentences
 from maskloom.train.skipped import Skipped
 from maskloom.train.tally import Tally
 from maskloom.train.timing import OwnTime, Traffic
@@ -80,6 +81,8 @@ def prepare(config: RunConfig, world: World) -> tuple[RunConfig, DataPlan]:
     if config.evaluation.every_steps:
         evaluation = checked_evaluation(config.evaluation, plan.corpora, world, config.needs_evaluation)
         config = config.model_copy(update={"evaluation": evaluation})
+        read_sentences(config.evaluation_filled, tokenizer)
+    reporters.check(config.logging.reporters, world)
     device_of(world)
     data = config.data.model_copy(update={"lanes": plan.lanes})
     engine = {
@@ -154,6 +157,7 @@ def set_up(
     saver = checkpoint.Saver(run, config.checkpoint, world, notices)
     time = OwnTime(traffic, world, device)
     labelled = read_labelled(config.evaluation.probe, world)
+    sentences = read_sentences(config.evaluation_filled, plan.tokenizer)
     found = checkpoint.find(run, world)
     intervals = _intervals_of(run, world)
     if found is None and config.from_ is not None:
@@ -162,7 +166,7 @@ def set_up(
     if found:
         intervals = known(found[1].intervals(), found[1].step, intervals)
     layouts = phase_layouts(config.phases, plan, world)
-    trainer = Trainer(config, world, device, layouts, pulse, notices, saver, time, intervals, plan, labelled)
+    trainer = Trainer(config, world, device, layouts, pulse, notices, saver, time, intervals, plan, labelled, sentences)
     origin = restore(trainer, found)
 
     described, precision = trainer.engine.model.config, resolve_precision(config.engine.precision)

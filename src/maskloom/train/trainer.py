@@ -24,6 +24,7 @@ from maskloom.train.held_out import HeldOut
 from maskloom.train.rank.heartbeats import Pulse
 from maskloom.train.rank.notices import Notices
 from maskloom.train.refusal import GuardState, PassedOver, behind
+from maskloom.train.sentences import Sentences
 from maskloom.train.skipped import Skipped
 from maskloom.train.tally import Tally
 from maskloom.train.timing import OwnTime
@@ -42,6 +43,7 @@ class Trainer:
         time: this rank's clock between logged lines; it meters DeepSpeed's traffic too.
         passed_over: intervals of the data that the run skipped after a roll-back.
         labelled: texts that evaluations probe the encoder with.
+        sentences: texts with masks that evaluations fill.
         frozen: on the first rank, the weights that a run which begins will not train, until they are written down.
 
     `setup.restore` sets the others, from a checkpoint or for the beginning of the run:
@@ -67,6 +69,7 @@ class Trainer:
     passed_over: list[PassedOver]
     plan: DataPlan
     labelled: Labelled | None = None
+    sentences: Sentences | None = None
     frozen: dict[str, torch.Tensor] = field(default_factory=dict)
     engine: Engine = field(init=False)
     shape: Shape = field(init=False)

@@ -82,6 +82,19 @@ class Index:
         length, crc32 = int(self.columns["length"][block]), int(self.columns["crc32"][block])
         return open_range(url, offset, length, crc32, shard.sha256, self.settings)
 
+    def texts(self, block: int, stream: io.BytesIO | None = None) -> list[str]:
+        """All documents of one block, held out or not, in order. Takes and raises what `documents` does."""
+        if self.tokenizer_fingerprint:
+            raise UserError(f"{shown(self.folder)} holds token shards, which have no text: name the text shards")
+        _, url, offset = self.place(block)
+        # Indexing left out samples that were bad then, so reading must leave them out too.
+        on_bad = (lambda fault: None) if self.header["bad_documents"] else None
+        documents = list(
+            read_documents(stream or self.read(block), shown(url), self.header["text_key"], offset, on_bad=on_bad)
+        )
+        self._check_count(block, len(documents))
+        return documents
+
     def documents(self, block: int, split: Split, stream: io.BytesIO | None = None) -> list[str]:
         """The documents of one block that belong to `split`.
 
@@ -92,15 +105,8 @@ class Index:
             DataFault: the block's bytes or its number of documents are not what was indexed.
             UserError: token shards, which hold no text.
         """
-        if self.tokenizer_fingerprint:
-            raise UserError(f"{shown(self.folder)} holds token shards, which have no text: name the text shards")
-        shard, url, offset = self.place(block)
-        # Indexing left out samples that were bad then, so reading must leave them out too.
-        on_bad = (lambda fault: None) if self.header["bad_documents"] else None
-        documents = list(
-            read_documents(stream or self.read(block), shown(url), self.header["text_key"], offset, on_bad=on_bad)
-        )
-        self._check_count(block, len(documents))
+        documents = self.texts(block, stream)
+        shard = self.place(block)[0]
         if shard.split != "by_hash":
             return documents if shard.split == split else []
         threshold = self.header["held_out_threshold"]

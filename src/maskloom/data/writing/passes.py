@@ -179,7 +179,7 @@ def _write_tar(
     # Token shards take over the block table of the text shard, so write that first, as a temporary.
     text_path = work.temporary(f"text-{path.name}") if tokenizer else path
     with work.writing(text_path) as file, webdataset.TarWriter(file, mtime=0) as tar:
-        for member, lines in enumerate(_members(documents, min(MEMBER_BYTES, options.block_bytes))):
+        for member, lines in enumerate(jsonl_members(documents, min(MEMBER_BYTES, options.block_bytes))):
             tar.write({"__key__": f"{bucket}-{member:06d}", "jsonl": lines})
     indexed = index_shard(text_path, options.block_bytes, "text", "train" if split == "train" else "validation")
     if not tokenizer:
@@ -196,8 +196,8 @@ def _write_tar(
     return tokens, indexed
 
 
-def _members(documents: Iterable[bytes], member_bytes: int) -> Iterator[bytes]:
-    """Lines of JSON, in members of about `member_bytes` characters. A block holds at least one member."""
+def jsonl_members(documents: Iterable[bytes], member_bytes: int) -> Iterator[bytes]:
+    """Documents as lines of JSON, in `.jsonl` members of about `member_bytes` characters. A block holds at least one member."""
     lines: list[str] = []
     size = 0
     for text in documents:

@@ -15,6 +15,7 @@ at any world size.
     room     free memory and free space
 """
 
+from maskloom.data.identity import fingerprint, tokenizing_of
 from maskloom.train.checkpoint.digests import damage
 from maskloom.train.checkpoint.find import (
     drop_after,
@@ -27,7 +28,7 @@ from maskloom.train.checkpoint.find import (
 )
 from maskloom.train.checkpoint.fit import check_fits, origin_of
 from maskloom.train.checkpoint.save import Saver
-from maskloom.train.checkpoint.state import State, Which, fingerprint, read_state, tokenizing_of
+from maskloom.train.checkpoint.state import State, Which, read_state
 
 __all__ = [
     "Saver",

@@ -8,17 +8,10 @@ from pathlib import Path
 
 from maskloom.config import RunConfig
 from maskloom.config_file import differences, load_config
+from maskloom.data.identity import TOKENIZING, fingerprint, tokenizing_of, unlike
 from maskloom.data.plan import DataPlan
 from maskloom.errors import UserError
-from maskloom.train.checkpoint.state import (
-    TOKENIZING,
-    State,
-    Which,
-    fingerprint,
-    read_state,
-    saved_folders,
-    tokenizing_of,
-)
+from maskloom.train.checkpoint.state import State, Which, read_state, saved_folders
 
 STEP = re.compile(r"[0-9]{1,16}")
 FORK_KEEPS = re.compile(r"optimizer\.name|data\.lanes|model\.freeze")
@@ -50,13 +43,6 @@ def check_fits(state: State, plan: DataPlan, precision: str | None, folder: Path
             + "\n".join(wrong)
             + "\nSet these back, or start a new run in another run_dir"
         )
-
-
-def unlike(old: Mapping[str, object], new: Mapping[str, object], where: str) -> list[str]:
-    """A line for each key whose values differ; `where` says what the old ones are of."""
-    return [
-        f"  {key}: {old.get(key)} {where}, {new.get(key)} now" for key in {**new, **old} if old.get(key) != new.get(key)
-    ]
 
 
 def unlike_data(run: Path, data: Mapping[str, object], where: str) -> list[str]:

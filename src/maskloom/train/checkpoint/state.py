@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from maskloom.data.cursors import Cursor, LaneCursors
-from maskloom.data.index.corpus import Index
-from maskloom.data.plan import VERSIONS, DataPlan
 from maskloom.errors import UserError
 from maskloom.files import parse_json, read_plain
 from maskloom.redaction import brief
 from maskloom.scalars import is_count
-from maskloom.tokenizers.base import Tokenizer
 from maskloom.train.held_out import HeldOut
 from maskloom.train.refusal import GuardState, PassedOver
 
-TOKENIZING = "version of tokenizing"
 NAME = re.compile(r"step-([0-9]{8}|[1-9][0-9]{8,15})")
 """Of a checkpoint's folder, as `folder_of` makes it."""
 MOST_KEYS = 50
@@ -78,28 +73,6 @@ class State:
     def evaluations(self) -> HeldOut | None:
         """None if there were none."""
         return HeldOut.from_json(self.held_out)
-
-
-def identity(corpora: Sequence[Index], tokenizer: Tokenizer) -> dict[str, object]:
-    """What corpora and tokenizer are, wherever their files lie."""
-    digests = {f"corpus {number}": index.digest for number, index in enumerate(corpora)}
-    return {**digests, "tokenizer": tokenizer.fingerprint}
-
-
-def fingerprint(plan: DataPlan) -> dict[str, object]:
-    """What decides which rows a step sees, beside the configuration."""
-    return {
-        **identity(plan.corpora, plan.tokenizer),
-        "lanes": plan.lanes,
-        **{f"version of {part}": version for part, version in VERSIONS.items()},
-        TOKENIZING: plan.tokenizer.tokenizing,
-    }
-
-
-def tokenizing_of(stored: Mapping[str, object]) -> int:
-    """The version of tokenizing that a stored fingerprint says; the first one was not written down."""
-    version = stored.get(TOKENIZING, 1)
-    return version if isinstance(version, int) else 0
 
 
 def parse_state(text: str | bytes, folder: Path) -> State:

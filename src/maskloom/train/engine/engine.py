@@ -30,7 +30,7 @@ from maskloom.config import Engine as EngineSection
 from maskloom.config import Optimizer
 from maskloom.data.batch import MicroBatch
 from maskloom.distributed import World, meeting, meeting_place
-from maskloom.models.masked_lm import MaskedLM
+from maskloom.models.masked_lm import MaskedLM, count_parameters
 from maskloom.optim import OPTIMIZERS, parameter_groups
 from maskloom.train.engine import patches
 from maskloom.train.engine.device import device_of, settle_numerics
@@ -105,6 +105,8 @@ class Engine:
         self._reduces_once = section.reduce == "step"
         self._kind = OPTIMIZERS[optimizer.name]
         self._clipping = optimizer.gradient_clipping
+        self.parameters = count_parameters(model)
+        """Of the whole model; under ZeRO-3 no rank holds them all."""
         prepare_forward(model, section)
         self._offered = offered(self._kind, world)
         built = self._kind.build(parameter_groups(model, optimizer), optimizer, self._offered)
