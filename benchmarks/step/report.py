@@ -32,17 +32,15 @@ PLAIN = ("hf-eager", "hf-sdpa")
 
 
 ROOT = Path(__file__).resolve().parents[2]
-BEGIN, END = "<!-- steps: written by python benchmarks/step.py --report -->", "<!-- end of steps -->"
+COMMAND = "`python benchmarks/step.py`"
+"""Last cell of the rows of README.md's table of figures that are written here."""
 
 
 def write(results: Sequence[dict[str, Any]], docs: Path = ROOT / "docs", readme: Path = ROOT / "README.md") -> None:
-    """Write `benchmarks-step.md` with its plots, a section a device, and the table of a CPU in README.md."""
-    text = readme.read_text(encoding="utf-8")
+    """Write `benchmarks-step.md` with its plots, a section a device, and the rows of a CPU in README.md's table."""
     for result in results:
         if result["device"] == "cpu":
-            before, after = text.split(BEGIN)[0], text.split(END)[1]
-            text = "\n".join([before + BEGIN, short(result), END + after])
-    readme.write_text(text, encoding="utf-8")
+            readme.write_text(with_rows(readme.read_text(encoding="utf-8"), rows(result)), encoding="utf-8")
     parts = [INTRODUCTION]
     for result in results:
         parts += _device(result, docs)
@@ -105,32 +103,68 @@ What else trains a BERT with masked tokens, and was looked for with pip for this
 """
 
 
+PEERS = {"hf-sdpa": "Hugging Face, SDPA", "hf-sdpa-compile": "the same, compiled"}
+
+
+def with_rows(text: str, rows: Sequence[str]) -> str:
+    """The page with these rows instead of those that have `COMMAND`.
+
+    Raises:
+        ValueError: there are none.
+    """
+    lines = text.split("\n")
+    old = [number for number, line in enumerate(lines) if line.endswith(f"| {COMMAND} |")]
+    if not old:
+        raise ValueError(f"README.md has no row of a table that ends with {COMMAND}: where should the new ones be?")
+    kept = [line for number, line in enumerate(lines) if number not in old]
+    return "\n".join([*kept[: old[0]], *rows, *kept[old[0] :]])
+
+
+def rows(result: dict[str, Any]) -> list[str]:
+    """The most important figures of a device, for README.md: the largest model of each architecture, and the time to a loss."""
+    largest: dict[str, dict[str, Any]] = {}
+    for case in sorted(
+        result["cases"].values(), key=lambda case: limits(case["case"], "fp32", case["limits"]).row_flops
+    ):
+        largest[Case.loads(case["case"]).architecture] = case
+    found = []
+    for case in result["cases"].values():
+        if case in largest.values():
+            ours = best(case, "maskloom-")
+            assert ours is not None
+            peer = _beside(case, ours, "hf-sdpa")
+            beside = f"Hugging Face: {peer}" if peer else ""
+            found.append([f"a training step of {case['case']['title']}", _rate_and_memory(case, ours), beside])
+    if "learning" in result:
+        what, ours, beside, *_ = _short_learning(result["learning"], list(PEERS))
+        found.append([f"training {what}", ours, f"Hugging Face: {beside}" if beside else ""])
+    return [f"| {' | '.join([*row, COMMAND])} |" for row in found]
+
+
 def short(result: dict[str, Any]) -> str:
-    """The most important figures of a device, for README.md."""
-    peers = {"hf-sdpa": "Hugging Face, SDPA", "hf-sdpa-compile": "the same, compiled"}
-    rows, dates = [], []
+    """Rates and memory of a device beside the two fastest ways to run Hugging Face's classes."""
+    found, dates = [], []
     for case in result["cases"].values():
         dates.append(case["stamp"]["date"][:10])
         ours = best(case, "maskloom-")
         assert ours is not None
-        cells = []
-        for peer in peers:
-            # If its head can be sparse, that is the peer.
-            name, said = ("hf-sparse", " (sparse head)") if peer == "hf-sdpa" else (peer, "")
-            if name not in case["systems"]:
-                name, said = peer, ""
-            over = ratio(case, ours, name)
-            cells.append(f"{_rate_and_memory(case, name)}{said}: {digits(over.median)} times slower" if over else "")
-        rows.append([case["case"]["title"], f"{_rate_and_memory(case, ours)} (`{ours.split('-')[1]}`)", *cells])
+        cells = [_beside(case, ours, peer) for peer in PEERS]
+        found.append([case["case"]["title"], f"{_rate_and_memory(case, ours)} (`{ours.split('-')[1]}`)", *cells])
     if "learning" in result:
-        rows.append(_short_learning(result["learning"], list(peers)))
+        found.append(_short_learning(result["learning"], list(PEERS)))
         dates.append(result["learning"]["stamp"]["date"][:10])
-    said = (
-        f"A training step in fp32 on {_machine(result)}, measured by `python benchmarks/step.py` "
-        f"({' to '.join(dict.fromkeys((min(dates), max(dates))))}; [docs/benchmarks-step.md](docs/benchmarks-step.md)). Text "
-        "tokens a second and peak memory, medians of rounds in turns:"
-    )
-    return f"{wrapped(said)}\n\n{table(['slots a row', 'maskloom', *peers.values()], rows)}"
+    days = " to ".join(dict.fromkeys((min(dates), max(dates))))
+    said = f"Text tokens a second and peak memory, medians of rounds in turns ({days}):"
+    return f"{wrapped(said)}\n\n{table(['slots a row', 'maskloom', *PEERS.values()], found)}"
+
+
+def _beside(case: dict[str, Any], ours: str, peer: str) -> str:
+    """Rate and memory of a peer, and how much slower it is. If its head can be sparse, that is the peer."""
+    name, said = ("hf-sparse", " (sparse head)") if peer == "hf-sdpa" else (peer, "")
+    if name not in case["systems"]:
+        name, said = peer, ""
+    over = ratio(case, ours, name)
+    return f"{_rate_and_memory(case, name)}{said}: {digits(over.median)} times slower" if over else ""
 
 
 def _rate_and_memory(case: dict[str, Any], name: str) -> str:
@@ -160,7 +194,7 @@ def _device(result: dict[str, Any], docs: Path) -> list[str]:
     name, cases = result["device"], result.get("cases", {})
     parts = [f"## {_machine(result)}"]
     if cases:
-        parts += [_ratios(list(cases.values())), _rate_plot(cases, name, docs)]
+        parts += [_ratios(list(cases.values())), short(result), _rate_plot(cases, name, docs)]
     for case in cases.values():
         parts += _case(case)
     if any("profile" in system for case in cases.values() for system in case["systems"].values()):

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from maskloom.config import RunConfig
-from maskloom.config_file import parse_config
+from maskloom.config import MODELS, RunConfig
+from maskloom.config_file import load_config, parse_config
 from maskloom.errors import UserError
-from maskloom.train.resume import reconcile
+from maskloom.train.checkpoint.fit import FORK_KEEPS
+from maskloom.train.resume import MAY_CHANGE, reconcile
 from maskloom.train.run_dir import RunDir
 from tests.train.conftest import Change
+
+ROOT = Path(__file__).parents[2]
 
 
 class TestReconcile:
@@ -212,3 +216,47 @@ class TestReconcile:
         Path(config.run_dir).write_text("")
         with pytest.raises(UserError, match="is a file"):
             reconcile(config)
+
+
+def leaves(value: object, prefix: str = "") -> Iterator[str]:
+    """The dotted keys of a configuration."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) and value else ()
+    for key, below in items:
+        yield from leaves(below, f"{prefix}{key}.")
+    if not items:
+        yield prefix[:-1]
+
+
+class TestGuide:
+    """The table of docs/resume.md is what the code does."""
+
+    @pytest.fixture(scope="class")
+    def keys(self) -> set[str]:
+        config = load_config(ROOT / "configs/quickstart.yaml")
+        return {key for key in leaves(config.model_dump(mode="json", by_alias=True)) if key != "from"}
+
+    @pytest.fixture(scope="class")
+    def rows(self, keys: set[str]) -> list[tuple[set[str], bool, bool]]:
+        """(keys, whether they may change at a resume, in a fork) of each row that names keys."""
+        page = (ROOT / "docs/resume.md").read_text()
+        table = page.partition("| setting | at a resume |")[2].partition("\n\n")[0]
+        rows = []
+        for named, resume, fork in (line.strip("| ").split(" | ") for line in table.splitlines()[2:]):
+            found = set()
+            for key in re.findall(r"`([a-z][\w.*]+)`", named):
+                pattern = re.escape(key).replace(r"\*", ".*").replace(".N", r".\d+")
+                found |= (matching := {each for each in keys if re.fullmatch(pattern, each)})
+                assert matching or key in ("deepspeed.*", "optimizer"), key
+            rows.append((found, resume.startswith("yes"), fork.startswith("yes")))
+        return rows
+
+    def test_what_may_change_at_a_resume(self, keys: set[str], rows: list[tuple[set[str], bool, bool]]) -> None:
+        for found, resume, _ in rows:
+            assert {key: bool(MAY_CHANGE.fullmatch(key)) for key in found} == dict.fromkeys(found, resume)
+        said = {key for found, resume, _ in rows for key in found if resume}
+        assert {key for key in keys if MAY_CHANGE.fullmatch(key)} - said == {"model.init"}
+
+    def test_what_may_change_in_a_fork(self, rows: list[tuple[set[str], bool, bool]]) -> None:
+        kept = {f"model.{name}" for name in {"architecture", *MODELS["bert"].shape_fields()}}
+        for found, _, fork in rows:
+            assert {key: not (FORK_KEEPS.fullmatch(key) or key in kept) for key in found} == dict.fromkeys(found, fork)

@@ -6,7 +6,7 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import pytest
-from step.report import BEGIN, END, write
+from step.report import COMMAND, with_rows, write
 
 from .results import case, curves, learning, modern
 
@@ -14,7 +14,9 @@ from .results import case, curves, learning, modern
 @pytest.fixture
 def page(tmp_path: Path) -> str:
     readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    readme.write_text(
+        f"| a | b | c | d |\n|---|---|---|---|\n| data | 1 | 2 | `x` |\n| old | 1 | 2 | {COMMAND} |\n| end |\n"
+    )
     cases = {"base-128": case(), "modernbert-128": modern()}
     write([{"device": "cpu", "cases": cases, "learning": learning(), "curves": curves()}], tmp_path, readme)
     return (tmp_path / "benchmarks-step.md").read_text()
@@ -52,14 +54,29 @@ def test_the_plots_are_there(page: str, tmp_path: Path) -> None:
         assert "hf-sdpa" in {element.text for element in tree.iter()}
 
 
-def test_the_table_of_the_readme_is_replaced(page: str, tmp_path: Path) -> None:
-    text = (tmp_path / "README.md").read_text()
-    assert text.startswith(f"before\n{BEGIN}\n")
-    assert text.endswith(f"\n{END}\nafter\n")
-    assert "old" not in text
-    cells = [cell.strip() for line in text.splitlines() if line.startswith("| BERT-base") for cell in line.split("|")]
+def test_rates_and_memory_stand_in_a_table(page: str) -> None:
+    cells = [cell.strip() for line in page.splitlines() if line.startswith("| BERT-base") for cell in line.split("|")]
     # 960 text tokens in 0.4 s; over the peer three times, in the median of the rounds.
-    assert cells[2:4] == ["2,400 tokens/s, 50 MiB (`compile`)", "1,200 tokens/s, 200 MiB: 3 times slower"]
-    modern = next(line for line in text.splitlines() if line.startswith("| ModernBERT"))
+    assert "2,400 tokens/s, 50 MiB (`compile`)" in cells
+    assert "1,200 tokens/s, 200 MiB: 3 times slower" in cells
+    modern = next(line for line in page.splitlines() if line.startswith("| ModernBERT") and "tokens/s, " in line)
     assert "| 480 tokens/s, 2 MiB (sparse head): 2 times slower" in modern
-    assert "| to a held-out loss of 7.50 (12 x 768) | 2.2 s" in " ".join(text.split())
+    assert "| to a held-out loss of 7.50 (12 x 768) | 2.2 s" in " ".join(page.split())
+
+
+def test_the_rows_of_the_readme_are_replaced(page: str, tmp_path: Path) -> None:
+    lines = (tmp_path / "README.md").read_text().splitlines()
+    assert lines[:3] == ["| a | b | c | d |", "|---|---|---|---|", "| data | 1 | 2 | `x` |"]
+    assert lines[-1] == "| end |"
+    assert [line.split(" | ")[1:3] for line in lines[3:5]] == [
+        ["2,400 tokens/s, 50 MiB", "Hugging Face: 1,200 tokens/s, 200 MiB: 3 times slower"],
+        ["960 tokens/s, 1 MiB", "Hugging Face: 480 tokens/s, 2 MiB (sparse head): 2 times slower"],
+    ]
+    assert lines[5].startswith("| training to a held-out loss of 7.50 (12 x 768) | 2.2 s | Hugging Face: ")
+    assert all(line.endswith(f"| {COMMAND} |") for line in lines[3:6])
+    assert len(lines) == 7
+
+
+def test_a_readme_without_such_rows_is_refused() -> None:
+    with pytest.raises(ValueError, match="has no row"):
+        with_rows("| a | b |", ["| c | d |"])
