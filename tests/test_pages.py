@@ -20,7 +20,7 @@ import pytest
 import yaml
 from tools import reference
 
-from maskloom import cli
+from maskloom.commands import ACTIONS, COMMANDS
 from maskloom.config import MODELS, RunConfig
 from maskloom.config_file import apply_override, load_config, parse_config
 from maskloom.errors import UserError
@@ -69,8 +69,8 @@ def check_overrides(config: str, overrides: Sequence[str]) -> None:
 def check_maskloom(words: Sequence[str]) -> None:
     if words[0] in ("--help", "--version", "COMMAND"):
         return
-    assert words[0] in cli.COMMANDS, f"maskloom {words[0]} is not a command"
-    many = 2 if (words[0], *words[1:2]) in cli.ACTIONS else 1
+    assert words[0] in COMMANDS, f"maskloom {words[0]} is not a command"
+    many = 2 if (words[0], *words[1:2]) in ACTIONS else 1
     options = parsed(reference.parser_of(tuple(words[:many])), [word for word in words[many:] if word != "..."])
     overrides = getattr(options, "overrides", None) or []
     target = next((getattr(options, name) for name in ("config", "target", "run") if hasattr(options, name)), "")

@@ -10,7 +10,7 @@ import pydantic
 import pytest
 from tools import reference
 
-from maskloom import cli
+from maskloom.commands import COMMANDS
 from maskloom.config import MODELS, Model, OptimizerSection, RunConfig, Section
 from maskloom.config_values import Few, PositiveShare
 from maskloom.scalars import TokenCount
@@ -86,7 +86,7 @@ def test_types_and_defaults_are_in_plain_words() -> None:
 
 def test_every_command_and_option_stands_on_the_page() -> None:
     text = reference.commands()
-    assert re.findall(r"^## (\w+)$", text, re.MULTILINE) == list(cli.COMMANDS)
+    assert re.findall(r"^## (\w+)$", text, re.MULTILINE) == list(COMMANDS)
     for words in reference.every_command():
         part = re.search(rf"^## {' '.join(words)}$(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
         assert part and f"maskloom {' '.join(words)} " in part[1]

@@ -1,6 +1,6 @@
 """The badges of README.md, as SVG files in docs/images. Each says what a file of the repository says.
 
-    python tools/page_pictures.py            writes them; a test compares them with the files that they are made from
+python tools/page_pictures.py            writes them; a test compares them with the files that they are made from
 """
 
 from __future__ import annotations

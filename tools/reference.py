@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import importlib
 import inspect
 import re
 import textwrap
@@ -24,7 +23,7 @@ import yaml
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from maskloom import cli
+from maskloom.commands import ACTIONS, COMMANDS, load
 from maskloom.config import MODELS, Model, RunConfig, Section
 from maskloom.scalars import TokenCount
 
@@ -114,7 +113,7 @@ def _default(field: FieldInfo) -> str:
     value = field.get_default(call_default_factory=True)
     if value is PydanticUndefined:
         return "; **must be given**"
-    if value is None or isinstance(value, Section):
+    if value is None or value == "" or isinstance(value, Section):
         return ""
     plain = list(value) if isinstance(value, tuple) else value
     text = yaml.safe_dump(plain, default_flow_style=True, width=10_000).removesuffix("\n").removesuffix("\n...")
@@ -171,21 +170,16 @@ def commands() -> str:
 def every_command() -> list[tuple[str, ...]]:
     """The words of each command, in the order of `maskloom --help`."""
     found: list[tuple[str, ...]] = []
-    for name in cli.COMMANDS:
-        found += [(name,), *sorted(words for words in cli.ACTIONS if words[0] == name)]
+    for name in COMMANDS:
+        found += [(name,), *sorted(words for words in ACTIONS if words[0] == name)]
     return found
 
 
 @functools.cache
 def parser_of(words: tuple[str, ...]) -> argparse.ArgumentParser:
     """The parser of a command, as `maskloom` makes it."""
-    from maskloom import extensions
-
-    module = importlib.import_module(f"maskloom.commands.{'_'.join(words)}")
-    parser = argparse.ArgumentParser(prog=f"maskloom {' '.join(words)}", description=module.__doc__)
+    _, parser = load(words)
     parser.formatter_class = functools.partial(argparse.HelpFormatter, width=88)
-    module.configure(parser)
-    extensions.add_import(parser)
     return parser
 
 
@@ -217,13 +211,16 @@ def _argument(parser: argparse.ArgumentParser, action: argparse.Action, words: t
 
 
 def _prose(text: str) -> str:
-    """The description of a command as Markdown: lines with two spaces before them stay as they are."""
+    """The description of a command as Markdown. Indented lines are items of a list, or commands."""
     parts = []
     for paragraph in text.strip().split("\n\n"):
         lines = paragraph.split("\n")
         for is_list, group in _runs(lines):
             shown = textwrap.dedent("\n".join(group))
-            parts.append(f"```text\n{shown}\n```" if is_list else _escaped(shown))
+            if is_list and not shown.startswith("maskloom "):
+                parts.append("\n".join(f"- {_escaped(item)}" for item in re.split(r"\n(?! )", shown)))
+            else:
+                parts.append(f"```sh\n{shown}\n```" if is_list else _escaped(shown))
     return "\n\n".join(parts)
 
 
