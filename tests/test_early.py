@@ -21,6 +21,7 @@ from pathlib import Path
 (Path(__file__).parent / "reached").write_text(os.environ.get("TORCH_CPP_LOG_LEVEL", ""))
 time.sleep(120)
 """
+RUN = "{run_dir: run, tokenizer: tokenizer, data: {train: shards}, phases: [{steps: 1, global_batch_rows: 8}]}"
 
 
 @pytest.mark.parametrize("number", early.STOP_SIGNALS)
@@ -36,11 +37,12 @@ def test_a_stop_amid_the_imports_has_a_clear_end(
 ) -> None:
     """A module that takes for ever stands in the place of one that takes a while."""
     (tmp_path / f"{imported}.py").write_text(SLOW)
+    (tmp_path / "run.yaml").write_text(RUN)  # a wrong one would be refused before the slow import
     environment = {name: value for name, value in os.environ.items() if name != "TORCH_CPP_LOG_LEVEL"}
     environment["PYTHONPATH"] = os.pathsep.join([str(tmp_path), str(SRC)])
     command = [sys.executable, "-m", *program]
     command = ["env", "--default-signal=HUP", *command]  # also where the tests run under nohup
-    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as started:
+    with subprocess.Popen(command, env=environment, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as started:
         try:
             wait_until((tmp_path / "reached").exists, f"the import of {imported}")
             started.send_signal(signal.SIGUSR1)  # means nothing

@@ -107,7 +107,7 @@ def test_a_person_reads_numbers(
     assert last in [part for part in shown.split("\r") if "work" in part][-1]
     assert not re.search(r"\d\.\d{3}", shown)
     assert max(len(part.strip()) for part in re.split("[\r\n]", shown)) <= (columns or progress.COLUMNS)
-    assert "WARNING: beware" in re.split("[\r\n]+", shown)  # a line of its own
+    assert "WARNING: beware" in re.split("[\r\n]+", re.sub(r"\x1b\[[0-9]*m", "", shown))  # a line of its own
 
 
 def on_a_terminal(command: list[str], columns: int) -> str:

@@ -21,6 +21,10 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP)
 and launchers use it."""
 
 
+ERASE = b""
+"""What takes the live line off the terminal, while there is one (`live`)."""
+
+
 def begin() -> None:
     """Handle signals from here on. Call it in the main thread, before torch is imported, in a program that only trains."""
     for number in obeyed():
@@ -75,5 +79,5 @@ def put_back(handlers: Mapping[signal.Signals, Any]) -> None:
 
 def _end(number: int, frame: object) -> None:
     name = signal.Signals(number).name
-    os.write(2, f"maskloom: stopped by {name} before the start; nothing was changed\n".encode())
+    os.write(2, ERASE + f"maskloom: stopped by {name} before the start; nothing was changed\n".encode())
     os._exit(os.EX_TEMPFAIL)  # equals status.EXIT_STOPPED; importing that would take long

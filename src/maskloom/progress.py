@@ -1,7 +1,8 @@
 """Everything that maskloom prints: messages, results, and the progress of long work.
 
 `say`, `warn` and `complain` print messages, and lose them rather than end a run. `show` prints a result, and fails if it cannot.
-Progress is a bar on a terminal, and a line every few seconds otherwise.
+Progress is a bar on a terminal, and a line every few seconds otherwise. In a terminal warnings and errors have a colour, unless
+NO_COLOR is set (https://no-color.org).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import NoReturn
+from typing import NoReturn, Protocol, TextIO
 
 from tqdm import tqdm
 
@@ -27,7 +28,22 @@ COLUMNS, ROWS = 80, 24
 """Size of a terminal that does not tell its own."""
 
 _readers: list[Callable[[str], None]] = []
-_bars: list[tqdm[NoReturn]] = []
+LOCK_S = 1.0
+"""Longest wait for another thread that draws: its terminal may stand still (Ctrl-S), and messages must not."""
+STYLES = {"bold": "1", "warning": "33", "error": "31"}
+"""Name -> its number among the escape sequences of terminals."""
+
+
+class Drawn(Protocol):
+    """What stands in the last line of the terminal: messages take it away and bring it back."""
+
+    def clear(self) -> object: ...
+
+    def refresh(self) -> object: ...
+
+
+_drawn: list[Drawn] = []
+_lock = threading.RLock()
 
 
 def add_reader(reader: Callable[[str], None]) -> None:
@@ -39,6 +55,43 @@ def remove_reader(reader: Callable[[str], None]) -> None:
     _readers.remove(reader)
 
 
+def add_drawn(drawn: Drawn) -> None:
+    """Take this away before each message, and draw it again below."""
+    _drawn.append(drawn)
+
+
+def remove_drawn(drawn: Drawn) -> None:
+    _drawn[:] = [each for each in _drawn if each is not drawn]
+
+
+def is_drawn(drawn: Drawn) -> bool:
+    return any(each is drawn for each in _drawn)
+
+
+@contextlib.contextmanager
+def drawing() -> Iterator[None]:
+    """Nobody else prints or draws in the block, unless that takes very long."""
+    is_mine = _lock.acquire(timeout=LOCK_S)
+    try:
+        yield
+    finally:
+        if is_mine:
+            _lock.release()
+
+
+def is_plain() -> bool:
+    """Whether the terminal can only print lines."""
+    return os.environ.get("TERM", "") in ("", "dumb", "unknown")
+
+
+def styled(text: str, style: str, stream: TextIO | None = None) -> str:
+    """The text in a style, if the stream (stderr) is a terminal with colours and nobody asked for none."""
+    stream = stream or sys.stderr
+    if os.environ.get("NO_COLOR") or stream is None or not stream.isatty() or is_plain():
+        return text
+    return f"\x1b[{STYLES[style]}m{text}\x1b[0m"
+
+
 def say(message: str) -> None:
     """Print one line and flush it, so that it is not lost if the process is killed."""
     _tell(sayable(message))
@@ -46,12 +99,12 @@ def say(message: str) -> None:
 
 def warn(message: str) -> None:
     """Print one line on stderr, apart from a command's output."""
-    _tell(f"WARNING: {sayable(message)}", to_stderr=True)
+    _tell(f"WARNING: {sayable(message)}", to_stderr=True, style="warning")
 
 
 def complain(message: str) -> None:
     """Print on stderr what ended the program."""
-    _tell(sayable(message), to_stderr=True)
+    _tell(sayable(message), to_stderr=True, style="error")
 
 
 def show(text: str) -> None:
@@ -88,16 +141,16 @@ def _arriving() -> Iterator[None]:
         ) from None
 
 
-def _tell(line: str, to_stderr: bool = False) -> None:
+def _tell(line: str, to_stderr: bool = False, style: str | None = None) -> None:
     for reader in _readers:
         reader(line)
     # The reader may be gone (`| head`), or the disk of a log full. That should not end a run.
-    with contextlib.suppress(OSError):
-        for bar in _bars:  # otherwise the line would begin behind the bar
-            bar.clear()
-        print(line, file=sys.stderr if to_stderr else sys.stdout, flush=True)
-        for bar in _bars:
-            bar.refresh()
+    with drawing(), contextlib.suppress(OSError):
+        for drawn in _drawn:  # otherwise the line would begin behind it
+            drawn.clear()
+        print(styled(line, style) if style else line, file=sys.stderr if to_stderr else sys.stdout, flush=True)
+        for drawn in _drawn:
+            drawn.refresh()
 
 
 @contextlib.contextmanager
@@ -115,8 +168,12 @@ def noted_when_slow(note: Callable[[], None]) -> Iterator[None]:
 def flush() -> None:
     """Flush the standard streams before the program ends.
 
-    If that fails, send the rest to /dev/null. Otherwise the interpreter would try again and change the exit code.
+    What is drawn is taken away. If flushing fails, send the rest to /dev/null: otherwise the interpreter would try again and
+    change the exit code.
     """
+    with drawing(), contextlib.suppress(OSError):
+        while _drawn:
+            _drawn.pop().clear()
     for stream in (sys.stdout, sys.stderr):
         if stream is None:
             continue
@@ -167,14 +224,15 @@ class Progress:
         self.bar = self._bar() if sys.stderr is not None and sys.stderr.isatty() else None
 
     def __enter__(self) -> Progress:
-        _bars.extend([self.bar] if self.bar is not None else [])
+        if self.bar is not None:
+            add_drawn(self.bar)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self.bar is not None:
-            _bars.remove(self.bar)
+            remove_drawn(self.bar)
             self.bar.close()
         elif kind is None and self.last_line_s != self.started_s:
             self._line()

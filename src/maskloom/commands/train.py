@@ -24,6 +24,7 @@ from maskloom.config import RunConfig, Timeouts
 from maskloom.config_file import load_config
 from maskloom.errors import UserError
 from maskloom.hardware import cores
+from maskloom.live import live_line
 from maskloom.program import add_overrides
 from maskloom.progress import show
 from maskloom.world import World
@@ -81,18 +82,22 @@ def run(options: argparse.Namespace) -> int:
     if options.hostfile is not None:
         return _on_hosts(options, config, arguments)
 
-    import torch
+    with live_line("loading torch", not options.show_deepspeed):
+        import torch
 
-    from maskloom.train.setup import deepspeed_settings, prepare
+        from maskloom.train.setup import deepspeed_settings, prepare
 
-    processes = options.processes or max(torch.cuda.device_count(), 1)
-    if options.show_deepspeed:
-        world = World(size=processes)
-        show(json.dumps(deepspeed_settings(*prepare(config, world), world), indent=2))
-        return 0
-    prepare(config, World(size=processes, local_size=processes))  # bad input is said once, and not by every rank
-    if processes == 1 and not options.max_restarts:
-        return train_as_rank(arguments)
+        processes = options.processes or max(torch.cuda.device_count(), 1)
+        if options.show_deepspeed:
+            world = World(size=processes)
+            show(json.dumps(deepspeed_settings(*prepare(config, world), world), indent=2))
+            return 0
+        with live_line("checking the settings and the data"):
+            prepare(
+                config, World(size=processes, local_size=processes)
+            )  # bad input is said once, and not by every rank
+        if processes == 1 and not options.max_restarts:
+            return train_as_rank(arguments)
     return _on_this_machine(processes, options.max_restarts, Path(config.run_dir), config.timeouts, arguments)
 
 

@@ -39,6 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
     with Watch() as watch:  # before what takes seconds to import: a request to stop may come at any time
         from maskloom.config_file import load_config
         from maskloom.errors import UserError
+        from maskloom.live import live_line
         from maskloom.progress import complain
         from maskloom.status import EXIT_FAILED
         from maskloom.world import World
@@ -50,9 +51,10 @@ def main(arguments: list[str] | None = None) -> int:
         except (UserError, OSError) as error:
             complain(f"maskloom: {watch.me()}: {error}")
             return EXIT_FAILED
-        from maskloom.train.loop import train  # heavy: a wrong configuration is refused before
+        with live_line(watch.pulse.doing, world.is_first):
+            from maskloom.train.loop import train  # heavy: a wrong configuration is refused before
 
-        return train(config, world, watch)
+            return train(config, world, watch)
 
 
 def _profile(options: Namespace) -> int:

@@ -17,6 +17,7 @@ import torch
 from maskloom.config import RunConfig
 from maskloom.distributed import World, barrier, set_timeouts
 from maskloom.hardware import cores
+from maskloom.live import show_live
 from maskloom.progress import say, warn
 from maskloom.status import EXIT_DONE, EXIT_STOPPED
 from maskloom.train.batches import ReadyStep
@@ -67,6 +68,7 @@ def loop(trainer: Trainer, run: RunDir, metrics: Metrics, watch: Watch) -> bool:
             save_is_due = False
             continue
         metrics.time_left.stepped(result.step)
+        show_live(loss=result.loss)
         watch.keep_limits(set_timeouts)
         if is_due(result.step, config.logging.every_steps, last):
             log_step(trainer, result, metrics)

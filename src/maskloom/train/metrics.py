@@ -24,6 +24,7 @@ import torch
 from maskloom.distributed import World, max_over_ranks
 from maskloom.errors import UserError
 from maskloom.files import open_plain, read_lines, write_atomically
+from maskloom.live import show_live
 from maskloom.progress import duration, say, warn
 from maskloom.runs import read_metrics
 from maskloom.tags import ATTEMPT, tagged
@@ -81,6 +82,7 @@ class Metrics:
     def begin_at(self, step: int, tokens_seen: int, texts: Mapping[str, str] = MappingProxyType({})) -> None:
         """Continue after `step`: lines of later steps are dropped. `texts` by their tags are shown in TensorBoard."""
         self.time_left.begin()
+        show_live(total_steps=self.time_left.total_steps, left_s=self.time_left.seconds)
         self.mark(step, tokens_seen)
         if self.is_writer:
             self._settle()
@@ -119,6 +121,7 @@ class Metrics:
             "data_wait_s": self.waited_s / steps,
         }
         self._write(step, {**values, **rates, "tokens_seen": tokens_seen})
+        show_live(tokens_per_s=rates["tokens_per_s"])
         if self._writes:
             left_s = self.time_left.seconds(step)
             say(
@@ -152,6 +155,7 @@ class Metrics:
                 warn(f"step {step:,}: the held-out documents have no token to predict")
             return
         self._write(step, values)
+        show_live(held_out_loss=values["evaluation_loss"])
         if self._writes:
             say(
                 f"step {step:,} | held-out loss {values['evaluation_loss']:.4f} | "

@@ -28,6 +28,17 @@ LOOK_S = 3 * BEAT_S
 """How long to look whether a rank's beats continue."""
 COLLECTIVES = (f"torch{os.sep}distributed{os.sep}", f"deepspeed{os.sep}comm{os.sep}")
 
+WORDS_OF_START = {
+    "load": "loading the model",
+    "data": "reading the first rows",
+    "compute": "the first step",
+    "update": "the first step",
+    "evaluate": "evaluating",
+    "save": "saving",
+}
+WORDS_OF_TRAINING = {"data": "waiting for data", "load": "rolling back", "evaluate": "evaluating", "save": "saving"}
+"""Section -> what people are told."""
+
 T = TypeVar("T")
 
 
@@ -59,6 +70,13 @@ class Pulse:
     def quiet_s(self) -> float:
         """Seconds since the last tick."""
         return time.monotonic() - self.at_s
+
+    def doing(self) -> tuple[str, int]:
+        """What this rank does, in words for people, and the steps done."""
+        words = WORDS_OF_TRAINING if self.has_stepped else WORDS_OF_START
+        if self.has_stepped and self.section == "data" and self.quiet_s() < BEAT_S:
+            return "training", self.step
+        return words.get(self.section, "training" if self.has_stepped else "starting"), self.step
 
     def forgive(self, seconds: float) -> None:
         """This process stood still as a whole, as in a job that was suspended: nobody waited for anybody."""
