@@ -140,6 +140,9 @@ def test_the_best_checkpoint_is_kept_and_found(runs: Path, tmp_path: Path, capsy
     assert main(["eval", str(run), "--step", "best", "--json"]) == 0
     figures = json.loads(capsys.readouterr().out)
     assert figures["evaluation_loss"] == pytest.approx(best.loss, rel=1e-5)
+    said = texts(run, "run/environment")[0]
+    assert f"| unigram entropy | `{figures['unigram_entropy']:.3f} nats a token: " in said
+    assert "| clipping norm | `1` |" in said
 
 
 def test_a_run_that_is_killed_keeps_the_same_best_and_ends_at_the_same_step(runs: Path) -> None:

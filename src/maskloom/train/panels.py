@@ -92,7 +92,7 @@ def _attempts(run: Path) -> list[dict[str, Any]]:
 
 def _attempt(line: Mapping[str, Any], before: Mapping[str, Any]) -> str:
     """An attempt in words: `attempt 2 resumes behind step 700 with 2 ranks`."""
-    how = "resumes" if before else "begins"
+    how = ("resumes" if line["step"] else "begins again") if before else "begins"
     if line["step"]:
         how += f" behind step {line['step']:,}"
     ranks = line.get("world_size")

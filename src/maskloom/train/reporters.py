@@ -15,12 +15,15 @@ import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from maskloom.config_sections import add_reporter
-from maskloom.distributed import World
 from maskloom.errors import UserError
 from maskloom.progress import warn
 from maskloom.train.about import Run
+
+if TYPE_CHECKING:  # torch comes with it: a module that adds a reporter is to be imported quickly
+    from maskloom.distributed import World
 
 Log = Callable[[dict[str, float], int], None]
 """Takes values by their tags, and the step."""
