@@ -1,24 +1,27 @@
 """transformers' Trainer on a MaskedStream: stopped and resumed exactly, on one rank or several.
 
     python examples/hf_trainer.py
-    torchrun --nproc-per-node 2 examples/hf_trainer.py
+    python examples/hf_trainer.py FOLDER && torchrun --nproc-per-node 2 examples/hf_trainer.py FOLDER
 
-A Trainer would give its loader to accelerate, which is made for single examples: it cuts batches, or keeps one of N. A stream gives
-each rank its own whole batch, so `StreamTrainer` takes the loader as it is. `SaveStream` writes the state of the stream into each
-checkpoint. `ignore_data_skip` keeps the Trainer from reading all batches again that it has trained on.
+FOLDER is for the corpus, the tokenizer and the checkpoints, so that all ranks have the same. Left out: a temporary one.
+
+A Trainer would give its loader to accelerate, which is made for single examples: it cuts batches, or keeps one of N. A stream
+gives each rank its own whole batch, so `StreamTrainer` takes the loader as it is. `SaveStream` writes the state of the stream
+into each checkpoint. `ignore_data_skip` keeps the Trainer from reading all batches again that it has trained on.
 
 The example trains for 12 steps. Then it trains for 6, stops, and resumes from the checkpoint with a new model and a new stream.
 The batches and the losses of steps 7 to 12 are the same, with dropout.
 """
 
 import json
-import os
+import sys
 import tempfile
 import zlib
 from pathlib import Path
 from typing import Any
 
 import small_corpus
+import torch
 from torch.utils.data import DataLoader
 from transformers import BertConfig, BertForMaskedLM, Trainer, TrainerCallback, TrainingArguments, set_seed
 
@@ -32,7 +35,8 @@ class StreamTrainer(Trainer):
     """A Trainer whose train_dataset is a MaskedStream."""
 
     def get_train_dataloader(self) -> DataLoader:
-        return DataLoader(self.train_dataset, batch_size=None)
+        # Of its own generator: a loader that begins draws a number, and a resumed run would have other dropout from there.
+        return DataLoader(self.train_dataset, batch_size=None, generator=torch.Generator())
 
     def training_step(self, model: Any, inputs: dict[str, Any], *rest: Any) -> Any:
         self.seen = [*getattr(self, "seen", []), zlib.crc32(inputs["input_ids"].cpu().numpy().tobytes())]
@@ -58,7 +62,8 @@ class StopAt(TrainerCallback):
         self.step = step
 
     def on_step_end(self, args: TrainingArguments, state: Any, control: Any, **_: Any) -> None:
-        control.should_training_stop = state.global_step == self.step
+        if state.global_step == self.step:
+            control.should_training_stop = True
 
 
 def train(corpus: tuple[Path, Path], output: Path, stop_at: int = 0, resume: Path | None = None) -> dict[int, Any]:
@@ -83,7 +88,7 @@ def train(corpus: tuple[Path, Path], output: Path, stop_at: int = 0, resume: Pat
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as own:
-        folder = Path(os.environ.setdefault("MASKLOOM_EXAMPLE", own))
+        folder = Path(sys.argv[1] if len(sys.argv) > 1 else own)
         corpus = small_corpus.make(folder)
         whole = train(corpus, folder / "whole")
         train(corpus, folder / "stopped", stop_at=6)

@@ -29,7 +29,7 @@ from torch.utils.data import IterableDataset
 
 from maskloom.config import Corpus, Masking, Phase, RunConfig, Storage
 from maskloom.config_file import parse_config
-from maskloom.config_values import MOST_STEPS
+from maskloom.config_values import MOST_SEQ_LEN, MOST_STEPS
 from maskloom.data.cursors import Cursor, LaneCursors, first_cursors
 from maskloom.data.forms import FORMS, Batch
 from maskloom.data.identity import fingerprint, tokenizing_of, unlike
@@ -411,7 +411,7 @@ def _said(phase: Phase, steps: int) -> dict[str, Any]:
 
 def _checked(phase: Mapping[str, Any], data: Mapping[str, Any], masking: Any, seed: int) -> RunConfig:
     """The arguments as a configuration, which checks them. What a stream does not have has a value that fits."""
-    longest = phase["seq_len"] if is_count(phase["seq_len"]) else 0
+    longest = phase["seq_len"] if is_count(phase["seq_len"]) else 1
     return parse_config(
         {
             "run_dir": "-",
@@ -420,7 +420,7 @@ def _checked(phase: Mapping[str, Any], data: Mapping[str, Any], masking: Any, se
             "data": dict(data),
             "masking": {} if masking is None else masking,
             "seed": seed,
-            "model": {"max_position_embeddings": max(longest, 1)},
+            "model": {"max_position_embeddings": min(max(longest, 1), MOST_SEQ_LEN)},
         },
         "MaskedStream",
     )

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from tensorboard.program import TensorBoardPortInUseError
 
 from maskloom.commands import monitor
 from maskloom.tags import PINNED
@@ -66,7 +67,7 @@ def test_it_answers_on_loopback_and_leaves_nothing_behind(trained_run: Path, tmp
 def test_a_port_in_use_is_refused_and_the_usual_one_gives_way(
     trained_run: Path, fails: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(monitor, "serve", never)
+    monkeypatch.setattr(server, "_launched", never)
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         message = fails("monitor", trained_run, "--port", port)
@@ -75,6 +76,20 @@ def test_a_port_in_use_is_refused_and_the_usual_one_gives_way(
         monkeypatch.setattr(server, "DEFAULT_PORT", port)
         assert server.chosen_port("127.0.0.1", None) not in (0, port)
     assert server.chosen_port("127.0.0.1", port) == port
+
+
+def test_another_port_is_taken_if_a_program_was_faster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[int] = []
+
+    def launched(folder: Path, host: str, port: int, *_: object) -> str:
+        tried.append(port)
+        if len(tried) == 1:
+            raise TensorBoardPortInUseError("in use")
+        return f"http://{host}:{port}/"
+
+    monkeypatch.setattr(server, "_launched", launched)
+    monkeypatch.setattr(server, "_wait_for", lambda url: None)
+    assert server.serve(tmp_path, "127.0.0.1", 0, "title") == f"http://127.0.0.1:{tried[1]}/"
 
 
 def never(*_: object) -> str:

@@ -29,7 +29,7 @@ from maskloom.errors import UserError
 from maskloom.progress import say, show, warn
 from maskloom.redaction import one_line
 from maskloom.viewing.links import Links
-from maskloom.viewing.server import DEFAULT_PORT, SAMPLES, chosen_port, first_page, serve
+from maskloom.viewing.server import DEFAULT_PORT, SAMPLES, first_page, serve
 from maskloom.world import LARGEST_PORT, LOOPBACK, is_loopback
 
 REFRESH_S = 5.0
@@ -60,16 +60,15 @@ def run(options: argparse.Namespace) -> int:
     with _ended_by_signals(), Links(options.runs) as links:
         names = links.refresh()
         title = options.window_title or f"maskloom: {_listed(names)}"
-        url = serve(
-            links.folder, options.host, chosen_port(options.host, options.port), title, options.samples_per_plugin
-        )
+        url = serve(links.folder, options.host, options.port, title, options.samples_per_plugin)
         page = first_page(url, is_several=len(names) > 1)
         show(f"TensorBoard shows {len(names)} run{'s' * (len(names) > 1)}: {_listed(names)}")
         print(page, flush=True)  # `show` would cut off what follows the `?`
         if is_loopback(options.host):
             port = url.rstrip("/").rpartition(":")[2]
             show("To look from another machine, run this there, and open the same address:")
-            show(f"ssh -N -L {port}:{options.host}:{port} {socket.gethostname()}")
+            host = f"[{options.host}]" if ":" in options.host else options.host
+            show(f"ssh -N -L {port}:{host}:{port} {socket.gethostname()}")
         show("Ctrl-C ends it.")
         if options.open and not webbrowser.open(page):
             warn("no browser could be opened: open the address above")

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from maskloom.data.cursors import LaneCursors
@@ -158,6 +159,7 @@ def read_parts(
         timeout=POLL_S if workers else 0,
         multiprocessing_context=clean_forks(__name__, "webdataset") if workers else None,
         worker_init_fn=end_with_owner if workers else None,
+        generator=torch.Generator(),  # the loader draws a number when it begins: not from the generator of the caller's dropout
     )
     # The loader asks its workers in turn, so the next W items are the parts of one step.
     parts: list[Step] = []

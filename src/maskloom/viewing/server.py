@@ -21,6 +21,8 @@ DEFAULT_PORT = 6006
 SAMPLES = "scalars=10000,text=100"
 """Points that TensorBoard keeps of each curve and text; its own default of 1,000 leaves points out at random."""
 ANSWERS_WITHIN_S = 120.0
+TRIES = 3
+"""Of starting, if another program takes the port in between."""
 
 
 def chosen_port(host: str, port: int | None) -> int:
@@ -45,25 +47,45 @@ def chosen_port(host: str, port: int | None) -> int:
         ) from None
 
 
-def serve(folder: Path, host: str, port: int, title: str, samples: str) -> str:
+def serve(folder: Path, host: str, port: int | None, title: str, samples: str = SAMPLES) -> str:
     """Start TensorBoard over a folder, on a thread. Returns its address once it answers.
+
+    Args:
+        port: as in `chosen_port`.
+        samples: most points of a curve, as TensorBoard takes it.
 
     Raises:
         UserError: it does not start.
     """
+    from tensorboard.program import TensorBoardPortInUseError
+
+    for _ in range(TRIES):
+        try:
+            url = _launched(folder, host, chosen_port(host, port), title, samples)
+        except TensorBoardPortInUseError:  # another program was faster
+            continue
+        _wait_for(url)
+        return url
+    raise UserError("TensorBoard found no port to listen on: give one with --port")
+
+
+def _launched(folder: Path, host: str, port: int, title: str, samples: str) -> str:
     from tensorboard import default, program
 
     board = program.TensorBoard(plugins=default.get_plugins())
     arguments = ["--logdir", str(folder), "--host", host, "--port", str(port)]
+    arguments += ["--window_title", title, "--samples_per_plugin", samples]
     notes = io.StringIO()
     try:
         with contextlib.redirect_stderr(notes):  # a note on its fast loader
-            board.configure(argv=["tensorboard", *arguments, "--window_title", title, "--samples_per_plugin", samples])
-            url = str(board.launch())
-    except (program.TensorBoardServerException, SystemExit, ValueError) as error:
-        raise UserError(f"TensorBoard does not start: {' '.join(notes.getvalue().split()) or error}") from None
-    _wait_for(url)
-    return url
+            board.configure(argv=["tensorboard", *arguments])
+            return str(board.launch())
+    except program.TensorBoardPortInUseError:
+        raise
+    except SystemExit:  # what its parser, or a plugin, had to say
+        raise UserError(f"TensorBoard does not start: {' '.join(notes.getvalue().split())}") from None
+    except (program.TensorBoardServerException, ValueError) as error:
+        raise UserError(f"TensorBoard does not start: {error}") from None
 
 
 def _wait_for(url: str) -> None:
