@@ -27,7 +27,7 @@ TINY = (
 )  # fmt: skip
 """Overrides of a training of a recipe. What the page itself sets comes after them."""
 SMALLER = {
-    "steps=1000": "steps=2",
+    "range(1000)": "range(2)",
     "num_hidden_layers=4": "num_hidden_layers=1, hidden_size=32, num_attention_heads=2, intermediate_size=64",
 }
 """What is smaller in Python code."""
