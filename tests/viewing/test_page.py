@@ -5,10 +5,12 @@ One browser and one `maskloom monitor` serve the whole file. The later runs appe
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +30,8 @@ from ..conftest import missing
 OLD = Path(__file__).parents[1] / "fixtures" / "runs" / "fdef54a" / "roberta"
 FLAGS = ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--no-proxy-server", "--window-size=1920,1200")
 WITHIN_S = 120.0
+EVALUATED = {"eval/loss", "eval/accuracy"}
+"""A run that was not evaluated does not have these."""
 ALL_TEXT = """
 const found = [];
 const walk = (node) => {
@@ -56,6 +60,10 @@ class Pages:
         """The page that was printed."""
         return next(line for line in self.log.read_text().splitlines() if line.startswith("http://"))
 
+    @property
+    def base(self) -> str:
+        return self.address.partition("?")[0]
+
     def until(self, what: Callable[[], object]) -> None:
         """Wait until the page is as it should be: a page draws itself bit by bit."""
         deadline_s = time.monotonic() + WITHIN_S
@@ -70,7 +78,15 @@ class Pages:
             assert self.process.poll() is None, self.log.read_text()
             time.sleep(0.1)
 
+    def loaded(self) -> set[str]:
+        """The runs of which TensorBoard has read the last of a line's values."""
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with opener.open(f"{self.base}data/plugin/timeseries/tags", timeout=60) as answer:
+            tags = json.load(answer)["scalars"]["runTagInfo"]
+        return {run for run, its in tags.items() if set(PINNED) - EVALUATED <= set(its)}
+
     def open(self, address: str) -> None:
+        """Load a page anew: it shows what TensorBoard has read by then, and does not refresh itself."""
         self.browser.get("about:blank")  # to go from one tab to another loads nothing anew
         self.browser.get(address)
 
@@ -125,6 +141,7 @@ def pages(trained_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 
 def test_one_run_answers_on_its_first_page(pages: Pages) -> None:
+    pages.until(lambda: pages.loaded() == {"run"})
     pages.open(pages.address)
     pages.until(lambda: len(pages.cards()) == 6 and all(pages.cards().values()))
     cards = pages.cards()
@@ -136,7 +153,7 @@ def test_one_run_answers_on_its_first_page(pages: Pages) -> None:
 
 
 def test_its_texts_say_what_the_run_is(pages: Pages) -> None:
-    pages.open(pages.address.partition("?")[0] + "#text")
+    pages.open(pages.base + "#text")
     pages.until(lambda: "run/restarts" in pages.everything() and "attempt 1 begins" in pages.everything())
     shown = pages.everything()
     assert shown.index("run/config") < shown.index("run/environment") < shown.index("run/restarts")
@@ -145,7 +162,7 @@ def test_its_texts_say_what_the_run_is(pages: Pages) -> None:
 
 
 def test_its_settings_are_a_row(pages: Pages, trained_run: Path) -> None:
-    pages.open(pages.address.partition("?")[0] + "#hparams")
+    pages.open(pages.base + "#hparams")
     pages.until(lambda: "held-out loss" in pages.everything() and "0.0050000" in pages.everything())
     shown = pages.everything().splitlines()
     assert {"lr", "global_batch_rows", "seq_len", "mask_rate", "optimizer"} <= set(shown)
@@ -160,13 +177,13 @@ def test_several_runs_are_side_by_side_an_old_one_among_them(pages: Pages, train
             board.log(tagged({key: value for key, value in line.items() if key != "step"}), line["step"])
         board.close()
     (pages.runs / "roberta").symlink_to(OLD)
-    pages.until(lambda: pages.log.read_text().count("new run") == 3)
-    pages.open(first_page(pages.address.partition("?")[0], is_several=True))
     expected = ["roberta", "run", "second", "third"]
+    pages.until(lambda: pages.log.read_text().count("new run") == 3 and pages.loaded() == set(expected))
+    pages.open(first_page(pages.base, is_several=True))
     pages.until(lambda: pages.listed() == expected and pages.cards()["train/loss"] == expected)
     cards = pages.cards()
     assert tuple(cards) == PINNED
     assert cards["train/learning_rate"] == cards["utilization/tokens_per_s"] == expected
     assert cards["eval/loss"] == ["run", "second", "third"], "the old one was not evaluated"
-    pages.open(pages.address.partition("?")[0] + "#hparams")
+    pages.open(pages.base + "#hparams")
     pages.until(lambda: {"second", "third", "lamb"} <= set(pages.everything().splitlines()))

@@ -35,6 +35,8 @@ from maskloom.world import LARGEST_PORT, LOOPBACK, is_loopback
 REFRESH_S = 5.0
 """Time between two looks for new runs; TensorBoard looks as often."""
 MOST_NAMES = 8
+EVERYWHERE = {"0.0.0.0": "0.0.0.0", "::": "[::]"}
+"""Hosts that stand for all addresses of this machine, as they stand in a URL."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -61,6 +63,9 @@ def run(options: argparse.Namespace) -> int:
         names = links.refresh()
         title = options.window_title or f"maskloom: {_listed(names)}"
         url = serve(links.folder, options.host, options.port, title, options.samples_per_plugin)
+        is_everywhere = options.host in EVERYWHERE
+        if is_everywhere:  # what a browser on this machine can open, also one outside of a container
+            url = url.replace(f"//{EVERYWHERE[options.host]}:", f"//{LOOPBACK}:")
         page = first_page(url, is_several=len(names) > 1)
         show(f"TensorBoard shows {len(names)} run{'s' * (len(names) > 1)}: {_listed(names)}")
         print(page, flush=True)  # `show` would cut off what follows the `?`
@@ -69,6 +74,8 @@ def run(options: argparse.Namespace) -> int:
             show("To look from another machine, run this there, and open the same address:")
             host = f"[{options.host}]" if ":" in options.host else options.host
             show(f"ssh -N -L {port}:{host}:{port} {socket.gethostname()}")
+        elif is_everywhere:
+            show(f"From another machine, put this one's name instead of {LOOPBACK}.")
         show("Ctrl-C ends it.")
         if options.open and not webbrowser.open(page):
             warn("no browser could be opened: open the address above")

@@ -21,6 +21,8 @@ DEFAULT_PORT = 6006
 SAMPLES = "scalars=10000,text=100"
 """Points that TensorBoard keeps of each curve and text; its own default of 1,000 leaves points out at random."""
 ANSWERS_WITHIN_S = 120.0
+LOADS_WITHIN_S = 10.0
+"""A run that has just begun may have nothing to load."""
 TRIES = 3
 """Of starting, if another program takes the port in between."""
 
@@ -89,16 +91,18 @@ def _launched(folder: Path, host: str, port: int, title: str, samples: str) -> s
 
 
 def _wait_for(url: str) -> None:
+    """Wait until TensorBoard answers, and a little longer for the first run: a page that is opened before stays empty."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy reaches this machine's loopback
-    deadline_s = time.monotonic() + ANSWERS_WITHIN_S
+    deadline_s, loaded_by_s = (time.monotonic() + seconds for seconds in (ANSWERS_WITHIN_S, LOADS_WITHIN_S))
     while True:
         try:
-            with opener.open(f"{url}data/environment", timeout=10):
-                return
+            with opener.open(f"{url}data/runs", timeout=10) as answer:
+                if json.load(answer) or time.monotonic() > loaded_by_s:
+                    return
         except OSError as error:
             if time.monotonic() > deadline_s:
                 raise UserError(f"TensorBoard does not answer at {url}: {error}") from None
-            time.sleep(0.1)
+        time.sleep(0.1)
 
 
 def first_page(url: str, is_several: bool) -> str:

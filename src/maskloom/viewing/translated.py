@@ -40,9 +40,14 @@ class Translated:
         self.run, self.out = run, out
         self.steps: list[int] = []
         self.clock_s: float | None = None
+        self.seen = (0, 0)
 
     def follow(self) -> None:
         """Write the lines that are new. If lines were dropped, as a resume does, all is written anew."""
+        state = (self.run / "metrics.jsonl").stat()
+        if (state.st_size, state.st_mtime_ns) == self.seen:
+            return
+        self.seen = (state.st_size, state.st_mtime_ns)
         lines = read_metrics(self.run)
         steps = [line["step"] for line in lines]
         if steps[: len(self.steps)] != self.steps:
@@ -52,7 +57,7 @@ class Translated:
             return
         took_s = seconds_of(lines)
         if self.clock_s is None:
-            self.clock_s = (self.run / "metrics.jsonl").stat().st_mtime - sum(took_s)
+            self.clock_s = state.st_mtime - sum(took_s)
         main, beside = [], []
         for line, seconds in list(zip(lines, took_s, strict=True))[len(self.steps) :]:
             self.clock_s += seconds
