@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from PIL import Image
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 
@@ -143,6 +142,8 @@ def _wait(until: Callable[[], object]) -> None:
 
 def save(picture: bytes, path: Path) -> None:
     """Write a picture with few colours. Raises ValueError if it is too large for a page."""
+    from PIL import Image
+
     image = Image.open(io.BytesIO(picture)).convert("RGB")
     image.quantize(COLOURS, dither=Image.Dither.NONE).save(path, optimize=True)
     if path.stat().st_size > MOST_BYTES:

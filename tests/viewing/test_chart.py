@@ -6,16 +6,18 @@ import pytest
 
 from maskloom.viewing.chart import ASCII, LEAST_COLUMNS, UNICODE, chart, style_for
 
-FALLING = [(0, 4.0), (10, 3.0), (40, 1.0)]
+FALLING = [(0, 9.0), (4, 4.0), (10, 3.0), (40, 1.0)]
+"""Fast in its first tenth."""
 FLAT = [(0, 2.5), (40, 2.5)]
 
 
-def test_a_curve_falls_from_its_first_to_its_last_value() -> None:
+def test_a_curve_falls_and_its_first_tenth_does_not_set_the_scale() -> None:
     lines = chart([FALLING], 60, rows=7)
     plotted = [line.partition("┤")[2] or line.partition("│")[2] for line in lines[:7]]
     assert plotted[0].startswith("●") and plotted[-1].endswith("●")
     seen = [next(row for row, cells in enumerate(plotted) if cells[at : at + 1] == "●") for at in range(53)]
     assert seen == sorted(seen)
+    assert seen[:5] == [0] * 5, "above the scale"
     assert seen[13] == 2, "3.0, a third of the way down, is reached at a quarter of the steps"
     assert lines[0].startswith("4.000 ┤") and lines[6].startswith("1.000 ┤")
     assert lines[-1].split() == ["0", "20", "40"]

@@ -37,34 +37,37 @@ def style_for(encoding: str | None) -> Style:
 def chart(curves: Sequence[Curve], width: int, rows: int = 12, style: Style = UNICODE) -> list[str]:
     """The lines of a chart. Between two points a curve is straight.
 
+    A loss falls fast at first. So the first tenth does not set the scale: what is higher there is drawn at the top.
+
     Args:
         curves: at least one has a point. Marks repeat from the ninth on.
         width: of the whole in characters.
         rows: of the curves, at least 2.
     """
-    values = [value for curve in curves for _, value in curve]
     steps = [step for curve in curves for step, _ in curve]
-    low, high = min(values), max(values)
-    labels = [f"{high - (high - low) * row / (rows - 1):.3f}" for row in range(rows)]
-    margin = max(map(len, labels))
+    margin = max(len(f"{value:.3f}") for curve in curves for _, value in curve)
     columns = max(width - margin - 2, LEAST_COLUMNS)
+    drawn = [_columns(curve, min(steps), max(steps), columns) for curve in curves]
+    values = [value for each in drawn for value in each.values()]
+    later = [value for each in drawn for column, value in each.items() if column >= columns // 10]
+    low, high = min(values), max(later or values)
     grid = [[" "] * columns for _ in range(rows)]
-    for number, curve in reversed(list(enumerate(curves))):
-        for column, value in _columns(curve, min(steps), max(steps), columns):
+    for number, each in reversed(list(enumerate(drawn))):
+        for column, value in each.items():
             row = round((high - value) / (high - low) * (rows - 1)) if high > low else rows // 2
-            grid[row][column] = style.marks[number % len(style.marks)]
+            grid[max(row, 0)][column] = style.marks[number % len(style.marks)]
     lines = []
     for row, cells in enumerate(grid):
         is_labelled = row % 3 == 0 or row == rows - 1
-        begin = f"{labels[row]:>{margin}} {style.tick}" if is_labelled else f"{'':>{margin}} {style.side}"
-        lines.append((begin + "".join(cells)).rstrip())
+        label = f"{high - (high - low) * row / (rows - 1):.3f}" if is_labelled else ""
+        lines.append(f"{label:>{margin}} {style.tick if is_labelled else style.side}{''.join(cells)}".rstrip())
     lines.append(f"{'':>{margin}} {style.corner}{style.line * columns}")
     lines.append(f"{'':>{margin + 2}}{_axis(min(steps), max(steps), columns)}")
     return lines
 
 
-def _columns(curve: Curve, first: int, last: int, columns: int) -> list[tuple[int, float]]:
-    """A column and a value for all columns that a curve covers."""
+def _columns(curve: Curve, first: int, last: int, columns: int) -> dict[int, float]:
+    """Column -> value, for all columns that a curve covers."""
 
     def column_of(step: int) -> int:
         return round((step - first) / (last - first) * (columns - 1)) if last > first else 0
@@ -76,7 +79,7 @@ def _columns(curve: Curve, first: int, last: int, columns: int) -> list[tuple[in
             found.setdefault(column, value + (later_value - value) * (column - begin) / (end - begin))
     for step, value in curve[-1:]:
         found[column_of(step)] = value
-    return list(found.items())
+    return found
 
 
 def _axis(first: int, last: int, columns: int) -> str:
