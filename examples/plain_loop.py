@@ -2,8 +2,8 @@
 
     python examples/plain_loop.py
 
-It trains for 20 steps without a stop. Then it trains for 10, forgets all but its checkpoint, and trains for 10 more. The losses are
-the same.
+It trains for 20 steps without a stop. Then it trains for 10, forgets all but its checkpoint, and trains for 10 more. The losses
+are the same.
 """
 
 import tempfile

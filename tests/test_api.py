@@ -16,14 +16,15 @@ import pytest
 import torch
 
 import maskloom
-from maskloom import UserError, api, cli
+from maskloom import UserError, api, cli, masked_stream
 
 
 @pytest.fixture(scope="module")
-def folder(trained_run: Path, tokenizer_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the examples of docstrings run: run.yaml, a run, a tokenizer."""
+def folder(trained_run: Path, corpus_dir: Path, tokenizer_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the examples of docstrings run: run.yaml, a run, a corpus, a tokenizer."""
     made = tmp_path_factory.mktemp("api")
     (made / "run").symlink_to(trained_run)
+    (made / "shards").symlink_to(corpus_dir)
     (made / "tokenizer").symlink_to(tokenizer_dir)
     (made / "run.yaml").write_text((trained_run / "config.yaml").read_text())
     return made
@@ -32,7 +33,8 @@ def folder(trained_run: Path, tokenizer_dir: Path, tmp_path_factory: pytest.Temp
 def test_importing_maskloom_imports_no_torch() -> None:
     code = (
         "import sys, maskloom; assert set(maskloom.__all__) <= set(dir(maskloom));"
-        "maskloom.load_config; maskloom.UserError; print(*(name for name in ('torch', 'numpy', 'pydantic') if name in sys.modules))"
+        "maskloom.load_config, maskloom.UserError;"
+        "print(*(name for name in ('torch', 'numpy', 'pydantic') if name in sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "\n"
@@ -46,7 +48,7 @@ def test_every_public_name_is_there() -> None:
         maskloom.MaskedSteam  # noqa: B018
 
 
-@pytest.mark.parametrize("module", [api])
+@pytest.mark.parametrize("module", [api, masked_stream])
 def test_docstrings(module: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     found = doctest.testmod(module)
@@ -129,11 +131,12 @@ def test_where_a_run_cannot_be_started(trained_run: Path, monkeypatch: pytest.Mo
         maskloom.pretrain(trained_run / "config.yaml")
 
 
-def test_a_run_that_fails_raises(run_config: dict, write_config: Any, tmp_path: Path) -> None:
-    """Its learning rate overflows every weight at the first step; no step after it is finite, and there is nothing to roll back to."""
-    run_config |= {"guard": {"skips_before_rollback": 1, "rollbacks": 0}, "optimizer": {"lr": 1e30, "warmup_steps": 0}}
-    run_config["phases"][0]["steps"] = 4
+def test_a_run_that_fails_raises(
+    run_config: dict, write_config: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Its ranks end at once, with exit code 1."""
+    monkeypatch.setattr(sys, "executable", "/bin/false")
     before = dict(os.environ)
-    with pytest.raises(RuntimeError, match=r"the run in .*run failed"):
-        maskloom.pretrain(write_config(run_config))
+    with pytest.raises(RuntimeError, match=rf"the run in {tmp_path / 'run'} failed.*exit code 1"):
+        maskloom.pretrain(maskloom.load_config(write_config(run_config)), processes=2)
     assert dict(os.environ) == before

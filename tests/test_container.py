@@ -315,3 +315,10 @@ def test_the_definition_for_apptainer_builds_the_same(
     assert f"org.opencontainers.image.version {maskloom.__version__}\n" in definition["labels"]
     steps = re.findall(r"install\.sh (\w+)", definition["post"])
     assert steps == ["packages", "maskloom", "fused_adam", "trim"]
+
+
+def test_the_page_names_what_can_be_chosen(instructions: Instructions) -> None:
+    page = (DOCKER.parent / "docs" / "containers.md").read_text()
+    names = {argument.partition("=")[0] for argument in arguments(instructions, "ARG")}
+    assert {name for name in names if f"`{name}`" not in page} == set()
+    assert {secret for secret in SECRETS if f"id={secret},src=" not in page or f"| `{secret}` |" not in page} == set()

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tools.terminal_picture import Screen
 
 from maskloom import early, live, progress
 from maskloom.live import Figures, live_line, show_live, text_of
@@ -100,22 +101,9 @@ def use(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 def screen(text: str) -> list[str]:
     """The lines of a terminal that got the text, without styles."""
-    lines, column = [""], 0
-    for part in re.findall(r"\x1b\[K|[\r\n]|[^\x1b\r\n]+", STYLE.sub("", text)):
-        if part == "\n":
-            lines.append("")
-        elif part == "\r":
-            column = 0
-            continue
-        elif part == "\x1b[K":
-            lines[-1] = lines[-1][:column]
-            continue
-        else:
-            lines[-1] = lines[-1][:column] + part + lines[-1][column + len(part) :]
-            column += len(part)
-            continue
-        column = 0
-    return lines
+    shown = Screen(columns=1000)
+    shown.feed(text)
+    return shown.text()
 
 
 def test_messages_stand_above_it_and_nothing_is_left_of_it(
@@ -136,7 +124,7 @@ def test_messages_stand_above_it_and_nothing_is_left_of_it(
     text = terminal()
     assert screen(text) == ["step 1", "WARNING: careful", "done", ""]
     assert "loading torch 0:00" in text
-    assert re.search(r"training  25% .* 1/4 \x1b\[1m\| loss 2.5000\x1b\[0m", text)
+    assert re.search(r"training  25% .* 1/4 \| \x1b\[1mloss 2.5000\x1b\[0m", text)
     assert "\x1b[33mWARNING: careful\x1b[0m" in text
     assert read == ["step 1", "WARNING: careful"]  # what a log gets
 

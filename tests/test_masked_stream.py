@@ -22,6 +22,7 @@ from maskloom import MaskedStream, cli, masked_stream
 from maskloom.data.forms import FORMS
 from maskloom.data.index.loading import load_index
 from maskloom.data.rows import Rows
+from maskloom.data.stream_state import join
 from maskloom.errors import DataFault, UserError
 from maskloom.tokenizers.base import Tokenizer
 
@@ -89,7 +90,7 @@ def test_stopped_anywhere_and_resumed_on_any_number_of_ranks(
         stream.load_state_dict(json.loads(json.dumps(states)) if goes_through_json else states)
         assert stream.step == stop
     assert take(resumed, STEPS - stop) == whole[stop:]
-    assert masked_stream._joined([stream.state_dict() for stream in resumed])["step"] == STEPS
+    assert join([stream.state_dict() for stream in resumed])["step"] == STEPS
 
 
 def test_lanes_that_no_state_knows_are_read_again(
@@ -192,7 +193,7 @@ def test_lanes_come_with_the_state(stream_of: Any, whole: list[str]) -> None:
 
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({"form": "flat"}, "form='flat' is not a form of batches: choose one of packed, padded"),
-    ({"seq_len": 1 << 21}, r"seq_len: .*1048576"),
+    ({"seq_len": 1 << 21}, "seq_len = 2097152: .*1048576"),
     ({"seq_len": "long"}, "seq_len"),
     ({"global_batch_rows": 0}, "global_batch_rows"),
     ({"global_batch_rows": 9}, "global_batch_rows 9"),
@@ -242,7 +243,7 @@ def test_states_that_do_not_fit(stream_of: Any) -> None:
     take([stream], 2)
     state = stream.state_dict()
     other = {**state, "identity": {**state["identity"], "corpus 0": "0" * 64}}
-    for given, more, message in (
+    for saved, more, message in (
         (state, {"seed": 4}, "seed: 3 in the state, 4 now"),
         (other, {}, "corpus 0: 0000"),
         (state, {"lanes": 3}, "lanes: 6 in the state, 3 now"),
@@ -254,12 +255,13 @@ def test_states_that_do_not_fit(stream_of: Any) -> None:
         ({**state, "phases": "none"}, {}, "damaged"),
         ({**state, "cursors": {"0": [[-1]]}}, {}, "damaged"),
         ({**state, "cursors": {"0": []}}, {}, "damaged"),
-        ([state, {**state, "step": 3}], {}, "not of the same moment: step is 2 in one and 3"),
-        ("state", {}, "is not a state"),
-        ([], {}, "is not a state"),
+        ([state, {**state, "step": 3}], {}, r"not of the same moment: they differ in step \(2 and 3\)"),
+        ("state", {}, "a str is not a state"),
+        ([], {}, "a list is not a state"),
+        ([7], {}, "a int is not a state"),
     ):
         with pytest.raises(UserError, match=message):
-            stream_of(**more).load_state_dict(given)
+            stream_of(**more).load_state_dict(saved)
     with pytest.raises(UserError, match="seed"):
         stream.load_state_dict({**state, "identity": {**state["identity"], "seed": 5}})
     assert stream.state_dict() == state

@@ -32,7 +32,7 @@ PLAIN = ("hf-eager", "hf-sdpa")
 
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMAND = "`python benchmarks/step.py`"
+COMMAND = "`benchmarks/step.py`"
 """Last cell of the rows of README.md's table of figures that are written here."""
 
 

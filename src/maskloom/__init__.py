@@ -36,10 +36,12 @@ _HOMES = {"MaskedStream": "maskloom.masked_stream", "UserError": "maskloom.error
 """Name -> module that has it; all others are in `maskloom.api`."""
 
 
-def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module 'maskloom' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES.get(name, "maskloom.api")), name)
+if not TYPE_CHECKING:  # a type checker would take every name for one of ours
+
+    def __getattr__(name: str) -> Any:
+        if name not in __all__:
+            raise AttributeError(f"module 'maskloom' has no attribute {name!r}")
+        return getattr(importlib.import_module(_HOMES.get(name, "maskloom.api")), name)
 
 
 def __dir__() -> list[str]:

@@ -81,10 +81,6 @@ def pretrain(config: RunConfig | Source, *, processes: int | None = None, max_re
     Raises:
         UserError: the configuration or the data is wrong, or another process trains in `run_dir`.
         RuntimeError: the run failed; the message says why, and what to do.
-
-    >>> run = pretrain(load_config("run.yaml", ["phases.0.steps=4"]))
-    >>> run.state, run.step, round(run.figures["loss"])
-    ('done', 4, 6)
     """
     import threading
 

@@ -26,7 +26,7 @@ def _main(arguments: list[str], is_program: bool = False) -> int:
     if not arguments:
         parser.print_help(sys.stderr)
         return 2
-    if arguments[0] == "help":  # `maskloom help train` is `maskloom train --help`
+    while arguments[0] == "help":  # `maskloom help train` is `maskloom train --help`
         arguments = [*arguments[1:], "--help"]
     options = parser.parse_args(arguments)
     if options.command not in COMMANDS:

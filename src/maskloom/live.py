@@ -192,7 +192,8 @@ def text_of(figures: Figures, now_s: float, columns: int, is_utf8: bool = True) 
     if room > BAR_COLUMNS[0]:
         kept.add("bar")
         parts["bar"] = _bar(step / total, min(room - 1, BAR_COLUMNS[-1]), is_utf8)
-    parts["loss"] = styled(parts["loss"], "bold") if parts["loss"] else ""
+    if parts["loss"]:
+        parts["loss"] = f"| {styled(parts['loss'].removeprefix('| '), 'bold')}"
     return " ".join(part for name, part in parts.items() if name in kept)
 
 

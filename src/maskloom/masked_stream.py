@@ -24,18 +24,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch.distributed
-from pydantic import ValidationError
 from torch.utils.data import IterableDataset
 
 from maskloom.config import Corpus, Masking, Phase, RunConfig, Storage
 from maskloom.config_file import parse_config
 from maskloom.config_values import MOST_SEQ_LEN, MOST_STEPS
-from maskloom.data.cursors import Cursor, LaneCursors, first_cursors
+from maskloom.data.cursors import LaneCursors, first_cursors
 from maskloom.data.forms import FORMS, Batch
 from maskloom.data.identity import fingerprint, tokenizing_of, unlike
-from maskloom.data.lane import Lane
 from maskloom.data.plan import DataPlan, open_corpora
 from maskloom.data.stream import read_steps
+from maskloom.data.stream_state import FORMAT, Saved, State, join, parse, phase_to_json, skipped_to
 from maskloom.data.wrappers import refuse_wrappers
 from maskloom.distributed import World, gather_objects
 from maskloom.errors import DataFault, UserError
@@ -46,11 +45,8 @@ from maskloom.scalars import is_count
 from maskloom.tokenizers.base import Tokenizer
 from maskloom.tokenizers.loading import load_tokenizer
 
-FORMAT = 1
-"""Of `state_dict`."""
 KEPT_STATES = 64
 """States that a stream remembers, for loaders that take a few batches ahead."""
-State = dict[str, Any]
 Source = str | os.PathLike[str]
 NAMES = (
     (r"\bphases\.0\.", ""),
@@ -95,6 +91,16 @@ class MaskedStream(IterableDataset[Batch]):
 
     Raises:
         UserError: an argument is wrong; the message says which and what to do.
+
+    >>> stream = MaskedStream("shards", "tokenizer", seq_len=32, global_batch_rows=12, form="padded")
+    >>> batch = next(iter(stream))
+    >>> list(batch), batch["input_ids"].shape == batch["labels"].shape
+    (['input_ids', 'attention_mask', 'labels'], True)
+    >>> state = stream.state_dict()
+    >>> again = MaskedStream("shards", "tokenizer", seq_len=32, global_batch_rows=12, form="padded")
+    >>> again.load_state_dict(state)
+    >>> bool((next(iter(again))["input_ids"] == next(iter(stream))["input_ids"]).all())
+    True
     """
 
     def __init__(
@@ -212,13 +218,13 @@ class MaskedStream(IterableDataset[Batch]):
             raise UserError(
                 f"step {step!r}: this stream knows its states of steps {self._kept[0].step} to {self._kept[-1].step} only"
             )
-        past = [_said(phase, phase.steps) for phase in self._past]
+        past = [phase_to_json(phase, phase.steps) for phase in self._past]
         done = place.step - sum(phase.steps for phase in self._past)
         return {
             "format": FORMAT,
             "step": place.step,
             "identity": {"seed": self._config.seed, **fingerprint(self._plan)},
-            "phases": [*past, _said(self._own_phase(), done)],
+            "phases": [*past, phase_to_json(self._own_phase(), done)],
             "cursors": {
                 str(lane): [cursor.to_json() for cursor in cursors] for lane, cursors in sorted(place.cursors.items())
             },
@@ -238,7 +244,7 @@ class MaskedStream(IterableDataset[Batch]):
                 f"the {self.world.size} ranks of this stream are not those of torch.distributed, so that they cannot send each "
                 "other their states: save state_dict() of each, and load the list of all"
             )
-        return _joined(gather_objects(mine, self.world))
+        return join(gather_objects(mine, self.world))
 
     def load_state_dict(self, state: State | Sequence[State]) -> None:
         """Continue from a saved state: of one rank, of all ranks as a list, or of `gather_state_dict`.
@@ -253,9 +259,9 @@ class MaskedStream(IterableDataset[Batch]):
             UserError: the state is of another corpus, tokenizer or seed, is damaged, or does not fit `lanes` or `steps`. The
                 stream stays as it was.
         """
-        whole = _joined([state] if isinstance(state, Mapping) else state)
+        whole = join([state] if isinstance(state, Mapping) else state)
         with _arguments_named():
-            found = _parsed(whole)
+            found = parse(whole)
             past, lanes = self._past_of(found.phases, found.step), found.identity.get("lanes")
             if not is_count(lanes) or not lanes or any(phase.global_batch_rows % lanes for phase in past):
                 raise UserError(f"the state of the stream is damaged: {brief(ValueError(f'{lanes!r} lanes'))}")
@@ -287,9 +293,9 @@ class MaskedStream(IterableDataset[Batch]):
         total = MOST_STEPS if self._steps is None else self._steps
         if step > total:
             raise UserError(f"steps={total}: the state has {step} done already; raise it")
-        return past[:-1] if past and _said(past[-1], 0) == _said(own, 0) else past
+        return past[:-1] if past and phase_to_json(past[-1], 0) == phase_to_json(own, 0) else past
 
-    def _cursors_of_mine(self, plan: DataPlan, found: _Parsed) -> dict[int, LaneCursors]:
+    def _cursors_of_mine(self, plan: DataPlan, found: Saved) -> dict[int, LaneCursors]:
         mine = self.world.share(plan.lanes)
         cursors = {lane: found.cursors[lane] for lane in mine if lane in found.cursors}
         missing = [lane for lane in mine if lane not in cursors]
@@ -298,7 +304,7 @@ class MaskedStream(IterableDataset[Batch]):
                 f"{len(missing)} of the {len(mine)} lanes of rank {self.world.rank} are not in the given state: their text is "
                 f"read again up to step {found.step:,}. The states of all ranks, or gather_state_dict(), spare this"
             )
-        return cursors | _skipped_to(plan, missing, found.step)
+        return cursors | skipped_to(plan, missing, found.step)
 
     def _own_phase(self) -> Phase:
         return self._config.phases[0].model_copy(
@@ -333,80 +339,6 @@ class _Reading:
                 "the newest iterator, or a stream for each"
             )
         return next(self._reader)
-
-
-@dataclass(frozen=True)
-class _Parsed:
-    """A state, checked."""
-
-    step: int
-    identity: dict[str, Any]
-    phases: list[Phase]
-    cursors: dict[int, LaneCursors]
-
-
-def _parsed(state: State) -> _Parsed:
-    """Raises UserError if a state is not what `state_dict` gives."""
-    if state.get("format") != FORMAT:
-        raise UserError(
-            f"this is not the state of a MaskedStream (its format is {state.get('format')!r}, not {FORMAT}): give what "
-            "state_dict() or gather_state_dict() returned"
-        )
-    try:
-        identity, step = dict(state["identity"]), state["step"]
-        if not is_count(step):
-            raise ValueError(f"step is {step!r}")
-        phases = [Phase.model_validate(phase) for phase in state["phases"] if phase["steps"]]
-        cursors = {int(lane): tuple(map(Cursor.from_json, items)) for lane, items in state["cursors"].items()}
-        corpora = sum(key.startswith("corpus ") for key in identity)
-        if any(len(places) != corpora for places in cursors.values()):
-            raise ValueError(f"its cursors are not of {corpora} corpora")
-    except (TypeError, LookupError, ValueError, AttributeError, ValidationError) as error:
-        raise UserError(f"the state of the stream is damaged ({brief(error)}): load another one") from None
-    return _Parsed(step, identity, phases, cursors)
-
-
-def _joined(states: Sequence[State]) -> State:
-    """One state with the lanes of all."""
-    if not isinstance(states, Sequence) or isinstance(states, str) or not states:
-        raise UserError(f"{states!r} is not a state: give what state_dict() returned, or a list of such")
-    for state in states:
-        if not isinstance(state, Mapping):
-            raise UserError(f"{state!r} is not a state: give what state_dict() returned")
-    first, *others = states
-    for place, other in enumerate(others, start=1):
-        for key in ("format", "step", "identity", "phases"):
-            if other.get(key) != first.get(key):
-                raise UserError(
-                    f"states 0 and {place} of the list are not of the same moment: {key} is {first.get(key)!r} in one and "
-                    f"{other.get(key)!r} in the other. Save the states of all ranks after the same step"
-                )
-    try:
-        cursors = {lane: items for state in states for lane, items in state["cursors"].items()}
-    except (LookupError, AttributeError) as error:
-        raise UserError(f"the state of the stream is damaged ({brief(error)}): load another one") from None
-    return {**first, "cursors": dict(sorted(cursors.items(), key=lambda item: (len(item[0]), item[0])))}
-
-
-def _skipped_to(plan: DataPlan, lanes: Sequence[int], step: int) -> dict[int, LaneCursors]:
-    """Where lanes stand before a step, by reading their blocks from the beginning, without masking."""
-    first = first_cursors(plan.lanes, len(plan.corpora))
-    open_lanes = [Lane(plan, lane, first[lane]) for lane in lanes]
-    for number in range(step if open_lanes else 0):
-        step_plan = plan.step_at(number)
-        for lane in open_lanes:
-            lane.skip(step_plan)
-    return {lane.number: lane.cursors for lane in open_lanes}
-
-
-def _said(phase: Phase, steps: int) -> dict[str, Any]:
-    """A phase as a state holds it."""
-    return {
-        "steps": steps,
-        "seq_len": phase.seq_len,
-        "global_batch_rows": phase.global_batch_rows,
-        "weights": list(phase.weights or ()),
-    }
 
 
 def _checked(phase: Mapping[str, Any], data: Mapping[str, Any], masking: Any, seed: int) -> RunConfig:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from maskloom.config_file import parse_config
@@ -84,6 +86,53 @@ def test_the_digest_is_that_of_the_rows_for_every_world(
 def test_the_digest_does_not_depend_on_workers(config: Path, steps: list[Step], succeeds: Command) -> None:
     printed = succeeds("peek", config, "--steps", "0:3", "--world", 2, "--workers", 2, "--digest")
     assert printed.strip() == digest_of(steps)
+
+
+def test_json_says_what_the_text_says(config: Path, steps: list[Step], tokenizer: Tokenizer, succeeds: Command) -> None:
+    text = succeeds("peek", config, "--steps", "0:2", "--rows", 12)
+    printed = succeeds("peek", config, "--steps", "0:2", "--rows", 12, "--json")
+    assert printed.count("\n") == 1
+    found = json.loads(printed)
+    assert found["digest"] == digest_of(steps[:2]) == succeeds("peek", config, "--steps", "0:2", "--digest").strip()
+    assert found["ids"]["mask"] == tokenizer.mask_id
+    lines = text.splitlines()
+    for of_step, step in zip(found["steps"], steps, strict=False):
+        count = of_step["predicted_tokens"]
+        assert (
+            lines.pop(0)
+            == f"step {of_step['step']}: {of_step['rows']} rows of {of_step['seq_len']}, {count} predicted tokens"
+        )
+        for row in of_step["shown"]:
+            number = row["row"]
+            assert lines.pop(0) == f"  row {number}: {as_text(row, tokenizer)}"
+            assert row["tokens"] == step.rows.tokens[number].tolist()
+            begins = [slot for slot, position in enumerate(row["positions"]) if position == 0]
+            assert begins == np.flatnonzero(step.rows.starts[number]).tolist()
+            pieces = [piece for piece in row["pieces"] if piece >= 0]
+            assert pieces == sorted(pieces)
+            assert {*pieces} == {*range(len([slot for slot in begins if row["pieces"][slot] >= 0]))}
+    assert not lines
+    assert [step["shown"] for step in json.loads(succeeds("peek", config, "--json", "--digest"))["steps"]] == [[]]
+
+
+def as_text(row: dict, tokenizer: Tokenizer) -> str:
+    """A row of --json as the text form has it."""
+    words = []
+    for token, given, label, piece in zip(
+        *(row[key] for key in ("tokens", "input_ids", "labels", "pieces")), strict=True
+    ):
+        assert label in (token, -100)
+        if piece < 0:
+            continue
+        name = tokenizer.token(token)
+        if label == -100:
+            words.append(name)
+        elif given == tokenizer.mask_id:
+            words.append(f"[MASK]{{{name}}}")
+        else:
+            words.append(f"{{{name}}}" if given == token else f"{{{name}>{tokenizer.token(given)}}}")
+    padding = row["pieces"].count(-1)
+    return " ".join(words) + (f" [PAD]*{padding}" if padding else "")
 
 
 def test_later_steps_are_reached_without_the_earlier_ones(config: Path, steps: list[Step], succeeds: Command) -> None:

@@ -43,6 +43,36 @@ def test_it_says_how_a_run_stands_and_what_to_do(run: Path, succeeds: Command) -
     assert shown.splitlines()[-1] == "what to do next: start the same command again to resume from step-00000004"
 
 
+def test_json_says_what_the_text_says(trained_run: Path, succeeds: Command) -> None:
+    text, printed = succeeds("status", trained_run), succeeds("status", trained_run, "--json")
+    assert printed.count("\n") == 1
+    found = json.loads(printed)
+    assert (
+        f"{found['run']}: {found['state']} at step {found['step']} of {found['total_steps']}; attempt 1, 1 rank" in text
+    )
+    assert f"what to do next: {found['next']}\n" in text
+    assert f"last good:       {found['last_good_checkpoint']}\n" in text
+    best = found["best"]
+    assert f"best:            {best['checkpoint']}, held-out loss {best['held_out_loss']:.4f}\n" in text
+    assert found["checkpoints"] == ["step-00000008", "step-00000012"]
+    lines = [json.loads(line) for line in (trained_run / "metrics.jsonl").read_text().splitlines()]
+    logged, evaluated = ([line for line in lines if key in line][-1] for key in ("tokens_per_s", "evaluation_loss"))
+    assert (found["logged_step"], found["held_out_step"]) == (12, 12)
+    assert (found["loss"], found["tokens_per_s"]) == (logged["loss_mean"], logged["tokens_per_s"])
+    assert found["held_out_loss"] == evaluated["evaluation_loss"]
+    assert (found["left_s"], found["reason"], found["is_silent"]) == (None, None, False)
+
+
+def test_json_of_a_run_that_runs_says_what_is_left(run: Path, succeeds: Command, fails: Command) -> None:
+    replace(STATUS, state="running").write(run)
+    assert json.loads(succeeds("status", run, "--json"))["left_s"] is None  # nothing is logged yet
+    (run / "metrics.jsonl").write_text('{"step": 6, "loss_mean": 2.5, "tokens_per_s": 8.0, "step_time_s": 3.0}\n')
+    found = json.loads(succeeds("status", run, "--json"))
+    assert (found["left_s"], found["loss"], found["checkpoints"], found["best"]) == (3.0 * (12 - 7), 2.5, [], None)
+    assert found["next"].startswith("wait, or ask it to stop")
+    assert "--json goes without" in fails("status", run, "--json", "--folder")
+
+
 @pytest.mark.parametrize(("age_s", "is_gone"), [(20.0, False), (70.0, True)])
 def test_a_run_that_stopped_writing_is_called_silent(age_s: float, is_gone: bool, run: Path) -> None:
     running = replace(STATUS, state="running", reason="")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -30,10 +31,7 @@ def pieces_of(batch: Batch) -> list[tuple[list[int], list[int]]]:
         sizes = batch["attention_mask"].sum(1).tolist()
         return [(ids[row, :size].tolist(), labels[row, :size].tolist()) for row, size in enumerate(sizes)]
     ends = batch["cu_seq_lens_q"].tolist()
-    return [
-        (ids[0, begin:end].tolist(), labels[0, begin:end].tolist())
-        for begin, end in zip(ends[:-1], ends[1:], strict=True)
-    ]
+    return [(ids[0, begin:end].tolist(), labels[0, begin:end].tolist()) for begin, end in itertools.pairwise(ends)]
 
 
 @settings(max_examples=20, deadline=None)

@@ -1,33 +1,31 @@
 """Blocks of the pages that stand below `<!-- runs -->` are run, page by page, in a folder with a tiny corpus.
 
-Commands of maskloom run in this process, which has imported all that they need. Only what is too large for a test is made small:
-a training has a few steps of a tiny model. A block that names a folder finds what the blocks above it made.
+Commands of maskloom run in this process, which has imported all that they need. A training is a process of its own. The recipes
+in `configs/` are scaled down. A block finds what the blocks above it made.
 """
 
 from __future__ import annotations
 
 import json
 import random
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import yaml
 
 from maskloom import cli
+from maskloom.config_file import load_config
 from tests.conftest import WORDS
-from tests.page_blocks import PAGES, ROOT, Block, blocks, commands
+from tests.page_blocks import PAGES, Block, blocks, commands
+from tests.recipes import RECIPES, scaled_down
 
 RUNNABLE = [page for page in PAGES if any(block.runs for block in blocks(page))]
-TINY = (
-    "model.hidden_size=32", "model.num_hidden_layers=1", "model.num_attention_heads=2", "model.intermediate_size=64",
-    "phases.0.steps=4", "phases.0.global_batch_rows=4", "data.lanes=2", "optimizer.warmup_steps=1", "evaluation.every_steps=4",
-    "checkpoint.every_steps=4", "logging.every_steps=1",
-)  # fmt: skip
-"""Overrides of a training of a recipe. What the page itself sets comes after them."""
 SMALLER = {
-    "steps=1000": "steps=2",
+    "range(1000)": "range(2)",
     "num_hidden_layers=4": "num_hidden_layers=1, hidden_size=32, num_attention_heads=2, intermediate_size=64",
 }
 """What is smaller in Python code."""
@@ -46,7 +44,13 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / "my_texts" / f"{number}.txt").write_text(text())
     rows = [f"{text()},{choice.choice(['good', 'bad'])}" for _ in range(40)]
     (tmp_path / "labelled.csv").write_text("\n".join(["text,label", *rows]))
-    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    (tmp_path / "configs").mkdir()
+    for recipe in RECIPES:
+        whole = load_config(recipe)
+        if not whole.model.init:
+            corpora = [Path(corpus.path) for corpus in whole.data.corpora]
+            small = scaled_down(recipe, corpora, Path(whole.tokenizer), tmp_path, Path(whole.run_dir))
+            (tmp_path / "configs" / recipe.name).write_text(yaml.safe_dump(small))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -79,7 +83,7 @@ def start(block: Block, words: Sequence[str]) -> None:
     if words[0] != "train":
         assert cli.main(list(words)) == 0, f"{block}: maskloom {' '.join(words)}"
         return
-    place = 2  # behind the configuration
-    command = [sys.executable, "-m", "maskloom.train", words[1], *TINY, *words[place:]]
+    arguments = re.sub(r" --processes \d+", "", " ".join(words[1:])).split()  # one rank: each takes seconds to start
+    command = [sys.executable, "-m", "maskloom.train", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, f"{block}: maskloom {' '.join(words)}\n{done.stdout[-2000:]}{done.stderr[-2000:]}"

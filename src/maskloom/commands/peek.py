@@ -5,8 +5,19 @@ the first step, without the rows that it skipped after a rollback. Steps count f
 batches. It is the same for every --world, for every --workers, and wherever the run was resumed. In the text, [MASK]{word} is a
 masked token, {a>b} was replaced by a random b, and {a} is predicted but stays. [MASK] is spelled as the tokenizer does.
 
-example:
+--json prints one object: target, world, vocab_size, ids (pad, cls, sep, mask), digest, and steps. Each step has step, rows,
+seq_len, predicted_tokens, and shown: so many rows as --rows says (none with --digest). Each of these has row, and lists with
+a value for every slot:
+  tokens     ids of the text
+  input_ids  what the model sees
+  labels     the id to predict, -100 if there is none
+  pieces     number of the piece in the row, -1 for padding
+  positions  of the slot in its piece, from 0
+  spellings  of the tokens
+
+examples:
   maskloom peek configs/quickstart.yaml --steps 10:12 --world 2 --digest
+  maskloom peek configs/quickstart.yaml --rows 1 --json
 """
 
 from __future__ import annotations
@@ -14,8 +25,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
+import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -32,6 +45,9 @@ from maskloom.tokenizers.base import Tokenizer
 from maskloom.tokenizers.loading import load_tokenizer
 from maskloom.world import World
 
+NOT_PREDICTED = -100
+"""Label of a slot that is not predicted, as in Hugging Face's models."""
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
@@ -42,6 +58,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--workers", type=natural, default=0, metavar="W", help="reader processes a rank (default: 0)")
     add("--rows", type=positive, default=4, help="rows a step to print (default: 4)")
     add("--digest", action="store_true", help="print one digest instead of the text")
+    add("--json", action="store_true", help="print one JSON object, with the digest")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -69,21 +86,56 @@ def run(options: argparse.Namespace) -> int:
         read_steps(plan, World(rank, options.world), cursors, steps.start, steps.stop, options.workers)
         for rank in range(options.world)
     ]
-    digest = hashlib.sha256()
+    digest, shown = hashlib.sha256(), 0 if options.digest else options.rows
+    objects: list[dict[str, Any]] = []
     with contextlib.ExitStack() as stack:
         for rank in ranks:
             stack.enter_context(contextlib.closing(rank))
         for parts in zip(*ranks, strict=True):
             rows = Rows.concatenate([part.rows for part in parts])
             rows.update(digest)
-            if not options.digest:
+            if options.json:
+                objects.append(step_object(parts[0].number, rows, shown, plan.tokenizer))
+            elif not options.digest:
                 count, seq_len = rows.tokens.shape
                 show(f"step {parts[0].number}: {count} rows of {seq_len}, {rows.chosen.sum()} predicted tokens")
-                for number in range(min(options.rows, len(rows))):
+                for number in range(min(shown, len(rows))):
                     show(f"  row {number}: {one_line(_shown(rows, number, plan.tokenizer))}")
-    if options.digest:
+    if options.json:
+        ids = {name: getattr(plan.tokenizer, f"{name}_id") for name in ("pad", "cls", "sep", "mask")}
+        found = {"target": str(options.target), "world": options.world, "vocab_size": plan.tokenizer.vocab_size}
+        show(json.dumps({**found, "ids": ids, "digest": digest.hexdigest(), "steps": objects}))
+    elif options.digest:
         show(digest.hexdigest())
     return 0
+
+
+def step_object(step: int, rows: Rows, shown: int, tokenizer: Tokenizer) -> dict[str, Any]:
+    """What --json prints of a step, with its first `shown` rows."""
+    count, seq_len = rows.tokens.shape
+    return {
+        "step": step,
+        "rows": count,
+        "seq_len": seq_len,
+        "predicted_tokens": int(rows.chosen.sum()),
+        "shown": [row_object(rows, number, tokenizer) for number in range(min(shown, count))],
+    }
+
+
+def row_object(rows: Rows, number: int, tokenizer: Tokenizer) -> dict[str, Any]:
+    """What --json prints of a row."""
+    tokens, starts, slots = rows.tokens[number], rows.starts[number], np.arange(rows.tokens.shape[1])
+    first = np.maximum.accumulate(np.where(starts, slots, 0))  # of the piece that a slot belongs to
+    is_padding = tokens == tokenizer.pad_id
+    return {
+        "row": number,
+        "tokens": tokens.tolist(),
+        "input_ids": rows.input_ids[number].tolist(),
+        "labels": np.where(rows.chosen[number], tokens, NOT_PREDICTED).tolist(),
+        "pieces": np.where(is_padding, -1, np.cumsum(starts) - 1).tolist(),
+        "positions": (slots - first).tolist(),
+        "spellings": [tokenizer.shown(token) for token in tokens.tolist()],
+    }
 
 
 def _tokenizer(source: str, init: str | None) -> Tokenizer:

@@ -6,29 +6,41 @@ attempt has ended, and give its exit code with --ended CODE: ranks that were kil
 
 With --healthy, RUN may be a folder of runs too. The exit code is 1 if a run that is running here shows no sign of life.
 
-example:
+--json prints one object. Its keys are stable; what is not known is null:
+  run, state, step, total_steps, attempt, world_size, hosts, reason, can_retry, next (what to do, in words)
+  written_unix_s, is_silent (it should run, and gives no sign of life)
+  last_good_checkpoint, checkpoints (names, oldest first), best (checkpoint, held_out_loss)
+  logged_step, loss, accuracy, lr, tokens_per_s, tokens_seen, step_time_s: of the newest logged line
+  held_out_step, held_out_loss: of the newest evaluation
+  left_s: an estimate, from step_time_s; null unless it runs
+
+examples:
   maskloom status runs/first
+  maskloom status runs/first --json
   maskloom status configs/bert_base.yaml run_dir=/shared/runs/base --should-restart
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shlex
 import socket
 import time
 from pathlib import Path
+from typing import Any
 
 from maskloom.commands.arguments import natural
 from maskloom.config_file import load_config
 from maskloom.errors import UserError
+from maskloom.files import read_lines
 from maskloom.launch import health
 from maskloom.launch.ending import Ended, in_words
 from maskloom.launch.supervisor import NO_RESTART, settle
 from maskloom.program import add_overrides
 from maskloom.progress import duration, show, show_path
-from maskloom.status import REFRESH_S, SILENT_S, START, Status, attempt_steps, read_status, why_not_again
+from maskloom.status import CHECKPOINT, REFRESH_S, SILENT_S, START, Status, attempt_steps, read_status, why_not_again
 from maskloom.train.held_out import best_of
 from maskloom.train.run_lock import holder_of
 
@@ -46,9 +58,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     add("--healthy", action="store_true", help="exit with 1 if it runs, but shows no sign of life: a container's check")
     add("--folder", action="store_true", help="print the run's folder only")
+    add("--json", action="store_true", help="print one JSON object")
 
 
 def run(options: argparse.Namespace) -> int:
+    if options.json and (options.folder or options.should_restart or options.healthy):
+        raise UserError("--json goes without --folder, --healthy and --should-restart: leave it out, or those")
     folder = Path(options.run)
     if folder.is_file():
         folder = Path(load_config(folder, options.overrides).run_dir)
@@ -75,9 +90,41 @@ def run(options: argparse.Namespace) -> int:
         return int(why is not None)
     if status is None:
         raise UserError(f"no run at {folder} (no status.json)")
+    if options.json:
+        show(json.dumps(status_object(folder, status, time.time())))
+        return 0
     for line in described(folder, status, time.time()):
         show(line)
     return 0
+
+
+def status_object(folder: Path, status: Status, now_unix_s: float) -> dict[str, Any]:
+    """What --json prints."""
+    best, lines = best_of(folder), read_lines(folder / "metrics.jsonl")
+    logged: dict[str, Any] = next((line for line in reversed(lines) if "tokens_per_s" in line), {})
+    held_out: dict[str, Any] = next((line for line in reversed(lines) if "evaluation_loss" in line), {})
+    step_time_s, is_running = logged.get("step_time_s"), status.state == "running"
+    is_silent = is_running and now_unix_s - status.updated_unix_s > SILENT_S
+    saved = (path.name for path in (folder / "checkpoints").glob("step-*") if CHECKPOINT.fullmatch(path.name))
+    return {
+        "run": str(folder),
+        **{key: getattr(status, key) for key in ("state", "step", "total_steps", "attempt", "world_size", "hosts")},
+        "reason": status.reason or None,
+        "can_retry": status.can_retry,
+        "next": status.advice or _next(folder, status, is_silent),
+        "written_unix_s": status.updated_unix_s,
+        "is_silent": is_silent,
+        "last_good_checkpoint": status.last_good_checkpoint,
+        "checkpoints": sorted(saved),
+        "best": {"checkpoint": best.name, "held_out_loss": best.loss} if best else None,
+        "logged_step": logged.get("step"),
+        "loss": logged.get("loss_mean"),
+        **{key: logged.get(key) for key in ("accuracy", "lr", "tokens_per_s", "tokens_seen")},
+        "step_time_s": step_time_s,
+        "held_out_step": held_out.get("step"),
+        "held_out_loss": held_out.get("evaluation_loss"),
+        "left_s": step_time_s * (status.total_steps - status.step) if is_running and step_time_s is not None else None,
+    }
 
 
 def described(folder: Path, status: Status, now_unix_s: float) -> list[str]:

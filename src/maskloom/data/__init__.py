@@ -14,5 +14,7 @@ Read the rooms in this order.
    `rows` holds the result.
 4. A run's data. `plan` has everything that the data follows from. A `lane` is one virtual reader. `stream` shares the lanes
    among ranks and reader processes, and `batch` cuts a rank's rows into micro-batches. `ahead` works one item ahead in a
-   thread. `skew` warns of blocks whose sizes differ too much.
+   thread. `skew` warns of blocks whose sizes differ too much. `identity` says what a saved state belongs to.
+5. The same for other trainers. `forms` gives rows as models of Hugging Face's take them, `stream_state` is what a stream saves,
+   and `wrappers` refuses loaders that would change batches. `maskloom.masked_stream` puts all of it together.
 """

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from maskloom.config_sections import add_reporter
 from maskloom.errors import UserError
 from maskloom.progress import warn
+from maskloom.redaction import one_line
 from maskloom.train.about import Run
 
 if TYPE_CHECKING:  # torch comes with it: a module that adds a reporter is to be imported quickly
@@ -157,4 +158,5 @@ class Reporters:
             yield
         except Exception as error:
             self._logs.pop(name, None)
-            warn(f"the reporter {name} failed ({type(error).__name__}: {error}): the run continues without it")
+            said = one_line(f"{type(error).__name__}: {error}")
+            warn(f"the reporter {name} failed ({said}): the run continues without it")

@@ -21,7 +21,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-import webdataset
 
 from maskloom.data.index.corpus import Index
 from maskloom.data.index.indexing import IndexedShard, index_shard, write_index
@@ -115,7 +114,7 @@ def look_for(index: Index, wanted: Sequence[Wanted], processes: int, on_shard: O
     digests = _digests(wanted)
     counts: dict[bytes, int] = {}
     numbers = range(len(index.shards))
-    with Pool(processes, __name__) as pool:
+    with Pool(processes, __name__, "webdataset") as pool:
         for number, found in zip(numbers, pool.map(functools.partial(_count, index, digests), numbers), strict=True):
             for digest, count in found.items():
                 counts[digest] = counts.get(digest, 0) + count
@@ -151,7 +150,7 @@ def without(
     removed: dict[bytes, int] = {}
     with whole_folder(out) as folder:
         job = functools.partial(_write, index=index, digests=_digests(wanted), folder=folder)
-        with Pool(processes, __name__) as pool:
+        with Pool(processes, __name__, "webdataset") as pool:
             for number, (shard, found) in zip(numbers, pool.map(job, numbers), strict=True):
                 indexed += [shard] if shard else []
                 for digest, count in found.items():
@@ -221,6 +220,8 @@ def _write(
     if not kept:
         return None, counts
     path = folder / f"{shard.split.replace('_', '-')}-{number:06d}.tar"
+    import webdataset  # it imports torch, which takes a second
+
     with path.open("wb") as file, webdataset.TarWriter(file, mtime=0) as tar:
         for member, lines in enumerate(jsonl_members(kept, min(MEMBER_BYTES, header["block_bytes"]))):
             tar.write({"__key__": f"{number:06d}-{member:06d}", "jsonl": lines})
