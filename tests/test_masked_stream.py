@@ -181,6 +181,15 @@ def test_another_length_begins_a_phase_of_a_run(
     assert [phase["steps"] for phase in last.state_dict()["phases"]] == [3, 3]
 
 
+def test_smaller_items_hold_the_rows_of_a_large_one(stream_of: Any) -> None:
+    """So gradients can be accumulated."""
+    large = next(iter(stream_of()))["rows"]
+    small = [item["rows"] for _, item in zip(range(2), stream_of(global_batch_rows=6), strict=False)]
+    for name in ("input_ids", "chosen"):
+        expected = sorted(row.tobytes() for row in getattr(large, name))
+        assert sorted(row.tobytes() for row in getattr(Rows.concatenate(small), name)) == expected
+
+
 def test_lanes_come_with_the_state(stream_of: Any, whole: list[str]) -> None:
     stream = stream_of()
     take([stream], 1)
