@@ -7,6 +7,8 @@ import contextlib
 import errno
 import fcntl
 import io
+import json
+import math
 import os
 import pty
 import re
@@ -135,6 +137,23 @@ def test_a_result_must_arrive(number: int, monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(UserError, match=f"standard output cannot be written: {os.strerror(number)}"):
         progress.show("the digest")
     progress.say("a message need not")
+
+
+def test_json_is_valid_whatever_it_holds(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOME_API_KEY", "a secret value")
+    held = {
+        "loss": [math.nan, math.inf, 1.5],
+        "reason": 'no answer from https://user@host/x?key="1": \x7f \x1b \u202e \ud800',
+        "a secret value": "with a secret value",
+    }
+    progress.show_json(held)
+    shown = capsys.readouterr().out
+    assert shown.isascii() and not {"\x7f", "\x1b"} & set(shown)
+    assert json.loads(shown, parse_constant=pytest.fail) == {
+        "loss": [None, None, 1.5],
+        "reason": 'no answer from https://host/x"1": \x7f \x1b \u202e \ud800',
+        "<hidden>": "with <hidden>",
+    }
 
 
 def test_what_takes_long_is_noted_once_and_what_does_not_is_not(monkeypatch: pytest.MonkeyPatch) -> None:

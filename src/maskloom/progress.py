@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
+import math
 import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import NoReturn, Protocol, TextIO
@@ -116,6 +118,30 @@ def show(text: str) -> None:
     """
     with _arriving():
         print(printable(redacted(text)), flush=True)
+
+
+def show_json(value: object, indent: int | None = None) -> None:
+    """Print the result of a command for a program: one JSON object of plain values, in ASCII.
+
+    It has null for a number that is not finite. Secrets are taken out of each text by itself: in the whole they could take a
+    quote with them.
+
+    Raises:
+        BrokenPipeError, UserError: as `show`.
+    """
+    text = json.dumps(_for_json(value), indent=indent, allow_nan=False)
+    with _arriving():
+        print(text.replace("\x7f", r"\u007f"), flush=True)  # the one control character that json leaves as it is
+
+
+def _for_json(value: object) -> object:
+    if isinstance(value, str):
+        return redacted(value)
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {_for_json(key): _for_json(each) for key, each in value.items()}
+    return [_for_json(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 def show_path(path: Path) -> None:

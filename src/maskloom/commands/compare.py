@@ -4,7 +4,7 @@ A run may be finished, at work, or of an earlier version. A difference is taken 
 
 examples:
   maskloom compare runs/first runs/second
-  maskloom compare runs/* --json
+  maskloom compare runs/first runs/second runs/third --json
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 
 from maskloom.commands.tables import rows
 from maskloom.errors import UserError
-from maskloom.progress import duration, show, tokens
+from maskloom.progress import duration, show, show_json, tokens
 from maskloom.redaction import one_line
 from maskloom.runs import Evaluation, is_run
 from maskloom.viewing.chart import UNICODE, Style, chart, style_for
@@ -57,7 +57,7 @@ def run(options: argparse.Namespace) -> int:
             "evaluated_together": [same.to_json() for same in evaluated_together(figures)],
             "logged_together": [same.to_json() for same in logged_together(figures)],
         }
-        show(json.dumps(found, indent=1))
+        show_json(found, indent=1)
         return 0
     style = style_for(sys.stdout.encoding)
     width = min(shutil.get_terminal_size().columns, WIDEST)

@@ -18,14 +18,13 @@ examples:
 from __future__ import annotations
 
 import argparse
-import json
 import re
 from pathlib import Path
 
 from maskloom.commands.arguments import add_step, fraction, natural, positive
 from maskloom.commands.tables import comparison
 from maskloom.errors import UserError
-from maskloom.progress import show
+from maskloom.progress import show, show_json
 
 DEFAULTS = {
     "documents": 1000,
@@ -79,7 +78,10 @@ def run(options: argparse.Namespace) -> int:
     if overrides:
         raise UserError(f"{overrides[0]} is for a run on its own corpora: leave it out with --data")
     found = compare_named(named, options)
-    show(json.dumps(found) if options.json else "\n".join(comparison(found)))
+    if options.json:
+        show_json(found)
+    else:
+        show("\n".join(comparison(found)))
     return 0
 
 

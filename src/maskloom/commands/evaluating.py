@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +22,7 @@ from maskloom.commands.run_figures import held_out_figures, lines_of_run
 from maskloom.data.plan import open_corpora
 from maskloom.errors import UserError
 from maskloom.models.foreign import longest_piece_in
-from maskloom.progress import Progress, show
+from maskloom.progress import Progress, show, show_json
 from maskloom.runs import read_metrics
 from maskloom.scoring.models import Scored
 from maskloom.scoring.pseudo import choose_sentences, pseudo_perplexity, tokens_to_score
@@ -43,7 +42,7 @@ def on_its_corpora(named: Sequence[str], overrides: Sequence[str], options: argp
     if options.pseudo_perplexity:
         figures |= _pseudo_of_run(loaded, folder, options)
     if options.json:
-        show(json.dumps(figures))
+        show_json(figures)
         return 0
     show("\n".join(lines_of_run(figures, f"step {loaded.step:,} of {folder}", folders)))
     return 0

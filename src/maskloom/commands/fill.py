@@ -11,12 +11,11 @@ example:
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 from maskloom.commands.arguments import add_step, positive
 from maskloom.errors import UserError
-from maskloom.progress import show
+from maskloom.progress import show, show_json
 from maskloom.redaction import one_line
 from maskloom.tokenizers.base import MASK
 
@@ -63,7 +62,7 @@ def run(options: argparse.Namespace) -> int:
             {"place": place, "tokens": row, "spellings": [*map(tokenizer.token, row)], "shares": share_row}
             for place, row, share_row in zip(places, tokens, shares, strict=True)
         ]
-        show(json.dumps({"ids": ids, "masks": masks, "text": filled}))
+        show_json({"ids": ids, "masks": masks, "text": filled})
         return 0
     for place, row, share_row in zip(places, tokens, shares, strict=True):
         likeliest = (f"{tokenizer.shown(token)} {share:.1%}" for token, share in zip(row, share_row, strict=True))

@@ -30,7 +30,7 @@ from maskloom.commands.arguments import add_step, fraction, positive
 from maskloom.data.packing import ADDED
 from maskloom.errors import UserError
 from maskloom.files import whole_folder, write_atomically
-from maskloom.progress import say, show
+from maskloom.progress import say, show_json
 from maskloom.scalars import NUMBER
 from maskloom.tasks.glue import BERT, RECIPES, TASKS, recipe_of
 
@@ -93,7 +93,7 @@ def run(options: argparse.Namespace) -> int:
         work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="maskloom-finetune-", dir=partial)))
         results = _finetune(options, work, tell, partial)
     if options.json:
-        show(json.dumps(results))
+        show_json(results)
     elif options.out:
         say(f"{options.out}: the model of seed {results['kept_seed']}; transformers' pipelines load it")
     return 0

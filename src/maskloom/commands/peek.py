@@ -25,7 +25,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -39,7 +38,7 @@ from maskloom.data.plan import DataPlan, open_corpora
 from maskloom.data.rows import Rows
 from maskloom.errors import UserError
 from maskloom.program import add_overrides
-from maskloom.progress import show
+from maskloom.progress import show, show_json
 from maskloom.redaction import one_line
 from maskloom.tokenizers.base import Tokenizer
 from maskloom.tokenizers.loading import load_tokenizer
@@ -104,7 +103,7 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         ids = {name: getattr(plan.tokenizer, f"{name}_id") for name in ("pad", "cls", "sep", "mask")}
         found = {"target": str(options.target), "world": options.world, "vocab_size": plan.tokenizer.vocab_size}
-        show(json.dumps({**found, "ids": ids, "digest": digest.hexdigest(), "steps": objects}))
+        show_json({**found, "ids": ids, "digest": digest.hexdigest(), "steps": objects})
     elif options.digest:
         show(digest.hexdigest())
     return 0

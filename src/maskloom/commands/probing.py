@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -13,7 +12,7 @@ from maskloom.commands.encoders import LoadedEncoder, load_encoder
 from maskloom.commands.loading import device
 from maskloom.data.packing import ADDED
 from maskloom.errors import UserError
-from maskloom.progress import show
+from maskloom.progress import show, show_json
 from maskloom.tasks.encoding import Floats, mean_pooled
 from maskloom.tasks.labelled import Examples, read_examples
 from maskloom.tasks.probe import bag_of_words, check, features_of, fit
@@ -52,7 +51,10 @@ def probe(options: argparse.Namespace) -> int:
         "most_frequent": most_frequent,
         "models": rows,
     }
-    show(json.dumps(found) if options.json else "\n".join(_table(found)))
+    if options.json:
+        show_json(found)
+    else:
+        show("\n".join(_table(found)))
     return 0
 
 

@@ -23,7 +23,6 @@ examples:
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shlex
 import socket
@@ -39,7 +38,8 @@ from maskloom.launch import health
 from maskloom.launch.ending import Ended, in_words
 from maskloom.launch.supervisor import NO_RESTART, settle
 from maskloom.program import add_overrides
-from maskloom.progress import duration, show, show_path
+from maskloom.progress import duration, show, show_json, show_path
+from maskloom.runs import number
 from maskloom.status import CHECKPOINT, REFRESH_S, SILENT_S, START, Status, attempt_steps, read_status, why_not_again
 from maskloom.train.held_out import best_of
 from maskloom.train.run_lock import holder_of
@@ -91,7 +91,7 @@ def run(options: argparse.Namespace) -> int:
     if status is None:
         raise UserError(f"no run at {folder} (no status.json)")
     if options.json:
-        show(json.dumps(status_object(folder, status, time.time())))
+        show_json(status_object(folder, status, time.time()))
         return 0
     for line in described(folder, status, time.time()):
         show(line)
@@ -103,7 +103,7 @@ def status_object(folder: Path, status: Status, now_unix_s: float) -> dict[str, 
     best, lines = best_of(folder), read_lines(folder / "metrics.jsonl")
     logged: dict[str, Any] = next((line for line in reversed(lines) if "tokens_per_s" in line), {})
     held_out: dict[str, Any] = next((line for line in reversed(lines) if "evaluation_loss" in line), {})
-    step_time_s, is_running = logged.get("step_time_s"), status.state == "running"
+    step_time_s, is_running = number(logged, "step_time_s"), status.state == "running"
     is_silent = is_running and now_unix_s - status.updated_unix_s > SILENT_S
     saved = (path.name for path in (folder / "checkpoints").glob("step-*") if CHECKPOINT.fullmatch(path.name))
     return {
@@ -118,7 +118,7 @@ def status_object(folder: Path, status: Status, now_unix_s: float) -> dict[str, 
         "checkpoints": sorted(saved),
         "best": {"checkpoint": best.name, "held_out_loss": best.loss} if best else None,
         "logged_step": logged.get("step"),
-        "loss": logged.get("loss_mean"),
+        "loss": number(logged, "loss_mean"),
         **{key: logged.get(key) for key in ("accuracy", "lr", "tokens_per_s", "tokens_seen")},
         "step_time_s": step_time_s,
         "held_out_step": held_out.get("step"),

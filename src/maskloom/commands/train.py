@@ -14,7 +14,6 @@ example:
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from pathlib import Path
@@ -26,7 +25,7 @@ from maskloom.errors import UserError
 from maskloom.hardware import cores
 from maskloom.live import live_line
 from maskloom.program import add_overrides
-from maskloom.progress import show
+from maskloom.progress import show_json
 from maskloom.world import World
 
 PROFILE = Path("profile")
@@ -90,12 +89,11 @@ def run(options: argparse.Namespace) -> int:
         processes = options.processes or max(torch.cuda.device_count(), 1)
         if options.show_deepspeed:
             world = World(size=processes)
-            show(json.dumps(deepspeed_settings(*prepare(config, world), world), indent=2))
+            show_json(deepspeed_settings(*prepare(config, world), world), indent=2)
             return 0
         with live_line("checking the settings and the data"):
-            prepare(
-                config, World(size=processes, local_size=processes)
-            )  # bad input is said once, and not by every rank
+            # Here, so that bad input is said once, and not by every rank.
+            prepare(config, World(size=processes, local_size=processes))
         if processes == 1 and not options.max_restarts:
             return train_as_rank(arguments)
     return _on_this_machine(processes, options.max_restarts, Path(config.run_dir), config.timeouts, arguments)
@@ -170,7 +168,7 @@ def _on_hosts(options: argparse.Namespace, config: RunConfig, arguments: list[st
     world = World(size=sum(host.slots for host in hosts), local_size=hosts[0].slots)
     if options.show_deepspeed:
         world = World(size=world.size)  # here there need not be the hosts' GPUs
-        show(json.dumps(deepspeed_settings(*prepare(config, world), world), indent=2))
+        show_json(deepspeed_settings(*prepare(config, world), world), indent=2)
         return 0
     if missing := [tool for tool in ("pdsh", "ssh") if not shutil.which(tool)]:
         raise UserError(
