@@ -62,9 +62,9 @@ $(RUN)/export/config.json: $(RUN)/.done
 unit: .venv/.installed-dev
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --ignore tests/cluster --ignore tests/examples --ignore tests/integration --ignore tests/fuzz
 
-# A file is one worker's, in the order of the folders: the cluster's, which mostly wait, beside all others.
+# A file is one worker's, in the order of the folders: one worker has the cluster's, which mostly wait, two have the others.
 test: .venv/.installed-dev
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 lint: .venv/.installed-dev
 	$(BIN)/ruff check .

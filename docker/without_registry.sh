@@ -85,6 +85,7 @@ try() {
     root=$(images mount "$container")
     user=$(images inspect --type image --format '{{.OCIv1.Config.User}}' "$IMAGE")
     mkdir -p "$root/workspace/data" "$STORAGE/tried/data/text" "$STORAGE/tried/runs"
+    echo "127.0.0.1 localhost container" > "$root/etc/hosts" # which engines write into every container
     for page in docs/*.md; do
         cp "$page" "$STORAGE/tried/data/text/$(basename "$page" .md).txt"
     done

@@ -136,3 +136,9 @@ def test_no_page_is_wider_than_its_window(measured: dict[str, dict]) -> None:
 
 def test_nothing_in_the_readme_has_to_be_scrolled(measured: dict[str, dict]) -> None:
     assert measured[f"readme.html@{WIDTH}"]["wide"] == []
+
+
+def test_each_page_is_once_in_the_menu() -> None:
+    pages = re.findall(r": ([\w/.-]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
+    assert len(pages) > 20
+    assert sorted(pages) == sorted(set(pages))

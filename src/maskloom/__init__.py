@@ -3,7 +3,7 @@
 The names below are the Python interface; `docs/python.md` shows how to use them. Each is imported when it is first used, so that
 `import maskloom` costs nothing and imports no torch.
 
-The file list is the data flow: `data` turns text into masked batches, `model` turns a batch into a loss, `train` runs
+The file list is the data flow: `data` turns text into masked batches, `models` turns a batch into a loss, `train` runs
 DeepSpeed over it, `commands` is what people type.
 """
 

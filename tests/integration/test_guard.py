@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from maskloom.config_file import load_config
 from maskloom.data.cursors import LaneCursors, first_cursors
@@ -230,6 +231,11 @@ def test_a_run_rolls_back_and_skips_the_data_also_when_it_is_killed(
     for number in numbers:
         whole, killed = tmp_path / f"whole{number}", tmp_path / f"killed{number}"
         assert [line["step"] for line in lines(whole)] == list(range(1, 13)), "every step is logged once"
+        board = EventAccumulator(str(whole / "tensorboard")).Reload()
+        assert [event.step for event in board.Scalars("train/loss")] == list(range(1, 13)), "and shown once"
+        restarts = board.Tensors("run/restarts")[-1].tensor_proto.string_val[0].decode()
+        said = "rolled back to step 4; the rows of steps 5 to 8 were skipped (48 rows), as `step 8: its loss is nan`"
+        assert said in restarts
         assert all(line["loss"] is not None for line in lines(whole))
         assert losses(killed) == losses(whole)
         for name in ("bad_steps", "rollbacks", "tokens_seen"):

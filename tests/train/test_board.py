@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
+import threading
 from pathlib import Path
 
+import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import metadata
+from tensorboard.summary.writer import event_file_writer
 
 from maskloom.train.board import CHARTS, FIRST, SETTINGS, Board
 
@@ -75,3 +79,39 @@ def test_the_charts_name_tags_that_are_there(tmp_path: Path) -> None:
         for title, (_, patterns) in charts.items():
             assert title.encode() in layout.tensor_proto.string_val[0]
             assert all(pattern.startswith("^") and pattern.endswith("$") for pattern in patterns)
+
+
+def test_a_folder_that_is_gone_is_said_once_and_leaves_no_thread(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def writers() -> list[threading.Thread]:
+        return [thread for thread in threading.enumerate() if type(thread).__module__ == event_file_writer.__name__]
+
+    before = writers()
+    board = Board(tmp_path)
+    board.begin_at(0, {})
+    board.log({"eval/loss": 2.0}, 1)
+    assert len(writers()) == len(before) + 2
+    shutil.rmtree(tmp_path / "tensorboard")
+    for step in (2, 3):
+        board.log({"train/loss": 2.0}, step)
+    assert writers() == before
+    assert capsys.readouterr().err.count("TensorBoard can no longer be written") == 1
+
+
+def test_tracebacks_of_the_writers_alone_are_left_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(threading, "excepthook", lambda arguments: told.append(str(arguments.exc_value)))
+    for _ in range(2):
+        Board(tmp_path)
+    hook = threading.excepthook
+    Board(tmp_path)
+    assert threading.excepthook is hook  # one is enough
+
+    def fail() -> None:
+        raise ValueError("of another thread")
+
+    thread = threading.Thread(target=fail)
+    thread.start()
+    thread.join()
+    assert told == ["of another thread"]

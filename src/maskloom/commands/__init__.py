@@ -20,7 +20,7 @@ COMMANDS = {
     "status": "how a run stands, and what to do next",
     "compare": "runs side by side: settings, figures, curves",
     "peek": "print the batches of some steps as text, or their digest",
-    "monitor": "TensorBoard over a run, for this machine alone",
+    "monitor": "TensorBoard over runs, for this machine alone",
     "eval": "how well models predict masked tokens, on a run's held-out text or any other",
     "probe": "what frozen encoders know of labels",
     "finetune": "fine-tune an encoder for a task, GLUE's among them",

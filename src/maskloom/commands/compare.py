@@ -4,7 +4,7 @@ A run may be finished, at work, or of an earlier version. A difference is taken 
 
 examples:
   maskloom compare runs/first runs/second
-  maskloom compare runs/* --json
+  maskloom compare runs/first runs/second runs/third --json
 """
 
 from __future__ import annotations

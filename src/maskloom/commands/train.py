@@ -92,9 +92,8 @@ def run(options: argparse.Namespace) -> int:
             show_json(deepspeed_settings(*prepare(config, world), world), indent=2)
             return 0
         with live_line("checking the settings and the data"):
-            prepare(
-                config, World(size=processes, local_size=processes)
-            )  # bad input is said once, and not by every rank
+            # Here, so that bad input is said once, and not by every rank.
+            prepare(config, World(size=processes, local_size=processes))
         if processes == 1 and not options.max_restarts:
             return train_as_rank(arguments)
     return _on_this_machine(processes, options.max_restarts, Path(config.run_dir), config.timeouts, arguments)

@@ -134,7 +134,11 @@ class Board:
         try:
             yield
         except Exception as error:
-            self._main = self._held_out = None
+            writers, self._main, self._held_out = (self._main, self._held_out), None, None
+            for writer in writers:
+                with contextlib.suppress(Exception):  # it may fail for the same reason
+                    if writer is not None:
+                        writer.close()
             warn(
                 f"TensorBoard can no longer be written ({error}): the run continues without it; metrics.jsonl has all of it"
             )
@@ -170,6 +174,8 @@ def _add(writer: SummaryWriter, summary: Any, step: int) -> None:
 def _quieten_the_writers() -> None:
     """Print no traceback of TensorBoard's own threads: their error is raised in ours with the next line, and said there."""
     before = threading.excepthook
+    if getattr(before, "__module__", "") == __name__:  # for an earlier `Board`
+        return
 
     def hook(arguments: threading.ExceptHookArgs) -> None:
         if type(arguments.thread).__module__ != event_file_writer.__name__:
