@@ -37,6 +37,8 @@ QUERY_LEFT_OUT = "?<left-out>"
 BLANKS = " \t"
 POSITION = re.compile(r"0|[1-9][0-9]{0,8}")
 LONGEST_SHOWN = 200
+MOST_FAULTS = 50
+"""More in one message are not read: the file is another one than was meant."""
 DID_YOU_MEAN = re.compile(r"^unknown key .*: did you mean '([^']+)'\?$")
 EXAMPLES = {
     "run_dir": "run_dir: runs/first",
@@ -65,7 +67,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     except OSError as error:
         raise UserError(f"cannot read the configuration file {path}: {error.strerror}") from None
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not valid YAML: {error}") from None
+        line = error.object[: error.start].count(b"\n") + 1
+        raise UserError(f"{path} is not valid YAML: {error.reason} in UTF-8 (line {line}): save it as UTF-8") from None
     tree = read_yaml(text, str(path))
     if not isinstance(tree, dict):
         found = "it is empty" if tree is None else f"it holds {'a list' if isinstance(tree, list) else 'one value'}"
@@ -96,7 +99,10 @@ def parse_config(tree: dict[str, object], where: str, places: Places | None = No
         # pydantic counts valid items only, so it also reports a list whose one phase is wrong as too short.
         inside = {detail["loc"][:depth] for detail in details for depth in range(1, len(detail["loc"]))}
         faults = [each for each in details if each["type"] != "too_short" or each["loc"] not in inside]
-        raise _refusal(where, _in_lines(faults, tree, places)) from None
+        lines = _in_lines(faults[:MOST_FAULTS], tree, places)
+        if len(faults) > MOST_FAULTS:
+            lines.append(f"and {len(faults) - MOST_FAULTS:,} more")
+        raise _refusal(where, lines) from None
 
 
 def _in_lines(details: Sequence[ErrorDetails], tree: Mapping[str, object], places: Places) -> list[str]:
