@@ -39,6 +39,17 @@ POSITION = re.compile(r"0|[1-9][0-9]{0,8}")
 LONGEST_SHOWN = 200
 MOST_FAULTS = 50
 """More in one message are not read: the file is another one than was meant."""
+CALLED_ELSEWHERE = {
+    "batch_size": "global_batch_rows",
+    "learning_rate": "lr",
+    "max_length": "seq_len",
+    "max_seq_length": "seq_len",
+    "max_steps": "steps",
+    "mlm_probability": "rate",
+    "output_dir": "run_dir",
+    "per_device_train_batch_size": "micro_batch_rows",
+}
+"""Names of transformers' Trainer and its examples -> the last part of our key."""
 DID_YOU_MEAN = re.compile(r"^unknown key .*: did you mean '([^']+)'\?$")
 EXAMPLES = {
     "run_dir": "run_dir: runs/first",
@@ -262,9 +273,10 @@ def _fault(detail: ErrorDetails, tree: Mapping[str, object]) -> str:
                 alike = difflib.get_close_matches(last, beside, n=1, cutoff=0.7)
                 hint = f"; did you mean '{alike[0]}'?" if alike else ""
                 return f"{said}, and model.architecture is {own}{hint}"
-            if near := difflib.get_close_matches(last, beside, n=1, cutoff=0.5):
+            ours = CALLED_ELSEWHERE.get(last, last)
+            if near := difflib.get_close_matches(ours, beside, n=1, cutoff=0.5):
                 return f"unknown key '{key}': did you mean '{near[0]}'?"
-            hint = f"did you mean {elsewhere}? " if (elsewhere := _elsewhere(last)) else ""
+            hint = f"did you mean {elsewhere}? " if (elsewhere := _elsewhere(ours)) else ""
             return f"unknown key '{key}': {hint}known here: {', '.join(beside)}"
         case "missing":
             return f"'{key}' is missing: " + (f"for example {EXAMPLES[key]}" if key in EXAMPLES else "set it")
