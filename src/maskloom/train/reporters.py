@@ -161,7 +161,7 @@ class Reporters:
     def _surviving(self, name: str) -> Iterator[None]:
         try:
             yield
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # an exit would end the run as if it was done
             self._logs.pop(name, None)
             said = one_line(f"{type(error).__name__}: {error}")
             warn(f"the reporter {name} failed ({said}): the run continues without it")
