@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
+import pickle
 import shutil
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from accelerate.data_loader import DataLoaderDispatcher, IterableDatasetShard
@@ -201,6 +205,7 @@ def test_lanes_come_with_the_state(stream_of: Any, whole: list[str]) -> None:
 
 
 WRONG: list[tuple[dict[str, Any], str]] = [
+    ({"form": []}, "form=.. is not a form"),
     ({"form": "flat"}, "form='flat' is not a form of batches: choose one of packed, padded"),
     ({"seq_len": 1 << 21}, "seq_len = 2097152: .*1048576"),
     ({"seq_len": "long"}, "seq_len"),
@@ -229,6 +234,40 @@ def test_wrong_arguments(wrong: dict[str, Any], message: str, stream_of: Any) ->
     with pytest.raises(UserError, match=f"(?s){message}") as caught:
         stream_of(**wrong)
     assert "phases." not in str(caught.value) and "data." not in str(caught.value)
+
+
+def test_whole_numbers_may_be_numpys_or_end_in_a_zero(stream_of: Any, whole: list[str]) -> None:
+    one = np.int64(1)
+    stream = stream_of(
+        seq_len=np.int64(32), lanes=6.0, steps=2.0, rank=0 * one, world_size=one, position_ids_start=0 * one
+    )
+    assert len(stream) == 2
+    assert take([stream], 3) == whole[:2]
+    json.dumps(stream.state_dict())
+
+
+def test_a_copy_reads_for_itself(stream_of: Any, whole: list[str]) -> None:
+    stream = stream_of()
+    batches = iter(stream)
+    next(batches)
+    for copied in (copy.copy(stream), copy.deepcopy(stream), pickle.loads(pickle.dumps(stream))):
+        assert take([copied], 2) == whole[1:3]
+    assert stream.step == 1 and take([stream], 1) == whole[1:2]
+    next(batches := iter(stream))
+    copied = copy.copy(stream)
+    take([copied], 1)
+    next(batches)
+    assert stream.state_dict() == copied.state_dict()
+
+
+def test_variables_of_callers_are_not_kept_alive(stream_of: Any) -> None:
+    class Large: ...
+
+    large = Large()
+    seen = weakref.ref(large)
+    iter(stream_of())
+    del large
+    assert seen() is None
 
 
 def test_wrong_corpora_and_tokenizers(corpus_dir: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
@@ -264,6 +303,7 @@ def test_states_that_do_not_fit(stream_of: Any) -> None:
         ({**state, "phases": "none"}, {}, "damaged"),
         ({**state, "cursors": {"0": [[-1]]}}, {}, "damaged"),
         ({**state, "cursors": {"0": []}}, {}, "damaged"),
+        ({**state, "cursors": {"0": [[0, [0, 2]]]}}, {}, "damaged"),
         ([state, {**state, "step": 3}], {}, r"not of the same moment: they differ in step \(2 and 3\)"),
         ("state", {}, "a str is not a state"),
         ([], {}, "a list is not a state"),

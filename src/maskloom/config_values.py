@@ -17,7 +17,7 @@ Share = Annotated[float, Field(ge=0.0, le=1.0)]
 # Far above what anybody trains, but low enough that a typing mistake is refused before it fills the memory.
 MOST_STEPS = 10**12
 MOST_ROWS = 1 << 24
-MOST_SEQ_LEN = 1 << 20
+LEAST_SEQ_LEN, MOST_SEQ_LEN = 8, 1 << 20
 LARGEST_WEIGHT = 1e6  # only the ratios of weights matter
 MOST_STEP_SLOTS = 1 << 30
 """Token slots of one optimizer step over all ranks. BERT-large with LAMB takes 2^25."""
@@ -36,7 +36,7 @@ MOST_TOKENS = 10**18
 Tokens = Annotated[TokenCount, Field(ge=1, le=MOST_TOKENS)]
 """Token slots, padding included: rows times slots a row. `config_tokens` turns them into steps before anything else sees them."""
 RowCount = Annotated[int, Field(ge=1, le=MOST_ROWS)]
-SeqLen = Annotated[int, Field(ge=8, le=MOST_SEQ_LEN)]
+SeqLen = Annotated[int, Field(ge=LEAST_SEQ_LEN, le=MOST_SEQ_LEN)]
 Width = Annotated[int, Field(ge=1, le=1 << 17)]
 Few = Annotated[int, Field(ge=1, le=1 << 12)]
 """A count of at most some thousands: layers, heads, attempts."""

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch.distributed
 from torch.utils.data import IterableDataset
 
@@ -37,7 +38,7 @@ from maskloom.data.stream import read_steps
 from maskloom.data.stream_state import FORMAT, Saved, State, join, parse, phase_to_json, skipped_to
 from maskloom.data.wrappers import refuse_wrappers
 from maskloom.distributed import World, gather_objects
-from maskloom.errors import DataFault, UserError
+from maskloom.errors import UserError
 from maskloom.processes import refuse_unguarded_main
 from maskloom.progress import warn
 from maskloom.redaction import brief
@@ -122,8 +123,9 @@ class MaskedStream(IterableDataset[Batch]):
         prefetch_steps: int = 4,
         storage: Storage | Mapping[str, Any] | None = None,
     ) -> None:
-        if form not in FORMS:
+        if not isinstance(form, str) or form not in FORMS:
             raise UserError(f"form={form!r} is not a form of batches: choose one of {', '.join(FORMS)}")
+        position_ids_start, rank, world_size = map(_python_int, (position_ids_start, rank, world_size))
         if not is_count(position_ids_start):
             raise UserError(f"position_ids_start={position_ids_start!r} is not a position: give a whole number from 0")
         if position_ids_start and form != "packed":
@@ -137,16 +139,16 @@ class MaskedStream(IterableDataset[Batch]):
             "global_batch_rows": global_batch_rows,
         }
         data = {"train": _plain_corpus(corpus), "lanes": lanes, "workers": workers, "prefetch_steps": prefetch_steps}
-        self._steps = steps
         with _arguments_named():
             self._config = _checked(phase, {**data, "storage": _plain(storage)}, _plain(masking), seed)
+            self._steps = None if steps is None else self._config.phases[0].steps
             self.world = _world(rank, world_size)
             self.tokenizer = _tokenizer(tokenizer)
             if self._config.masking.final_rate is not None and steps is None:
                 raise UserError("masking.final_rate is the rate of the last step: set steps too, or leave it out")
             self._corpora = open_corpora(self._config.data)
             self._past: tuple[Phase, ...] = ()
-            self._plan = self._plan_with((), lanes, None)
+            self._plan = self._plan_with((), self._config.data.lanes, None)
         first = first_cursors(self._plan.lanes, len(self._corpora))
         self._place = _Place(0, {lane: first[lane] for lane in self.world.share(self._plan.lanes)})
         self._kept = deque([self._place], maxlen=KEPT_STATES)
@@ -178,6 +180,10 @@ class MaskedStream(IterableDataset[Batch]):
         self.close()
         self._reader = self._read()
         return _Reading(self, self._reader)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy stands where this stream stands, and reads for itself."""
+        return {**self.__dict__, "_reader": None, "_kept": self._kept.copy()}
 
     def close(self) -> None:
         """End the reader processes, if there are any. The stream keeps its place: iterate again to continue."""
@@ -343,7 +349,6 @@ class _Reading:
 
 def _checked(phase: Mapping[str, Any], data: Mapping[str, Any], masking: Any, seed: int) -> RunConfig:
     """The arguments as a configuration, which checks them. What a stream does not have has a value that fits."""
-    longest = phase["seq_len"] if is_count(phase["seq_len"]) else 1
     return parse_config(
         {
             "run_dir": "-",
@@ -352,10 +357,15 @@ def _checked(phase: Mapping[str, Any], data: Mapping[str, Any], masking: Any, se
             "data": dict(data),
             "masking": {} if masking is None else masking,
             "seed": seed,
-            "model": {"max_position_embeddings": min(max(longest, 1), MOST_SEQ_LEN)},
+            "model": {"max_position_embeddings": MOST_SEQ_LEN},
         },
         "MaskedStream",
     )
+
+
+def _python_int(number: Any) -> Any:
+    """A whole number of numpy's as one of Python's; everything else as it is."""
+    return int(number) if isinstance(number, np.integer) else number
 
 
 def _plain(section: Any) -> Any:
@@ -406,14 +416,9 @@ def _arguments_named() -> Iterator[None]:
     """Errors within call the settings by the names of the arguments."""
     try:
         yield
-    except DataFault as fault:
-        raise DataFault(
-            _renamed(str(fault)), kind=fault.kind, shard=fault.shard, offset=fault.offset, key=fault.key
-        ) from None
-    except UserError as error:
-        if type(error) is not UserError:
-            raise
-        raise UserError(_renamed(str(error))) from None
+    except (UserError, ChildProcessError) as error:
+        error.args = (_renamed(str(error)),)
+        raise
 
 
 def _renamed(message: str) -> str:

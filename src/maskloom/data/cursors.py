@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from typing import Any, NamedTuple
 
+from maskloom.config_values import LEAST_SEQ_LEN
 from maskloom.scalars import is_count
 
 
@@ -39,7 +40,8 @@ class Cursor(NamedTuple):
     def from_json(items: list[Any]) -> Cursor:
         """The cursor that `to_json` gave as items. Raises TypeError, LookupError or ValueError for other items."""
         cursor = Cursor(items[0], tuple((seq_len, taken) for seq_len, taken in items[1:]))
-        if not all(map(is_count, (cursor.number, *itertools.chain(*cursor.reads)))):
+        counts = all(map(is_count, (cursor.number, *itertools.chain(*cursor.reads))))
+        if not counts or any(seq_len < LEAST_SEQ_LEN for seq_len, _ in cursor.reads):
             raise ValueError(f"{items!r} is not a place in a corpus")
         return cursor
 

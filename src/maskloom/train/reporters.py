@@ -60,9 +60,14 @@ def _check_wandb() -> None:
         raise UserError("logging.reporters wandb needs the package wandb: pip install 'maskloom[wandb]'")
     import wandb
 
-    if wandb.setup().settings.mode in ("offline", "dryrun", "disabled"):
-        return
-    if not wandb.login(prompt=False, verify=False):
+    is_in_use = "WANDB_SERVICE" in os.environ
+    try:
+        is_offline = wandb.setup(wandb.Settings(silent=True)).settings.mode in ("offline", "dryrun", "disabled")
+        is_possible = is_offline or wandb.login(prompt=False, verify=False)
+    finally:
+        if not is_in_use:  # by the caller of `pretrain`: the process that W&B started is not for ranks that begin later
+            wandb.teardown()
+    if not is_possible:
         raise UserError(
             "logging.reporters wandb finds no key for W&B: run `wandb login`, or set WANDB_API_KEY. To send nothing, set "
             "WANDB_MODE=offline"
