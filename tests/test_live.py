@@ -129,6 +129,16 @@ def test_messages_stand_above_it_and_nothing_is_left_of_it(
     assert read == ["step 1", "WARNING: careful"]  # what a log gets
 
 
+def test_a_message_takes_the_line_of_a_rank_away(terminal: Callable[[], str], use: Callable[..., None]) -> None:
+    use(terminal)
+    with live.below_a_rank():
+        terminal.stream.write("training  25% 50/200 | loss 6.5000\r")
+        progress.warn("killed")
+        terminal.stream.write("training  26% 52/200 | loss 6.5000\r")
+    progress.say("failed")
+    assert screen(terminal()) == ["WARNING: killed", "failed", ""]
+
+
 def test_what_ends_the_program_takes_it_away(terminal: Callable[[], str], use: Callable[..., None]) -> None:
     use(terminal)
     with live_line("training"):

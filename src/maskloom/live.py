@@ -84,6 +84,20 @@ def live_line(doing: Callable[[], tuple[str, int]] | str, is_wanted: bool = True
             _figures = None
 
 
+@contextlib.contextmanager
+def below_a_rank() -> Iterator[None]:
+    """During the block a rank may draw its line in this program's terminal: messages take that line away first."""
+    line = _RanksLine(sys.stderr)
+    if is_possible():
+        add_drawn(line)
+    try:
+        yield
+    finally:
+        if is_drawn(line):
+            remove_drawn(line)
+            line.clear()
+
+
 def show_live(
     *,
     total_steps: int | None = None,
@@ -100,6 +114,22 @@ def show_live(
     _figures.held_out_loss = held_out_loss or _figures.held_out_loss
     _figures.tokens_per_s = tokens_per_s or _figures.tokens_per_s
     _figures.left_s = left_s or _figures.left_s
+
+
+@dataclass
+class _RanksLine:
+    """A line that another process draws."""
+
+    stream: TextIO
+
+    def clear(self) -> None:
+        """Take it away, in case it is there; that process brings it back."""
+        with contextlib.suppress(OSError, ValueError):
+            self.stream.write(ERASE)
+            self.stream.flush()
+
+    def refresh(self) -> None:
+        """Not ours to draw."""
 
 
 class _Line:

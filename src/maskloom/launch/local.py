@@ -25,6 +25,7 @@ from maskloom.launch.ending import (
     say_stopping,
 )
 from maskloom.launch.leftovers import tied
+from maskloom.live import below_a_rank
 from maskloom.progress import say, warn
 from maskloom.status import EXIT_DONE, EXIT_HUNG, EXIT_STOPPED
 
@@ -54,7 +55,8 @@ def run_ranks(
         for rank in range(processes):
             variables = {**environment, **_variables(rank, processes, port)}
             ranks.append(subprocess.Popen(tied(list(command)), env=variables, start_new_session=True))
-        return _wait(ranks, stop, grace_s, failed_grace_s)
+        with below_a_rank():
+            return _wait(ranks, stop, grace_s, failed_grace_s)
     finally:
         _signal(ranks, signal.SIGKILL)
         for process in ranks:
