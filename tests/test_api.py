@@ -101,6 +101,7 @@ def test_an_export_is_that_of_the_command(trained_run: Path, tmp_path: Path) -> 
         (lambda run: maskloom.evaluate(run, run, mask_rate=2), "mask_rate=2"),
         (lambda run: maskloom.evaluate(torch.nn.Linear(2, 2), run), "model is a Linear"),
         (lambda run: maskloom.evaluate(maskloom.load_model(run), run), "needs its tokenizer"),
+        (lambda run: maskloom.evaluate(maskloom.load_model(run), run, step=1), "step=1 is for a run"),
         (lambda run: maskloom.export(run, run), "exists"),
         (lambda run: maskloom.export(run, run / "x", name="a b"), "for the model's card"),
         (lambda run: maskloom.export(run, run / "x", languages="en"), "is a text"),

@@ -111,6 +111,9 @@ def test_wrong_usage_leaves_with_2_and_says_how(arguments: list[str], capsys: py
     assert "error: " in captured.err
 
 
+WITHOUT_DASHES = "settings have no dashes: write key=value, such as phases.0.steps=20"
+
+
 @pytest.mark.parametrize(
     ("arguments", "meant"),
     [
@@ -118,8 +121,10 @@ def test_wrong_usage_leaves_with_2_and_says_how(arguments: list[str], capsys: py
         (["xyzzy"], "there is no command 'xyzzy'; `maskloom help` lists them"),
         (["help", "trian"], "there is no command 'trian'; did you mean `train`?"),
         (["train", "a.yaml", "--proceses", "2"], "unrecognized arguments: --proceses 2; did you mean `--processes`?"),
+        (["train", "a.yaml", "--steps", "9"], "unrecognized arguments: --steps 9; " + WITHOUT_DASHES),
         (["train", "a.yaml", "--proceses=2"], "unrecognized arguments: --proceses=2; did you mean `--processes`?"),
-        (["train", "a.yaml", "--xyzzy"], "unrecognized arguments: --xyzzy"),
+        (["train", "a.yaml", "--xyzzy"], "unrecognized arguments: --xyzzy; " + WITHOUT_DASHES),
+        (["eval", "runs/a", "--xyzzy"], "unrecognized arguments: --xyzzy"),
     ],
 )
 def test_a_mistyped_word_is_answered_with_the_nearest(

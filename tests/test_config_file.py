@@ -452,6 +452,8 @@ def test_a_number_with_an_exponent_is_a_number_where_deepspeed_gets_it(write_con
         ("optimizer.lr=[1", "not valid YAML"),
         ("optimizer.lrr=1", "did you mean 'lr'?"),
         ("phases.0.step=20", "did you mean 'steps'?"),
+        ("optimizer.learning_rate=1", "did you mean 'lr'?"),
+        ("max_steps=20", "did you mean 'phases.0.steps'?"),
         ("seed=-1", "seed = -1"),
         ("checkpoint.keep_last=1", "checkpoint.keep_last = 1"),
     ],

@@ -136,7 +136,7 @@ def test_references_that_stay_small_are_read() -> None:
         ("[" * 5000, "nested too deeply"),
         ("a: " + "x" * MOST_CHARACTERS, "characters, more than"),
         ("a: [1", "expected ',' or ']'"),
-        ("a: \x00", "special characters are not allowed"),
+        ("a: 1\nb: \x00", "U+0000, which YAML does not allow: remove it (line 2)"),
         ("? [a]\n: 1", "a key is a list or a mapping"),
     ],
 )

@@ -31,14 +31,16 @@ def test_what_cannot_be_written_is_not_said_and_still_read(monkeypatch: pytest.M
     closed, unread = os.pipe()
     os.close(closed)
     with Path("/dev/full").open("w") as full, os.fdopen(unread, "w", buffering=1) as pipe:
-        for stream in (full, pipe):
+        closed_by_a_library = io.StringIO()
+        closed_by_a_library.close()
+        for stream in (full, pipe, closed_by_a_library):
             monkeypatch.setattr("sys.stdout", stream)
             monkeypatch.setattr("sys.stderr", stream)
             progress.say("step 1")
             progress.warn("no room")
             progress.complain("failed")
             progress.flush()
-    assert read == ["step 1", "WARNING: no room", "failed"] * 2
+    assert read == ["step 1", "WARNING: no room", "failed"] * 3
 
 
 MIB = 1 << 20

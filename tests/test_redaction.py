@@ -80,8 +80,11 @@ def test_places_in_a_tree_are_named_and_values_are_not() -> None:
         "random_ltd": {"token_lr": 0.1},
         "url": "https://u:S3CRET@host",
         "plain": "mail a@b",
+        "numbers": {"password": 12345678, "max_tokens": 512, "secrets": ["S3CRET"], "credentials": [], "api_key": None},
+        "headers": {"Authorization": "Bearer S3CRET"},
     }
-    assert list(secret_keys(tree)) == ["comet.api_key", "several.1.password"]
+    secrets = ["comet.api_key", "several.1.password", "numbers.password", "numbers.secrets", "headers.Authorization"]
+    assert list(secret_keys(tree)) == secrets
     assert list(secret_urls(tree)) == ["url"]
 
 

@@ -22,3 +22,10 @@ def test_a_picture_is_xml_that_fits_a_page() -> None:
     assert float(svg.attrib["width"]) <= 980
     words = [part.text for part in svg.iter("{http://www.w3.org/2000/svg}text")]
     assert words == ["$ ", "program --option", "a < b", "WARNING", ": c"]
+
+
+def test_a_long_command_is_continued_on_the_next_line() -> None:
+    screen = record([sys.executable, "-c", "print('done')"], 24, 24, None)
+    svg = ElementTree.fromstring(drawn(screen, "program --one 1 --another 2", 24))
+    words = [part.text for part in svg.iter("{http://www.w3.org/2000/svg}text")]
+    assert words == ["$ ", "program --one 1 \\", "--another 2", "done"]

@@ -1,6 +1,6 @@
 """Makes the pictures of TensorBoard in docs/images, from three short runs in a real browser.
 
-    python tools/pictures.py                 # after `make data`; trains the runs first, which takes some minutes
+    python tools/pictures.py                 # after `make pretrain`; trains the runs first, which takes some minutes
     python tools/pictures.py --only text     # from the runs of before
 
 It needs chromium and chromedriver, and the packages selenium and pillow.
@@ -35,11 +35,8 @@ WITHIN_S = 120.0
 RUNS = {"quickstart": [], "lr-1e-3": ["optimizer.lr=0.001"], "mask-15": ["masking.rate=0.15"]}
 """Name of a run -> settings in which it differs from the first."""
 SETTINGS = (
-    "phases.0.steps=400",
-    "optimizer.warmup_steps=40",
-    "evaluation.every_steps=25",
-    "logging.every_steps=5",
-    "checkpoint.every_steps=400",
+    "evaluation.every_steps=50",
+    "logging.every_steps=10",
     "evaluation.sentences=['This [MASK] returns a list of strings.', 'The value must be [MASK] or None.', "
     "'If the file does not [MASK] an error is raised.']",
 )
@@ -49,7 +46,7 @@ def train(folder: Path) -> None:
     """Train those of RUNS that are not in `folder`. It is a relative path, as it stands on the pictures."""
     for name, own in RUNS.items():
         if not (folder / name).exists():
-            command = [sys.executable, "-m", "maskloom.cli", "train", "configs/quickstart.yaml", "--processes", "1"]
+            command = [sys.executable, "-m", "maskloom.cli", "train", "configs/quickstart.yaml", "--processes", "2"]
             subprocess.run([*command, f"run_dir={folder / name}", *SETTINGS, *own], check=True)
 
 

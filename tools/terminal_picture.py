@@ -21,6 +21,7 @@ import struct
 import subprocess
 import sys
 import termios
+import textwrap
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -96,7 +97,10 @@ def record(command: list[str], columns: int, rows: int, until: str | None) -> Sc
 
 def drawn(screen: Screen, shown: str, rows: int) -> str:
     """The last lines of a screen as SVG, below the command that was typed."""
-    lines = [[("$ ", PROMPT, False), (shown, TEXT, False)], *map(_runs, screen.lines[-rows:])]
+    typed = textwrap.wrap(shown, screen.columns - 4, break_on_hyphens=False)
+    typed = [f"{line} \\" for line in typed[:-1]] + typed[-1:]
+    command = [[("$ " if not place else "  ", PROMPT, False), (line, TEXT, False)] for place, line in enumerate(typed)]
+    lines = [*command, *map(_runs, screen.lines[-rows:])]
     width, height = screen.columns * COLUMN_PX + 2 * MARGIN_PX, BAR_PX + len(lines) * LINE_PX + 2 * MARGIN_PX
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:g}" height="{height:g}" viewBox="0 0 {width:g} {height:g}" '

@@ -88,7 +88,7 @@ def pretrain(config: RunConfig | Source, *, processes: int | None = None, max_re
 
     from maskloom.config import RunConfig
     from maskloom.distributed import World
-    from maskloom.runs import read_metrics
+    from maskloom.runs import is_number, read_metrics
 
     if not isinstance(config, RunConfig):
         config = load_config(_path(config, "config"))
@@ -108,7 +108,8 @@ def pretrain(config: RunConfig | Source, *, processes: int | None = None, max_re
     code = _train(config, processes, max_restarts)
     folder = Path(config.run_dir)
     state, step = _outcome(folder, code)
-    figures = {name: value for line in read_metrics(folder) for name, value in line.items() if name != "step"}
+    lines = read_metrics(folder)
+    figures = {name: value for line in lines for name, value in line.items() if name != "step" and is_number(value)}
     return Run(folder, state, step, figures)
 
 
@@ -258,6 +259,8 @@ def evaluate(
     if is_named and tokenizer is not None:
         raise UserError(f"tokenizer is for a model in memory: {model} has its own; leave it out")
     step = _step(step)
+    if not is_named and step is not None:
+        raise UserError(f"step={step!r} is for a run, and {_called(model)} is none: leave it out")
     settings = _evaluation_options(options, DEFAULTS)
     if data is None:
         if not is_named or not is_run(os.fspath(model)):

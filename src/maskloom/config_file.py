@@ -37,6 +37,19 @@ QUERY_LEFT_OUT = "?<left-out>"
 BLANKS = " \t"
 POSITION = re.compile(r"0|[1-9][0-9]{0,8}")
 LONGEST_SHOWN = 200
+MOST_FAULTS = 50
+"""More in one message are not read: the file is another one than was meant."""
+CALLED_ELSEWHERE = {
+    "batch_size": "global_batch_rows",
+    "learning_rate": "lr",
+    "max_length": "seq_len",
+    "max_seq_length": "seq_len",
+    "max_steps": "steps",
+    "mlm_probability": "rate",
+    "output_dir": "run_dir",
+    "per_device_train_batch_size": "micro_batch_rows",
+}
+"""Names of transformers' Trainer and its examples -> the last part of our key."""
 DID_YOU_MEAN = re.compile(r"^unknown key .*: did you mean '([^']+)'\?$")
 EXAMPLES = {
     "run_dir": "run_dir: runs/first",
@@ -65,7 +78,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     except OSError as error:
         raise UserError(f"cannot read the configuration file {path}: {error.strerror}") from None
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not valid YAML: {error}") from None
+        line = error.object[: error.start].count(b"\n") + 1
+        raise UserError(f"{path} is not valid YAML: {error.reason} in UTF-8 (line {line}): save it as UTF-8") from None
     tree = read_yaml(text, str(path))
     if not isinstance(tree, dict):
         found = "it is empty" if tree is None else f"it holds {'a list' if isinstance(tree, list) else 'one value'}"
@@ -96,7 +110,10 @@ def parse_config(tree: dict[str, object], where: str, places: Places | None = No
         # pydantic counts valid items only, so it also reports a list whose one phase is wrong as too short.
         inside = {detail["loc"][:depth] for detail in details for depth in range(1, len(detail["loc"]))}
         faults = [each for each in details if each["type"] != "too_short" or each["loc"] not in inside]
-        raise _refusal(where, _in_lines(faults, tree, places)) from None
+        lines = _in_lines(faults[:MOST_FAULTS], tree, places)
+        if len(faults) > MOST_FAULTS:
+            lines.append(f"and {len(faults) - MOST_FAULTS:,} more")
+        raise _refusal(where, lines) from None
 
 
 def _in_lines(details: Sequence[ErrorDetails], tree: Mapping[str, object], places: Places) -> list[str]:
@@ -256,9 +273,10 @@ def _fault(detail: ErrorDetails, tree: Mapping[str, object]) -> str:
                 alike = difflib.get_close_matches(last, beside, n=1, cutoff=0.7)
                 hint = f"; did you mean '{alike[0]}'?" if alike else ""
                 return f"{said}, and model.architecture is {own}{hint}"
-            if near := difflib.get_close_matches(last, beside, n=1, cutoff=0.5):
+            ours = CALLED_ELSEWHERE.get(last, last)
+            if near := difflib.get_close_matches(ours, beside, n=1, cutoff=0.5):
                 return f"unknown key '{key}': did you mean '{near[0]}'?"
-            hint = f"did you mean {elsewhere}? " if (elsewhere := _elsewhere(last)) else ""
+            hint = f"did you mean {elsewhere}? " if (elsewhere := _elsewhere(ours)) else ""
             return f"unknown key '{key}': {hint}known here: {', '.join(beside)}"
         case "missing":
             return f"'{key}' is missing: " + (f"for example {EXAMPLES[key]}" if key in EXAMPLES else "set it")

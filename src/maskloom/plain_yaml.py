@@ -78,7 +78,8 @@ def read_yaml(text: str, where: str, is_one_value: bool = False) -> Any:
         if len(text) > MOST_CHARACTERS:
             raise _Refused(f"it has {len(text):,} characters, more than {MOST_CHARACTERS:,}", None)
         if found := LINE_ENDS.search(text):
-            raise _Refused(f"it holds U+{ord(found[0]):04X}, which some read as the end of a line: remove it", None)
+            what = f"it holds U+{ord(found[0]):04X}, which some read as the end of a line: remove it"
+            raise _Refused(f"{what} (line {text.count(chr(10), 0, found.start()) + 1})", None)
         loader = _Loader(text)
         try:
             node = loader.get_single_node()
@@ -94,6 +95,10 @@ def read_yaml(text: str, where: str, is_one_value: bool = False) -> Any:
         raise UserError(f"{where} is not valid YAML: {error}") from None
     except yaml.MarkedYAMLError as error:
         raise UserError(f"{where} is not valid YAML: {_explained(error)}") from None
+    except yaml.reader.ReaderError as error:
+        what = f"it holds the character U+{ord(text[error.position]):04X}, which YAML does not allow: remove it"
+        line = text.count("\n", 0, error.position) + 1
+        raise UserError(f"{where} is not valid YAML: {what} (line {line})") from None
     except (yaml.YAMLError, ValueError, OverflowError) as error:  # such as a character that YAML does not allow
         reason = str(error).split("\n")[0]
         raise UserError(f"{where} is not valid YAML: {reason}") from None

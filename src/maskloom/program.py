@@ -24,6 +24,8 @@ EXIT_INTERRUPTED = 130
 
 UNKNOWN = "unrecognized arguments: "
 """How argparse begins the message about options that no parser has."""
+OVERRIDES = "overrides"
+"""Where a parser keeps its `key=value` arguments."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -37,8 +39,16 @@ class Parser(argparse.ArgumentParser):
             options = [
                 word.partition("=")[0] for word in message.removeprefix(UNKNOWN).split() if word.startswith("--")
             ]
-            message += "".join(nearest(option, self._option_string_actions) for option in options[:1])
+            message += "".join(self._advice(option) for option in options[:1])
         super().error(message)
+
+    def _advice(self, option: str) -> str:
+        # Without the dashes, which all have: `--help` is not near `--steps`.
+        known = [each.lstrip("-") for each in self._option_string_actions]
+        if said := nearest(option.lstrip("-"), known, "--"):
+            return said
+        takes_settings = any(action.dest == OVERRIDES for action in self._actions)
+        return "; settings have no dashes: write key=value, such as phases.0.steps=20" if takes_settings else ""
 
     def _print_message(self, message: str, file: Any = None) -> None:
         from maskloom.progress import show
@@ -50,18 +60,18 @@ class Parser(argparse.ArgumentParser):
             super()._print_message(shortened(printable(message)), file)
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
+def nearest(word: str, known: Iterable[str], prefix: str = "") -> str:
     """What a message about an unknown word ends with: the known one that was most likely meant, or nothing."""
     import difflib
 
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    return f"; did you mean `{close[0]}`?" if close else ""
+    return f"; did you mean `{prefix}{close[0]}`?" if close else ""
 
 
 def add_overrides(parser: argparse.ArgumentParser, help: str = "settings that replace the file's") -> None:
     """Let the parser take any number of `key=value` at the end, as `options.overrides`."""
     # Without a default, argparse would list it among the required arguments.
-    parser.add_argument("overrides", nargs="*", default=[], metavar="key=value", help=help)
+    parser.add_argument(OVERRIDES, nargs="*", default=[], metavar="key=value", help=help)
 
 
 def run_program(name: str, main: Callable[[], int]) -> NoReturn:

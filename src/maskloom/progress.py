@@ -170,8 +170,8 @@ def _arriving() -> Iterator[None]:
 def _tell(line: str, to_stderr: bool = False, style: str | None = None) -> None:
     for reader in _readers:
         reader(line)
-    # The reader may be gone (`| head`), or the disk of a log full. That should not end a run.
-    with drawing(), contextlib.suppress(OSError):
+    # The reader may be gone (`| head`), the disk of a log full, or the stream closed by a library. That should not end a run.
+    with drawing(), contextlib.suppress(OSError, ValueError):
         for drawn in _drawn:  # otherwise the line would begin behind it
             drawn.clear()
         print(styled(line, style) if style else line, file=sys.stderr if to_stderr else sys.stdout, flush=True)
@@ -201,7 +201,7 @@ def flush() -> None:
         while _drawn:
             _drawn.pop().clear()
     for stream in (sys.stdout, sys.stderr):
-        if stream is None:
+        if stream is None or stream.closed:
             continue
         try:
             stream.flush()

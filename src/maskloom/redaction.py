@@ -18,7 +18,11 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 
-SECRET_NAME = re.compile(r"secret|passw|passphrase|credential|api_?key|(?<![a-z])(key|token)s?(?![a-z])", re.IGNORECASE)
+SECRET_NAME = re.compile(
+    r"secret|passw|passphrase|credential|api_?key|authorization|(?<![a-z])(key|token)s?(?![a-z])", re.IGNORECASE
+)
+CLEAR_NAME = re.compile(r"secret|passw|passphrase|credential|api[_-]?key|authorization", re.IGNORECASE)
+"""Names of secrets even if the value is a number."""
 PLACE_NAME = re.compile(r"_(file|dir|path)$", re.IGNORECASE)
 """The place of a secret is not a secret."""
 URL = re.compile(r"\b[a-z][a-z0-9+.-]*://[^\s'\"<>]+", re.IGNORECASE)
@@ -93,10 +97,12 @@ def is_secret_name(name: str) -> bool:
 
 
 def secret_keys(tree: object, prefix: str = "") -> Iterator[str]:
-    """Dotted keys of a plain tree that hold a text and have the name of a secret."""
+    """Dotted keys of a plain tree that have the name of a secret, and hold a text. `max_tokens: 512` is none, and
+    `password: 12345678` is."""
     for key, value in _items(tree):
         path = f"{prefix}{key}"
-        if isinstance(value, str) and value and is_secret_name(str(key)):
+        holds = value if isinstance(value, str) else CLEAR_NAME.search(str(key)) and _has_value(value)
+        if holds and is_secret_name(str(key)):
             yield path
         yield from secret_keys(value, f"{path}.")
 
@@ -113,6 +119,11 @@ def secret_urls(tree: object, prefix: str = "") -> Iterator[str]:
 def _escape(match: re.Match[str]) -> str:
     number = ord(match[0])
     return f"\\x{number:02x}" if number < 0x100 else f"\\u{number:04x}"
+
+
+def _has_value(value: object) -> bool:
+    """Whether it is a number, or a list with something in it. The keys of a mapping are looked at one by one."""
+    return type(value) in (int, float) or (isinstance(value, list | tuple) and bool(value))
 
 
 def _items(tree: object) -> Iterator[tuple[object, object]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+import os
 import struct
 import sys
 import time
@@ -192,9 +193,10 @@ def test_wandb_has_one_run_whose_steps_are_ours(offline: Any, tmp_path: Path) ->
 
 
 def test_without_a_key_wandb_is_refused_and_asks_nothing(offline: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("WANDB_API_KEY")
     monkeypatch.setenv("WANDB_MODE", "online")
+    reporters.check(["wandb"], World())
+    assert "WANDB_SERVICE" not in os.environ  # nothing of it is left for ranks that start later
+    monkeypatch.delenv("WANDB_API_KEY")
     monkeypatch.setenv("NETRC", "/dev/null")
-    offline.teardown()  # it reads the environment once
     with pytest.raises(UserError, match="finds no key for W&B: run `wandb login`, or set WANDB_API_KEY"):
         reporters.check(["wandb"], World())

@@ -140,7 +140,8 @@ def attempt(config: RunConfig, world: World, run: RunDir, watch: Watch) -> int:
         catch_up(trainer, metrics)
     metrics.close()
     code = stopped(why, trainer.step, run) if why and trainer.step < plan.total_steps else done(trainer, run)
-    metrics.finish_reports()  # last: it may wait for a network
+    watch.pulse.tick("report")  # with long limits: the run has ended, and a slow network is not a hang
+    metrics.finish_reports()
     return code
 
 

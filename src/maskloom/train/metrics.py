@@ -26,6 +26,7 @@ from maskloom.errors import UserError
 from maskloom.files import open_plain, read_lines, write_atomically
 from maskloom.live import show_live
 from maskloom.progress import duration, say, warn
+from maskloom.redaction import printable
 from maskloom.runs import read_metrics
 from maskloom.tags import ATTEMPT, tagged
 from maskloom.train.about import About
@@ -73,7 +74,7 @@ class Metrics:
         self._writes, self._has_warned = False, False
         self._unwritten: list[str] = []
         if self.is_writer:
-            self.board = Board(run, str(about.run.folder), about.settings) if about else Board(run)
+            self.board = Board(run, printable(str(about.run.folder)), about.settings) if about else Board(run)
             self.reporters = Reporters(about.reporters, about.run) if about else None
             self.begin_at(step, tokens_seen, about.texts if about else {})
         else:

@@ -60,9 +60,14 @@ def _check_wandb() -> None:
         raise UserError("logging.reporters wandb needs the package wandb: pip install 'maskloom[wandb]'")
     import wandb
 
-    if wandb.setup().settings.mode in ("offline", "dryrun", "disabled"):
-        return
-    if not wandb.login(prompt=False, verify=False):
+    is_in_use = "WANDB_SERVICE" in os.environ
+    try:
+        is_offline = wandb.setup(wandb.Settings(silent=True)).settings.mode in ("offline", "dryrun", "disabled")
+        is_possible = is_offline or wandb.login(prompt=False, verify=False)
+    finally:
+        if not is_in_use:  # by the caller of `pretrain`: the process that W&B started is not for ranks that begin later
+            wandb.teardown()
+    if not is_possible:
         raise UserError(
             "logging.reporters wandb finds no key for W&B: run `wandb login`, or set WANDB_API_KEY. To send nothing, set "
             "WANDB_MODE=offline"
@@ -156,7 +161,7 @@ class Reporters:
     def _surviving(self, name: str) -> Iterator[None]:
         try:
             yield
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # an exit would end the run as if it was done
             self._logs.pop(name, None)
             said = one_line(f"{type(error).__name__}: {error}")
             warn(f"the reporter {name} failed ({said}): the run continues without it")

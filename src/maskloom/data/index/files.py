@@ -152,10 +152,12 @@ def read_header(folder: str, where: str, settings: Storage) -> dict[str, Any]:
     except DataFault as fault:
         if is_remote(folder):
             raise UserError(f"no index at {shown(where)}: {fault}") from None
-        raise UserError(
-            f"no index at {where}: write shards with `maskloom shards TEXT {shlex.quote(folder)}`, or index webdataset tars "
-            f"that exist with `maskloom index {shlex.quote(folder)}`"
-        ) from None
+        given = shlex.quote(folder)
+        what = f"write shards with `maskloom shards TEXT {given}`"
+        if Path(folder).is_dir():
+            what = f"if it holds text, write shards of it with `maskloom shards {given} OUT`"
+        tars = f"index webdataset tars that exist with `maskloom index {given}`"
+        raise UserError(f"no index at {where}: {what}, or {tars}") from None
     except UserError:
         raise
     except (ValueError, RecursionError) as error:

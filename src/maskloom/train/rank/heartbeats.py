@@ -36,7 +36,13 @@ WORDS_OF_START = {
     "evaluate": "evaluating",
     "save": "saving",
 }
-WORDS_OF_TRAINING = {"data": "waiting for data", "load": "rolling back", "evaluate": "evaluating", "save": "saving"}
+WORDS_OF_TRAINING = {
+    "data": "waiting for data",
+    "load": "rolling back",
+    "evaluate": "evaluating",
+    "save": "saving",
+    "report": "sending the last figures",
+}
 """Section -> what people are told."""
 
 T = TypeVar("T")
@@ -47,7 +53,7 @@ class Pulse:
 
     Attributes:
         step: optimizer steps done.
-        section: `start`, `load`, `data`, `compute`, `update`, `log`, `evaluate` or `save`.
+        section: `start`, `load`, `data`, `compute`, `update`, `log`, `evaluate`, `save` or `report`.
         ticks: how often it said anything; ranks that are at the same place have the same number.
         at_s: when it last did, by this machine's monotonic clock.
         has_stepped: the first step of this process is done.

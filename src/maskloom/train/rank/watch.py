@@ -59,7 +59,7 @@ LINGER_S = 3.0
 OPENING_S = 30.0
 """Longest wait of a stop for the run's folder to be opened; it is asked for again at the next look."""
 PACKAGES = ("maskloom", "torch", "deepspeed")
-LONG_SECTIONS = ("start", "load", "save")
+LONG_SECTIONS = ("start", "load", "save", "report")
 SIGNS_OF_A_PEER = (
     "gloo",
     "NCCL",
