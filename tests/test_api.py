@@ -106,6 +106,11 @@ def test_an_export_is_that_of_the_command(trained_run: Path, tmp_path: Path) -> 
         (lambda run: maskloom.export(run, run / "x", name="a b"), "for the model's card"),
         (lambda run: maskloom.export(run, run / "x", languages="en"), "is a text"),
         (lambda run: maskloom.pretrain(run / "config.yaml", processes=0), "processes=0"),
+        (lambda run: maskloom.pretrain(run / "config.yaml", max_restarts=-1), "max_restarts=-1"),
+        (lambda run: maskloom.pretrain({}), "config={} is not a path"),  # type: ignore[arg-type]
+        (lambda run: maskloom.load_tokenizer(""), "source='' is not a path"),
+        (lambda run: maskloom.load_model(run, step=1.0), "step=1.0 is not a checkpoint"),  # type: ignore[arg-type]
+        (lambda run: maskloom.evaluate(run, []), "data=.. has no text"),
     ],
 )
 def test_wrong_arguments(call: Callable[[Path], Any], message: str, trained_run: Path) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from maskloom.errors import UserError
+from maskloom.redaction import brief
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -62,9 +63,10 @@ def load_config(path: Source, overrides: Sequence[str] = ()) -> RunConfig:
     """
     from maskloom import config_file
 
-    if isinstance(overrides, str) or not all(isinstance(given, str) for given in overrides):
+    path = _path(path, "path")
+    if not isinstance(overrides, list | tuple) or not all(isinstance(given, str) for given in overrides):
         raise UserError(f"overrides={overrides!r} is not a list of texts: write ['phases.0.steps=200', 'seed=1']")
-    return config_file.load_config(os.fspath(path), overrides)
+    return config_file.load_config(path, overrides)
 
 
 def pretrain(config: RunConfig | Source, *, processes: int | None = None, max_restarts: int = 0) -> Run:
@@ -89,11 +91,13 @@ def pretrain(config: RunConfig | Source, *, processes: int | None = None, max_re
     from maskloom.runs import is_number, read_metrics
 
     if not isinstance(config, RunConfig):
-        config = load_config(config)
+        config = load_config(_path(config, "config"))
     if processes is not None and (isinstance(processes, bool) or not isinstance(processes, int) or processes < 1):
         raise UserError(
             f"processes={processes!r} is not a number of ranks: give a whole number from 1, or leave it out"
         )
+    if isinstance(max_restarts, bool) or not isinstance(max_restarts, int) or max_restarts < 0:
+        raise UserError(f"max_restarts={max_restarts!r} is not a number of new starts: give a whole number from 0")
     if World.discover().size > 1:
         raise UserError(
             "pretrain starts the ranks itself, and a launcher started this process as one of several: call it once, or start "
@@ -180,7 +184,7 @@ def load_model(source: Source, step: Which = None) -> PreTrainedModel:
     """
     from maskloom.commands.loading import load_named
 
-    return load_named(os.fspath(source), step, takes_any=True).model
+    return load_named(_path(source, "source"), _step(step), takes_any=True).model
 
 
 def load_tokenizer(source: Source) -> Tokenizer:
@@ -194,9 +198,26 @@ def load_tokenizer(source: Source) -> Tokenizer:
     """
     from maskloom.tokenizers import loading
 
-    folder = Path(source)
+    folder = Path(_path(source, "source"))
     is_run = (folder / "config.yaml").is_file() and (folder / "model").is_dir()
     return loading.load_tokenizer(folder / "model" if is_run else os.fspath(source))
+
+
+def _path(given: Any, name: str) -> str:
+    """An argument that names a file, a folder or a model."""
+    path = os.fspath(given) if isinstance(given, str | os.PathLike) else None
+    if not isinstance(path, str) or not path:
+        raise UserError(f"{name}={brief(given)} is not a path: give a text or a pathlib.Path")
+    return path
+
+
+def _step(given: Any) -> Which:
+    """An argument that names a checkpoint."""
+    if given is None or (isinstance(given, int) and not isinstance(given, bool)):
+        return given
+    if given != "best":
+        raise UserError(f"step={brief(given)} is not a checkpoint: give a step, 'best', or leave it out for the newest")
+    return "best"
 
 
 def evaluate(
@@ -237,6 +258,7 @@ def evaluate(
     is_named = isinstance(model, str | os.PathLike)
     if is_named and tokenizer is not None:
         raise UserError(f"tokenizer is for a model in memory: {model} has its own; leave it out")
+    step = _step(step)
     if not is_named and step is not None:
         raise UserError(f"step={step!r} is for a run, and {_called(model)} is none: leave it out")
     settings = _evaluation_options(options, DEFAULTS)
@@ -247,8 +269,10 @@ def evaluate(
             raise UserError(f"{', '.join(options)}: for a run on its own corpora, its section `evaluation` counts")
         folder, step = run_and_step(os.fspath(model), step)
         return held_out_figures(load_run(folder, step), read_metrics(folder))[0]
-    texts = [data] if isinstance(data, str | os.PathLike) else list(data)
-    settings["data"] = [os.fspath(text) for text in texts]
+    texts = list(data) if isinstance(data, list | tuple) else [data]
+    settings["data"] = [_path(text, "data") for text in texts]
+    if not texts:
+        raise UserError("data=[] has no text: name a file, a folder or a corpus")
     if is_named:
         loaded = load_named(os.fspath(model), step, takes_any=True)
         loaded.model.to(device())
@@ -269,7 +293,7 @@ def _evaluation_options(given: Mapping[str, Any], defaults: Mapping[str, Any]) -
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise UserError(f"{name}={value!r} is not a whole number from {least}")
     rate = given.get("mask_rate", 0.5)
-    if not isinstance(rate, int | float) or not 0 < rate <= 1:
+    if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate <= 1:
         raise UserError(f"mask_rate={rate!r} is not a share: give a number above 0, and at most 1")
     return {**defaults, **given, "pseudo_perplexity": False}
 
@@ -343,13 +367,15 @@ def export(
 
     if isinstance(languages, str):
         raise UserError(f"languages={languages!r} is a text: give a list of codes, such as ['en']")
-    folder = Path(out)
+    run, folder = _path(run, "run"), Path(_path(out, "out"))
     try:
         for word in (name, license, *languages):
+            if not isinstance(word, str | None):
+                raise UserError(f"for the model's card: {brief(word)} is not a text")
             if word is not None:
                 plain_word(word)
     except argparse.ArgumentTypeError as error:
         raise UserError(f"for the model's card: {error}") from None
     author = Author(name or folder.absolute().name, license, list(languages))
-    export_run(os.fspath(run), folder, step, author, sentence_transformers)
+    export_run(run, folder, _step(step), author, sentence_transformers)
     return folder

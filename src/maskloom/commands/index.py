@@ -39,7 +39,7 @@ from maskloom.data.index.loading import load_index
 from maskloom.data.reading.samples import read_documents
 from maskloom.data.reading.storage import is_remote, list_tars, local_path
 from maskloom.data.writing.passes import Options
-from maskloom.data.writing.removal import look_for, places, read_list
+from maskloom.data.writing.removal import look_for, places, read_list, warn_of_cuts
 from maskloom.data.writing.shards import finish
 from maskloom.errors import DataFault, UserError
 from maskloom.files import naming, read_plain, refuse_existing
@@ -216,10 +216,11 @@ def _look_for(options: argparse.Namespace) -> int:
     wanted = read_list(options.without, settings)
     index = load_index(given if "://" in given else Path(given).absolute())
     with Progress("looking", len(index.shards), "shards", 1) as progress:
-        counts = look_for(index, wanted, options.processes, lambda number: progress.advance(1))
-    held = [document for document in wanted if document.whole in counts or document.pieces & counts.keys()]
+        seen = look_for(index, wanted, options.processes, lambda number: progress.advance(1))
+    held = [document for document in wanted if document.whole in seen.counts or document.pieces & seen.counts.keys()]
     if held:
         raise UserError(f"{len(held):,} of {len(wanted):,} documents, or parts of them, are in {given}: {places(held)}")
+    warn_of_cuts(wanted, seen, settings)
     total = index.header["documents"] + index.header["held_out_documents"]
     show(f"none of the {len(wanted):,} documents is in {given}: all of its {total:,} documents were compared")
     return 0

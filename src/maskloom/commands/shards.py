@@ -40,7 +40,7 @@ from maskloom.data.index.loading import load_index
 from maskloom.data.reading.storage import is_remote, local_path
 from maskloom.data.skew import note_on_sizes
 from maskloom.data.writing.passes import Options
-from maskloom.data.writing.removal import look_for, missing_of, places, read_list, without
+from maskloom.data.writing.removal import look_for, missing_of, places, read_list, warn_of_cuts, without
 from maskloom.data.writing.report import Report
 from maskloom.data.writing.shards import finish_or_open, write_part, write_shards
 from maskloom.data.writing.token_shards import tokenize_corpus
@@ -203,18 +203,21 @@ def _take_out(options: argparse.Namespace) -> int:
                 "made of the new text shards"
             )
     refuse_existing(options.out)
-    wanted = read_list(options.without, _settings(options))
+    settings = _settings(options)
+    wanted = read_list(options.without, settings)
     index = load_index(given if "://" in given else Path(given).absolute())
     shards = len(index.shards)
     with Progress("looking", shards, "shards", 1) as progress:
-        missing = missing_of(wanted, look_for(index, wanted, options.processes, lambda number: progress.advance(1)))
+        seen = look_for(index, wanted, options.processes, lambda number: progress.advance(1))
+    missing = missing_of(wanted, seen.counts)
     if missing and not options.missing_ok:
         raise UserError(
             f"{len(missing):,} of {len(wanted):,} documents are not in {given}: {places(missing)}. Nothing was written. See that "
             "--text-key, --blank-line and --max-document-bytes are as they were for the corpus, and that the text is the same "
             "to the letter; or add --missing-ok"
         )
-    if len(missing) == len(wanted):
+    warn_of_cuts(wanted, seen, settings)
+    if not seen.counts:
         say(f"none of the {len(wanted):,} documents is in {given}: nothing was written")
         return 0
     with Progress("writing", shards, "shards", 1) as progress:

@@ -15,7 +15,7 @@ from maskloom.data.index.indexing import check_shard, index_shard, write_index
 from maskloom.data.index.loading import load_index
 from maskloom.data.writing import removal
 from maskloom.data.writing.passes import Options, split_document
-from maskloom.data.writing.removal import look_for, missing_of, read_list, without
+from maskloom.data.writing.removal import look_for, missing_of, read_list, warn_of_cuts, without
 from maskloom.errors import UserError
 from tests.data.index.making import write_tar
 
@@ -25,7 +25,7 @@ from .making import files_of, write_jsonl
 class InThisProcess:
     """`Pool` without its processes, which start slowly."""
 
-    def __init__(self, processes: int, module: str) -> None: ...
+    def __init__(self, processes: int, *modules: str) -> None: ...
 
     def __enter__(self) -> InThisProcess:
         return self
@@ -94,7 +94,7 @@ def test_all_other_documents_stay_in_order(
         found = [text for block in range(new.header["blocks"]) for text in new.documents(block, split)]
         assert set(found) == held
     assert [fault for number in range(len(new.shards)) for fault in check_shard(new, number)] == []
-    assert look_for(new, read_list([str(folder / "list.jsonl")], Options()), 1, lambda number: None) == {}
+    assert look_for(new, read_list([str(folder / "list.jsonl")], Options()), 1, lambda number: None).counts == {}
 
 
 def test_no_byte_of_a_document_is_left_in_any_file(tmp_path: Path) -> None:
@@ -126,9 +126,24 @@ def test_a_document_of_which_a_piece_is_missing_is_not_found(tmp_path: Path) -> 
     pieces = split_document(long, 12)
     listed = str(write_jsonl(tmp_path / "list.jsonl", ["first", long]))
     wanted = read_list([listed], Options(longest_document_bytes=12))
-    counts = look_for(corpus_of(tmp_path / "old", [["first", *pieces[1:]]]), wanted, 1, lambda number: None)
-    (missing,) = missing_of(wanted, counts)
+    seen = look_for(corpus_of(tmp_path / "old", [["first", *pieces[1:]]]), wanted, 1, lambda number: None)
+    (missing,) = missing_of(wanted, seen.counts)
     assert missing.place.startswith(listed)
+    assert seen.longest == max(len(text) for text in ["first", *pieces[1:]])
+
+
+def test_documents_that_may_have_been_cut_otherwise_get_a_warning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    long = "one two three four five six seven eight nine ten"
+    wanted = read_list([str(write_jsonl(tmp_path / "list.jsonl", ["first", long]))], Options())
+    index = corpus_of(tmp_path / "old", [["first", *split_document(long, 12)]])
+    warn_of_cuts(wanted, look_for(index, wanted, 1, lambda number: None), Options())
+    said = capsys.readouterr().err
+    assert "1 of the listed documents" in said and "--max-document-bytes" in said and "one two" not in said
+    longer = corpus_of(tmp_path / "longer", [["x" * len(long)]])  # nothing as short as the list was cut
+    warn_of_cuts(wanted, look_for(longer, wanted, 1, lambda number: None), Options())
+    assert capsys.readouterr().err == ""
 
 
 def test_the_digest_of_a_list_does_not_depend_on_its_order(tmp_path: Path) -> None:
@@ -141,6 +156,6 @@ def test_the_digest_of_a_list_does_not_depend_on_its_order(tmp_path: Path) -> No
 
 
 def test_if_nothing_is_left_nothing_is_written(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no document for training"):
+    with pytest.raises(UserError, match="none would be left"):
         take_out(corpus_of(tmp_path / "old", [["a"], ["b"]]), ["a", "b"], tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["list.jsonl", "old"]

@@ -19,6 +19,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -31,6 +32,8 @@ from maskloom.data.writing.spill import text_digest
 from maskloom.errors import UserError
 from maskloom.files import refuse_existing, whole_folder
 from maskloom.processes import Pool
+from maskloom.progress import size, warn
+from maskloom.redaction import shown
 
 NAMED = 5
 """Documents that are not found and are named, by their places."""
@@ -45,15 +48,29 @@ class Wanted:
     Attributes:
         place: its file and line, for messages.
         whole: digest of its text.
+        size: bytes of its text.
         pieces: digests of what `maskloom shards` cuts it into.
     """
 
     place: str
+    size: int
     whole: bytes
     pieces: frozenset[bytes]
 
     def is_in(self, found: frozenset[bytes]) -> bool:
         return self.whole in found or self.pieces <= found
+
+
+class Seen(NamedTuple):
+    """What a corpus holds.
+
+    Attributes:
+        counts: how often it holds each digest of the list; those that it does not hold are left out.
+        longest: bytes of its longest document.
+    """
+
+    counts: dict[bytes, int]
+    longest: int
 
 
 @dataclass(frozen=True)
@@ -91,14 +108,15 @@ def read_list(files: Sequence[str], options: Options) -> list[Wanted]:
         for ordinal, document in read_source(source, options.text_key, options.layout):
             if text := document.strip():
                 pieces = frozenset(map(_digest, split_document(text, options.longest_document_bytes)))
-                wanted.setdefault(_digest(text), Wanted(source.place(ordinal), _digest(text), pieces))
+                size = len(text.encode())
+                wanted.setdefault(_digest(text), Wanted(source.place(ordinal), size, _digest(text), pieces))
     if not wanted:
         raise UserError(f"no text in {', '.join(files)}: list the documents to take out, as they stood in the source")
     return list(wanted.values())
 
 
-def look_for(index: Index, wanted: Sequence[Wanted], processes: int, on_shard: OnShard) -> dict[bytes, int]:
-    """How often a corpus holds each digest of the list; those that it does not hold are left out.
+def look_for(index: Index, wanted: Sequence[Wanted], processes: int, on_shard: OnShard) -> Seen:
+    """Which documents of the list a corpus holds.
 
     Args:
         on_shard: called with the number of each shard that was read.
@@ -113,13 +131,25 @@ def look_for(index: Index, wanted: Sequence[Wanted], processes: int, on_shard: O
         )
     digests = _digests(wanted)
     counts: dict[bytes, int] = {}
+    longest = 0
     numbers = range(len(index.shards))
     with Pool(processes, __name__, "webdataset") as pool:
         for number, found in zip(numbers, pool.map(functools.partial(_count, index, digests), numbers), strict=True):
-            for digest, count in found.items():
+            for digest, count in found.counts.items():
                 counts[digest] = counts.get(digest, 0) + count
+            longest = max(longest, found.longest)
             on_shard(number)
-    return counts
+    return Seen(counts, longest)
+
+
+def warn_of_cuts(wanted: Sequence[Wanted], seen: Seen, options: Options) -> None:
+    """Warn of documents that were not found, and could stand in the corpus in pieces of another length."""
+    if unsure := [document for document in missing_of(wanted, seen.counts) if document.size > seen.longest]:
+        warn(
+            f"{len(unsure):,} of the listed documents are longer than the longest one of the corpus ({size(seen.longest)}), and "
+            f"were looked for in pieces of at most {size(options.longest_document_bytes)}: {places(unsure)}. If the corpus was "
+            "cut with another --max-document-bytes, give that, or they are not found"
+        )
 
 
 def missing_of(wanted: Sequence[Wanted], counts: dict[bytes, int]) -> list[Wanted]:
@@ -156,6 +186,10 @@ def without(
                 for digest, count in found.items():
                     removed[digest] = removed.get(digest, 0) + count
                 on_shard(number)
+        if not indexed:
+            raise UserError(
+                f"the list holds all documents of {shown(index.folder)}, so that none would be left: delete that corpus"
+            )
         made = write_index(
             folder,
             indexed,
@@ -194,14 +228,16 @@ def _blocks(index: Index, number: int) -> list[int]:
     return [int(block) for block in np.flatnonzero(index.columns["shard"] == number)]
 
 
-def _count(index: Index, digests: frozenset[bytes], number: int) -> dict[bytes, int]:
-    """How often one shard holds each digest."""
+def _count(index: Index, digests: frozenset[bytes], number: int) -> Seen:
+    """What one shard holds."""
     counts: dict[bytes, int] = {}
+    longest = 0
     for block in _blocks(index, number):
         for text in index.texts(block):
+            longest = max(longest, len(text.encode()))
             if (digest := _digest(text)) in digests:
                 counts[digest] = counts.get(digest, 0) + 1
-    return counts
+    return Seen(counts, longest)
 
 
 def _write(
