@@ -1,5 +1,6 @@
 """transformers' Trainer on a MaskedStream: stopped and resumed exactly, on one rank or several.
 
+    pip install --constraint constraints.txt accelerate    # which the Trainer needs, and maskloom does not
     python examples/hf_trainer.py
     python examples/hf_trainer.py FOLDER && torchrun --nproc-per-node 2 examples/hf_trainer.py FOLDER
 

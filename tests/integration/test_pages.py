@@ -24,10 +24,7 @@ from tests.page_blocks import PAGES, Block, blocks, commands
 from tests.recipes import RECIPES, scaled_down
 
 RUNNABLE = [page for page in PAGES if any(block.runs for block in blocks(page))]
-SMALLER = {
-    "range(1000)": "range(2)",
-    "num_hidden_layers=4": "num_hidden_layers=1, hidden_size=32, num_attention_heads=2, intermediate_size=64",
-}
+SMALLER = {"range(100)": "range(2)"}
 """What is smaller in Python code."""
 
 

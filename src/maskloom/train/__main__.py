@@ -51,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
         except (UserError, OSError) as error:
             complain(f"maskloom: {watch.me()}: {error}")
             return EXIT_FAILED
-        with live_line(watch.pulse.doing, world.is_first):
+        with live_line(watch.doing, world.is_first):
             from maskloom.train.loop import train  # heavy: a wrong configuration is refused before
 
             return train(config, world, watch)

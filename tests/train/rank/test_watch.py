@@ -60,6 +60,13 @@ def test_limits_follow_what_the_rank_is_at(watch: Watch) -> None:
     assert limits == pytest.approx([55 + GROUPS_MORE_S, 550 + GROUPS_MORE_S, 55 + GROUPS_MORE_S])
 
 
+def test_the_live_line_says_that_a_request_to_stop_was_heard(watch: Watch) -> None:
+    watch.pulse.stepped(3)
+    assert watch.doing() == ("training", 3)
+    watch.requests.ask("SIGINT")
+    assert watch.doing() == ("stopping", 3)
+
+
 def test_a_signal_is_heard_while_the_main_thread_does_something_else(watch: Watch) -> None:
     signal.raise_signal(signal.SIGUSR2)
     for _ in range(200):

@@ -109,6 +109,11 @@ class Watch:
         if self.run is not None:
             self.run.close()
 
+    def doing(self) -> tuple[str, int]:
+        """What this rank does, for the live line: who pressed Ctrl-C in a long step sees that it was heard."""
+        words, step = self.pulse.doing()
+        return ("stopping" if words == "training" and self.requests.reason else words), step
+
     def take_up(self, run: RunDir, timeouts: Timeouts) -> None:
         """The run's folder is open: from here on the limits of time hold."""
         self.log = RankLog(run.world.rank)
