@@ -1,4 +1,5 @@
-"""docs/install.md: its commands are run, or read by the programs that they are for; its versions are those that are pinned."""
+"""docs/install.md and docs/containers.md: their commands are run, or read by the programs that they are for; the versions are
+those that are pinned."""
 
 from __future__ import annotations
 
@@ -13,30 +14,33 @@ from pathlib import Path
 
 import pytest
 import setuptools  # noqa: F401  # before pip, which imports Python's own distutils: after that it refuses to be imported
+import yaml
 from pip._internal.commands import create_command
 
 from maskloom import cli
-from maskloom.commands import doctor, train
+from maskloom.commands import load
 from maskloom.config_file import load_config
-from maskloom.program import Parser
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "install.md"
+CONTAINERS = ROOT / "docs" / "containers.md"
 INDEX = "https://download.pytorch.org/whl/"
 DOCKER = {
-    "build": {"-f", "-t", "--build-arg"},
+    "build": {"-f", "-t", "--build-arg", "--secret", "--target"},
+    "compose": {"-f", "--profile"},
     "run": {"--rm", "--gpus", "--shm-size", "-v"},
 }
-"""Options of the page's commands, as `docker build --help` and `docker run --help` list them (28.2)."""
+"""Options of the page's commands, as `docker build --help`, `docker compose --help` and `docker run --help` list them (28.2)."""
 WITHOUT_VALUE = {"--rm", "--nv"}
-APPTAINER = {"build": set[str](), "run": {"--nv", "--bind"}}
+APPTAINER = {"build": {"--build-arg"}, "run": {"--nv", "--bind"}}
 """The same of Apptainer 1.3."""
 
 
 def commands() -> list[str]:
-    """The lines of the page's shell blocks."""
-    blocks = re.findall(r"^```sh\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
-    return [line for block in blocks for line in block.splitlines() if line.strip()]
+    """The lines of the pages' shell blocks, those that a backslash continues joined."""
+    pages = PAGE.read_text() + CONTAINERS.read_text()
+    blocks = re.findall(r"^```sh\n(.*?)^```$", pages, re.MULTILINE | re.DOTALL)
+    return [line for block in blocks for line in block.replace("\\\n", " ").splitlines() if line.strip()]
 
 
 def builds() -> dict[str, tuple[str, set[str]]]:
@@ -76,13 +80,12 @@ def is_make(words: list[str]) -> None:
 
 
 def is_maskloom(words: list[str]) -> None:
-    module = {"doctor": doctor, "train": train}[words[1]]
     assert words[1] in cli.COMMANDS
-    parser = Parser(prog=f"maskloom {words[1]}")
-    module.configure(parser)
+    _, parser = load(words[1:2])
     options = parser.parse_intermixed_args(words[2:])
-    load_config(ROOT / options.config, options.overrides)
-    assert options.hostfile in (None, "YOUR_HOSTS")
+    if words[1] in ("doctor", "train"):
+        load_config(ROOT / options.config, options.overrides)
+        assert options.hostfile in (None, "YOUR_HOSTS")
 
 
 def is_script(words: list[str]) -> None:
@@ -105,22 +108,47 @@ def names_after_options(words: list[str], known: set[str]) -> tuple[list[str], d
 def is_docker(words: list[str]) -> None:
     names, values = names_after_options(words[2:], DOCKER[words[1]])
     if words[1] == "run":
-        assert names[:2] == ["maskloom", "train"]
+        assert names[0] in ("maskloom", "maskloom:cuda")
+        assert names[1] == "train"
+        return
+    (file,) = values["-f"]
+    if words[1] == "compose":
+        service = yaml.safe_load((ROOT / file).read_text())["services"][names[1]]
+        assert names[0] == "up"
+        assert service.get("profiles", []) == values.get("--profile", [])
         return
     assert names == ["."]
-    (file,) = values["-f"]
-    declared = re.findall(r"^ARG (\w+)=", (ROOT / file).read_text(), re.MULTILINE)
+    text = (ROOT / file).read_text()
+    declared = re.findall(r"^ARG (\w+)=", text, re.MULTILINE)
     assert {argument.partition("=")[0] for argument in values.get("--build-arg", [])} <= set(declared)
+    for target in values.get("--target", []):
+        assert re.search(rf"^FROM .* AS {target}$", text, re.MULTILINE)
+    for secret in values.get("--secret", []):
+        assert f"--mount=type=secret,{secret.partition(',')[0]}" in text
 
 
 def is_apptainer(words: list[str]) -> None:
-    names, _ = names_after_options(words[2:], APPTAINER[words[1]])
+    names, values = names_after_options(words[2:], APPTAINER[words[1]])
     assert names[0] == "maskloom.sif"
-    assert names[1:2] == (["docker-daemon:maskloom:latest"] if words[1] == "build" else ["train"])
+    if words[1] == "run":
+        assert names[1] == "train"
+        return
+    text = (ROOT / names[1]).read_text()
+    for argument in values.get("--build-arg", []):
+        assert f"{argument.partition('=')[0]}=" in text[text.index("%arguments") :]
 
 
 def is_variable(words: list[str]) -> None:
-    assert words == ["export", "HF_HUB_OFFLINE=1"]
+    assert words in (["export", "HF_HUB_OFFLINE=1"], ["export", "UID_GID=$(id -u):$(id -g)"])
+
+
+def is_sourced(words: list[str]) -> None:
+    assert words[1].startswith("<(maskloom")
+    is_maskloom([word.strip("<()") for word in words[1:]])
+
+
+def is_script_of_root(words: list[str]) -> None:
+    is_script(words[1:])
 
 
 READERS: dict[str, Callable[[list[str]], None]] = {
@@ -133,6 +161,9 @@ READERS: dict[str, Callable[[list[str]], None]] = {
     "docker": is_docker,
     "apptainer": is_apptainer,
     "export": is_variable,
+    "maskloom": is_maskloom,
+    "source": is_sourced,
+    "sudo": is_script_of_root,
 }
 
 
