@@ -39,7 +39,7 @@ $(CORPUS)/tokenizer/tokenizer.json: $(CORPUS)/shards/index.json
 
 # Runs until it is done: a run that was interrupted resumes.
 $(RUN)/.done: $(CORPUS)/tokenizer/tokenizer.json $(CONFIG)
-	$(BIN)/maskloom train $(CONFIG) run_dir=$(RUN) $$($(BIN)/python -c "import torch; print('' if torch.cuda.is_available() else '--processes 2')")
+	$(BIN)/maskloom train $(CONFIG) run_dir=$(RUN)
 	@touch $@
 
 $(RUN)/export/config.json: $(RUN)/.done

@@ -38,7 +38,7 @@ SETTINGS = (
     "evaluation.every_steps=50",
     "logging.every_steps=10",
     "evaluation.sentences=['This [MASK] returns a list of strings.', 'The value must be [MASK] or None.', "
-    "'If the file does not [MASK] an error is raised.']",
+    "'Returns a new [MASK] with the same shape as the input tensor.']",
 )
 
 

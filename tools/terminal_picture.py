@@ -1,6 +1,6 @@
 """A picture of a program in a terminal: run it in one, wait for a line, and draw the screen as SVG.
 
-    python tools/terminal_picture.py --until ' 1[3-9][0-9]/200 ' OUT.svg maskloom train CONFIG phases.0.steps=200
+    python tools/terminal_picture.py --until '^training .* 1[34][0-9]/200 ' OUT.svg maskloom train CONFIG phases.0.steps=200
 
 The program runs in a pseudo-terminal. When its newest line matches --until, the screen is drawn, and the program gets a Ctrl-C.
 Without --until its last screen is drawn. The folder that it runs in is shown as ~/maskloom. Text

@@ -15,21 +15,16 @@ given state are read again from the beginning: slow, but right.
 from __future__ import annotations
 
 import contextlib
-import os
-import re
 from collections import deque
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch.distributed
 from torch.utils.data import IterableDataset
 
-from maskloom.config import Corpus, Masking, Phase, RunConfig, Storage
-from maskloom.config_file import parse_config
-from maskloom.config_values import MOST_SEQ_LEN, MOST_STEPS
+from maskloom.config import Corpus, Masking, Phase, Storage
+from maskloom.config_values import MOST_STEPS
 from maskloom.data.cursors import LaneCursors, first_cursors
 from maskloom.data.forms import FORMS, Batch
 from maskloom.data.identity import fingerprint, tokenizing_of, unlike
@@ -37,26 +32,26 @@ from maskloom.data.plan import DataPlan, open_corpora
 from maskloom.data.stream import read_steps
 from maskloom.data.stream_state import FORMAT, Saved, State, join, parse, phase_to_json, skipped_to
 from maskloom.data.wrappers import refuse_wrappers
-from maskloom.distributed import World, gather_objects
+from maskloom.distributed import gather_objects
 from maskloom.errors import UserError
 from maskloom.processes import refuse_unguarded_main
 from maskloom.progress import warn
 from maskloom.redaction import brief
 from maskloom.scalars import is_count
+from maskloom.stream_arguments import (
+    Source,
+    arguments_named,
+    checked,
+    plain,
+    plain_corpus,
+    python_int,
+    tokenizer_of,
+    world_of,
+)
 from maskloom.tokenizers.base import Tokenizer
-from maskloom.tokenizers.loading import load_tokenizer
 
 KEPT_STATES = 64
 """States that a stream remembers, for loaders that take a few batches ahead."""
-Source = str | os.PathLike[str]
-NAMES = (
-    (r"\bphases\.0\.", ""),
-    (r"\bphases\.0: ", ""),
-    (r"\bdata\.train\b", "corpus"),
-    (r"\bdata\.(?=[a-z])", ""),
-    (r"; set on_bad_data: skip to leave such data out", ""),
-)
-"""Names in messages about configurations -> what they are here."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +120,7 @@ class MaskedStream(IterableDataset[Batch]):
     ) -> None:
         if not isinstance(form, str) or form not in FORMS:
             raise UserError(f"form={form!r} is not a form of batches: choose one of {', '.join(FORMS)}")
-        position_ids_start, rank, world_size = map(_python_int, (position_ids_start, rank, world_size))
+        position_ids_start, rank, world_size = map(python_int, (position_ids_start, rank, world_size))
         if not is_count(position_ids_start):
             raise UserError(f"position_ids_start={position_ids_start!r} is not a position: give a whole number from 0")
         if position_ids_start and form != "packed":
@@ -138,12 +133,12 @@ class MaskedStream(IterableDataset[Batch]):
             "seq_len": seq_len,
             "global_batch_rows": global_batch_rows,
         }
-        data = {"train": _plain_corpus(corpus), "lanes": lanes, "workers": workers, "prefetch_steps": prefetch_steps}
-        with _arguments_named():
-            self._config = _checked(phase, {**data, "storage": _plain(storage)}, _plain(masking), seed)
+        data = {"train": plain_corpus(corpus), "lanes": lanes, "workers": workers, "prefetch_steps": prefetch_steps}
+        with arguments_named():
+            self._config = checked(phase, {**data, "storage": plain(storage)}, plain(masking), seed)
             self._steps = None if steps is None else self._config.phases[0].steps
-            self.world = _world(rank, world_size)
-            self.tokenizer = _tokenizer(tokenizer)
+            self.world = world_of(rank, world_size)
+            self.tokenizer = tokenizer_of(tokenizer)
             if self._config.masking.final_rate is not None and steps is None:
                 raise UserError("masking.final_rate is the rate of the last step: set steps too, or leave it out")
             self._corpora = open_corpora(self._config.data)
@@ -202,7 +197,7 @@ class MaskedStream(IterableDataset[Batch]):
         reading = read_steps(
             plan, self.world, cursors, place.step, workers=data.workers, prefetch_steps=data.prefetch_steps
         )
-        with _arguments_named(), contextlib.closing(reading) as steps:
+        with arguments_named(), contextlib.closing(reading) as steps:
             for step in steps:
                 batch = form(step.rows, pad_id, self._position_ids_start)
                 self._place = _Place(step.number + 1, step.cursors)
@@ -266,7 +261,7 @@ class MaskedStream(IterableDataset[Batch]):
                 stream stays as it was.
         """
         whole = join([state] if isinstance(state, Mapping) else state)
-        with _arguments_named():
+        with arguments_named():
             found = parse(whole)
             past, lanes = self._past_of(found.phases, found.step), found.identity.get("lanes")
             if not is_count(lanes) or not lanes or any(phase.global_batch_rows % lanes for phase in past):
@@ -345,83 +340,3 @@ class _Reading:
                 "the newest iterator, or a stream for each"
             )
         return next(self._reader)
-
-
-def _checked(phase: Mapping[str, Any], data: Mapping[str, Any], masking: Any, seed: int) -> RunConfig:
-    """The arguments as a configuration, which checks them. What a stream does not have has a value that fits."""
-    return parse_config(
-        {
-            "run_dir": "-",
-            "tokenizer": "-",
-            "phases": [dict(phase)],
-            "data": dict(data),
-            "masking": {} if masking is None else masking,
-            "seed": seed,
-            "model": {"max_position_embeddings": MOST_SEQ_LEN},
-        },
-        "MaskedStream",
-    )
-
-
-def _python_int(number: Any) -> Any:
-    """A whole number of numpy's as one of Python's; everything else as it is."""
-    return int(number) if isinstance(number, np.integer) else number
-
-
-def _plain(section: Any) -> Any:
-    """A section of a configuration as plain values."""
-    if isinstance(section, Masking | Storage | Corpus):
-        return section.model_dump(mode="json")
-    return dict(section) if isinstance(section, Mapping) else {} if section is None else section
-
-
-def _plain_corpus(corpus: Any) -> Any:
-    """`corpus` as `data.train` has it."""
-    if isinstance(corpus, os.PathLike):
-        return os.fspath(corpus)
-    if isinstance(corpus, str) or not isinstance(corpus, Sequence):
-        return corpus
-    items = [_plain(item) if isinstance(item, Mapping | Corpus) else {"path": item} for item in corpus]
-    return [{**item, "path": os.fspath(item["path"])} if isinstance(item.get("path"), Path) else item for item in items]
-
-
-def _tokenizer(given: Any) -> Tokenizer:
-    if isinstance(given, Tokenizer):
-        return given
-    if isinstance(given, str | os.PathLike):
-        return load_tokenizer(os.fspath(given))
-    raise UserError(
-        f"tokenizer is a {type(given).__name__}: give maskloom.load_tokenizer(FOLDER) or the folder. One of Hugging Face's goes "
-        "there with its save_pretrained(FOLDER)"
-    )
-
-
-def _world(rank: int | None, world_size: int | None) -> World:
-    """This process among the ranks: as given, or as torch.distributed says, or the launcher."""
-    if (rank is None) != (world_size is None):
-        raise UserError(f"rank={rank} and world_size={world_size}: give both, or neither")
-    if rank is None or world_size is None:
-        known = World.discover()
-        if not torch.distributed.is_available() or not torch.distributed.is_initialized():
-            return known
-        rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
-        return World(rank, world_size, known.local_rank, known.local_size)
-    if not is_count(rank) or not is_count(world_size) or rank >= world_size:
-        raise UserError(f"rank={rank!r} of world_size={world_size!r}: ranks are whole numbers from 0 to world_size - 1")
-    return World(rank, world_size)
-
-
-@contextlib.contextmanager
-def _arguments_named() -> Iterator[None]:
-    """Errors within call the settings by the names of the arguments."""
-    try:
-        yield
-    except (UserError, ChildProcessError) as error:
-        error.args = (_renamed(str(error)),)
-        raise
-
-
-def _renamed(message: str) -> str:
-    for setting, argument in NAMES:
-        message = re.sub(setting, argument, message)
-    return message
