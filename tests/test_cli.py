@@ -117,9 +117,9 @@ WITHOUT_DASHES = "settings have no dashes: write key=value, such as phases.0.ste
 @pytest.mark.parametrize(
     ("arguments", "meant"),
     [
-        (["trian"], "there is no command 'trian'; did you mean `train`?"),
-        (["xyzzy"], "there is no command 'xyzzy'; `maskloom help` lists them"),
-        (["help", "trian"], "there is no command 'trian'; did you mean `train`?"),
+        (["trian"], "'trian' is not a command; did you mean `train`?"),
+        (["xyzzy"], "'xyzzy' is not a command; `maskloom help` lists them"),
+        (["help", "trian"], "'trian' is not a command; did you mean `train`?"),
         (["train", "a.yaml", "--proceses", "2"], "unrecognized arguments: --proceses 2; did you mean `--processes`?"),
         (["train", "a.yaml", "--steps", "9"], "unrecognized arguments: --steps 9; " + WITHOUT_DASHES),
         (["train", "a.yaml", "--proceses=2"], "unrecognized arguments: --proceses=2; did you mean `--processes`?"),

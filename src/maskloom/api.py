@@ -136,9 +136,8 @@ def _train(config: RunConfig, processes: int | None, max_restarts: int) -> int:
         file = Path(folder) / "config.yaml"
         file.write_text(dump_config(config), encoding="utf-8")
         command = [sys.executable, "-u", "-m", "maskloom.train", str(file)]
-        grace_s = config.timeouts.train_s + config.timeouts.start_s
         run = Path(config.run_dir)
-        return supervise(OnThisMachine(command, processes, run, grace_s), run, max_restarts, stop)
+        return supervise(OnThisMachine(command, processes, run, config.timeouts.grace_s), run, max_restarts, stop)
 
 
 @contextlib.contextmanager
@@ -177,7 +176,7 @@ def load_model(source: Source, step: Which = None) -> PreTrainedModel:
         step: of a run, if `source` does not say it.
 
     Raises:
-        UserError: there is no such model, or it cannot be loaded.
+        UserError: the model cannot be found or loaded.
 
     >>> type(load_model("run")).__name__
     'BertForMaskedLM'
@@ -356,7 +355,7 @@ def export(
         `out`, for `from_pretrained`.
 
     Raises:
-        UserError: there is no such run, or `out` exists.
+        UserError: `run` is not a run, or `out` exists.
 
     >>> sorted(file.name for file in export("run", "my_model", license="apache-2.0").glob("*.json"))
     ['config.json', 'tokenizer.json', 'tokenizer_config.json']

@@ -31,7 +31,7 @@ def _main(arguments: list[str], is_program: bool = False) -> int:
     options = parser.parse_args(arguments)
     if options.command not in COMMANDS:
         hint = nearest(options.command, COMMANDS) or "; `maskloom help` lists them"
-        parser.error(f"there is no command {options.command!r}{hint}")
+        parser.error(f"{options.command!r} is not a command{hint}")
     if options.command == "train" and is_program:  # what is called with arguments is part of another program
         begin()
     from maskloom import extensions

@@ -229,6 +229,11 @@ class Timeouts(Section):
     train_s: PositiveFloat = 600.0
     """Longest wait between two micro-batches of any rank."""
 
+    @property
+    def grace_s(self) -> float:
+        """How long ranks may take to end after a request: the rest of a step, and saving. Later ones end themselves."""
+        return self.train_s + self.start_s
+
 
 REPORTERS = {"wandb"}
 """What `logging.reporters` may name. `maskloom.train.reporters` knows all else of them."""

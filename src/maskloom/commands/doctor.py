@@ -26,12 +26,12 @@ from maskloom.launch.doctor.look import Line, Request, nearest
 from maskloom.launch.doctor.network import measure
 from maskloom.launch.environment import for_hosts
 from maskloom.launch.hostfile import Host, read_hostfile
-from maskloom.launch.local import LOOPBACK
 from maskloom.launch.probe import preferred_port
 from maskloom.launch.ssh import Ssh
 from maskloom.program import add_overrides
 from maskloom.progress import complain, show
 from maskloom.train.run_lock import holder_of
+from maskloom.world import LOOPBACK
 
 MARKS = {"ok": "ok", "warn": "warn", "fail": "FAIL"}
 MOST_NAMES = 4

@@ -146,7 +146,7 @@ def _on_this_machine(processes: int, max_restarts: int, run: Path, timeouts: Tim
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // processes)))
     command = [sys.executable, "-u", "-m", "maskloom.train", *arguments]
     with Stop() as stop:
-        return supervise(OnThisMachine(command, processes, run, _grace_s(timeouts)), run, max_restarts, stop)
+        return supervise(OnThisMachine(command, processes, run, timeouts.grace_s), run, max_restarts, stop)
 
 
 def _on_hosts(options: argparse.Namespace, config: RunConfig, arguments: list[str]) -> int:
@@ -183,11 +183,6 @@ def _on_hosts(options: argparse.Namespace, config: RunConfig, arguments: list[st
     DataPlan.of(
         known.data, known.phases, known.masking, known.seed, open_corpora(known.data), tokenizer, begun
     ).check_world(world)
-    launch = OnHosts(hosts, arguments, run, _grace_s(config.timeouts), ssh, options.master_addr)
+    launch = OnHosts(hosts, arguments, run, config.timeouts.grace_s, ssh, options.master_addr)
     with Stop() as stop:
         return supervise(launch, run, options.max_restarts, stop)
-
-
-def _grace_s(timeouts: Timeouts) -> float:
-    """How long ranks may take to end after a request: the rest of a step, and saving. Ranks that take longer end themselves."""
-    return timeouts.train_s + timeouts.start_s

@@ -28,8 +28,8 @@ from maskloom.launch.leftovers import tied
 from maskloom.live import below_a_rank
 from maskloom.progress import say, warn
 from maskloom.status import EXIT_DONE, EXIT_HUNG, EXIT_STOPPED
+from maskloom.world import LOOPBACK
 
-LOOPBACK = "127.0.0.1"
 Ranks = list["subprocess.Popen[bytes]"]
 
 
